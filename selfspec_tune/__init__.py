@@ -1,0 +1,69 @@
+"""selfspec-tune: which layers a model may skip while it drafts for itself, and what that is worth.
+
+The names below are the library's public face. Each is loaded on first use, so that
+``import selfspec_tune`` costs nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfspec_tune.draft import Draft, DraftPolicy
+    from selfspec_tune.engine import autoregressive, choose_runner, self_speculative
+    from selfspec_tune.errors import SelfSpecError
+    from selfspec_tune.models import LoadedModel, load_model
+    from selfspec_tune.prompts import Prompt, load_prompts
+    from selfspec_tune.requests import BenchRequest, SearchRequest
+    from selfspec_tune.results import BenchResult, SkipConfig
+    from selfspec_tune.skip_set import SkipSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BenchRequest",
+    "BenchResult",
+    "Draft",
+    "DraftPolicy",
+    "LoadedModel",
+    "Prompt",
+    "SearchRequest",
+    "SelfSpecError",
+    "SkipConfig",
+    "SkipSet",
+    "__version__",
+    "autoregressive",
+    "choose_runner",
+    "load_model",
+    "load_prompts",
+    "self_speculative",
+]
+
+_HOMES = {
+    "BenchRequest": "requests",
+    "BenchResult": "results",
+    "Draft": "draft",
+    "DraftPolicy": "draft",
+    "LoadedModel": "models",
+    "Prompt": "prompts",
+    "SearchRequest": "requests",
+    "SelfSpecError": "errors",
+    "SkipConfig": "results",
+    "SkipSet": "skip_set",
+    "autoregressive": "engine",
+    "choose_runner": "engine",
+    "load_model": "models",
+    "load_prompts": "prompts",
+    "self_speculative": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
