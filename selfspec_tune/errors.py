@@ -1,0 +1,67 @@
+"""Every error the program raises on purpose, in one tree.
+
+    SelfSpecError              exit code 1: the run failed
+    ├── UsageError             exit code 2: what was asked for cannot be done
+    │   ├── UnknownModelError  no such alias, directory, file or hub id
+    │   ├── PromptError        a prompt source is missing, empty or unusable
+    │   ├── SkipSetError       a skip set does not parse or does not fit the model
+    │   ├── FileFormatError    one of our files is missing, corrupt or of another version
+    │   └── BudgetError        the budget allows nothing
+    ├── UnsupportedModelError  the architecture's sub-layers cannot be separated
+    ├── ModelAccessError       the model exists but cannot be had (gated, no network)
+    ├── StorageError           a result could not be written
+    └── LosslessError          decoding gave other tokens than the model would
+
+Each message says what was given, what was expected and how to fix it. The CLI
+formats them once, at its edge; a traceback is shown with ``--debug`` only.
+"""
+
+from __future__ import annotations
+
+
+class SelfSpecError(Exception):
+    """Root of the tree. ``exit_code`` is what the command line exits with."""
+
+    exit_code: int = 1
+
+
+class UsageError(SelfSpecError):
+    """The request itself is wrong: the user can fix it by asking differently."""
+
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    """The model's name is no alias, local path or plausible hub id."""
+
+
+class PromptError(UsageError):
+    """A prompt source is missing, empty, too small or does not fit the model's context."""
+
+
+class SkipSetError(UsageError):
+    """A skip set does not parse, or names sub-layers that the model does not have."""
+
+
+class FileFormatError(UsageError):
+    """A file is missing, corrupt, of another schema, or of a newer version."""
+
+
+class BudgetError(UsageError):
+    """The trial or time budget is zero, or too small for a single measurement."""
+
+
+class UnsupportedModelError(SelfSpecError):
+    """The model's attention and MLP sub-layers cannot be told apart or left out."""
+
+
+class ModelAccessError(SelfSpecError):
+    """The model cannot be had from here: gated, not downloaded, or no network."""
+
+
+class StorageError(SelfSpecError):
+    """A file could not be written (disk full, no permission)."""
+
+
+class LosslessError(SelfSpecError):
+    """Output differed from autoregressive decoding by more than a numerical tie."""

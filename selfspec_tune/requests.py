@@ -1,0 +1,99 @@
+"""What a user asks of a search or a bench: plain values, no torch.
+
+The command line builds these from its options; library users build them by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selfspec_tune.errors import BudgetError, UsageError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is loaded. ``runner``: auto, fast or reference."""
+
+    name: str = DEFAULT_MODEL
+    dtype: str = "auto"
+    device: str = "auto"
+    runner: str = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """Which prompts, and how they are continued. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all."""
+
+    source: str = "builtin"
+    num_prompts: int = 64
+    max_new_tokens: int = 128
+    template: str = "auto"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise UsageError(f"--num-prompts {self.num_prompts}: expected at least 1.")
+        if self.max_new_tokens < 2:
+            raise UsageError(f"--max-new-tokens {self.max_new_tokens}: expected at least 2.")
+        if self.temperature < 0:
+            raise UsageError(f"--temperature {self.temperature}: expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p}: expected above 0 and at most 1.")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k {self.top_k}: expected 0 (off) or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """The draft policy to search with. ``vocabulary``: auto, full, or a number of token ids."""
+
+    policy: str = "threshold"
+    max_draft_tokens: int | None = None
+    exit_threshold: float | None = None
+    vocabulary: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One search. ``trials`` and ``timeout_seconds`` bound it, whichever comes first; None: no bound of that kind."""
+
+    out: Path
+    model: ModelOptions = field(default_factory=ModelOptions)
+    prompts: PromptOptions = field(default_factory=PromptOptions)
+    draft: DraftOptions = field(default_factory=DraftOptions)
+    trials: int | None = None
+    timeout_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise BudgetError(f"--trials {self.trials}: expected at least 1. A search measures at least one trial.")
+        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
+            raise BudgetError(f"--timeout {self.timeout_seconds:g}s: expected a positive duration such as 45m or 2h.")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """One bench. ``skip_files`` in any dialect, ``skip_sets`` as text or files; with neither, the newest study.
+
+    Model and prompts are those of the (first) skip.json or study; the overrides replace single
+    fields of its `ModelOptions` and `PromptOptions`, as (field, value) pairs. Where there is no
+    study they replace fields of the defaults, the model's ``name`` among them.
+    """
+
+    skip_files: tuple[Path, ...] = ()
+    skip_sets: tuple[str, ...] = ()
+    model_overrides: tuple[tuple[str, object], ...] = ()
+    prompt_overrides: tuple[tuple[str, object], ...] = ()
+    studies: Path = Path("studies")
+    rounds: int = 1
+    reference_prompts: int = 8
+    uniform_and_random: bool = True
+    allow_calibration: bool = False
