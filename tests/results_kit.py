@@ -1,0 +1,87 @@
+"""Results built from scripted runs, for tests of what is printed and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.results import (
+    BenchResult,
+    DraftSettings,
+    ModelInfo,
+    NullRun,
+    Score,
+    SkipConfig,
+    SkipLayers,
+)
+from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.statistics import Interval
+from selfspec_tune.summary import summarise, summarise_baseline
+from tests.runs import paired_run
+
+MODEL = ModelInfo(
+    id="org/Tiny-12L",
+    name="tiny",
+    fingerprint="00ff00ff00ff00ff",
+    num_layers=12,
+    dtype="float32",
+    device="cpu",
+)
+SKIP = SkipSet(12, (2, 3, 4, 9), (5,))
+FASTER = Interval(1.21, 1.15, 1.27)
+
+
+def skip_config(**fields: Any) -> SkipConfig:
+    """A skip.json that was found faster."""
+    values: dict[str, Any] = {
+        "model": MODEL,
+        "skip": SkipLayers.model_validate(SKIP.to_dict()),
+        "draft": DraftSettings(policy="threshold", max_draft_tokens=6, exit_threshold=0.6),
+        "score": Score(verdict="faster", end_to_end_speedup=FASTER, decode_speedup=FASTER, num_prompts=32),
+        "provenance": {
+            "created": "2031-01-02T03:04:05+00:00",
+            "selfspec_tune": {"version": "0.1.0", "commit": "0123456789abcdef"},
+            "packages": {"torch": "2.13.0"},
+            "hardware": {"cpu": "Some CPU", "threads": 2, "gpu": None},
+            "seed": 7,
+            "prompts": {"source": "builtin", "calibration": ["a"], "selection": ["b"], "test": ["c", "d"]},
+        },
+    }
+    return SkipConfig(**(values | fields))
+
+
+def bench_result(
+    *, second_skip_set: bool = False, run_fields: dict[str, Any] | None = None, **fields: Any
+) -> BenchResult:
+    """A bench of the baseline and one self-speculative method over 32 prompts of two tasks."""
+    runs = [
+        paired_run(
+            f"set/{i}",
+            task="code" if i % 2 else "maths",
+            method="self-speculative",
+            candidate=(11, 0.5, 1.0 + 0.1 * (i % 5)),
+            **(run_fields or {}),
+        )
+        for i in range(32)
+    ]
+    methods = [summarise_baseline(runs), summarise("self-speculative", "self-speculative", runs, skip=SKIP)]
+    if second_skip_set:
+        methods.append(summarise("self-speculative:other", "self-speculative", runs, skip=SkipSet(12, (1,))))
+    verdict = "withheld" if methods[1].lossless.mismatches else "faster"
+    even = Interval(1.0, 0.98, 1.02)
+    values: dict[str, Any] = {
+        "model": MODEL,
+        "verdict": verdict,
+        "methods": methods,
+        "a_a": NullRun(end_to_end=even, decode=even, num_prompts=8),
+        "baseline_vs_generate": 1.3,
+        "runs": runs,
+    }
+    return BenchResult(**(values | fields))
+
+
+def save_study(folder: Path, config: SkipConfig | None = None) -> Path:
+    """A finished study's two result files."""
+    (config or skip_config()).save(folder / "skip.json")
+    bench_result().save(folder / "bench.json")
+    return folder

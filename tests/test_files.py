@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfspec_tune import files
+from selfspec_tune.errors import FileFormatError, StorageError
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def disk_full(*_: Any, **__: Any) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@settings(deadline=None, max_examples=50)
+@given(value=json_values)
+def test_json_reads_back_as_written(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.mktemp("json") / "value.json"
+    files.write_json_atomic(path, value)
+    assert files.read_json(path) == value
+
+
+@settings(deadline=None, max_examples=50)
+@given(records=st.lists(json_values, max_size=5))
+def test_json_lines_read_back_as_appended(tmp_path_factory: pytest.TempPathFactory, records: list[Any]) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "records.jsonl"
+    for record in records:
+        files.append_jsonl(path, record)
+    assert files.read_jsonl(path) == records
+
+
+def test_writing_makes_missing_folders_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.txt"
+    files.write_atomic(path, "first")
+    files.write_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_where_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "skip.json"
+    files.write_atomic(path, "old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(StorageError, match=r"skip\.json: No space left on device \(\d+ MiB free"):
+        files.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="choose a folder"):
+        files.write_atomic(tmp_path / "file" / "a.json", "")
+    with pytest.raises(StorageError, match="choose a folder"):
+        files.append_jsonl(tmp_path / "file" / "a.jsonl", {})
+
+
+def test_infinities_never_reach_a_json_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json_atomic(tmp_path / "a.json", float("inf"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_last_line_is_ignored_when_read_and_cut_when_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    path.write_text('{"trial": 0}\n{"trial": 1}\n{"trial": 2, "va')
+    assert files.read_jsonl(path) == [{"trial": 0}, {"trial": 1}]
+    files.append_jsonl(path, {"trial": 3})
+    assert path.read_text() == '{"trial": 0}\n{"trial": 1}\n{"trial": 3}\n'
+
+
+def test_a_file_torn_in_its_first_line_starts_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    path.write_text("x" * 10_000)
+    files.append_jsonl(path, 1)
+    assert path.read_text() == "1\n"
+
+
+def test_a_record_that_does_not_fit_on_the_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trials.jsonl"
+    files.append_jsonl(path, {"trial": 0})
+    real_write = os.write
+
+    def write_a_little_then_fail(descriptor: int, data: memoryview) -> int:
+        if len(data) < 12:
+            disk_full()
+        return real_write(descriptor, data[:5])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write_a_little_then_fail)
+        with pytest.raises(StorageError, match="No space left"):
+            files.append_jsonl(path, {"trial": 1})
+    assert path.read_text() == '{"trial": 0}\n'
+
+
+def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    path.write_text("1\n{oops\n3\n")
+    with pytest.raises(FileFormatError, match="line 2 is not JSON"):
+        files.read_jsonl(path)
+
+
+def test_a_journal_that_does_not_exist_yet_holds_nothing(tmp_path: Path) -> None:
+    assert files.read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_missing_corrupt_and_binary_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "skip.json"
+    with pytest.raises(FileFormatError, match="does not exist"):
+        files.read_json(path)
+    path.write_text('{"schema": ')
+    with pytest.raises(FileFormatError, match="not valid JSON"):
+        files.read_json(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FileFormatError, match="not UTF-8"):
+        files.read_json(path)
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        files.read_json(tmp_path)
+
+
+def test_hashes_are_sha256_of_the_text() -> None:
+    assert files.sha256_hex("é") == hashlib.sha256("é".encode()).hexdigest()
+    assert files.short_hash("é") == files.sha256_hex("é")[:16]
