@@ -1,0 +1,28 @@
+"""Prompts: where they come from, how they are split, how they become token ids.
+
+source ─► load_prompts ─► split_prompts ─► render ─► fit_context
+"""
+
+from __future__ import annotations
+
+from selfspec_tune.prompts.load import BUILTIN, load_prompts
+from selfspec_tune.prompts.presets import PRESETS, Preset
+from selfspec_tune.prompts.prompt import Prompt
+from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, render
+from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_prompts
+
+__all__ = [
+    "BUILTIN",
+    "PRESETS",
+    "Preset",
+    "Prompt",
+    "Splits",
+    "Template",
+    "Tokenizer",
+    "default_split_sizes",
+    "draw_prompts",
+    "fit_context",
+    "load_prompts",
+    "render",
+    "split_prompts",
+]
