@@ -1,0 +1,126 @@
+"""Turns what transformers and the hub's client raise into messages that say what to do."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from selfspec_tune.errors import (
+    FileFormatError,
+    ModelAccessError,
+    SelfSpecError,
+    UnknownModelError,
+    UnsupportedModelError,
+    UsageError,
+)
+from selfspec_tune.models.aliases import close_aliases
+from selfspec_tune.models.origin import Origin
+from selfspec_tune.models.sublayers import WHAT_WORKS
+
+_NO_NETWORK = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError)
+
+
+def can_ask_hub() -> bool:
+    """Whether trying the hub makes sense: its client retries for half a minute where it has no address."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():  # the proxy resolves the name
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def explain_load_failure(origin: Origin, error: Exception, *, hub_was_asked: bool) -> SelfSpecError:
+    """The project's error for one that transformers raised while it loaded a checkpoint."""
+    causes = tuple(_causes(error))
+    text = " ".join(str(cause) for cause in causes)
+    if origin.source == "hub" and (explained := _explain_hub(origin, causes, hub_was_asked)):
+        return explained
+    if "safetensors" in text and re.search("no file named|not appear to have a file named", text):
+        return _no_safetensors(origin)
+    if "trust_remote_code" in text:
+        return UsageError(
+            f"The model {origin.name!r} brings its own Python code, which is not run unless asked. "
+            "Read that code, then pass --trust-remote-code."
+        )
+    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
+        return UnsupportedModelError(
+            f"The model {origin.name!r} is no decoder-only language model that transformers knows. {WHAT_WORKS}."
+        )
+    return _broken(origin, error, text)
+
+
+def _broken(origin: Origin, error: Exception, text: str) -> FileFormatError:
+    reason = _first_line(error)
+    if "ignore_mismatched_sizes" in text:
+        reason = "its weights have other shapes than its config.json states."
+    elif "tokenizer" in reason:
+        reason = "it has no tokenizer that transformers can read; a tokenizer.json is expected."
+    return FileFormatError(
+        f"The model {origin.name!r} at {origin.location} cannot be loaded: {reason} "
+        "Its files may be corrupt or incomplete: get them again."
+    )
+
+
+def _explain_hub(origin: Origin, causes: tuple[BaseException, ...], hub_was_asked: bool) -> SelfSpecError | None:
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return ModelAccessError(
+            f"The model {origin.name!r} is gated: the hub gives {origin.location} only to accounts that "
+            "accepted its licence. Accept it on the model's page, then run `hf auth login`."
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        close = close_aliases(origin.name)
+        hint = f"Did you mean {', '.join(close)}? " if close else ""
+        return UnknownModelError(
+            f"The hub shows no model {origin.location!r}. {hint}Check the spelling; "
+            "if it is private, run `hf auth login`."
+        )
+    missing = not hub_was_asked and isinstance(causes[0], OSError)
+    if missing or any(isinstance(cause, _NO_NETWORK) or _is_transport_error(cause) for cause in causes):
+        return ModelAccessError(
+            f"The model {origin.name!r} ({origin.location}) is not on this machine, or not wholly, and the "
+            "hub cannot be asked. Give a local directory or a .gguf file instead, point HF_HOME to a cache "
+            "that holds it, or unset HF_HUB_OFFLINE and try again with network."
+        )
+    return None
+
+
+def _no_safetensors(origin: Origin) -> SelfSpecError:
+    return UsageError(
+        f"The model {origin.name!r} has no safetensors weights at {origin.location}; other formats can run "
+        "code when they are loaded. Use a safetensors version, or pass --allow-pickle if you trust it."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and everything it was raised from, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    """Whether the hub's HTTP client raised it; the client has changed, so it is told by its module."""
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."

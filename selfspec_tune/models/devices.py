@@ -1,0 +1,71 @@
+"""Which device and which number format to run a model in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from selfspec_tune.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEVICES = "expected auto, cpu, cuda or cuda:0, cuda:1, …"
+_BFLOAT16_FLAG = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is the current GPU where there is one, else the CPU.
+
+    Raises:
+        UsageError: the name is no torch device, or that device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"Unknown device {device!r}: {_DEVICES}") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} GPU(s). "
+            "Use --device auto, or install a torch build for this machine's GPU."
+        )
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"Device {device!r} is not supported: {_DEVICES}")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware computes in it, else float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        UsageError: the name is none of auto, float32, bfloat16, float16.
+    """
+    if dtype == "auto":
+        return _native_dtype(device)
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _native_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and cpu_computes_bfloat16(_cpu_flags()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_computes_bfloat16(flags: str) -> bool:
+    """Whether a CPU's flags (Linux's /proc/cpuinfo) name bfloat16 instructions."""
+    return bool(_BFLOAT16_FLAG.search(flags))
+
+
+def _cpu_flags() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not os.access(cpuinfo, os.R_OK):
+        return ""
+    return cpuinfo.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,169 @@
+"""``load_model``: a name in, a model ready to be measured out.
+
+A name is, in this order: an alias, a local directory, a GGUF file, a hub id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
+from selfspec_tune.models.access import can_ask_hub, explain_load_failure
+from selfspec_tune.models.devices import choose_device, choose_dtype
+from selfspec_tune.models.fingerprint import fingerprint
+from selfspec_tune.models.gguf_file import load_gguf
+from selfspec_tune.models.loaded import LoadedModel
+from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.origin import Origin, find_origin
+from selfspec_tune.models.sublayers import find_sublayers
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    local_files_only: bool = False,
+) -> LoadedModel:
+    """Load a decoder-only model, in evaluation mode and without gradients.
+
+    Args:
+        name: alias, local directory, GGUF file or hub id.
+        dtype: auto, float32, bfloat16 or float16.
+        device: auto, cpu, cuda or cuda:N.
+        trust_remote_code: run model code that comes with the checkpoint.
+        allow_pickle: also load weights that are no safetensors.
+        local_files_only: never ask the hub, even for what is not cached.
+
+    Raises:
+        UnknownModelError: the name leads nowhere.
+        ModelAccessError: the model is gated, or not here and the hub cannot be reached.
+        FileFormatError: its files are corrupt or incomplete.
+        UnsupportedModelError: its sub-layers cannot be separated.
+        UsageError: dtype or device is unknown or not there.
+    """
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    origin = find_origin(name)
+    if origin.source == "gguf":
+        model, tokenizer, provenance = load_gguf(Path(origin.location), chosen_dtype)
+    else:
+        model, tokenizer = _load_checkpoint(origin, chosen_dtype, trust_remote_code, allow_pickle, local_files_only)
+        provenance = origin.provenance or _hub_provenance(origin.location)
+    return _prepare(origin, model, tokenizer, provenance, chosen_device)
+
+
+def _load_checkpoint(
+    origin: Origin, dtype: torch.dtype, trust_remote_code: bool, allow_pickle: bool, local_files_only: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From files on this machine where they are all there, else through the network."""
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    try:
+        with quietly():
+            return _from_pretrained(origin, dtype, allow_pickle, options)
+    except SelfSpecError:
+        raise
+    except Exception as error:
+        if origin.source != "hub" or local_files_only or not can_ask_hub():
+            raise explain_load_failure(origin, error, hub_was_asked=False) from error
+    try:
+        return _from_pretrained(origin, dtype, allow_pickle, options | {"local_files_only": False})
+    except SelfSpecError:
+        raise
+    except Exception as error:
+        raise explain_load_failure(origin, error, hub_was_asked=True) from error
+
+
+def _from_pretrained(
+    origin: Origin, dtype: torch.dtype, allow_pickle: bool, options: dict[str, bool]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = AutoConfig.from_pretrained(origin.location, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        origin.location,
+        config=config,
+        dtype=dtype,
+        use_safetensors=None if allow_pickle else True,
+        output_loading_info=True,
+        **options,
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise FileFormatError(
+            f"The checkpoint of {origin.name!r} lacks {len(report['missing_keys'])} of the model's weights "
+            f"({some}): it is incomplete or of another architecture. Get it again."
+        )
+    return model, AutoTokenizer.from_pretrained(origin.location, **options)
+
+
+def _prepare(
+    origin: Origin,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: str,
+    device: torch.device,
+) -> LoadedModel:
+    sublayers = find_sublayers(model)
+    model.to(device)  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)
+    return LoadedModel(
+        name=origin.name,
+        id=origin.id,
+        source=origin.source,
+        model=model,
+        tokenizer=tokenizer,
+        dtype=model.dtype,
+        device=model.device,
+        fingerprint=fingerprint(model),
+        sublayers=sublayers,
+        context_length=_context_length(model),
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        provenance=provenance,
+    )
+
+
+def _hub_provenance(hub_id: str) -> str:
+    """The commit that was loaded, read off the cache, where snapshots are named by it."""
+    cached = try_to_load_from_cache(hub_id, "config.json")
+    return f"hub, revision {Path(cached).parent.name}" if isinstance(cached, str) else "hub"
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    config: Any = model.config.get_text_config()
+    for key in _CONTEXT_KEYS:
+        length = getattr(config, key, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    raise UnsupportedModelError(
+        f"{type(model).__name__} states no context length: "
+        f"expected one of {', '.join(_CONTEXT_KEYS)} in its config.json. Add it there."
+    )
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The first of generation config, config and tokenizer that names any: where ``generate`` stops."""
+    generation: Any = model.generation_config
+    config: Any = model.config.get_text_config()
+    for owner in (generation, config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if isinstance(ids, int):
+            return (ids,)
+        if isinstance(ids, Iterable):
+            return tuple(sorted(set(ids)))
+    return ()

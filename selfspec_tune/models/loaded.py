@@ -1,0 +1,57 @@
+"""A model that is ready to be measured, with everything that describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selfspec_tune.models.sublayers import SubLayers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer, and its identity.
+
+    Attributes:
+        name: what the user asked for.
+        id: a name that loads the same model again from anywhere on this machine.
+        source: "hub", "local", "gguf" or "embedded".
+        context_length: most tokens, prompt and answer together.
+        eos_token_ids: tokens at which ``model.generate`` stops; may be empty.
+        provenance: one line on where the weights come from.
+    """
+
+    name: str
+    id: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    device: torch.device
+    fingerprint: str
+    sublayers: SubLayers
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    provenance: str
+
+    @property
+    def num_layers(self) -> int:
+        return self.sublayers.num_layers
+
+    def describe(self) -> dict[str, Any]:
+        """What the project's files say about the model; JSON-able, no tensors."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "num_layers": self.num_layers,
+            "architecture": type(self.model).__name__,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "provenance": self.provenance,
+        }

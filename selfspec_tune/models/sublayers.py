@@ -1,0 +1,155 @@
+"""Finds a decoder's attention and MLP sub-layers by structure.
+
+Self-speculative decoding leaves single sub-layers out of a residual stream, so
+it needs, in every layer, exactly one attention module and exactly one MLP (or
+mixture-of-experts) module whose output is *added* to the stream, and nothing
+else that mixes channels or positions.  No list of model names is kept: what
+fits this description works, what does not is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from selfspec_tune.errors import UnsupportedModelError
+
+_ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP_NAME = re.compile(r"mlp|moe|ffn|feed_?forward", re.IGNORECASE)
+_NORM_NAME = re.compile(r"norm|^ln_", re.IGNORECASE)
+_QUERY_PROJECTIONS = frozenset(
+    {"q_proj", "query", "q_a_proj", "wq", "qkv_proj", "Wqkv", "c_attn", "query_key_value", "qkv"}
+)
+_ATTENDING_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+WHAT_WORKS = (
+    "What works: decoder-only models whose every layer has one attention and one MLP (or "
+    "mixture-of-experts) module, such as the Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX families"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SubLayers:
+    """The 2L sub-layers of a decoder with L layers, in order.
+
+    ``attention[i]`` and ``mlp[i]`` belong to ``layers[i]``; ``names[2 * i]`` and
+    ``names[2 * i + 1]`` are their dotted paths inside the model.
+    """
+
+    layers: nn.ModuleList
+    attention: tuple[nn.Module, ...]
+    mlp: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+def find_sublayers(model: PreTrainedModel) -> SubLayers:
+    """Locate every layer's attention and MLP module.
+
+    Raises:
+        UnsupportedModelError: the model is an encoder–decoder, has layers of
+            another kind (state-space, linear attention, convolution), or does
+            not keep its attention and MLP in one module each.
+    """
+    _refuse_by_config(model)
+    path, layers = _decoder_layers(model)
+    attention: list[nn.Module] = []
+    mlp: list[nn.Module] = []
+    names: list[str] = []
+    for index, layer in enumerate(layers):
+        where = f"{path}.{index}"
+        attention_name, mlp_name = _separate(model, layer, where)
+        attention.append(layer.get_submodule(attention_name))
+        mlp.append(layer.get_submodule(mlp_name))
+        names += [f"{where}.{attention_name}", f"{where}.{mlp_name}"]
+    return SubLayers(layers, tuple(attention), tuple(mlp), tuple(names))
+
+
+def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(model).__name__} cannot draft for itself: {reason}. {WHAT_WORKS}.")
+
+
+def _refuse_by_config(model: PreTrainedModel) -> None:
+    config: Any = model.config
+    text: Any = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unsupported(model, "it is an encoder–decoder")
+    other = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENDING_LAYER_TYPES)
+    if other:
+        raise _unsupported(model, f"it is a hybrid with {', '.join(other)} layers, which cannot be rewound")
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise _unsupported(model, "its later layers read the keys and values of earlier ones")
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The outermost ModuleList that is as long as the config's layer count and attends."""
+    text: Any = model.config.get_text_config()
+    expected = getattr(text, "num_hidden_layers", None)
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, nn.ModuleList) and len(module) == expected and not nested:
+            found.append((name, module))
+    attending = [(name, layers) for name, layers in found if _children_like_attention(layers[0])]
+    if len(attending) == 1:
+        return attending[0]
+    if not attending:
+        raise _unsupported(model, f"no stack of {expected} layers with attention modules was found in it")
+    names = ", ".join(name for name, _ in attending)
+    raise _unsupported(model, f"several stacks of {expected} layers could be its decoder ({names})")
+
+
+def _separate(model: nn.Module, layer: nn.Module, where: str) -> tuple[str, str]:
+    """Names of the layer's attention and MLP children, or a refusal."""
+    attention = _children_like_attention(layer)
+    mlp = [name for name in _children_like_mlp(layer) if name not in attention]
+    for kind, found in (("attention", attention), ("MLP", mlp)):
+        if len(found) != 1:
+            some = f"{len(found)} ({', '.join(found)})" if found else "none"
+            raise _unsupported(model, f"{where} should have exactly one {kind} module, but has {some}")
+    rest = [name for name in _matrices(layer) if name.split(".")[0] not in (attention[0], mlp[0])]
+    if rest:
+        raise _unsupported(model, f"{where} has weights outside its attention and MLP: {', '.join(rest[:3])}")
+    for name in (attention[0], mlp[0]):
+        if "residual" in inspect.signature(layer.get_submodule(name).forward).parameters:
+            raise _unsupported(model, f"{where}.{name} adds the residual itself, so it cannot be left out")
+    return attention[0], mlp[0]
+
+
+def _children_like_attention(layer: nn.Module) -> list[str]:
+    return [
+        name
+        for name, child in layer.named_children()
+        if _is_called(_ATTENTION_NAME, name, child) and _projects_queries(child)
+    ]
+
+
+def _children_like_mlp(layer: nn.Module) -> list[str]:
+    return [
+        name
+        for name, child in layer.named_children()
+        if _is_called(_MLP_NAME, name, child) and len(list(_matrices(child))) >= 2
+    ]
+
+
+def _is_called(pattern: re.Pattern[str], name: str, child: nn.Module) -> bool:
+    """Whether the attribute or its class carries such a name, and the attribute is no norm."""
+    return not _NORM_NAME.search(name) and bool(pattern.search(name) or pattern.search(type(child).__name__))
+
+
+def _projects_queries(module: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] in _QUERY_PROJECTIONS for name, _ in module.named_modules())
+
+
+def _matrices(module: nn.Module) -> Iterator[str]:
+    """Names of the weights with two dimensions or more: all but norms, biases and scales."""
+    return (name for name, parameter in module.named_parameters() if parameter.dim() >= 2)
