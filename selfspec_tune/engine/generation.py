@@ -1,0 +1,33 @@
+"""The raw record of one generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+StopReason = Literal["eos", "length"]
+
+
+@dataclass(slots=True)
+class Generation:
+    """Token ids and what producing them took; rates are derived from it later.
+
+    ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
+    plain decoding). Times are seconds of synchronised work; ``verify_seconds`` is the time
+    in full-model forward passes after prefill, plain decode steps included.
+    ``decode_seconds`` is everything after prefill, overhead included.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    stop_reason: StopReason = "length"
+
+    @property
+    def total_seconds(self) -> float:
+        """Prefill and decode together."""
+        return self.prefill_seconds + self.decode_seconds

@@ -1,0 +1,72 @@
+"""Which runner serves a model: the fast one where it proves equal to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.fast import FastRunner, unsupported_reason
+from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.engine.runner import Runner
+from selfspec_tune.errors import UnsupportedModelError, UsageError
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.skip_set import SkipSet
+
+# Largest logit difference allowed, as a share of the largest logit.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
+_NUM_PROBE_TOKENS = 24
+
+
+def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
+    """The runner named by ``choice`` (auto, fast or reference).
+
+    ``auto`` takes the fast runner where its logits equal the reference's on a probe
+    input, else the reference with a ``notice``; ``fast`` raises `UnsupportedModelError` then.
+    """
+    if choice not in ("auto", "fast", "reference"):
+        raise UsageError(f"--runner {choice}: expected auto, fast or reference.")
+    reference = ReferenceRunner(loaded)
+    if choice == "reference":
+        return reference
+    reason = unsupported_reason(loaded)
+    if reason is None:
+        fast = FastRunner(loaded)
+        difference = probe_difference(fast, reference)
+        if difference <= _TOLERANCE[loaded.dtype]:
+            return fast
+        reason = f"its logits differ from the reference by {difference:.2g} of the largest logit"
+    if choice == "fast":
+        raise UnsupportedModelError(
+            f"--runner fast cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
+        )
+    notice(f"{loaded.name} runs on the slower reference runner: {reason}.")
+    return reference
+
+
+def probe_difference(runner: Runner, reference: Runner) -> float:
+    """Largest logit difference over prefill, decode, draft, verify and rewind, as a share of the largest logit."""
+    worst, largest = 0.0, 1e-6
+    for ours, theirs in zip(_probe(runner), _probe(reference), strict=True):
+        worst = max(worst, float((ours.float() - theirs.float()).abs().max()))
+        largest = max(largest, float(theirs.float().abs().max()))
+    return worst / largest if worst == worst else float("inf")
+
+
+def _probe(runner: Runner) -> list[Tensor]:
+    """Logits of one walk through the interface, on arbitrary but fixed tokens."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(runner.vocabulary_size, (_NUM_PROBE_TOKENS,), generator=generator).tolist()
+    runner.reserve(2 * _NUM_PROBE_TOKENS)
+    middle = runner.num_layers // 2
+    runner.set_draft(Draft(SkipSet(runner.num_layers, (middle,), (max(middle - 1, 0),))))
+    logits = [runner.prefill(tokens), runner.decode(tokens[0])]
+    verified = runner.length
+    logits += [runner.draft_step(tokens[1]), runner.draft_step(tokens[2])]
+    runner.rewind(verified)
+    logits.append(runner.verify(tokens[3:7]))
+    runner.rewind(verified + 2)
+    logits.append(runner.decode(tokens[5]))
+    return logits

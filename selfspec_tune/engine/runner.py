@@ -1,0 +1,65 @@
+"""The small interface between decoding and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import PromptError
+
+
+class Runner(Protocol):
+    """Runs one sequence (batch 1) through a model with a rewindable KV cache.
+
+    The cache holds `length` positions. Every call takes the tokens that follow them and
+    extends the cache; `rewind` takes positions back. Draft steps write their keys and
+    values after the verified prefix; verification overwrites them.
+    """
+
+    name: str
+    num_layers: int
+    vocabulary_size: int
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold now."""
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for at least ``capacity`` positions; may empty the cache."""
+
+    def set_draft(self, draft: Draft) -> None:
+        """Choose what `draft_step` leaves out."""
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        """Empty the cache, run the prompt through the full model; logits [vocabulary] of its last position."""
+
+    def decode(self, token: int) -> Tensor:
+        """One full-model step; logits [vocabulary]."""
+
+    def draft_step(self, token: int) -> Tensor:
+        """One step with the draft's sub-layers skipped; logits [draft vocabulary]."""
+
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        """One full-model pass over k + 1 tokens; logits [k + 1, vocabulary]."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` positions."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+
+
+def check_room(needed: int, context_length: int) -> None:
+    """Raise `PromptError` where ``needed`` positions exceed the model's context."""
+    if needed > context_length:
+        raise PromptError(
+            f"prompt and answer need {needed} positions; the model's context has {context_length}. "
+            "Use shorter prompts or a smaller --max-new-tokens."
+        )

@@ -1,0 +1,83 @@
+"""From logits to tokens: greedy, or temperature with top-k and top-p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sampler:
+    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token.
+
+    The same processors serve the draft's and the target's distribution.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+    def restart(self, seed: int) -> None:
+        """Begin a new reproducible stream of random numbers."""
+        self.generator.manual_seed(seed)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Processed distribution in float32; ``logits`` and result [..., vocabulary]."""
+        scores = logits.float() / self.temperature
+        if 0 < self.top_k < scores.shape[-1]:
+            kept = scores.topk(self.top_k, dim=-1).values[..., -1:]
+            scores = scores.masked_fill(scores < kept, -torch.inf)
+        if self.top_p < 1.0:
+            scores = scores.masked_fill(_outside_nucleus(scores, self.top_p), -torch.inf)
+        return scores.softmax(-1)
+
+    def draw(self, probabilities: Tensor) -> int:
+        """One token id from a distribution [vocabulary]."""
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=self.generator))
+
+    def uniform(self) -> float:
+        """A number from [0, 1)."""
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+
+def _outside_nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """Mask [..., vocabulary] of tokens outside the smallest set whose probability reaches ``top_p``."""
+    ordered, indices = scores.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, before >= top_p)
+
+
+def accept(
+    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor], target_probabilities: Tensor
+) -> tuple[int, int]:
+    """Speculative rejection sampling (Leviathan et al. 2023, algorithm 1).
+
+    ``draft_probabilities``: one [draft vocabulary] per drafted token, a prefix of the
+    vocabulary; ``target_probabilities``: [k + 1, vocabulary]. Returns how many drafted
+    tokens are accepted and the token that follows them, so that the whole is distributed
+    as the target's own sampling.
+    """
+    for position, token in enumerate(drafted):
+        target, draft = target_probabilities[position], draft_probabilities[position]
+        if sampler.uniform() * float(draft[token]) < float(target[token]):
+            continue
+        residual = target.clone()
+        residual[: draft.shape[0]] -= draft
+        residual.clamp_(min=0.0)
+        total = residual.sum()
+        # Rounding can leave nothing where the two distributions are equal.
+        return position, sampler.draw(residual / total if total > 0 else target)
+    return len(drafted), sampler.draw(target_probabilities[len(drafted)])
