@@ -1,0 +1,112 @@
+"""From the runs of a contest to a `BenchResult` with its verdict and warnings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from selfspec_tune.measure.arms import GENERATE, NULL, SELF_SPECULATIVE, Arm
+from selfspec_tune.measure.workload import Workload
+from selfspec_tune.results import BenchResult, MethodResult, ModelInfo, NullRun, PairedRun
+from selfspec_tune.statistics import noise_warnings, verdict
+from selfspec_tune.summary import end_to_end_times, summarise, summarise_baseline
+
+
+def bench_result(
+    workload: Workload,
+    arms: Sequence[Arm],
+    runs: Sequence[PairedRun],
+    *,
+    split: str,
+    in_sample: bool,
+    provenance: dict[str, Any],
+) -> BenchResult:
+    """Figures of every arm; the verdict is on the first self-speculative one."""
+    seed = workload.options.seed
+    of_arm = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
+    methods = [summarise_baseline(_one_arm(of_arm), description="one token per full pass")]
+    for arm in arms:
+        if arm.id != NULL and of_arm[arm.id]:
+            skip = arm.draft.skip_set if arm.draft else None
+            description = arm.description
+            methods.append(summarise(arm.id, arm.name, of_arm[arm.id], skip=skip, description=description, seed=seed))
+    main = next((method for method in methods if method.name == SELF_SPECULATIVE), None)
+    null = _null_run(of_arm.get(NULL, []), seed)
+    ratio = baseline_vs_generate(of_arm.get(GENERATE, []))
+    warnings = _warnings(main, null, ratio, runs)
+    return BenchResult(
+        model=ModelInfo.model_validate(workload.loaded.describe()),
+        verdict=_verdict(main, ratio),
+        methods=methods,
+        a_a=null,
+        baseline_vs_generate=ratio,
+        warnings=warnings,
+        in_sample=in_sample,
+        split=split,
+        provenance=provenance,
+        runs=list(runs),
+    )
+
+
+def baseline_vs_generate(runs: Sequence[PairedRun]) -> float | None:
+    """Total time of ``model.generate`` over our baseline's, per token; above 1 ours is faster."""
+    if not runs:
+        return None
+    times = end_to_end_times(runs)
+    return sum(times.candidate) / sum(times.baseline)
+
+
+def _one_arm(of_arm: dict[str, list[PairedRun]]) -> list[PairedRun]:
+    """The runs of the arm that saw most items: each block's baseline once."""
+    return max(of_arm.values(), key=len)
+
+
+def _null_run(runs: Sequence[PairedRun], seed: int) -> NullRun | None:
+    if not runs:
+        return None
+    summary = summarise(NULL, NULL, runs, seed=seed)
+    if summary.end_to_end_speedup is None or summary.decode_speedup is None:
+        return None
+    return NullRun(
+        end_to_end=summary.end_to_end_speedup, decode=summary.decode_speedup, num_prompts=summary.num_prompts
+    )
+
+
+def _verdict(main: MethodResult | None, ratio: float | None) -> Any:
+    if main is None or main.end_to_end_speedup is None or (ratio is not None and ratio < 1.0):
+        return "withheld"
+    return verdict(main.end_to_end_speedup)
+
+
+def _warnings(
+    main: MethodResult | None, null: NullRun | None, ratio: float | None, runs: Sequence[PairedRun]
+) -> list[str]:
+    warnings = noise_warnings(
+        a_a=null.end_to_end if null else None,
+        seconds=_repeats(runs),
+        load_average=os.getloadavg()[0],
+        cores=os.cpu_count(),
+        num_prompts=main.num_prompts if main else None,
+    )
+    if ratio is not None and ratio < 1.0:
+        warnings.append(
+            f"Our baseline took {1 / ratio:.2f} times as long as model.generate, so a speedup over it would flatter: "
+            "the verdict is withheld. Run again on a quiet machine; if it stays, use --runner fast or report a bug."
+        )
+    if main is not None and main.lossless.mismatches:
+        warnings.append(
+            f"{main.lossless.mismatches} of {main.num_runs} runs differ from the baseline by more than a numerical "
+            "tie: the output is not lossless, so no speedup is stated. Run in --dtype float32 to tell why."
+        )
+    return warnings
+
+
+def _repeats(runs: Sequence[PairedRun]) -> dict[str, list[float]]:
+    """Baseline decode seconds per token of each prompt over rounds, where there are several."""
+    seconds: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run.baseline.decode_steps:
+            by_round = seconds.setdefault(run.prompt_id, {})
+            by_round[run.round] = run.baseline.decode_seconds / run.baseline.decode_steps
+    return {prompt: list(times.values()) for prompt, times in seconds.items() if len(times) > 1}

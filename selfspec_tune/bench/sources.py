@@ -1,0 +1,107 @@
+"""What a bench measures: the skip.json files and texts it is given, or the newest study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.dialects import parse_skip_set
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
+from selfspec_tune.files import read_json
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.results import SkipConfig
+
+SKIP_FILE = "skip.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One skip set to measure: our own ``config``, or the ``text`` of another form."""
+
+    label: str
+    config: SkipConfig | None = None
+    text: str | None = None
+
+    def draft(self, loaded: LoadedModel, default: Draft | None) -> Draft:
+        """The draft for ``loaded``; other dialects state no policy and take the ``default``'s."""
+        if self.config is None:
+            skip_set = parse_skip_set(self.text or "", loaded.num_layers)
+            return replace(default, skip_set=skip_set) if default else Draft(skip_set)
+        check_same_model(self.config, loaded, self.label)
+        return Draft.from_dict(self.config.skip_set(), self.config.draft.model_dump())
+
+
+def gather(request: BenchRequest) -> list[Source]:
+    """The request's skip sets, files first; with none given, the newest study's."""
+    sources = [_read(path) for path in request.skip_files]
+    sources += [Source(text, text=text) for text in request.skip_sets]
+    return sources or [_read(newest_study(request.studies))]
+
+
+def newest_study(studies: Path) -> Path:
+    """The skip.json that was written last under ``studies``."""
+    found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError(
+            f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or --skip-set with --model, "
+            "or run selfspec-tune search first."
+        )
+    return found[-1]
+
+
+def model_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> ModelOptions:
+    """The first skip.json's model with the request's overrides."""
+    overrides: dict[str, Any] = dict(request.model_overrides)
+    if configs:
+        recorded = configs[0].model
+        options = ModelOptions(recorded.id, dtype=recorded.dtype or "auto")
+    elif "name" in overrides:
+        options = ModelOptions()
+    else:
+        raise UsageError(
+            "A skip set in this form does not say which model it is for. Add --model (an alias, a hub id, "
+            "a directory or a GGUF file)."
+        )
+    return replace(options, **overrides)
+
+
+def prompt_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> PromptOptions:
+    """The first skip.json's prompt options with the request's overrides."""
+    recorded: dict[str, Any] = configs[0].provenance.get("prompts", {}) if configs else {}
+    fields = PromptOptions.__dataclass_fields__
+    options = PromptOptions(**{name: value for name, value in recorded.items() if name in fields})
+    overrides: dict[str, Any] = dict(request.prompt_overrides)
+    return replace(options, **overrides)
+
+
+def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> None:
+    """Raise where a skip.json was made for a model of another depth or with other weights."""
+    recorded = config.model
+    if recorded.num_layers != loaded.num_layers:
+        raise SkipSetError(
+            f"{label} is for {recorded.id} with {recorded.num_layers} layers; {loaded.name} has "
+            f"{loaded.num_layers}. Use the model that it was searched for, or search again for this one."
+        )
+    if recorded.fingerprint != loaded.fingerprint:
+        raise SkipSetError(
+            f"{label} was searched for {recorded.id} (fingerprint {recorded.fingerprint}, {recorded.dtype}); "
+            f"{loaded.name} is another model (fingerprint {loaded.fingerprint}). Use that model, or measure the "
+            f"layers alone with --skip-set '{config.skip_set()}'."
+        )
+
+
+def _read(path: Path) -> Source:
+    """A skip.json as such; any other dialect by its path."""
+    if path.is_dir():
+        path = path / SKIP_FILE
+    name, _, _ = str(path).partition("#")
+    if not Path(name).exists():
+        raise FileFormatError(f"{name} does not exist. Check the path, or run selfspec-tune search first.")
+    value = read_json(name)
+    if isinstance(value, dict) and value.get("schema") == SkipConfig.SCHEMA:
+        return Source(str(path), config=SkipConfig.from_dict(value, origin=str(path)))
+    return Source(str(path), text=str(path))

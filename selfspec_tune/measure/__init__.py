@@ -1,0 +1,1 @@
+"""Paired, interleaved measurement of decoding arms on rendered prompts."""

@@ -1,0 +1,85 @@
+"""Whether an arm gave the baseline's tokens, and whether a difference is a numerical tie.
+
+In bfloat16 and float16 a verification over several tokens sums in another order than
+single steps do, so two tokens whose logits nearly tie may swap. The *numeric floor* is
+the largest logit difference that this alone makes; a first difference whose logit gap
+lies within it is a tie, anything else is a mismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.engine import Runner
+from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.results import Lossless
+
+FLOAT32_FLOOR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``first_difference``: index of the first new token that differs; ``logit_gap``: the target's gap there."""
+
+    status: Lossless
+    first_difference: int | None = None
+    logit_gap: float | None = None
+
+
+class LosslessCheck:
+    """Compares token sequences; looks at logits only where they differ."""
+
+    def __init__(self, runner: Runner, floor: float, *, sampled: bool = False) -> None:
+        self._runner = runner
+        self._sampled = sampled
+        self.floor = floor
+
+    def __call__(self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int]) -> Verdict:
+        if self._sampled:
+            return Verdict("sampled")
+        pairs = zip(baseline, candidate, strict=False)
+        differing = (i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        shorter = min(len(baseline), len(candidate))
+        first = next(differing, shorter)
+        if first == max(len(baseline), len(candidate)):
+            return Verdict("identical")
+        if first == shorter:  # one goes on where the other ended
+            return Verdict("mismatch", first)
+        gap = self._gap([*item.tokens, *baseline[:first]], baseline[first], candidate[first])
+        return Verdict("numerical_tie" if gap <= self.floor else "mismatch", first, gap)
+
+    def _gap(self, context: list[int], first: int, second: int) -> float:
+        """How far below the highest logit the lower of the two tokens lies after ``context``."""
+        self._runner.reserve(len(context))
+        logits = self._runner.prefill(context).float()
+        return float(logits.max() - torch.minimum(logits[first], logits[second]))
+
+
+def numeric_floor(
+    runner: Runner, item: WorkItem, answer: Sequence[int], *, dtype: torch.dtype, chunk: int = 9
+) -> float:
+    """Largest |logit difference| between single steps and verification of ``chunk`` tokens.
+
+    Measured on the baseline's own ``answer``, nothing skipped, over the whole vocabulary;
+    in float32 the fixed 1e-4.
+    """
+    if dtype == torch.float32:
+        return FLOAT32_FLOOR
+    runner.reserve(len(item.tokens) + len(answer))
+    runner.prefill(item.tokens)
+    prefix = runner.length
+    steps = [runner.decode(token).float() for token in answer]
+    runner.rewind(prefix)
+    worst = 0.0
+    for start in range(0, len(answer), chunk):
+        verified = runner.verify(answer[start : start + chunk]).float()
+        worst = max(worst, _largest_difference(verified, steps[start : start + chunk]))
+    return worst
+
+
+def _largest_difference(verified: Tensor, steps: Sequence[Tensor]) -> float:
+    return float((verified - torch.stack(list(steps))).abs().max())

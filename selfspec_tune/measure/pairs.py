@@ -1,0 +1,109 @@
+"""Blocks of interleaved runs: the unit of every measurement.
+
+In a block one item is decoded by the baseline and by every candidate, right after each
+other; the order turns with (round, item), so that none is always first. On a busy
+machine only ratios within a block mean anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Generation
+from selfspec_tune.measure.arms import Arm
+from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.results import ArmRun, PairedRun
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one block measures: an item, in a round, at a place in the sequence of blocks."""
+
+    item: WorkItem
+    round: int
+    index: int
+
+
+def blocks(items: Sequence[WorkItem], rounds: int = 1) -> Iterator[Block]:
+    """Every item once a round."""
+    for round_ in range(rounds):
+        for index, item in enumerate(items):
+            yield Block(item, round_, round_ * len(items) + index)
+
+
+def measure_block(
+    workload: Workload, baseline: Arm, candidates: Sequence[Arm], block: Block, check: LosslessCheck
+) -> list[PairedRun]:
+    """Decode one item by every arm; one record per candidate, in the candidates' order."""
+    arms = turned([baseline, *candidates], block.index)
+    generations: dict[str, Generation] = {}
+    for arm in arms:
+        workload.sampler.restart(workload.options.seed * 100_003 + block.index)
+        generations[arm.id] = arm.decode(block.item)
+    order = {arm.id: place for place, arm in enumerate(arms)}
+    plain = generations[baseline.id]
+    text = workload.loaded.tokenizer.decode(plain.tokens, skip_special_tokens=True)
+    return [
+        _pair(block, candidate, plain, generations[candidate.id], order, baseline.id, check).model_copy(
+            update={"text": text}
+        )
+        for candidate in candidates
+    ]
+
+
+def turned(arms: Sequence[Arm], index: int) -> list[Arm]:
+    """The arms in the order of block ``index``: rotated by it, and mirrored every other turn of the circle."""
+    shift = index % len(arms)
+    order = [*arms[shift:], *arms[:shift]]
+    return order[::-1] if (index // len(arms)) % 2 else order
+
+
+def _pair(
+    block: Block,
+    candidate: Arm,
+    plain: Generation,
+    generation: Generation,
+    order: dict[str, int],
+    baseline_id: str,
+    check: LosslessCheck,
+) -> PairedRun:
+    verdict = check(block.item, plain.tokens, generation.tokens)
+    return PairedRun(
+        method=candidate.id,
+        prompt_id=block.item.id,
+        prompt_hash=block.item.prompt.hash,
+        task=block.item.prompt.task,
+        round=block.round,
+        order=order[candidate.id],
+        baseline_order=order[baseline_id],
+        prompt_tokens=len(block.item.tokens),
+        baseline=arm_run(plain),
+        candidate=arm_run(generation),
+        lossless=verdict.status,
+        first_difference=verdict.first_difference,
+        logit_gap=verdict.logit_gap,
+    )
+
+
+def arm_run(generation: Generation) -> ArmRun:
+    """The record of one generation, without its tokens."""
+    return ArmRun(
+        num_tokens=len(generation.tokens),
+        prefill_seconds=generation.prefill_seconds,
+        decode_seconds=generation.decode_seconds,
+        draft_seconds=generation.draft_seconds,
+        verify_seconds=generation.verify_seconds,
+        accepted=generation.accepted,
+        drafted=generation.drafted,
+        stop_reason=generation.stop_reason,
+    )
+
+
+def draft_text(draft: Draft) -> str:
+    """A draft in one line, for tables."""
+    policy = draft.policy
+    vocabulary = f", vocabulary {draft.vocabulary}" if draft.vocabulary else ""
+    return f"{draft.skip_set} ({policy.kind} {policy.max_draft_tokens}, exit {policy.exit_threshold:g}{vocabulary})"

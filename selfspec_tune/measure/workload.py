@@ -1,0 +1,77 @@
+"""Everything that a search and a bench measure with: model, runner and rendered prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
+from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.prompts import Prompt, Template, fit_context, render
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import ModelOptions, PromptOptions
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One thing to decode: token ids that start it, and where it ends.
+
+    ``id`` names the item within a study; several items may come from one prompt.
+    """
+
+    id: str
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Workload:
+    """A loaded model, the runner that serves it, and how prompts become items."""
+
+    loaded: LoadedModel
+    runner: Runner
+    options: PromptOptions
+    sampler: Sampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+
+    def limits(self, max_new_tokens: int | None = None) -> Limits:
+        """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""
+        return Limits(max_new_tokens or self.options.max_new_tokens, frozenset(self.loaded.eos_token_ids))
+
+    def items(self, prompts: Sequence[Prompt]) -> list[WorkItem]:
+        """Whole prompts as work items. Raises `PromptError` where one exceeds the model's context."""
+        template = Template(self.options.template)
+        items = []
+        for prompt in prompts:
+            tokens = render(prompt, self.loaded.tokenizer, template)
+            fit_context(
+                tokens,
+                self.options.max_new_tokens + 1,
+                self.loaded.context_length,
+                prompt_id=prompt.id,
+            )
+            items.append(WorkItem(prompt.id, prompt, tuple(tokens), self.limits()))
+        return items
+
+
+def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporter) -> Workload:
+    """Load the model and choose its runner; says what was chosen through ``reporter``."""
+    reporter.stage("load", model.name)
+    loaded = load_model(
+        model.name,
+        dtype=model.dtype,
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )
+    runner = choose_runner(loaded, model.runner, reporter.notice)
+    about = loaded.describe()
+    reporter.notice(
+        f"{about['id']}: {about['architecture']}, {loaded.num_layers} layers, {about['parameters'] / 1e6:.0f}M "
+        f"parameters, {about['dtype']} on {about['device']}, {runner.name} runner"
+    )
+    return Workload(loaded, runner, prompts)
