@@ -1,0 +1,6 @@
+"""The search for a skip set: calibrate, rank, propose, measure, select, test."""
+
+from selfspec_tune.search.plan import SearchPlan, plan_search
+from selfspec_tune.search.run import SearchOutcome, run_search
+
+__all__ = ["SearchOutcome", "SearchPlan", "plan_search", "run_search"]

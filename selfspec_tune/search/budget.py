@@ -1,0 +1,103 @@
+"""How a time limit is shared out, and what the stages will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import monotonic
+
+from selfspec_tune.search.replay import CostModel
+from selfspec_tune.search.setting import Setting
+
+# Trials shorter than this measure noise; longer ones cost more than they tell.
+TRIAL_TOKENS = 32
+TRIAL_ITEMS = 10
+SELECTION_TOKENS = 96
+NUM_FINALISTS = 4
+NUM_SELECTION_ITEMS = 12
+NUM_REFERENCE_ITEMS = 4
+DEFAULT_TRIALS = 40
+WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
+
+
+class Clock:
+    """Time since the command began, earlier interrupted runs of it included, against a limit."""
+
+    def __init__(self, timeout_seconds: float | None, spent_before: float = 0.0) -> None:
+        self._begun = monotonic() - spent_before
+        self._timeout = timeout_seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on this search in all."""
+        return monotonic() - self._begun
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit; infinite without one."""
+        return float("inf") if self._timeout is None else self._timeout - self.elapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of decoding by the full model on this machine."""
+
+    decode_step: float
+    prefill_token: float
+
+    def generation(self, prompt_tokens: float, new_tokens: float) -> float:
+        """One plain generation."""
+        return prompt_tokens * self.prefill_token + new_tokens * self.decode_step
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Seconds that each later stage needs; ``proxy`` and ``trials`` take what is left."""
+
+    trial: float
+    selection: float
+    test: float
+
+    @property
+    def reserved(self) -> float:
+        """What must be left when the trials end."""
+        return self.selection + self.test
+
+
+def estimate_shares(
+    costs: Costs, *, prompt_tokens: float, max_new_tokens: int, num_selection: int, num_test: int
+) -> Shares:
+    """Estimates from the cost of plain decoding; a candidate is taken to be as slow as the baseline."""
+    window = costs.generation(prompt_tokens + max_new_tokens / 2, min(TRIAL_TOKENS, max_new_tokens))
+    whole = costs.generation(prompt_tokens, max_new_tokens)
+    short = costs.generation(prompt_tokens, min(SELECTION_TOKENS, max_new_tokens))
+    return Shares(
+        trial=TRIAL_ITEMS * 2 * window,
+        selection=min(num_selection, NUM_SELECTION_ITEMS) * (1 + NUM_FINALISTS) * short,
+        # beside the pair, the A-A run and model.generate on a few prompts
+        test=num_test * 2 * whole + min(num_test, NUM_REFERENCE_ITEMS) * 2.5 * whole,
+    )
+
+
+def shares_of(setting: Setting, costs: CostModel) -> Shares:
+    """The shares of a search, from its measured cost model."""
+    # A prompt runs as one wide pass: cheaper a token than the widest verification timed.
+    prefill_token = costs.verify[-1] / len(costs.verify) / 2
+    return estimate_shares(
+        Costs(costs.decode, prefill_token),
+        prompt_tokens=setting.mean_prompt_tokens,
+        max_new_tokens=setting.request.prompts.max_new_tokens,
+        num_selection=len(setting.selection),
+        num_test=len(setting.test),
+    )
+
+
+def proxy_seconds(timeout_seconds: float | None) -> float:
+    """Time for candidates without decoding: a sixth; two minutes where only trials are bounded."""
+    return 120.0 if timeout_seconds is None else timeout_seconds / 6
+
+
+def max_trials(trials: int | None, timeout_seconds: float | None) -> int:
+    """Most trials to measure; only the time bounds them where only a time was given."""
+    if trials is not None:
+        return trials
+    return DEFAULT_TRIALS if timeout_seconds is None else 10_000

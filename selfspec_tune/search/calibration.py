@@ -1,0 +1,111 @@
+"""What the search reads: the full model's own answers to the calibration prompts.
+
+Whole answers over all tasks, and windows spread over them: a skip set tuned on how
+answers begin (they restate the prompt) disappoints where the body is written.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfspec_tune.engine import Limits
+from selfspec_tune.engine.teacher_forcing import Window
+from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.measure.arms import generation_config
+from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.reporting import Progress, Reporter
+
+_BATCH = 16
+_SHORTEST_ANSWER = 8
+_GOLDEN_RATIO = 0.618034
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A calibration item and the full model's continuation of it."""
+
+    item: WorkItem
+    tokens: tuple[int, ...]
+
+
+def calibrate(workload: Workload, items: Sequence[WorkItem], file: Path, reporter: Reporter) -> list[Answer]:
+    """Continue every item by the full model, in batches; kept in ``file``, from which it resumes."""
+    known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
+    missing = sorted((item for item in items if item.id not in known), key=lambda item: len(item.tokens))
+    for start in range(0, len(missing), _BATCH):
+        reporter.progress(Progress(len(known), len(items), detail="continuations by the full model"))
+        batch = missing[start : start + _BATCH]
+        for item, tokens in zip(batch, _continue(workload, batch), strict=True):
+            known[item.id] = tokens
+        write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
+    reporter.progress(Progress(len(items), len(items)))
+    return [Answer(item, tuple(known[item.id])) for item in items]
+
+
+@torch.inference_mode()
+def _continue(workload: Workload, batch: Sequence[WorkItem]) -> list[list[int]]:
+    """Answers to a batch of items in one run of ``model.generate``, padded on the left."""
+    longest = max(len(item.tokens) for item in batch)
+    eos = sorted(batch[0].limits.eos_token_ids)
+    pad = eos[0] if eos else 0
+    rows = [[pad] * (longest - len(item.tokens)) + list(item.tokens) for item in batch]
+    input_ids = torch.tensor(rows, device=workload.loaded.device)
+    mask = torch.tensor([[0] * (longest - len(i.tokens)) + [1] * len(i.tokens) for i in batch])
+    output: Any = workload.loaded.model.generate(  # type: ignore[operator]
+        input_ids,
+        attention_mask=mask.to(input_ids.device),
+        generation_config=generation_config(workload, batch[0], eos),
+    )
+    return [_until_eos(row, batch[0].limits) for row in output[:, longest:].tolist()]
+
+
+def _until_eos(tokens: list[int], limits: Limits) -> list[int]:
+    for index, token in enumerate(tokens):
+        if token in limits.eos_token_ids:
+            return tokens[: index + 1]
+    return tokens
+
+
+def spread_windows(answers: Sequence[Answer], *, length: int, most: int, seed: int) -> list[tuple[Answer, Window]]:
+    """Up to ``most`` windows of up to ``length`` positions, spread over answers and over each answer.
+
+    Successive windows begin at a different fraction of their answer each, so that
+    together they cover beginnings, bodies and ends alike.
+    """
+    usable = [answer for answer in answers if len(answer.tokens) > _SHORTEST_ANSWER]
+    generator = random.Random(seed)
+    windows: dict[Window, Answer] = {}
+    for _turn in range(most):
+        for answer in generator.sample(usable, len(usable)):
+            room = max(len(answer.tokens) - 1 - length, 0)
+            fraction = (len(windows) * _GOLDEN_RATIO) % 1.0
+            windows.setdefault(_window(answer, round(room * fraction), length), answer)
+            if len(windows) == most:
+                return [(answer, window) for window, answer in windows.items()]
+    return [(answer, window) for window, answer in windows.items()]
+
+
+def _window(answer: Answer, offset: int, length: int) -> Window:
+    prompt = len(answer.item.tokens)
+    text = (*answer.item.tokens, *answer.tokens)
+    start = prompt + offset
+    end = min(start + length, len(text) - 1)
+    return Window(text[: end + 1], start, end)
+
+
+def trial_items(answers: Sequence[Answer], *, length: int, most: int, seed: int) -> list[WorkItem]:
+    """Windows of whole answers, each decoded from its verified prefix: what a trial measures."""
+    spread = spread_windows(answers, length=length, most=most, seed=seed)
+    return [_window_item(answer, window, index) for index, (answer, window) in enumerate(spread)]
+
+
+def _window_item(answer: Answer, window: Window, index: int) -> WorkItem:
+    limits = Limits(window.end - window.start, answer.item.limits.eos_token_ids)
+    tokens = window.tokens[: window.start + 1]
+    return WorkItem(f"{answer.item.id}@{index}", answer.item.prompt, tokens, limits)

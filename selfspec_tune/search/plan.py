@@ -1,0 +1,98 @@
+"""What a search would do, without doing it: splits, stages with their time, memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import psutil
+
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import SearchRequest
+from selfspec_tune.search import budget
+from selfspec_tune.search.cost_model import measure_costs
+from selfspec_tune.search.ranking import NUM_PREFIXES
+from selfspec_tune.search.replay import CostModel
+from selfspec_tune.search.setting import Setting, open_setting
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """A resolved request. ``stages``: (name, what it does, estimated seconds or None)."""
+
+    model: dict[str, Any]
+    splits: dict[str, int]
+    prompt_tokens: dict[str, int]
+    num_sublayers: int
+    stages: list[tuple[str, str, float | None]]
+    total_seconds: float | None
+    memory_bytes: dict[str, int]
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
+    """Load the model, time a few steps, and say what a search would do; writes nothing."""
+    setting = open_setting(request, reporter)
+    reporter.stage("plan", "timing a few steps")
+    longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))
+    costs = measure_costs(setting.workload.runner, longest.tokens, repeats=2)
+    stages = _stages(setting, costs)
+    known = [seconds for _, _, seconds in stages if seconds is not None]
+    timeout = request.timeout_seconds
+    lengths = [len(item.tokens) for item in (*setting.calibration, *setting.selection, *setting.test)]
+    return SearchPlan(
+        model=setting.workload.loaded.describe(),
+        splits={name: len(hashes) for name, hashes in setting.splits.hashes().items()},
+        prompt_tokens={"min": min(lengths), "median": round(median(lengths)), "max": max(lengths)},
+        num_sublayers=2 * setting.workload.loaded.num_layers,
+        stages=stages,
+        total_seconds=max(sum(known), timeout or 0.0) if timeout else sum(known),
+        memory_bytes=_memory(setting, max(lengths)),
+        config=setting.config().to_dict(),
+    )
+
+
+def _stages(setting: Setting, costs: CostModel) -> list[tuple[str, str, float | None]]:
+    request, options = setting.request, setting.request.prompts
+    shares = budget.shares_of(setting, costs)
+    num_sublayers = 2 * setting.workload.loaded.num_layers
+    pass_seconds = 240 / len(costs.verify) * costs.verify[-1] / 4  # a wide pass costs less a token than verification
+    proxy = budget.proxy_seconds(request.timeout_seconds)
+    before = options.max_new_tokens * costs.decode * 1.5 + num_sublayers * pass_seconds + proxy
+    trials = budget.max_trials(request.trials, request.timeout_seconds)
+    left = None if request.timeout_seconds is None else max(request.timeout_seconds - before - shares.reserved, 0.0)
+    fitting = trials if left is None else min(trials, max(1, int(left / shares.trial)))
+    return [
+        (
+            "calibrate",
+            f"{len(setting.calibration)} answers by the full model",
+            options.max_new_tokens * costs.decode * 1.5,
+        ),
+        ("importance", f"{num_sublayers} sub-layers, each skipped alone", num_sublayers * pass_seconds),
+        ("proxy", f"{NUM_PREFIXES} prefixes, a greedy path, local moves", proxy),
+        ("trials", f"about {fitting} measured trials (more where some stop early)", fitting * shares.trial),
+        ("finalists", f"{budget.NUM_FINALISTS} on the selection split", shares.selection),
+        ("test", f"the winner alone on {len(setting.test)} prompts, once", shares.test),
+    ]
+
+
+def _memory(setting: Setting, longest_prompt: int) -> dict[str, int]:
+    """Bytes of the weights, the KV cache and the calibration KV, and what is free now."""
+    loaded = setting.workload.loaded
+    config = loaded.model.config
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_position = 2 * loaded.num_layers * heads * head_size * loaded.dtype.itemsize
+    positions = longest_prompt + setting.request.prompts.max_new_tokens
+    return {
+        "weights": weights,
+        "kv_cache": per_position * positions,
+        "calibration_kv": per_position * positions * budget.WIDE_WINDOWS,
+        "available": int(psutil.virtual_memory().available),
+    }

@@ -1,0 +1,147 @@
+"""The stages before any measured trial: costs, importance, and candidates by proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from time import monotonic
+
+from selfspec_tune.draft import DraftPolicy, PolicyKind
+from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
+from selfspec_tune.measure.workload import Workload
+from selfspec_tune.reporting import Candidate, Progress, Reporter
+from selfspec_tune.requests import DraftOptions
+from selfspec_tune.search.budget import WIDE_WINDOWS
+from selfspec_tune.search.calibration import Answer, spread_windows
+from selfspec_tune.search.cost_model import measure_costs
+from selfspec_tune.search.proxy import (
+    Prediction,
+    Proxy,
+    diverse,
+    greedy_path,
+    importance,
+    local_moves,
+    prefixes,
+)
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, CostModel, best_policy, policies
+from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.statistics import Interval
+
+NUM_PREFIXES = 12
+NUM_PROXY_CANDIDATES = 6
+_NARROW = (10, 24)  # windows × positions that thousands of candidates are scored on
+_WIDE = (WIDE_WINDOWS, 40)  # those that the best few are scored on again
+_POOL = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What the measured study starts from."""
+
+    costs: CostModel
+    importance: list[float]
+    vocabulary: int | None
+    candidates: list[Prediction]
+
+
+class Ranker:
+    """Runs the stages before the trials on calibration answers."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        answers: Sequence[Answer],
+        options: DraftOptions,
+        seed: int,
+        reporter: Reporter,
+    ) -> None:
+        self._workload = workload
+        self._answers = answers
+        self._options = options
+        self._seed = seed
+        self._reporter = reporter
+        self._num_layers = workload.loaded.num_layers
+
+    def rank(self, seconds: float) -> Ranking:
+        """Importance, then candidates by proxy for at most ``seconds``, re-scored on wider text."""
+        narrow = self._scorer(*_NARROW)
+        self._reporter.stage("importance", "each sub-layer skipped alone")
+        total = 2 * self._num_layers
+        rises = importance(narrow, self._num_layers, lambda i: self._reporter.progress(Progress(i, total)))
+        vocabulary = self._choose_vocabulary(narrow, rises)
+        costs = self._costs(vocabulary)
+        ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
+        proxy = Proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
+        if narrow.is_token_exact:
+            self._reporter.stage("proxy", "candidates predicted without decoding")
+            self._propose(proxy, rises, ladder, seconds)
+        wide = Proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
+        candidates = self._shortlist(proxy, wide, ladder)
+        return Ranking(costs, rises, vocabulary, candidates)
+
+    def _scorer(self, most: int, length: int) -> DraftScorer:
+        spread = spread_windows(self._answers, length=length, most=most, seed=self._seed)
+        return make_scorer(self._workload.runner, self._workload.loaded, [window for _, window in spread])
+
+    def _grid(self, lengths: Sequence[int], thresholds: Sequence[float]) -> list[DraftPolicy]:
+        options = self._options
+        if options.max_draft_tokens is not None:
+            lengths = (options.max_draft_tokens,)
+        if options.exit_threshold is not None:
+            thresholds = (options.exit_threshold,)
+        return list(policies(PolicyKind(options.policy), lengths, thresholds))
+
+    def _costs(self, vocabulary: int | None) -> CostModel:
+        answer = self._answers[0]
+        context = [*answer.item.tokens, *answer.tokens]
+        return measure_costs(self._workload.runner, context, vocabulary=vocabulary)
+
+    def _choose_vocabulary(self, scorer: DraftScorer, rises: Sequence[float]) -> int | None:
+        """How much of the vocabulary to draft from: what predicts best for a middling draft."""
+        option, whole = self._options.vocabulary, self._workload.runner.vocabulary_size
+        if option == "full":
+            return None
+        if option != "auto":
+            return min(int(option), whole)
+        skip_set = prefixes(rises, self._num_layers, NUM_PREFIXES)[NUM_PREFIXES // 3]
+        speedups: dict[int | None, float] = {}
+        for size in (None, whole // 2, whole // 4, whole // 8):
+            trace, costs = scorer.trace(skip_set, size), self._costs(size)
+            step = costs.draft_step(len(skip_set.attention), len(skip_set.mlp))
+            grid = self._grid((3, 4, 6), (0.4, 0.6, 0.8))
+            speedups[size] = best_policy(trace.matches, trace.confidences, costs, step, grid)[1]
+        return max(speedups, key=lambda size: speedups[size])
+
+    def _propose(self, proxy: Proxy, rises: Sequence[float], ladder: Sequence[SkipSet], seconds: float) -> None:
+        """Prefixes, the greedy path, then local moves until the time is up."""
+        begun, best = monotonic(), 0.0
+        stream: Iterator[Prediction] = chain(
+            (proxy(skip_set, "prefix") for skip_set in ladder),
+            greedy_path(proxy, rises, self._num_layers),
+            local_moves(proxy, rises, self._seed),
+        )
+        for count, prediction in enumerate(stream):
+            elapsed = monotonic() - begun
+            detail = f"{count} candidates, best predicted {best:.3f}× decode"
+            self._reporter.progress(Progress(int(elapsed), int(seconds), seconds - elapsed, detail))
+            if prediction.speedup > best:
+                best = prediction.speedup
+                self._reporter.best(_candidate(count, prediction))
+            if elapsed > seconds:
+                return
+
+    def _shortlist(self, proxy: Proxy, wide: Proxy, ladder: Sequence[SkipSet]) -> list[Prediction]:
+        """The best and most diverse by proxy, scored on more text, then every prefix."""
+        pool = diverse(proxy.predictions, _POOL, least_distance=2)
+        rescored = [wide(prediction.draft.skip_set, prediction.origin) for prediction in pool]
+        rescored.sort(key=lambda prediction: -prediction.speedup)
+        chosen = diverse(rescored, NUM_PROXY_CANDIDATES)
+        ranked = sorted((wide(skip_set, "prefix") for skip_set in ladder), key=lambda p: -p.speedup)
+        known = {prediction.draft.skip_set for prediction in chosen}
+        return chosen + [prediction for prediction in ranked if prediction.draft.skip_set not in known]
+
+
+def _candidate(number: int, prediction: Prediction) -> Candidate:
+    speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
+    return Candidate(number, "predicted", prediction.draft.skip_set, speedup)

@@ -1,0 +1,72 @@
+"""What a search works on: prompts split three ways and rendered, and its resolved configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
+from selfspec_tune.prompts import Splits, default_split_sizes, load_prompts, split_prompts
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import SearchRequest
+from selfspec_tune.results import StudyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A request made concrete."""
+
+    request: SearchRequest
+    workload: Workload
+    splits: Splits
+    calibration: list[WorkItem]
+    selection: list[WorkItem]
+    test: list[WorkItem]
+
+    @property
+    def mean_prompt_tokens(self) -> float:
+        """Mean prompt length over all splits."""
+        return mean(len(item.tokens) for item in (*self.calibration, *self.selection, *self.test))
+
+    def config(self) -> StudyConfig:
+        """The resolved configuration, as study.toml keeps it."""
+        loaded, request = self.workload.loaded, self.request
+        prompts = asdict(request.prompts)
+        return StudyConfig(
+            model=loaded.id,
+            model_fingerprint=loaded.fingerprint,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+            runner=self.workload.runner.name,
+            prompts=prompts.pop("source"),
+            trials=request.trials,
+            timeout_seconds=request.timeout_seconds,
+            draft=_without_none(asdict(request.draft)),
+            **prompts,
+        )
+
+    def prompt_record(self) -> dict[str, Any]:
+        """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
+        return {**asdict(self.request.prompts), **self.splits.hashes()}
+
+
+def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
+    """Read and split the prompts first (cheap, may be wrong), then load the model."""
+    options = request.prompts
+    prompts = load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
+    calibration, selection, test = default_split_sizes(len(prompts))
+    splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
+    workload = open_workload(request.model, options, reporter)
+    return Setting(
+        request,
+        workload,
+        splits,
+        workload.items(splits.calibration),
+        workload.items(splits.selection),
+        workload.items(splits.test),
+    )
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

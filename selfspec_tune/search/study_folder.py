@@ -1,0 +1,77 @@
+"""The folder of a study: what it holds, who may write to it, and how a search resumes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.results import StudyConfig
+
+# What may change between a search and its resumption without changing what it measures.
+_BUDGET_FIELDS = {"trials", "timeout_seconds"}
+
+
+class StudyFolder:
+    """Names of a study's files; every one is written atomically or appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "study.toml"
+        self.calibration = path / "calibration.json"
+        self.ranking = path / "ranking.json"
+        self.selection = path / "selection.jsonl"
+        self.test = path / "test.jsonl"
+        self.skip = path / "skip.json"
+        self.bench = path / "bench.json"
+        self._state = path / "state.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Own the study: a second search in the same folder is refused. Freed by the system on any exit."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.path / "study.lock"))
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(f"{self.path} is in use by another search. Wait for it, or give another --out.") from None
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def settle(self, config: StudyConfig) -> None:
+        """Write the configuration, or check that a resumed search asks for the same."""
+        if self.config.exists():
+            differences = {
+                name: values
+                for name, values in StudyConfig.load(self.config).differences(config).items()
+                if name not in _BUDGET_FIELDS
+            }
+            if differences:
+                changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in differences.items())
+                raise UsageError(
+                    f"{self.path} holds a search with another configuration ({changed}). "
+                    "Use the same options to resume it, or give another --out."
+                )
+        config.save(self.config)
+
+    @property
+    def spent_seconds(self) -> float:
+        """Time that earlier runs of this search took."""
+        return float(self._read_state().get("spent_seconds", 0.0))
+
+    def note_time(self, seconds: float) -> None:
+        """Remember the time spent so far."""
+        write_json_atomic(self._state, {**self._read_state(), "spent_seconds": round(seconds, 1)})
+
+    def _read_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = read_json(self._state) if self._state.exists() else {}
+        return state
