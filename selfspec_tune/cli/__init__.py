@@ -1,0 +1,1 @@
+"""The command line: typed signatures, one library call each, and rendering."""

@@ -1,0 +1,52 @@
+"""``selfspec-tune``: the commands and the entry point.
+
+Nothing heavy is imported here: each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from selfspec_tune.cli.bench import bench
+from selfspec_tune.cli.export import export
+from selfspec_tune.cli.models import models
+from selfspec_tune.cli.search import search
+from selfspec_tune.cli.show import show
+
+app = typer.Typer(
+    name="selfspec-tune",
+    help="Find the layers a language model may skip while drafting for itself, and measure the speedup.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (search, bench, show, export, models):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from selfspec_tune import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...

@@ -1,0 +1,58 @@
+"""The command line's edge: the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+import typer
+
+from selfspec_tune.errors import SelfSpecError
+
+EXIT_INTERRUPTED = 130
+RESUMABLE = "interrupted; run the same command to resume"
+
+P = ParamSpec("P")
+
+
+def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Wraps a command: what it raises ends as one message on standard error and an exit code.
+
+    `SelfSpecError` exits with its own code, Ctrl-C with 130 and the words ``interrupted``,
+    anything unexpected with 1. A command's ``debug`` argument adds the traceback.
+    """
+
+    def wrap(command: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                command(*args, **kwargs)
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                stop(interrupted, EXIT_INTERRUPTED)
+            except Exception as error:
+                _explain(error, is_debug=bool(kwargs.get("debug")))
+
+        return run
+
+    return wrap
+
+
+def stop(message: str, exit_code: int) -> NoReturn:
+    """Print ``message`` on standard error and end the command."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(exit_code) from None
+
+
+def _explain(error: Exception, *, is_debug: bool) -> NoReturn:
+    if is_debug:
+        traceback.print_exception(error)
+    if isinstance(error, SelfSpecError):
+        stop(f"error: {error}", error.exit_code)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    hint = "" if is_debug else " (run with --debug to see where)"
+    stop(f"error: {type(error).__name__}: {first_line}{hint}", 1)

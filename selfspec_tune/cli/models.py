@@ -1,0 +1,20 @@
+"""``selfspec-tune models``: the short names and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from selfspec_tune.cli import options, output
+from selfspec_tune.cli.edge import at_edge
+
+
+@at_edge()
+def models(json: options.Json = False, debug: options.Debug = False) -> None:
+    """List the models that have a short name; any other hub id or directory works as well."""
+    from selfspec_tune.models.aliases import ALIASES
+    from selfspec_tune.report.models import print_models
+
+    if json:
+        output.print_json({alias: dataclasses.asdict(model) for alias, model in ALIASES.items()})
+    else:
+        print_models(output.result_console(), ALIASES)

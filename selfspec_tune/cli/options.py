@@ -1,0 +1,274 @@
+"""The options of search and bench, each declared once.
+
+An option that was not given is None: the defaults live in `selfspec_tune.requests`, and a
+bench takes from the study what was not said.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfspec_tune.draft import PolicyKind
+from selfspec_tune.prompts.render import Template
+from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions
+
+STUDIES = Path("studies")
+DEFAULT_TIMEOUT = "45m"
+
+_MODEL, _PROMPTS, _DRAFT = ModelOptions(), PromptOptions(), DraftOptions()
+_PANEL_MODEL, _PANEL_PROMPTS, _PANEL_DRAFT = "Model", "Prompts", "Draft"
+_PANEL_BUDGET, _PANEL_FILES, _PANEL_OUTPUT = "Budget", "Files", "Output"
+
+
+class Dtype(StrEnum):
+    """Number format of the weights; auto takes what the machine computes natively."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Runner(StrEnum):
+    """Which engine decodes; auto takes the fast one where it proves equal to the reference."""
+
+    AUTO = "auto"
+    FAST = "fast"
+    REFERENCE = "reference"
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Aliases that begin like ``incomplete``, for the shell's completion."""
+    from selfspec_tune.models.aliases import ALIASES
+
+    return [alias for alias in ALIASES if alias.startswith(incomplete.lower())]
+
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="Alias (see `selfspec-tune models`), hub id, local directory or .gguf file.",
+        show_default=_MODEL.name,
+        autocompletion=complete_model,
+        rich_help_panel=_PANEL_MODEL,
+    ),
+]
+DtypeName = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Number format.", show_default=_MODEL.dtype, rich_help_panel=_PANEL_MODEL),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="D",
+        help="cpu, cuda, cuda:1 …",
+        show_default=_MODEL.device,
+        rich_help_panel=_PANEL_MODEL,
+    ),
+]
+RunnerName = Annotated[
+    Runner | None,
+    typer.Option("--runner", help="Engine.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model.",
+        rich_help_panel=_PANEL_MODEL,
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Load weights that are not safetensors; they can run code.",
+        rich_help_panel=_PANEL_MODEL,
+    ),
+]
+
+PromptSource = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="P",
+        help="builtin, humaneval, a local file, a preset such as gsm8k, or preset:FILE.",
+        show_default=_PROMPTS.source,
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+NumPrompts = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Prompts to draw, over all splits.",
+        show_default=str(_PROMPTS.num_prompts),
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tokens to decode for each prompt, at most.",
+        show_default=str(_PROMPTS.max_new_tokens),
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="0 decodes greedily.",
+        show_default=f"{_PROMPTS.temperature:g}",
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="Sample from the likeliest tokens that make up this probability.",
+        show_default=f"{_PROMPTS.top_p:g}",
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        help="Sample from this many likeliest tokens; 0: from all.",
+        show_default=str(_PROMPTS.top_k),
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+TemplateName = Annotated[
+    Template | None,
+    typer.Option(
+        "--template",
+        help="Wrap prompts in the chat template.",
+        show_default=_PROMPTS.template,
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="S",
+        help="Of prompts, splits, sampling and search.",
+        show_default=str(_PROMPTS.seed),
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
+
+PolicyName = Annotated[
+    PolicyKind | None,
+    typer.Option("--policy", help="When a draft ends.", show_default=_DRAFT.policy, rich_help_panel=_PANEL_DRAFT),
+]
+MaxDraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Longest draft.",
+        show_default="found by the search",
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+ExitThreshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Draft probability below which a draft ends.",
+        show_default="found by the search",
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+DraftVocabulary = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-vocab",
+        metavar="auto|full|N",
+        help="Draft from the first N token ids only.",
+        show_default=_DRAFT.vocabulary,
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+
+StudyFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>"),
+]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Trials at most.", rich_help_panel=_PANEL_BUDGET)]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="45m",
+        help="Time for the whole command.",
+        show_default=f"{DEFAULT_TIMEOUT} unless --trials is given",
+        rich_help_panel=_PANEL_BUDGET,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; run nothing.")]
+
+SkipFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[SKIP.json]...",
+        help="skip.json, or any dialect's file with --model.",
+        show_default="the newest study's",
+    ),
+]
+SkipSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip-set",
+        metavar="TEXT|FILE",
+        help="A further skip set, such as 'attn 2-9 · mlp 3,5'. Repeatable.",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Times each prompt is measured.")]
+ReferencePrompts = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Prompts for model.generate, uniform and random skipping, and A-A."),
+]
+NoReferences = Annotated[bool, typer.Option("--no-references", help="Leave uniform and random skipping out.")]
+AllowCalibration = Annotated[
+    bool,
+    typer.Option("--allow-calibration", help="Use prompts that the search read; marks the result in sample."),
+]
+Csv = Annotated[Path | None, typer.Option(metavar="F", help="Write a row a method.", rich_help_panel=_PANEL_FILES)]
+Parquet = Annotated[Path | None, typer.Option(metavar="F", help="Write a row a method.", rich_help_panel=_PANEL_FILES)]
+SpecBench = Annotated[
+    Path | None,
+    typer.Option(metavar="F.jsonl", help="Write Spec-Bench answer rows.", rich_help_panel=_PANEL_FILES),
+]
+BenchFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="bench.json",
+        help="Write the result with its raw runs.",
+        rich_help_panel=_PANEL_FILES,
+    ),
+]
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object and nothing else on standard output.",
+        rich_help_panel=_PANEL_OUTPUT,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.", rich_help_panel=_PANEL_OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL_OUTPUT)]

@@ -1,0 +1,66 @@
+"""Where output goes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import storage_error
+from selfspec_tune.reporting import Reporter, SilentReporter
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Reporter]:
+    """A reporter on standard error: live on a terminal, lines elsewhere, nothing if ``quiet``.
+
+    Inside, whatever prints to standard output is sent to standard error, so that results
+    alone reach it.
+    """
+    with redirect_stdout(sys.stderr), _reporter(quiet=quiet) as reporter:
+        yield reporter
+
+
+def result_console() -> Console:
+    """The console that results are printed on."""
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of standard output."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def prepare_outputs(*paths: Path | None) -> None:
+    """Make the files' folders now: a long measurement must not end in a missing folder.
+
+    Raises `UsageError` where a path is a folder, `StorageError` where one cannot be made.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; expected the name of a file to write.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+
+def _reporter(*, quiet: bool) -> AbstractContextManager[Reporter]:
+    if quiet:
+        return nullcontext(SilentReporter())
+    console = Console(file=sys.stderr, highlight=False)
+    if console.is_terminal and not console.is_dumb_terminal:
+        from selfspec_tune.report.live import LiveReporter
+
+        return LiveReporter(console)
+    from selfspec_tune.report.plain import PlainReporter
+
+    return nullcontext(PlainReporter(sys.stderr))

@@ -1,0 +1,124 @@
+"""``selfspec-tune search``: find a skip set and measure what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfspec_tune.cli import options, output
+from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
+from selfspec_tune.cli.values import given, parse_duration, parse_vocabulary, slug
+from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest
+
+if TYPE_CHECKING:
+    from selfspec_tune.search import SearchOutcome
+
+
+@at_edge(interrupted=RESUMABLE)
+def search(
+    model: options.ModelName = None,
+    prompts: options.PromptSource = None,
+    num_prompts: options.NumPrompts = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    template: options.TemplateName = None,
+    out: options.StudyFolder = None,
+    trials: options.Trials = None,
+    timeout: options.Timeout = None,
+    seed: options.Seed = None,
+    dtype: options.DtypeName = None,
+    device: options.Device = None,
+    runner: options.RunnerName = None,
+    policy: options.PolicyName = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    exit_threshold: options.ExitThreshold = None,
+    draft_vocab: options.DraftVocabulary = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Find the layers a model may skip while it drafts for itself.
+
+    Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
+    """
+    loading = given(name=model, dtype=dtype, device=device, runner=runner)
+    loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
+    decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
+    drafting |= given(vocabulary=parse_vocabulary(draft_vocab))
+    model_options, prompt_options = ModelOptions(**loading), PromptOptions(**decoding)
+    request = SearchRequest(
+        out=out or default_folder(model_options.name, prompt_options.source),
+        model=model_options,
+        prompts=prompt_options,
+        draft=DraftOptions(**drafting),
+        trials=trials,
+        timeout_seconds=budget_seconds(trials, timeout),
+    )
+    if dry_run:
+        _plan(request, json=json, quiet=quiet)
+    else:
+        _run(request, json=json, quiet=quiet)
+
+
+def default_folder(model: str, prompts: str) -> Path:
+    """Where a study goes that was given no folder: ``studies/<model>-<prompts>``."""
+    return options.STUDIES / f"{slug(model)}-{slug(prompts)}"
+
+
+def budget_seconds(trials: int | None, timeout: str | None) -> float | None:
+    """The time limit in seconds; without any budget 45 minutes, None where trials alone bound it."""
+    if timeout is None and trials is not None:
+        return None
+    return parse_duration(timeout if timeout is not None else options.DEFAULT_TIMEOUT)
+
+
+def _run(request: SearchRequest, *, json: bool, quiet: bool) -> None:
+    from selfspec_tune.search import run_search
+
+    with output.progress(quiet=quiet) as reporter:
+        outcome = run_search(request, reporter)
+    if json:
+        output.print_json(_outcome_dict(outcome))
+    else:
+        _print_outcome(outcome)
+    if outcome.interrupted:
+        stop(RESUMABLE, EXIT_INTERRUPTED)
+
+
+def _plan(request: SearchRequest, *, json: bool, quiet: bool) -> None:
+    from selfspec_tune.report.plan import print_plan
+    from selfspec_tune.search import plan_search
+
+    with output.progress(quiet=quiet) as reporter:
+        plan = plan_search(request, reporter)
+    if json:
+        output.print_json(plan.to_dict())
+    else:
+        print_plan(output.result_console(), plan)
+
+
+def _outcome_dict(outcome: SearchOutcome) -> dict[str, object]:
+    return {
+        "skip_config": outcome.skip_config.to_dict(),
+        "bench": outcome.bench.to_dict() if outcome.bench is not None else None,
+        "out": str(outcome.out),
+    }
+
+
+def _print_outcome(outcome: SearchOutcome) -> None:
+    from selfspec_tune.report.config import print_skip_config
+    from selfspec_tune.report.tables import print_bench
+
+    console = output.result_console()
+    print_skip_config(console, outcome.skip_config)
+    if outcome.bench is not None:
+        console.print()
+        print_bench(console, outcome.bench)
+    console.print(f"\nWritten to {outcome.out}", markup=False)

@@ -1,0 +1,105 @@
+"""``selfspec-tune show``: a study, a skip.json or a bench.json for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfspec_tune.cli import options, output
+from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from selfspec_tune.results import BenchResult, SkipConfig
+
+SKIP_FILE = "skip.json"
+BENCH_FILE = "bench.json"
+
+
+@at_edge()
+def show(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PATH]",
+            help="A study's folder, a skip.json or a bench.json.",
+            show_default="the newest study",
+        ),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Print what was found: verdict, skip set, layer map, scores and where they come from."""
+    chosen = path if path is not None else newest_study(options.STUDIES)
+    config, bench = read_results(chosen)
+    if json:
+        output.print_json(_plain(chosen, config, bench))
+    else:
+        _print(config, bench)
+
+
+def newest_study(studies: Path) -> Path:
+    """The study under ``studies`` whose skip.json is newest. Raises `FileFormatError` if there is none."""
+    found = sorted(studies.glob(f"*/{SKIP_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise FileFormatError(
+            f"There is no study with a {SKIP_FILE} under {studies}/. "
+            "Name a file or folder, or make one with `selfspec-tune search`."
+        )
+    return found[-1].parent
+
+
+def read_results(path: Path) -> tuple[SkipConfig | None, BenchResult | None]:
+    """What a study's folder or a single file holds; at least one of the two.
+
+    Raises `FileFormatError` where there is neither, or a file cannot be read.
+    """
+    from selfspec_tune.files import read_json
+    from selfspec_tune.results import BenchResult, SkipConfig
+
+    if path.is_dir():
+        return _read_folder(path)
+    value = read_json(path)
+    if isinstance(value, dict) and value.get("schema") == BenchResult.SCHEMA:
+        return None, BenchResult.from_dict(value, origin=str(path))
+    return SkipConfig.from_dict(value, origin=str(path)), None
+
+
+def _read_folder(folder: Path) -> tuple[SkipConfig | None, BenchResult | None]:
+    from selfspec_tune.results import BenchResult, SkipConfig
+
+    skip_file, bench_file = folder / SKIP_FILE, folder / BENCH_FILE
+    config = SkipConfig.load(skip_file) if skip_file.exists() else None
+    bench = BenchResult.load(bench_file) if bench_file.exists() else None
+    if config is None and bench is None:
+        raise FileFormatError(
+            f"{folder} holds neither {SKIP_FILE} nor {BENCH_FILE}. If its search was stopped, "
+            "run the same search command again."
+        )
+    return config, bench
+
+
+def _plain(path: Path, config: SkipConfig | None, bench: BenchResult | None) -> dict[str, Any]:
+    """The file's own object; for a folder both, as ``search --json`` prints them."""
+    found = {
+        "skip_config": config.to_dict() if config is not None else None,
+        "bench": bench.to_dict() if bench is not None else None,
+    }
+    if path.is_dir():
+        return {**found, "out": str(path)}
+    return found["skip_config"] or found["bench"] or {}
+
+
+def _print(config: SkipConfig | None, bench: BenchResult | None) -> None:
+    from selfspec_tune.report.config import print_skip_config
+    from selfspec_tune.report.tables import print_bench
+
+    console = output.result_console()
+    if config is not None:
+        print_skip_config(console, config)
+    if config is not None and bench is not None:
+        console.print()
+    if bench is not None:
+        print_bench(console, bench)

@@ -1,0 +1,43 @@
+"""From what was typed to plain values: durations, slugs, and which options were given."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any
+
+from selfspec_tune.errors import BudgetError, UsageError
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those options that were given, as plain values; a flag counts only when set."""
+    return {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in options.items()
+        if value is not None and value is not False
+    }
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``45m``, ``1.5h`` or ``1h30m``. Raises `BudgetError`."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise BudgetError(f"--timeout {text!r} is no duration; expected a form like 90, 90s, 45m, 2h or 1h30m.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def parse_vocabulary(text: str | None) -> str | None:
+    """``auto``, ``full`` or a number of token ids, checked. Raises `UsageError`."""
+    if text is None or text in ("auto", "full") or (text.isdecimal() and int(text) > 0):
+        return text
+    raise UsageError(f"--draft-vocab {text!r}: expected auto, full, or a positive number of token ids.")
+
+
+def slug(text: str) -> str:
+    """A name fit for a folder: the last part of a path or hub id, in lower case with dashes."""
+    name = text.rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"\.(gguf|jsonl|json|csv|txt|parquet)$", "", name)
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "unnamed"

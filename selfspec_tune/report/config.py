@@ -1,0 +1,87 @@
+"""A skip.json for people: what is skipped, how it drafts, what it achieved, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.report import text
+from selfspec_tune.report.tables import model_line
+from selfspec_tune.report.verdict import STYLES, score_verdict
+from selfspec_tune.results import DraftSettings, Score, SkipConfig
+
+SPLITS = ("calibration", "selection", "test")
+
+
+def print_skip_config(console: Console, config: SkipConfig) -> None:
+    """Model, layer map, facts, and the verdict last."""
+    skip_set = config.skip_set()
+    console.print(Text(model_line(config.model), style="bold"))
+    for row in text.layer_map_rows(skip_set, console.width):
+        console.print(Text(row))
+    console.print(Text(text.MAP_LEGEND, style="dim"))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim")
+    facts.add_row("skip set", Text(str(skip_set)))
+    facts.add_row("draft", Text(draft_line(config.draft)))
+    for name, value in _score_facts(config.score):
+        facts.add_row(name, value)
+    facts.add_row("model", Text(f"{config.model.id}, fingerprint {config.model.fingerprint}"))
+    for name, value in _provenance_facts(config.provenance):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    console.print(Text(score_verdict(config.score), style=STYLES[config.score.verdict]))
+
+
+def draft_line(draft: DraftSettings) -> str:
+    """``threshold 0.60, at most 6 tokens, of the first 8192 token ids``."""
+    threshold = "" if draft.policy == "fixed" else f" {draft.exit_threshold:.2f}"
+    parts = [f"{draft.policy}{threshold}", f"at most {draft.max_draft_tokens} tokens"]
+    if draft.vocabulary is not None:
+        parts.append(f"of the first {draft.vocabulary} token ids")
+    return ", ".join(parts)
+
+
+def _score_facts(score: Score) -> Iterator[tuple[str, str]]:
+    if score.end_to_end_speedup is not None:
+        yield "end to end", text.speedup(score.end_to_end_speedup)
+    if score.decode_speedup is not None:
+        yield "decode", text.speedup(score.decode_speedup)
+    if score.acceptance_rate is not None:
+        yield "acceptance", text.percent(score.acceptance_rate)
+    if score.mean_accepted_tokens is not None:
+        yield "MAT", text.figure(score.mean_accepted_tokens, 2)
+
+
+def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `selfspec_tune.provenance.collect` recorded, as far as the file has it."""
+    program = provenance.get("selfspec_tune") or {}
+    made = [provenance.get("created"), _with("selfspec-tune", program.get("version"))]
+    made.append(_with("commit", (program.get("commit") or "")[:10]))
+    if any(made):
+        yield "made", _joined(made)
+    hardware = provenance.get("hardware") or {}
+    machine = [hardware.get("cpu"), hardware.get("gpu"), _with("threads", hardware.get("threads"))]
+    if any(machine):
+        yield "machine", _joined(machine)
+    packages = provenance.get("packages") or {}
+    if packages:
+        yield "packages", _joined(_with(name, version) for name, version in packages.items())
+    prompts = provenance.get("prompts") or {}
+    if prompts:
+        counts = (f"{len(prompts[split])} {split}" for split in SPLITS if split in prompts)
+        yield "prompts", _joined([prompts.get("source"), *counts])
+    if provenance.get("seed") is not None:
+        yield "seed", str(provenance["seed"])
+
+
+def _with(name: str, value: Any) -> str | None:
+    return f"{name} {value}" if value else None
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    return ", ".join(str(part) for part in parts if part)

@@ -1,0 +1,155 @@
+"""A bench result as tables and lines that fit the terminal, 60 columns or 200."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.report import text
+from selfspec_tune.report.verdict import STYLES, bench_verdict, headline_method
+from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo
+from selfspec_tune.skip_set import SkipSet
+
+WIDE = 140
+LEGEND = (
+    "tok/s: new tokens over prefill and decoding. MAT: mean tokens accepted per verification, bonus "
+    "included. draft cost: a drafted token's time ÷ a decoded one's. =: the baseline's tokens, tie: within "
+    "the numeric floor, ≠: a mismatch."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the bench table, shown from a console width of ``min_width`` on."""
+
+    header: str
+    min_width: int
+    cell: Callable[[MethodResult, bool], str]
+    justify: Literal["left", "right"] = "right"
+
+
+_COLUMNS = (
+    _Column("end to end", 0, lambda m, wide: text.speedup(m.end_to_end_speedup, _gap(wide))),
+    _Column("decode", 66, lambda m, wide: text.speedup(m.decode_speedup, _gap(wide))),
+    _Column("tok/s", 0, lambda m, _: text.figure(m.tokens_per_second, 1)),
+    _Column("accept", 72, lambda m, _: text.percent(m.acceptance_rate)),
+    _Column("MAT", 76, lambda m, _: text.figure(m.mean_accepted_tokens, 2)),
+    _Column("draft cost", 96, lambda m, _: text.figure(m.draft_cost_fraction, 2)),
+    _Column("lossless", 0, lambda m, wide: lossless(m.lossless, full=wide), "left"),
+    _Column("prompts", 100, lambda m, _: str(m.num_prompts)),
+)
+
+
+def bench_report(result: BenchResult, width: int) -> Group:
+    """Everything a bench says: table, breakdown by task, checks, warnings, and the verdict last."""
+    parts: list[RenderableType] = [
+        Text(bench_title(result), style="bold"),
+        methods_table(result, width),
+        Text(LEGEND, style="dim"),
+    ]
+    headline = headline_method(result)
+    if headline is not None and len(headline.per_task) > 1:
+        parts += [Text(""), tasks_table(headline)]
+    parts += [Text(""), *(Text(line) for line in check_lines(result))]
+    parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
+    parts.append(Text(bench_verdict(result), style=STYLES[result.verdict]))
+    return Group(*parts)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """`bench_report` at the console's width."""
+    console.print(bench_report(result, console.width))
+
+
+def bench_title(result: BenchResult) -> str:
+    """Model, dtype and device, and which prompts were used."""
+    read = ", which the search had read" if result.in_sample else ""
+    return f"{model_line(result.model)} · {result.split} prompts{read}"
+
+
+def model_line(model: ModelInfo) -> str:
+    """``smollm2-135m · bfloat16 · cpu``, as far as it is known."""
+    return " · ".join(part for part in (model.name or model.id, model.dtype, model.device) if part)
+
+
+def methods_table(result: BenchResult, width: int) -> Table:
+    """A row for each method; a narrow console gets fewer columns and the skip set under the name."""
+    wide = width >= WIDE
+    columns = [column for column in _COLUMNS if width >= column.min_width]
+    table = text.table()
+    table.add_column("method", overflow="fold", max_width=None if wide else max(14, width * 3 // 8))
+    if wide:
+        table.add_column("skip", overflow="fold", max_width=32)
+    for column in columns:
+        table.add_column(column.header, justify=column.justify, no_wrap=True)
+    for method in result.methods:
+        name, skip = _label(method, result), skip_text(method, result.model.num_layers)
+        head = [Text(name), Text(skip)] if wide else [_stacked(name, skip)]
+        table.add_row(*head, *(Text(column.cell(method, wide)) for column in columns))
+    return table
+
+
+def tasks_table(method: MethodResult) -> Table:
+    """The method's figures by task."""
+    table = text.table()
+    table.add_column("task")
+    for header in ("prompts", "end to end", "decode", "accept"):
+        table.add_column(header, justify="right")
+    for task, found in sorted(method.per_task.items()):
+        table.add_row(
+            Text(task),
+            str(found.num_prompts),
+            Text(text.speedup(found.end_to_end_speedup)),
+            Text(text.speedup(found.decode_speedup)),
+            text.percent(found.acceptance_rate),
+        )
+    return table
+
+
+def check_lines(result: BenchResult) -> list[str]:
+    """The measurement's own checks: baseline against itself, and against ``model.generate``."""
+    lines = []
+    if result.a_a is not None:
+        lines.append(
+            f"Baseline against itself: {text.speedup(result.a_a.end_to_end)} end to end, "
+            f"{text.speedup(result.a_a.decode)} decode, {result.a_a.num_prompts} prompts."
+        )
+    if result.baseline_vs_generate is not None:
+        lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
+    return lines
+
+
+def lossless(count: LosslessCount, *, full: bool) -> str:
+    """``32 = / 1 tie / 0 ≠``; not ``full``: only what occurred, a line each."""
+    parts = [(count.identical, "="), (count.numerical_ties, "tie"), (count.mismatches, "≠")]
+    if count.sampled:
+        parts.append((count.sampled, "sampled"))
+    if full:
+        return " / ".join(f"{number} {mark}" for number, mark in parts)
+    return "\n".join(f"{number} {mark}" for number, mark in parts if number) or text.UNKNOWN
+
+
+def skip_text(method: MethodResult, num_layers: int) -> str:
+    """The method's skip set in its short form; empty for a method without one."""
+    if method.skip is None:
+        return ""
+    return str(SkipSet(num_layers, tuple(method.skip.attention), tuple(method.skip.mlp)))
+
+
+def _gap(wide: bool) -> str:
+    return " " if wide else "\n"
+
+
+def _label(method: MethodResult, result: BenchResult) -> str:
+    """Its name, or its id where several methods share the name."""
+    namesakes = sum(other.name == method.name for other in result.methods)
+    return method.id if namesakes > 1 else method.name
+
+
+def _stacked(name: str, skip: str) -> Text:
+    return Text(name).append(f"\n{skip}", style="dim") if skip else Text(name)

@@ -1,0 +1,71 @@
+"""The one sentence that matters: is it faster, by how much, on what, and how sure is that."""
+
+from __future__ import annotations
+
+from selfspec_tune.report import text
+from selfspec_tune.results import BenchResult, MethodResult, Score
+
+SELF_SPECULATIVE = "self-speculative"
+STYLES = {
+    "faster": "bold green",
+    "not_faster": "bold yellow",
+    "undecided": "bold yellow",
+    "withheld": "bold red",
+}
+
+
+def headline_method(result: BenchResult) -> MethodResult | None:
+    """The skip set that the bench is about: the first self-speculative method."""
+    return next((method for method in result.methods if method.name == SELF_SPECULATIVE), None)
+
+
+def bench_verdict(result: BenchResult) -> str:
+    """The verdict of a bench as a sentence, with the reason where none is given."""
+    method = headline_method(result)
+    if method is None:
+        return "No skip set was measured, so there is no verdict."
+    if result.verdict == "withheld":
+        return f"Verdict withheld: {_why_withheld(result, method)}"
+    prompts = _prompts(method.num_prompts, result.split, in_sample=result.in_sample)
+    return _sentence(result.verdict, method.end_to_end_speedup, prompts)
+
+
+def score_verdict(score: Score) -> str:
+    """The verdict of a skip.json as a sentence."""
+    if score.verdict == "withheld":
+        return "Verdict withheld: the bench of this skip set says why."
+    return _sentence(score.verdict, score.end_to_end_speedup, _prompts(score.num_prompts, score.split))
+
+
+def _sentence(verdict: str, speedup: text.Bounds | None, prompts: str) -> str:
+    if speedup is None:
+        return f"{verdict.replace('_', ' ').capitalize()}, without an end-to-end speedup, {prompts}."
+    span = text.bounds(speedup) or text.times(speedup.value)
+    measured = f"{text.times(speedup.value)} end to end (95 % interval {span}) {prompts}"
+    if verdict == "faster":
+        return f"{measured}."
+    if verdict == "not_faster":
+        return f"Nothing beats 1.0×: the best found runs at {measured}."
+    return f"Undecided: {measured}; the interval holds 1.0. More prompts or a quieter machine narrow it."
+
+
+def _prompts(number: int, split: str, *, in_sample: bool = False) -> str:
+    if in_sample:
+        return f"on {number} prompts that the search had read (in sample)"
+    return f"on {number} held-out prompts" if split == "test" else f"on {number} prompts of the {split} split"
+
+
+def _why_withheld(result: BenchResult, method: MethodResult) -> str:
+    reasons = []
+    if method.lossless.mismatches:
+        reasons.append(
+            f"{method.lossless.mismatches} of {method.num_runs} runs gave other tokens than the model does, "
+            "so no speedup may be stated."
+        )
+    ratio = result.baseline_vs_generate
+    if ratio is not None and ratio < 1:
+        reasons.append(
+            f"our autoregressive baseline runs at {text.times(ratio)} of model.generate, "
+            "and a gain over a slow baseline is no gain."
+        )
+    return " Also, ".join(reasons) or "the warnings above say why."

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+import selfspec_tune
+from selfspec_tune.cli.app import app
+from selfspec_tune.cli.edge import RESUMABLE
+from selfspec_tune.errors import PromptError, StorageError
+from selfspec_tune.models.aliases import ALIASES
+from selfspec_tune.reporting import Progress, Reporter
+from selfspec_tune.requests import BenchRequest, DraftOptions, ModelOptions, PromptOptions, SearchRequest
+from selfspec_tune.results import BenchResult, SkipConfig
+from tests.results_kit import SKIP, bench_result, save_study, skip_config
+
+
+@dataclass
+class Outcome:
+    """Stands in for the search's outcome."""
+
+    skip_config: SkipConfig
+    bench: BenchResult | None
+    out: Path
+    interrupted: bool = False
+
+
+@dataclass
+class Plan:
+    """Stands in for the search's plan."""
+
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "tiny", "dtype": "float32", "device": "cpu"})
+    splits: dict[str, int] = field(default_factory=lambda: {"calibration": 16, "selection": 16, "test": 32})
+    prompt_tokens: dict[str, int] = field(default_factory=lambda: {"min": 12, "median": 90, "max": 700})
+    num_sublayers: int = 24
+    stages: list[tuple[str, str, float | None]] = field(
+        default_factory=lambda: [("calibrate", "16 prompts", 65.0), ("trials", "until the time ends", None)]
+    )
+    total_seconds: float | None = 725.0
+    memory_bytes: dict[str, int] = field(default_factory=lambda: {"weights": 270 << 20, "cache": 3 << 29})
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Library:
+    """The search and bench packages, scripted: records requests, then answers or raises."""
+
+    searches: list[SearchRequest] = field(default_factory=list)
+    benches: list[BenchRequest] = field(default_factory=list)
+    bench: BenchResult = field(default_factory=bench_result)
+    plan: Plan = field(default_factory=Plan)
+    is_interrupted: bool = False
+    error: BaseException | None = None
+
+    def run_search(self, request: SearchRequest, reporter: Reporter) -> Outcome:
+        self.searches.append(request)
+        self._work(reporter)
+        return Outcome(skip_config(), self.bench, request.out, self.is_interrupted)
+
+    def plan_search(self, request: SearchRequest, reporter: Reporter) -> Plan:
+        self.searches.append(request)
+        self._work(reporter)
+        return self.plan
+
+    def run_bench(self, request: BenchRequest, reporter: Reporter) -> BenchResult:
+        self.benches.append(request)
+        self._work(reporter)
+        return self.bench
+
+    def _work(self, reporter: Reporter) -> None:
+        reporter.stage("load", "tiny")
+        reporter.progress(Progress(1, 2))
+        print("a library that chatters on standard output")
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Library:
+    """The scripted library in place of the real one, in an empty working directory."""
+    fake = Library()
+    for name in ("search", "bench"):
+        module = ModuleType(f"selfspec_tune.{name}")
+        vars(module).update(run_search=fake.run_search, plan_search=fake.plan_search, run_bench=fake.run_bench)
+        monkeypatch.setitem(sys.modules, f"selfspec_tune.{name}", module)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [str(part) for part in arguments])
+
+
+def test_help_names_every_command() -> None:
+    page = run("--help").stdout
+    for command in ("search", "bench", "show", "export", "models"):
+        assert command in page
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version").stdout.strip() == selfspec_tune.__version__
+
+
+def test_a_bare_search_asks_for_the_defaults(library: Library) -> None:
+    assert run("search").exit_code == 0
+    (request,) = library.searches
+    assert request == SearchRequest(out=Path("studies/smollm2-135m-builtin"), timeout_seconds=2700)
+
+
+def test_search_options_reach_the_request(library: Library) -> None:
+    options = "--model org/Tiny --prompts set.jsonl --num-prompts 40 --max-new-tokens 96 --temperature 0.7"
+    options += " --top-p 0.9 --top-k 50 --template raw --out here --trials 9 --timeout 1h --seed 3 --dtype bfloat16"
+    options += " --device cuda:1 --runner reference --policy adaptive --max-draft-tokens 8 --exit-threshold 0.5"
+    options += " --draft-vocab 8192 --trust-remote-code --allow-pickle"
+    assert run("search", *options.split()).exit_code == 0
+    assert library.searches == [
+        SearchRequest(
+            out=Path("here"),
+            model=ModelOptions("org/Tiny", "bfloat16", "cuda:1", "reference", True, True),
+            prompts=PromptOptions("set.jsonl", 40, 96, "raw", 0.7, 0.9, 50, 3),
+            draft=DraftOptions("adaptive", 8, 0.5, "8192"),
+            trials=9,
+            timeout_seconds=3600,
+        )
+    ]
+
+
+def test_search_prints_the_verdict_and_keeps_progress_apart(library: Library) -> None:
+    result = run("search")
+    assert "on 32 held-out prompts" in result.stdout
+    assert "Written to studies/smollm2-135m-builtin" in result.stdout
+    assert "[load] tiny" in result.stderr
+    assert "chatters" not in result.stdout
+
+
+def test_search_json_is_one_object_and_nothing_else(library: Library) -> None:
+    result = run("search", "--json", "--out", "here")
+    value = json.loads(result.stdout)
+    assert value == {"skip_config": skip_config().to_dict(), "bench": library.bench.to_dict(), "out": "here"}
+
+
+def test_quiet_prints_the_result_only(library: Library) -> None:
+    result = run("search", "--quiet")
+    assert "[load]" not in result.stderr
+    assert "on 32 held-out prompts" in result.stdout
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_an_interrupted_search_shows_what_was_found_and_exits_with_130(
+    library: Library, extra: tuple[str, ...]
+) -> None:
+    library.is_interrupted = True
+    result = run("search", *extra)
+    assert result.exit_code == 130
+    assert RESUMABLE in result.stderr
+    assert "attention" in result.stdout or "attn" in result.stdout
+
+
+def test_ctrl_c_says_how_to_resume(library: Library) -> None:
+    library.error = KeyboardInterrupt()
+    result = run("search")
+    assert result.exit_code == 130
+    assert result.stderr.strip().endswith(RESUMABLE)
+
+
+def test_an_interrupted_bench_does_not_promise_to_resume(library: Library) -> None:
+    library.error = KeyboardInterrupt()
+    result = run("bench")
+    assert result.exit_code == 130
+    assert result.stderr.strip().endswith("interrupted")
+
+
+def test_a_dry_run_prints_the_plan_and_searches_nothing(library: Library) -> None:
+    result = run("search", "--dry-run")
+    for part in (
+        "16 calibration",
+        "median 90",
+        "270 MiB weights, 1.5 GiB cache",
+        "calibrate",
+        "1:05",
+        "12:05",
+    ):
+        assert part in result.stdout
+    library.plan = Plan(total_seconds=None)
+    assert "cannot be estimated" in run("search", "--dry-run").stdout
+    assert json.loads(run("search", "--dry-run", "--json").stdout)["num_sublayers"] == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--trials 0", "--trials 0: expected at least 1"),
+        ("--timeout 0", "--timeout 0s: expected a positive duration"),
+        ("--timeout soon", "'soon' is no duration"),
+        ("--num-prompts 0", "--num-prompts 0: expected at least 1"),
+        ("--max-new-tokens 1", "--max-new-tokens 1: expected at least 2"),
+        ("--top-p 0", "--top-p 0.0: expected above 0"),
+        ("--draft-vocab many", "--draft-vocab 'many': expected auto, full"),
+        ("--dtype int3", "int3"),
+        ("--max-draft-tokens 0", "--max-draft-tokens"),
+    ],
+)
+def test_a_bad_option_exits_with_2_before_anything_runs(library: Library, options: str, message: str) -> None:
+    result = run("search", *options.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert library.searches == []
+
+
+def test_a_usage_error_of_the_library_is_one_line_and_exits_with_2(library: Library) -> None:
+    library.error = PromptError("set.jsonl holds no prompts; expected at least one. Check the file.")
+    result = run("search", "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == f"error: {library.error}"
+    assert "Traceback" not in result.stderr
+
+
+def test_a_failed_run_exits_with_1(library: Library) -> None:
+    library.error = StorageError("Cannot write here.")
+    assert run("bench").exit_code == 1
+
+
+def test_the_unexpected_is_one_line_with_a_hint(library: Library) -> None:
+    library.error = ValueError("boom\nwith details")
+    result = run("bench")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "error: ValueError: boom (run with --debug to see where)"
+
+
+def test_debug_shows_the_traceback(library: Library) -> None:
+    library.error = PromptError("nothing there")
+    result = run("search", "--debug")
+    assert "Traceback" in result.stderr
+    assert "in _work" in result.stderr
+    assert result.exit_code == 2
+
+
+def test_a_bare_bench_overrides_nothing(library: Library) -> None:
+    assert run("bench").exit_code == 0
+    assert library.benches == [BenchRequest()]
+
+
+def test_bench_passes_on_only_what_was_given(library: Library) -> None:
+    options = "a.json b.json --model tiny --num-prompts 12 --temperature 0 --rounds 2 --reference-prompts 4"
+    options += " --no-references --allow-calibration --allow-pickle"
+    assert run("bench", *options.split(), "--skip-set", "attn 2-3", "--skip-set", "c.json").exit_code == 0
+    assert library.benches == [
+        BenchRequest(
+            skip_files=(Path("a.json"), Path("b.json")),
+            skip_sets=("attn 2-3", "c.json"),
+            model_overrides=(("name", "tiny"), ("allow_pickle", True)),
+            prompt_overrides=(("num_prompts", 12), ("temperature", 0.0)),
+            rounds=2,
+            reference_prompts=4,
+            uniform_and_random=False,
+            allow_calibration=True,
+        )
+    ]
+
+
+def test_bench_json_is_the_result_and_nothing_else(library: Library) -> None:
+    value = json.loads(run("bench", "--json").stdout)
+    assert value == library.bench.to_dict()
+    assert (value["schema"], value["version"]) == ("selfspec-tune/bench", 1)
+
+
+def test_bench_writes_the_files_it_is_asked_for(library: Library) -> None:
+    tables = ("--csv", "t/a.csv", "--parquet", "t/a.parquet")
+    result = run("bench", *tables, "--out", "t/bench.json", "--spec-bench", "t/ours.jsonl")
+    assert result.exit_code == 0, result.stderr
+    names = [method.name for method in library.bench.methods]
+    assert list(pd.read_csv("t/a.csv")["name"]) == names
+    assert list(pd.read_parquet("t/a.parquet")["name"]) == names
+    assert BenchResult.load("t/bench.json").to_dict() == library.bench.to_dict()
+    rows = [json.loads(line) for line in Path("t/ours.jsonl").read_text().splitlines()]
+    assert len(rows) == 32
+    assert {row["model_id"] for row in rows} == {"self-speculative"}
+    assert not Path("t/ours-autoregressive.jsonl").exists()
+
+
+def test_spec_bench_rows_of_the_baseline_need_the_runs_text(library: Library) -> None:
+    library.bench = bench_result(run_fields={"text": "an answer"})
+    assert run("bench", "--spec-bench", "ours.jsonl").exit_code == 0
+    rows = [json.loads(line) for line in Path("ours-autoregressive.jsonl").read_text().splitlines()]
+    assert {row["model_id"] for row in rows} == {"autoregressive"}
+    assert rows[0]["choices"][0]["turns"] == ["an answer"]
+
+
+def test_an_output_that_cannot_be_written_stops_the_bench_before_it_runs(library: Library) -> None:
+    Path("file").write_text("")
+    Path("folder").mkdir()
+    assert run("bench", "--csv", "file/a.csv").exit_code == 1
+    result = run("bench", "--out", "folder")
+    assert result.exit_code == 2
+    assert "folder is a folder" in result.stderr
+    assert library.benches == []
+
+
+def test_show_takes_the_newest_study(library: Library) -> None:
+    save_study(Path("studies/old"))
+    newer = save_study(Path("studies/new"), skip_config(provenance={"seed": 99}))
+    os.utime("studies/old/skip.json", (1, 1))
+    assert "99" in run("show").stdout
+    value = json.loads(run("show", "--json").stdout)
+    assert value["out"] == str(newer)
+    assert value["bench"]["schema"] == "selfspec-tune/bench"
+
+
+def test_show_reads_single_files(library: Library) -> None:
+    study = save_study(Path("study"))
+    assert json.loads(run("show", study / "skip.json", "--json").stdout) == skip_config().to_dict()
+    assert json.loads(run("show", study / "bench.json", "--json").stdout) == bench_result().to_dict()
+    assert "attn ██···████·██" in run("show", study / "skip.json").stdout
+    assert "Baseline against itself" in run("show", study / "bench.json").stdout
+    both = run("show", study).stdout
+    assert "attn ██···████·██" in both
+    assert "Baseline against itself" in both
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), ("{", "not valid JSON"), ('{"schema": "other"}', "expected schema")],
+)
+def test_show_explains_a_bad_file(library: Library, content: str | None, message: str) -> None:
+    if content is not None:
+        Path("skip.json").write_text(content)
+    result = run("show", "skip.json")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_show_without_any_study_says_how_to_make_one(library: Library) -> None:
+    result = run("show")
+    assert result.exit_code == 2
+    assert "selfspec-tune search" in result.stderr
+    Path("empty").mkdir()
+    assert "holds neither skip.json nor bench.json" in run("show", "empty").stderr
+
+
+def test_export_writes_dialects(library: Library) -> None:
+    study = save_study(Path("study"))
+    value = json.loads(run("export", study / "skip.json", "--format", "self-sd").stdout)
+    assert value == {"tiny": SKIP.to_dict()}
+    assert run("export", study / "skip.json", "--format", "swift", "--task", "qa", "--out", "s.json").exit_code == 0
+    assert json.loads(Path("s.json").read_text()) == {"tiny_qa": SKIP.to_dict()}
+
+
+def test_export_explains_what_a_dialect_cannot_say(library: Library) -> None:
+    study = save_study(Path("study"))
+    result = run("export", study / "skip.json", "--format", "layerskip")
+    assert result.exit_code == 2
+    assert "layers" in result.stderr
+
+
+def test_export_converts_other_dialects_once_the_model_is_named(library: Library) -> None:
+    Path("flags.json").write_text(json.dumps([0, 1] * 40))
+    unnamed = run("export", "flags.json", "--format", "self-sd")
+    assert unnamed.exit_code == 2
+    assert "name it with --model" in unnamed.stderr
+    named = run("export", "flags.json", "--format", "self-sd", "--model", "llama-2-13b")
+    assert json.loads(named.stdout) == {"llama-2-13b": {"attention": [], "mlp": list(range(40))}}
+
+
+def test_export_takes_the_depth_from_a_local_model(library: Library) -> None:
+    Path("exit.json").write_text('{"exit_layer": 4}')
+    Path("local").mkdir()
+    Path("local/config.json").write_text('{"num_hidden_layers": 6}')
+    value = json.loads(run("export", "exit.json", "--format", "economize", "--model", "local").stdout)
+    assert value == {"skip_layers": [5, 6]}
+    Path("local/config.json").write_text("{}")
+    assert "no num_hidden_layers" in run("export", "exit.json", "--format", "economize", "--model", "local").stderr
+    unknown = run("export", "exit.json", "--format", "economize", "--model", "lama-2-13b")
+    assert unknown.exit_code == 2
+    assert "Did you mean llama-2-13b" in unknown.stderr
+
+
+def test_models_lists_the_aliases() -> None:
+    value = json.loads(run("models", "--json").stdout)
+    assert value.keys() == ALIASES.keys()
+    assert value["smollm2-135m"]["embedded"] is True
+    assert "embedded" in run("models").stdout

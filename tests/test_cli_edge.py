@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from selfspec_tune.cli import app, output
+from selfspec_tune.report.live import LiveReporter
+from selfspec_tune.report.plain import PlainReporter
+from selfspec_tune.reporting import SilentReporter
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_the_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with output.progress(quiet=False) as reporter:
+        assert isinstance(reporter, LiveReporter)
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with output.progress(quiet=False) as reporter:
+        assert isinstance(reporter, PlainReporter)
+
+
+def test_quiet_gets_nothing() -> None:
+    with output.progress(quiet=True) as reporter:
+        assert isinstance(reporter, SilentReporter)
+
+
+def test_the_entry_point_survives_a_terminal_without_block_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="latin-1"))
+    monkeypatch.setattr(sys, "argv", ["selfspec-tune", "models"])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    sys.stdout.flush()
+    assert ended.value.code == 0
+    assert b"llama-2-13b" in buffer.getvalue()

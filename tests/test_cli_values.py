@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from selfspec_tune.cli.options import Dtype, complete_model
+from selfspec_tune.cli.search import budget_seconds, default_folder
+from selfspec_tune.cli.values import given, parse_duration, parse_vocabulary, slug
+from selfspec_tune.errors import BudgetError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("45m", 2700),
+        ("1h30m", 5400),
+        ("2H", 7200),
+        ("1.5h", 5400),
+        ("1m5s", 65),
+        ("0", 0),
+    ],
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5m", "5 m", "30m1h", "m", "1d"])
+def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(BudgetError, match="no duration; expected a form like 90, 90s, 45m"):
+        parse_duration(text)
+
+
+def test_without_any_budget_a_search_takes_45_minutes() -> None:
+    assert budget_seconds(None, None) == 2700
+    assert budget_seconds(10, None) is None
+    assert budget_seconds(10, "1h") == 3600
+
+
+def test_only_given_options_count() -> None:
+    found = given(dtype=Dtype.FLOAT32, seed=0, top_p=None, allow_pickle=False, trust_remote_code=True)
+    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True}
+    assert type(found["dtype"]) is str
+
+
+@pytest.mark.parametrize("text", [None, "auto", "full", "8192"])
+def test_draft_vocabularies_are_read(text: str | None) -> None:
+    assert parse_vocabulary(text) == text
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "half", ""])
+def test_other_draft_vocabularies_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected auto, full, or a positive number"):
+        parse_vocabulary(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("meta-llama/Llama-2-13b-hf", "llama-2-13b-hf"),
+        ("/models/My Model/", "my-model"),
+        ("models/tiny.Q4_K.gguf", "tiny.q4-k"),
+        ("gsm8k:questions.jsonl", "gsm8k-questions"),
+        ("...", "unnamed"),
+    ],
+)
+def test_slugs_are_fit_for_folders(text: str, name: str) -> None:
+    assert slug(text) == name
+
+
+def test_a_study_is_named_after_model_and_prompts() -> None:
+    assert str(default_folder("org/Tiny", "data/My set.csv")) == "studies/tiny-my-set"
+
+
+def test_the_shell_completes_aliases() -> None:
+    assert "llama-2-13b" in complete_model("Llama-2")
+    assert complete_model("nothing-like-it") == []
