@@ -55,7 +55,7 @@ def test_a_relative_directory_gets_an_absolute_id(tiny_llama_dir: Path, monkeypa
     monkeypatch.chdir(tiny_llama_dir.parent)
     loaded = load(f"./{tiny_llama_dir.name}")
     assert loaded.name == f"./{tiny_llama_dir.name}"
-    assert loaded.id == str(tiny_llama_dir.resolve())
+    assert loaded.id == str(tiny_llama_dir)
 
 
 def test_the_asked_dtype_is_loaded(tiny_qwen2_dir: Path) -> None:

@@ -17,7 +17,8 @@ class LoadedModel:
 
     Attributes:
         name: what the user asked for.
-        id: a name that loads the same model again from anywhere on this machine.
+        id: a name that loads the same model again: hub id, or the path as it was given (files to
+            publish then carry no more of a machine than its user typed).
         source: "hub", "local", "gguf" or "embedded".
         context_length: most tokens, prompt and answer together.
         eos_token_ids: tokens at which ``model.generate`` stops; may be empty.

@@ -67,7 +67,7 @@ def _embedded(name: str) -> Origin:
 
 def _local(name: str, directory: Path) -> Origin:
     if (directory / "config.json").is_file():
-        return Origin(name, str(directory), "local", str(directory), "local directory")
+        return Origin(name, name, "local", str(directory), "local directory")
     weights = sorted(directory.glob("*.gguf"))
     hint = f"Give the file itself: {weights[0]}" if weights else "Give the directory that holds it."
     raise UnknownModelError(f"The directory {name!r} is no model: it has no config.json. {hint}")
@@ -75,7 +75,7 @@ def _local(name: str, directory: Path) -> Origin:
 
 def _gguf(name: str, path: Path) -> Origin:
     if path.suffix.lower() == ".gguf":
-        return Origin(name, str(path), "gguf", str(path))
+        return Origin(name, name, "gguf", str(path))
     raise UnknownModelError(
         f"The file {name!r} is no model: expected a .gguf file, or the directory that holds config.json."
     )

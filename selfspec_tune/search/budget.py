@@ -9,11 +9,11 @@ from selfspec_tune.search.replay import CostModel
 from selfspec_tune.search.setting import Setting
 
 # Trials shorter than this measure noise; longer ones cost more than they tell.
-TRIAL_TOKENS = 32
-TRIAL_ITEMS = 10
+TRIAL_TOKENS = 24
+TRIAL_ITEMS = 8
 SELECTION_TOKENS = 96
 NUM_FINALISTS = 4
-NUM_SELECTION_ITEMS = 12
+NUM_SELECTION_ITEMS = 8
 NUM_REFERENCE_ITEMS = 4
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
@@ -92,8 +92,8 @@ def shares_of(setting: Setting, costs: CostModel) -> Shares:
 
 
 def proxy_seconds(timeout_seconds: float | None) -> float:
-    """Time for candidates without decoding: a sixth; two minutes where only trials are bounded."""
-    return 120.0 if timeout_seconds is None else timeout_seconds / 6
+    """Time for candidates without decoding: a ninth; two minutes where only trials are bounded."""
+    return 120.0 if timeout_seconds is None else timeout_seconds / 9
 
 
 def max_trials(trials: int | None, timeout_seconds: float | None) -> int:

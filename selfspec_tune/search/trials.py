@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import WilcoxonPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
@@ -37,6 +38,8 @@ LOSSY = "lossy"
 _ORIGIN = "origin"
 # The pruner's test cannot reach 5 % with fewer pairs than five.
 _FEWEST_PAIRS = 5
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class MeasuredStudy:
                 storage=JournalStorage(backend),
                 direction="maximize",
                 load_if_exists=True,
-                pruner=WilcoxonPruner(p_threshold=0.05, n_startup_steps=_FEWEST_PAIRS),
+                pruner=_pruner(),
             )
             # The same seed on resuming would repeat the same draws.
             started = len(self._study.trials)
@@ -176,6 +179,12 @@ class MeasuredStudy:
         if self._settings.policy is not PolicyKind.FIXED:
             space["exit_threshold"] = CategoricalDistribution(EXIT_THRESHOLDS)
         return space
+
+
+def _pruner() -> WilcoxonPruner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return WilcoxonPruner(p_threshold=0.05, n_startup_steps=_FEWEST_PAIRS)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
