@@ -59,13 +59,13 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     write_atomic(path, text + "\n")
 
 
-def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
-    """Add ``value`` as one line, on disk when this returns; one writer a file.
+def append_jsonl(path: str | os.PathLike[str], *values: Any) -> None:
+    """Add each of ``values`` as a line, in one write, on disk when this returns; one writer a file.
 
     A line torn by an earlier crash is cut off first. Raises `StorageError`; what a failed
-    write left of its line is taken back.
+    write left of its lines is taken back.
     """
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    lines = b"".join(json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n" for value in values)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
             end = _end_of_last_line(file.fileno())
             os.ftruncate(file.fileno(), end)
             try:
-                _write_all(file.fileno(), line)
+                _write_all(file.fileno(), lines)
             except OSError:
                 os.ftruncate(file.fileno(), end)
                 raise

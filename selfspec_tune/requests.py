@@ -11,6 +11,7 @@ from pathlib import Path
 from selfspec_tune.errors import BudgetError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_NUM_PROMPTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,13 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """Which prompts, and how they are continued. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all."""
+    """Which prompts, and how they are continued. ``num_prompts`` None: 64, or all where there are fewer.
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all.
+    """
 
     source: str = "builtin"
-    num_prompts: int = 64
+    num_prompts: int | None = None
     max_new_tokens: int = 128
     template: str = "auto"
     temperature: float = 0.0
@@ -39,10 +43,12 @@ class PromptOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_prompts < 1:
+        if self.num_prompts is not None and self.num_prompts < 1:
             raise UsageError(f"--num-prompts {self.num_prompts}: expected at least 1.")
         if self.max_new_tokens < 2:
             raise UsageError(f"--max-new-tokens {self.max_new_tokens}: expected at least 2.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: expected 0 or more.")
         if self.temperature < 0:
             raise UsageError(f"--temperature {self.temperature}: expected 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
@@ -97,3 +103,12 @@ class BenchRequest:
     reference_prompts: int = 8
     uniform_and_random: bool = True
     allow_calibration: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reference_prompts < 1:
+            raise UsageError(
+                f"--reference-prompts {self.reference_prompts}: expected at least 1; without model.generate beside it "
+                "no speedup is stated."
+            )
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds}: expected at least 1.")

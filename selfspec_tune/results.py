@@ -221,7 +221,7 @@ class BenchResult(Document):
 
     ``a_a`` is the baseline against itself; ``baseline_vs_generate`` is total time of
     ``model.generate`` over ours, above 1 when our baseline is faster; ``in_sample`` says
-    that prompts were used which the search had read.
+    that prompts were used which the search had read; ``withheld_because`` why there is no verdict.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/bench"
@@ -233,6 +233,7 @@ class BenchResult(Document):
     methods: list[MethodResult]
     a_a: NullRun | None = None
     baseline_vs_generate: float | None = None
+    withheld_because: list[str] = []
     warnings: list[str] = []
     in_sample: bool = False
     split: str = "test"
@@ -255,9 +256,13 @@ class DraftSettings(Record):
 
 
 class Score(Record):
-    """What the skip set achieved on prompts that the search never read, and on which split."""
+    """What the skip set achieved on prompts that the search never read, and on which split.
 
-    verdict: Verdict | Literal["withheld"]
+    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here).
+    """
+
+    verdict: Verdict
+    withheld_because: list[str] = []
     end_to_end_speedup: Ratio | None = None
     decode_speedup: Ratio | None = None
     acceptance_rate: float | None = None
@@ -307,6 +312,7 @@ class StudyConfig(Document):
     dtype: str
     device: str
     prompts: str = "builtin"
+    prompts_hash: str = ""
     num_prompts: int | None = None
     template: str = "auto"
     max_new_tokens: int = 128

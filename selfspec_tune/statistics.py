@@ -126,6 +126,17 @@ def excludes_one(interval: Interval) -> bool:
     return interval.low > 1.0 or interval.high < 1.0
 
 
+def has_excess_ties(ties: int, runs: int, reference_ties: int, reference_runs: int) -> bool:
+    """Whether ``ties`` of ``runs`` is surely more than twice the rate of a reference.
+
+    One-sided binomial test at 1 %; the reference's rate is taken as (ties + 1) / (runs + 1),
+    so that few reference runs without a tie do not count as proof of none.
+    """
+    rate = min(1.0, 2 * (reference_ties + 1) / (reference_runs + 1))
+    tail = sum(math.comb(runs, k) * rate**k * (1 - rate) ** (runs - k) for k in range(ties, runs + 1))
+    return tail < 0.01
+
+
 def verdict(interval: Interval) -> Verdict:
     """What a speedup's interval allows to say; undecided when it reaches from gain to loss."""
     if interval.low > 1.0:

@@ -26,7 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models"}),
     frozenset({"engine"}),
     frozenset({"measure"}),
-    frozenset({"bench", "search"}),
+    frozenset({"bench"}),
+    frozenset({"search"}),
     frozenset({"export", "report"}),
     frozenset({"__main__", "cli"}),
 )

@@ -51,11 +51,11 @@ def test_the_description_is_plain_data(tiny_llama_dir: Path) -> None:
     }
 
 
-def test_a_relative_directory_gets_an_absolute_id(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_model_keeps_the_path_as_it_was_given(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_llama_dir.parent)
     loaded = load(f"./{tiny_llama_dir.name}")
     assert loaded.name == f"./{tiny_llama_dir.name}"
-    assert loaded.id == str(tiny_llama_dir)
+    assert loaded.id == f"./{tiny_llama_dir.name}"
 
 
 def test_the_asked_dtype_is_loaded(tiny_qwen2_dir: Path) -> None:

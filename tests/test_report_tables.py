@@ -140,7 +140,7 @@ def test_a_bench_without_a_skip_set_has_no_verdict() -> None:
 def test_a_score_names_its_split() -> None:
     score = Score(verdict="faster", end_to_end_speedup=FASTER, split="selection", num_prompts=8)
     assert score_verdict(score).endswith("on 8 prompts of the selection split.")
-    assert score_verdict(Score(verdict="withheld")).startswith("Verdict withheld")
+    assert score_verdict(Score(verdict="undecided", withheld_because=["slow"])) == "Verdict withheld: slow"
     assert score_verdict(Score(verdict="undecided", num_prompts=2)) == (
         "Undecided, without an end-to-end speedup, on 2 held-out prompts."
     )

@@ -49,43 +49,43 @@ class Contest:
 
     def run(self, reporter: Reporter) -> list[PairedRun]:
         """Measure every block that is not in the log; all records, logged ones included."""
-        runs = self._logged()
-        finished = {(run.method, run.prompt_id, run.round) for run in runs}
         sequence = list(blocks(self.items, self.rounds))
-        pending = [block for block in sequence if not self._is_finished(block, finished)]
+        logged = self._logged()
+        runs: list[PairedRun] = []
+        pending: list[Block] = []
+        for block in sequence:
+            records = [logged.get((arm.id, *_key(block))) for arm in self.arms_of(block)]
+            if all(records):
+                runs += [record for record in records if record is not None]
+            else:
+                pending.append(block)
         if pending:
             self._warm_up()
-        for block in pending:
-            done = len(sequence) - len(pending) + pending.index(block)
+        for done, block in enumerate(pending, start=len(sequence) - len(pending)):
             reporter.progress(Progress(done, len(sequence), detail=block.item.id))
-            records = measure_block(self.workload, self._baseline, self.arms_of(block), block, self.check)
-            self._write(records)
-            runs += records
+            measured = measure_block(self.workload, self._baseline, self.arms_of(block), block, self.check)
+            if self.log is not None:
+                append_jsonl(self.log, *(record.to_dict() for record in measured))
+            runs += measured
         reporter.progress(Progress(len(sequence), len(sequence)))
         return runs
-
-    def _is_finished(self, block: Block, finished: set[tuple[str, str, int]]) -> bool:
-        return all((arm.id, block.item.id, block.round) in finished for arm in self.arms_of(block))
 
     def _warm_up(self) -> None:
         """Every arm once, at full length on the longest item, so that nothing grows while timed."""
         longest = max(self.items, key=lambda item: len(item.tokens) + item.limits.max_new_tokens)
-        self.workload.runner.reserve(len(longest.tokens) + longest.limits.max_new_tokens + 1)
+        self.workload.runner.reserve(len(longest.tokens) + longest.limits.max_new_tokens)
         for arm in [self._baseline, *self.arms]:
             arm.decode(shortened(longest, 8))
 
-    def _logged(self) -> list[PairedRun]:
-        if self.log is None or not self.log.exists():
-            return []
-        known = {arm.id for arm in self.arms}
-        wanted = {item.id for item in self.items}
-        records = [PairedRun.model_validate(row) for row in read_jsonl(self.log)]
-        return [run for run in records if run.method in known and run.prompt_id in wanted]
+    def _logged(self) -> dict[tuple[str, str, str, int], PairedRun]:
+        """Records of the log by method, item, prompt and round."""
+        rows = read_jsonl(self.log) if self.log is not None else []
+        records = [PairedRun.model_validate(row) for row in rows]
+        return {(run.method, run.prompt_id, run.prompt_hash, run.round): run for run in records}
 
-    def _write(self, records: Sequence[PairedRun]) -> None:
-        if self.log is not None:
-            for record in records:
-                append_jsonl(self.log, record.to_dict())
+
+def _key(block: Block) -> tuple[str, str, int]:
+    return block.item.id, block.item.prompt.hash, block.round
 
 
 def shortened(item: WorkItem, max_new_tokens: int) -> WorkItem:

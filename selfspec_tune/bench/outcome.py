@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from selfspec_tune.measure.arms import GENERATE, NULL, SELF_SPECULATIVE, Arm
+from selfspec_tune.measure.arms import EMPTY, GENERATE, NULL, SELF_SPECULATIVE, Arm
 from selfspec_tune.measure.workload import Workload
+from selfspec_tune.provenance import load_average, num_cores
 from selfspec_tune.results import BenchResult, MethodResult, ModelInfo, NullRun, PairedRun
-from selfspec_tune.statistics import noise_warnings, verdict
+from selfspec_tune.statistics import Interval, has_excess_ties, noise_warnings, verdict
 from selfspec_tune.summary import end_to_end_times, summarise, summarise_baseline
+
+_EXCESS_TIES = (
+    "Numerical ties are more than twice as frequent as with nothing skipped, so verification alone does not explain "
+    "them: the verdict is withheld. Run in --dtype float32, where every token must be equal."
+)
 
 
 def bench_result(
@@ -34,19 +39,28 @@ def bench_result(
     main = next((method for method in methods if method.name == SELF_SPECULATIVE), None)
     null = _null_run(of_arm.get(NULL, []), seed)
     ratio = baseline_vs_generate(of_arm.get(GENERATE, []))
-    warnings = _warnings(main, null, ratio, runs)
+    empty = next((method for method in methods if method.id == EMPTY), None)
+    withheld = _reasons_to_withhold(main, empty, ratio)
     return BenchResult(
         model=ModelInfo.model_validate(workload.loaded.describe()),
-        verdict=_verdict(main, ratio),
+        verdict="withheld" if withheld else verdict(_end_to_end(main)),
+        withheld_because=withheld,
         methods=methods,
         a_a=null,
         baseline_vs_generate=ratio,
-        warnings=warnings,
+        warnings=withheld + _noise(main, null, runs),
         in_sample=in_sample,
         split=split,
         provenance=provenance,
         runs=list(runs),
     )
+
+
+def _has_excess_ties(main: MethodResult | None, empty: MethodResult | None) -> bool:
+    if main is None or empty is None:
+        return False
+    ties, reference = main.lossless.numerical_ties, empty.lossless.numerical_ties
+    return has_excess_ties(ties, main.num_runs, reference, empty.num_runs)
 
 
 def baseline_vs_generate(runs: Sequence[PairedRun]) -> float | None:
@@ -73,33 +87,40 @@ def _null_run(runs: Sequence[PairedRun], seed: int) -> NullRun | None:
     )
 
 
-def _verdict(main: MethodResult | None, ratio: float | None) -> Any:
-    if main is None or main.end_to_end_speedup is None or (ratio is not None and ratio < 1.0):
-        return "withheld"
-    return verdict(main.end_to_end_speedup)
+def _end_to_end(main: MethodResult | None) -> Interval:
+    speedup = main.end_to_end_speedup if main else None
+    assert speedup is not None, "a reason to withhold was missed"
+    return speedup
 
 
-def _warnings(
-    main: MethodResult | None, null: NullRun | None, ratio: float | None, runs: Sequence[PairedRun]
-) -> list[str]:
-    warnings = noise_warnings(
-        a_a=null.end_to_end if null else None,
-        seconds=_repeats(runs),
-        load_average=os.getloadavg()[0],
-        cores=os.cpu_count(),
-        num_prompts=main.num_prompts if main else None,
-    )
-    if ratio is not None and ratio < 1.0:
-        warnings.append(
-            f"Our baseline took {1 / ratio:.2f} times as long as model.generate, so a speedup over it would flatter: "
-            "the verdict is withheld. Run again on a quiet machine; if it stays, use --runner fast or report a bug."
-        )
-    if main is not None and main.lossless.mismatches:
-        warnings.append(
+def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, ratio: float | None) -> list[str]:
+    """Why no verdict may be given; empty where one may."""
+    if main is None:
+        return ["No skip set was measured."]
+    reasons = []
+    if main.lossless.mismatches:
+        reasons.append(
             f"{main.lossless.mismatches} of {main.num_runs} runs differ from the baseline by more than a numerical "
             "tie: the output is not lossless, so no speedup is stated. Run in --dtype float32 to tell why."
         )
-    return warnings
+    if _has_excess_ties(main, empty):
+        reasons.append(_EXCESS_TIES)
+    if ratio is not None and ratio < 1.0:
+        reasons.append(
+            f"Our baseline took {1 / ratio:.2f} times as long as model.generate, so a speedup over it would flatter. "
+            "Run again on a quiet machine; if it stays, use --runner fast or report a bug."
+        )
+    return reasons
+
+
+def _noise(main: MethodResult | None, null: NullRun | None, runs: Sequence[PairedRun]) -> list[str]:
+    return noise_warnings(
+        a_a=null.end_to_end if null else None,
+        seconds=_repeats(runs),
+        load_average=load_average(),
+        cores=num_cores(),
+        num_prompts=main.num_prompts if main else None,
+    )
 
 
 def _repeats(runs: Sequence[PairedRun]) -> dict[str, list[float]]:

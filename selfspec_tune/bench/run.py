@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from selfspec_tune.bench.contest import Contest
+from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
 from selfspec_tune.draft import Draft
@@ -16,6 +16,7 @@ from selfspec_tune.engine import autoregressive
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import (
+    EMPTY,
     NULL,
     SELF_SPECULATIVE,
     Arm,
@@ -23,17 +24,18 @@ from selfspec_tune.measure.arms import (
     generate_arm,
     self_speculative_arm,
 )
-from selfspec_tune.measure.lossless import LosslessCheck, numeric_floor
+from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
 from selfspec_tune.measure.pairs import draft_text
-from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
-from selfspec_tune.prompts import Prompt, load_prompts
+from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest, PromptOptions
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.skip_set import SkipSet
 
-_FLOOR_TOKENS = 36
+_FLOOR_ITEMS = 4
+_FLOOR_TOKENS = 24
 
 
 def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
@@ -47,10 +49,10 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     items = workload.items(prompts)
     contest = Contest(
         workload,
-        make_check(workload, items[0]),
+        make_check(workload, items),
         items,
         contenders,
-        _references(workload, contenders[0], request),
+        reference_arms(workload, contenders[0], uniform_and_random=request.uniform_and_random),
         num_reference_items=min(request.reference_prompts, len(items)),
         rounds=request.rounds,
     )
@@ -74,20 +76,19 @@ def choose_prompts(
     ``num_prompts`` given, as many unread ones of the source. Raises `PromptError` where
     too few remain.
     """
-    asked = dict(request.prompt_overrides).get("num_prompts")
     read = frozenset(h for config in configs for h in config.prompt_hashes("calibration", "selection"))
+    is_asked = "num_prompts" in dict(request.prompt_overrides)
     if request.allow_calibration:
-        drawn = load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
+        drawn = load_some(options)
         return list(drawn), any(prompt.hash in read for prompt in drawn)
-    if asked is None:
-        drawn = load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
-        unread = [prompt for prompt in drawn if prompt.hash not in read]
-        wanted = 1
-    else:
-        everything = load_prompts(options.source)
-        pool = [prompt for prompt in everything if prompt.hash not in read]
+    if is_asked and options.num_prompts is not None:
         wanted = options.num_prompts
-        unread = pool if len(pool) < wanted else _draw(options, read, wanted)
+        in_order = load_prompts(options.source, seed=options.seed)
+        ordered = draw_prompts(in_order, len(in_order), seed=options.seed)
+        unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
+    else:
+        wanted = 1
+        unread = [prompt for prompt in load_some(options) if prompt.hash not in read]
     if len(unread) < wanted:
         raise PromptError(
             f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. "
@@ -96,20 +97,17 @@ def choose_prompts(
     return unread, False
 
 
-def _draw(options: PromptOptions, read: frozenset[str], wanted: int) -> list[Prompt]:
-    """The first ``wanted`` unread prompts in the seeded, task-stratified order."""
-    everything = load_prompts(options.source)
-    ordered = load_prompts(options.source, num_prompts=len(everything), seed=options.seed)
-    return [prompt for prompt in ordered if prompt.hash not in read][:wanted]
-
-
-def make_check(workload: Workload, item: WorkItem) -> LosslessCheck:
-    """A lossless check whose numeric floor is measured on the answer to ``item``."""
-    sampled = not workload.sampler.greedy
-    limits = type(item.limits)(min(_FLOOR_TOKENS, item.limits.max_new_tokens), item.limits.eos_token_ids)
-    answer = autoregressive(workload.runner, item.tokens, limits, workload.sampler).tokens
-    floor = numeric_floor(workload.runner, item, answer, dtype=workload.loaded.dtype)
-    return LosslessCheck(workload.runner, floor, sampled=sampled)
+def make_check(workload: Workload, items: Sequence[WorkItem]) -> LosslessCheck:
+    """A lossless check whose numeric floor is the largest found on the answers to a few items."""
+    runner, dtype = workload.runner, workload.loaded.dtype
+    if dtype == torch.float32 or not workload.sampler.greedy:
+        return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
+    floor = 0.0
+    for item in items[:_FLOOR_ITEMS]:
+        short = shortened(item, _FLOOR_TOKENS)
+        answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
+        floor = max(floor, numeric_floor(runner, item, answer))
+    return LosslessCheck(runner, floor)
 
 
 def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
@@ -145,14 +143,17 @@ def contender(workload: Workload, draft: Draft) -> Arm:
     return self_speculative_arm(workload, draft, arm_id)
 
 
-def _references(workload: Workload, main: Arm, request: BenchRequest) -> list[Arm]:
-    """The A-A run, model.generate, and uniform and random skipping of as many sub-layers."""
-    if request.reference_prompts < 1:
-        return []
+def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -> list[Arm]:
+    """The A-A run, model.generate, the empty set, and uniform and random skipping of as many sub-layers."""
+    assert main.draft is not None
     arms = [autoregressive_arm(workload, NULL), generate_arm(workload)]
-    if not request.uniform_and_random or main.draft is None or main.draft.skip_set.is_empty:
-        return arms
     skip_set = main.draft.skip_set
+    if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
+        # What verification alone does to the output: the yardstick for numerical ties.
+        empty = Draft(SkipSet.empty(skip_set.num_layers), main.draft.policy)
+        arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
+    if not uniform_and_random or skip_set.is_empty:
+        return arms
     counts = len(skip_set.attention), len(skip_set.mlp)
     others = {
         "uniform": SkipSet.uniform(skip_set.num_layers, *counts),

@@ -38,7 +38,7 @@ class Source:
 def gather(request: BenchRequest) -> list[Source]:
     """The request's skip sets, files first; with none given, the newest study's."""
     sources = [_read(path) for path in request.skip_files]
-    sources += [Source(text, text=text) for text in request.skip_sets]
+    sources += [_read_text(text) for text in request.skip_sets]
     return sources or [_read(newest_study(request.studies))]
 
 
@@ -92,6 +92,12 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
             f"{loaded.name} is another model (fingerprint {loaded.fingerprint}). Use that model, or measure the "
             f"layers alone with --skip-set '{config.skip_set()}'."
         )
+
+
+def _read_text(text: str) -> Source:
+    """A skip set given as a file is read like any file, its prompts and policy included."""
+    name, _, _ = text.partition("#")
+    return _read(Path(text)) if Path(name).is_file() else Source(text, text=text)
 
 
 def _read(path: Path) -> Source:

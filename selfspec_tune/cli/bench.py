@@ -69,8 +69,8 @@ def bench(
     )
     with output.progress(quiet=quiet) as reporter:
         result = run_bench(request, reporter)
+    _print(result, json=json)  # first, so that a full disk loses no measurement
     _write(result, csv=csv, parquet=parquet, spec_bench=spec_bench, out=out)
-    _print(result, json=json)
 
 
 def _write(

@@ -18,14 +18,7 @@ def export(
     source: Annotated[Path, typer.Argument(metavar="SKIP.json", help="skip.json, or any dialect's file with --model.")],
     format: Annotated[Dialect, typer.Option("--format", help="The dialect to write.", show_default=False)],
     task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="M",
-            help="Model, where the file does not name it: alias or local directory.",
-            autocompletion=options.complete_model,
-        ),
-    ] = None,
+    model: options.ModelOfFile = None,
     out: Annotated[
         Path | None, typer.Option(metavar="F", help="File to write.", show_default="standard output")
     ] = None,

@@ -14,7 +14,7 @@ import typer
 
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
-from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftOptions, ModelOptions, PromptOptions
 
 STUDIES = Path("studies")
 DEFAULT_TIMEOUT = "45m"
@@ -108,7 +108,7 @@ NumPrompts = Annotated[
     typer.Option(
         metavar="N",
         help="Prompts to draw, over all splits.",
-        show_default=str(_PROMPTS.num_prompts),
+        show_default=f"{DEFAULT_NUM_PROMPTS}, or all where there are fewer",
         rich_help_panel=_PANEL_PROMPTS,
     ),
 ]
@@ -239,7 +239,7 @@ SkipSets = Annotated[
 Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Times each prompt is measured.")]
 ReferencePrompts = Annotated[
     int,
-    typer.Option(metavar="N", min=0, help="Prompts for model.generate, uniform and random skipping, and A-A."),
+    typer.Option(metavar="N", min=1, help="Prompts for model.generate, uniform and random skipping, and A-A."),
 ]
 NoReferences = Annotated[bool, typer.Option("--no-references", help="Leave uniform and random skipping out.")]
 AllowCalibration = Annotated[
@@ -272,3 +272,12 @@ Json = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.", rich_help_panel=_PANEL_OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL_OUTPUT)]
+ModelOfFile = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="Model, where the file does not name it: alias or local directory.",
+        autocompletion=complete_model,
+    ),
+]

@@ -24,15 +24,19 @@ def show(
         Path | None,
         typer.Argument(
             metavar="[PATH]",
-            help="A study's folder, a skip.json or a bench.json.",
+            help="A study's folder, a skip.json or a bench.json; with --model any dialect's file.",
             show_default="the newest study",
         ),
     ] = None,
+    model: options.ModelOfFile = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Print what was found: verdict, skip set, layer map, scores and where they come from."""
     chosen = path if path is not None else newest_study(options.STUDIES)
+    if model is not None:
+        _show_dialect(chosen, model, json=json)
+        return
     config, bench = read_results(chosen)
     if json:
         output.print_json(_plain(chosen, config, bench))
@@ -40,9 +44,24 @@ def show(
         _print(config, bench)
 
 
+def _show_dialect(path: Path, model: str, *, json: bool) -> None:
+    """The skip set of another project's file, as text and layer map."""
+    from selfspec_tune.dialects import read_skip_set
+    from selfspec_tune.export import known_num_layers
+    from selfspec_tune.report.text import MAP_LEGEND, layer_map_rows
+
+    skip_set, dialect = read_skip_set(path, num_layers=known_num_layers(model))
+    if json:
+        output.print_json({"dialect": dialect, "num_layers": skip_set.num_layers, "skip": skip_set.to_dict()})
+        return
+    console = output.result_console()
+    for line in (f"{model} · {dialect}", *layer_map_rows(skip_set, console.width), MAP_LEGEND, f"skip set  {skip_set}"):
+        console.print(line, markup=False)
+
+
 def newest_study(studies: Path) -> Path:
     """The study under ``studies`` whose skip.json is newest. Raises `FileFormatError` if there is none."""
-    found = sorted(studies.glob(f"*/{SKIP_FILE}"), key=lambda file: file.stat().st_mtime)
+    found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise FileFormatError(
             f"There is no study with a {SKIP_FILE} under {studies}/. "

@@ -99,7 +99,7 @@ def _prefill(
     runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation
 ) -> tuple[int, float]:
     """Run the prompt; the first token and the moment that decoding starts."""
-    runner.reserve(len(prompt) + limits.max_new_tokens + 1)
+    runner.reserve(len(prompt) + limits.max_new_tokens)
     runner.synchronize()
     begun = perf_counter()
     token = _pick(runner.prefill(prompt), sampler)

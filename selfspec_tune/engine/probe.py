@@ -42,7 +42,10 @@ def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[s
         raise UnsupportedModelError(
             f"--runner fast cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
         )
-    notice(f"{loaded.name} runs on the slower reference runner: {reason}.")
+    notice(
+        f"{loaded.name} runs on the reference runner: {reason}. There a skipped sub-layer still costs its time, so no "
+        "skip set can come out faster; use it to check outputs, not to tune."
+    )
     return reference
 
 

@@ -19,6 +19,7 @@ BASELINE = "autoregressive"
 NULL = "a-a"
 SELF_SPECULATIVE = "self-speculative"
 GENERATE = "hf-generate"
+EMPTY = "empty-skip-set"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.results import Lossless
 
 FLOAT32_FLOOR = 1e-4
+_CHUNKS = (3, 5, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +60,22 @@ class LosslessCheck:
         return float(logits.max() - torch.minimum(logits[first], logits[second]))
 
 
-def numeric_floor(
-    runner: Runner, item: WorkItem, answer: Sequence[int], *, dtype: torch.dtype, chunk: int = 9
-) -> float:
-    """Largest |logit difference| between single steps and verification of ``chunk`` tokens.
+def numeric_floor(runner: Runner, item: WorkItem, answer: Sequence[int]) -> float:
+    """Largest |logit difference| between single steps and verification of 3, 5 and 9 tokens.
 
-    Measured on the baseline's own ``answer``, nothing skipped, over the whole vocabulary;
-    in float32 the fixed 1e-4.
+    Measured on the baseline's own ``answer``, nothing skipped, over the whole vocabulary.
+    For bfloat16 and float16; in float32 a fixed `FLOAT32_FLOOR` stands instead.
     """
-    if dtype == torch.float32:
-        return FLOAT32_FLOOR
     runner.reserve(len(item.tokens) + len(answer))
     runner.prefill(item.tokens)
     prefix = runner.length
     steps = [runner.decode(token).float() for token in answer]
-    runner.rewind(prefix)
     worst = 0.0
-    for start in range(0, len(answer), chunk):
-        verified = runner.verify(answer[start : start + chunk]).float()
-        worst = max(worst, _largest_difference(verified, steps[start : start + chunk]))
+    for chunk in _CHUNKS:
+        runner.rewind(prefix)
+        for start in range(0, len(answer), chunk):
+            verified = runner.verify(answer[start : start + chunk]).float()
+            worst = max(worst, _largest_difference(verified, steps[start : start + chunk]))
     return worst
 
 

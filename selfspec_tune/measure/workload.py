@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.prompts import Prompt, Template, fit_context, render
+from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import ModelOptions, PromptOptions
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, ModelOptions, PromptOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,20 @@ class Workload:
             tokens = render(prompt, self.loaded.tokenizer, template)
             fit_context(
                 tokens,
-                self.options.max_new_tokens + 1,
+                self.options.max_new_tokens,
                 self.loaded.context_length,
                 prompt_id=prompt.id,
             )
             items.append(WorkItem(prompt.id, prompt, tuple(tokens), self.limits()))
         return items
+
+
+def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
+    """The prompts of the options' source: as many as asked for, else 64 or all where there are fewer."""
+    if options.num_prompts is not None:
+        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
+    everything = load_prompts(options.source)
+    return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 
 def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporter) -> Workload:

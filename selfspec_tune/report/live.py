@@ -60,7 +60,7 @@ class LiveReporter:
         self._print_finished_stage()
         self._stage, self._detail = name, detail
         self._stage_start = self._clock()
-        self._progress = Progress(0)
+        self._progress, self._deadline = Progress(0), None
         self._redraw()
 
     def progress(self, progress: Progress) -> None:

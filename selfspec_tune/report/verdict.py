@@ -32,8 +32,10 @@ def bench_verdict(result: BenchResult) -> str:
 
 def score_verdict(score: Score) -> str:
     """The verdict of a skip.json as a sentence."""
-    if score.verdict == "withheld":
-        return "Verdict withheld: the bench of this skip set says why."
+    if score.withheld_because:
+        return f"Verdict withheld: {score.withheld_because[0]}"
+    if score.num_prompts == 0:
+        return "Interrupted before the test: no figure yet. The same search command goes on from here."
     return _sentence(score.verdict, score.end_to_end_speedup, _prompts(score.num_prompts, score.split))
 
 

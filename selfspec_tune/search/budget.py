@@ -73,8 +73,8 @@ def estimate_shares(
     return Shares(
         trial=TRIAL_ITEMS * 2 * window,
         selection=min(num_selection, NUM_SELECTION_ITEMS) * (1 + NUM_FINALISTS) * short,
-        # beside the pair, the A-A run and model.generate on a few prompts
-        test=num_test * 2 * whole + min(num_test, NUM_REFERENCE_ITEMS) * 2.5 * whole,
+        # beside the pair, the A-A run, model.generate and the empty set on a few prompts
+        test=num_test * 2 * whole + min(num_test, NUM_REFERENCE_ITEMS) * 3.5 * whole,
     )
 
 

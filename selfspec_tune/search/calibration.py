@@ -37,15 +37,15 @@ class Answer:
 def calibrate(workload: Workload, items: Sequence[WorkItem], file: Path, reporter: Reporter) -> list[Answer]:
     """Continue every item by the full model, in batches; kept in ``file``, from which it resumes."""
     known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
-    missing = sorted((item for item in items if item.id not in known), key=lambda item: len(item.tokens))
+    missing = sorted((item for item in items if item.prompt.hash not in known), key=lambda item: len(item.tokens))
     for start in range(0, len(missing), _BATCH):
         reporter.progress(Progress(len(known), len(items), detail="continuations by the full model"))
         batch = missing[start : start + _BATCH]
         for item, tokens in zip(batch, _continue(workload, batch), strict=True):
-            known[item.id] = tokens
+            known[item.prompt.hash] = tokens
         write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
     reporter.progress(Progress(len(items), len(items)))
-    return [Answer(item, tuple(known[item.id])) for item in items]
+    return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
 
 
 @torch.inference_mode()
@@ -57,6 +57,7 @@ def _continue(workload: Workload, batch: Sequence[WorkItem]) -> list[list[int]]:
     rows = [[pad] * (longest - len(item.tokens)) + list(item.tokens) for item in batch]
     input_ids = torch.tensor(rows, device=workload.loaded.device)
     mask = torch.tensor([[0] * (longest - len(i.tokens)) + [1] * len(i.tokens) for i in batch])
+    torch.manual_seed(workload.options.seed)
     output: Any = workload.loaded.model.generate(  # type: ignore[operator]
         input_ids,
         attention_mask=mask.to(input_ids.device),

@@ -17,10 +17,16 @@ _VERIFY_TOKENS = (1, 2, 3, 4, 5, 7, 9, 11)
 
 
 def measure_costs(
-    runner: Runner, context: Sequence[int], *, vocabulary: int | None = None, repeats: int = 5
+    runner: Runner,
+    context: Sequence[int],
+    *,
+    context_length: int,
+    vocabulary: int | None = None,
+    repeats: int = 5,
 ) -> CostModel:
     """Time decode, verify(k) and draft steps after ``context`` tokens, interleaved; medians of ``repeats``."""
     layers = range(runner.num_layers)
+    context = context[: max(1, context_length - max(_VERIFY_TOKENS) - 1)]
     runner.reserve(len(context) + max(_VERIFY_TOKENS) + 1)
     runner.prefill(context)
     prefix = runner.length

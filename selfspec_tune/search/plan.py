@@ -40,7 +40,12 @@ def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
     setting = open_setting(request, reporter)
     reporter.stage("plan", "timing a few steps")
     longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))
-    costs = measure_costs(setting.workload.runner, longest.tokens, repeats=2)
+    costs = measure_costs(
+        setting.workload.runner,
+        longest.tokens,
+        context_length=setting.workload.loaded.context_length,
+        repeats=2,
+    )
     stages = _stages(setting, costs)
     known = [seconds for _, _, seconds in stages if seconds is not None]
     timeout = request.timeout_seconds

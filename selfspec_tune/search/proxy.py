@@ -53,6 +53,11 @@ class Proxy:
         return Prediction(Draft(skip_set, policy, vocabulary=self._vocabulary), speedup, origin)
 
     @property
+    def num_known(self) -> int:
+        """How many different skip sets were scored."""
+        return len(self._known)
+
+    @property
     def predictions(self) -> list[Prediction]:
         """Everything scored so far, the best first."""
         return sorted(self._known.values(), key=lambda prediction: -prediction.speedup)

@@ -33,6 +33,7 @@ NUM_PROXY_CANDIDATES = 6
 _NARROW = (10, 24)  # windows × positions that thousands of candidates are scored on
 _WIDE = (WIDE_WINDOWS, 40)  # those that the best few are scored on again
 _POOL = 24
+_MOST_REPEATS = 200  # moves in a row that lead nowhere new: a small model's sets are used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class Ranker:
     def _costs(self, vocabulary: int | None) -> CostModel:
         answer = self._answers[0]
         context = [*answer.item.tokens, *answer.tokens]
-        return measure_costs(self._workload.runner, context, vocabulary=vocabulary)
+        limit = self._workload.loaded.context_length
+        return measure_costs(self._workload.runner, context, context_length=limit, vocabulary=vocabulary)
 
     def _choose_vocabulary(self, scorer: DraftScorer, rises: Sequence[float]) -> int | None:
         """How much of the vocabulary to draft from: what predicts best for a middling draft."""
@@ -104,7 +106,8 @@ class Ranker:
             return None
         if option != "auto":
             return min(int(option), whole)
-        skip_set = prefixes(rises, self._num_layers, NUM_PREFIXES)[NUM_PREFIXES // 3]
+        ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
+        skip_set = ladder[len(ladder) // 3]
         speedups: dict[int | None, float] = {}
         for size in (None, whole // 2, whole // 4, whole // 8):
             trace, costs = scorer.trace(skip_set, size), self._costs(size)
@@ -115,7 +118,7 @@ class Ranker:
 
     def _propose(self, proxy: Proxy, rises: Sequence[float], ladder: Sequence[SkipSet], seconds: float) -> None:
         """Prefixes, the greedy path, then local moves until the time is up."""
-        begun, best = monotonic(), 0.0
+        begun, best, num_known, repeats = monotonic(), 0.0, 0, 0
         stream: Iterator[Prediction] = chain(
             (proxy(skip_set, "prefix") for skip_set in ladder),
             greedy_path(proxy, rises, self._num_layers),
@@ -128,7 +131,9 @@ class Ranker:
             if prediction.speedup > best:
                 best = prediction.speedup
                 self._reporter.best(_candidate(count, prediction))
-            if elapsed > seconds:
+            repeats = repeats + 1 if proxy.num_known == num_known else 0
+            num_known = proxy.num_known
+            if elapsed > seconds or repeats > _MOST_REPEATS:
                 return
 
     def _shortlist(self, proxy: Proxy, wide: Proxy, ladder: Sequence[SkipSet]) -> list[Prediction]:

@@ -10,41 +10,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
-from selfspec_tune.bench.run import bench_provenance, contender
+from selfspec_tune.bench.run import bench_provenance, contender, make_check, reference_arms
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.arms import (
-    NULL,
     SELF_SPECULATIVE,
     autoregressive_arm,
-    generate_arm,
 )
-from selfspec_tune.measure.lossless import LosslessCheck, numeric_floor
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import (
     BenchResult,
-    DraftSettings,
-    ModelInfo,
     PairedRun,
-    Score,
     SkipConfig,
-    SkipLayers,
 )
 from selfspec_tune.search import budget
 from selfspec_tune.search.calibration import Answer, calibrate, trial_items
+from selfspec_tune.search.conclusion import agreement, predicted_from_counts, provisional_config, skip_config
+from selfspec_tune.search.cost_model import measure_costs
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
 from selfspec_tune.search.setting import Setting, open_setting
 from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.trials import MeasuredStudy, TrialSettings, as_candidate
+from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
 from selfspec_tune.summary import summarise
+
+# An estimate may be off by this factor before a time limit is refused.
+_OVERRUN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +59,21 @@ class SearchOutcome:
 def run_search(request: SearchRequest, reporter: Reporter) -> SearchOutcome:
     """Search, or resume the search in ``request.out``.
 
-    Ctrl-C during the trials ends them and goes on to the finalists with what was found;
-    a second one leaves at once, with everything measured kept.
+    A finished search with the same budget is read, not repeated; a larger budget goes on
+    from there. Ctrl-C during the trials writes the best draft so far, without a score.
     """
     folder = StudyFolder(request.out)
     with folder.locked():
         clock = budget.Clock(request.timeout_seconds, folder.spent_seconds)
         setting = open_setting(request, reporter)
         folder.settle(setting.config())
-        return _Search(setting, folder, clock, reporter).run()
+        if folder.is_finished(request):
+            reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
+            return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
+        outcome = _Search(setting, folder, clock, reporter).run()
+        if not outcome.interrupted:
+            folder.note_finished(request)
+        return outcome
 
 
 class _Search:
@@ -88,26 +93,55 @@ class _Search:
         reporter.stage("calibrate", f"{len(self._setting.calibration)} prompts")
         answers = calibrate(self._workload, self._setting.calibration, self._folder.calibration, reporter)
         self._tick()
-        self._check = self._lossless_check(answers)
+        if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=self._seed):
+            raise BudgetError(
+                "The model's answers to the calibration prompts are too short to measure on "
+                "(8 tokens or fewer each). Use prompts with longer answers."
+            )
+        self._check = make_check(self._workload, self._setting.calibration)
+        self._check_timeout()
         ranking = self._rank(answers)
         self._tick()
         study = self._study(ranking)
-        interrupted = self._run_trials(study, answers, ranking)
-        finalists = self._finalists(study, ranking)
-        winner, selection_runs = self._select(finalists)
-        bench = self._test(winner, ranking, selection_runs)
-        outcome = self._conclude(winner, bench, ranking, study)
+        try:
+            self._run_trials(study, answers, ranking)
+            winner, selection_runs = self._select(self._finalists(study, ranking))
+            bench = self._test(winner, selection_runs)
+        except KeyboardInterrupt:
+            return self._interrupted(study, ranking)
+        config = self._conclude(winner, bench, ranking, study)
         self._tick()
-        return SearchOutcome(outcome, bench, self._folder.path, interrupted)
+        return SearchOutcome(config, bench, self._folder.path)
+
+    def _interrupted(self, study: MeasuredStudy, ranking: Ranking) -> SearchOutcome:
+        """Keep the best so far for a user who stops here; the same command goes on."""
+        self._tick()
+        best = self._finalists(study, ranking)[0]
+        provenance = {**self._provenance(), "search": self._search_record(study)}
+        config = provisional_config(self._workload.loaded, best, provenance)
+        if not self._folder.has_scored_skip_set():
+            config.save(self._folder.skip)
+        return SearchOutcome(config, None, self._folder.path, interrupted=True)
 
     def _tick(self) -> None:
         self._folder.note_time(self._clock.elapsed)
 
-    def _lossless_check(self, answers: Sequence[Answer]) -> LosslessCheck:
-        dtype: torch.dtype = self._workload.loaded.dtype
-        longest = max(answers, key=lambda answer: len(answer.tokens))
-        floor = numeric_floor(self._workload.runner, longest.item, longest.tokens[:36], dtype=dtype)
-        return LosslessCheck(self._workload.runner, floor, sampled=not self._workload.sampler.greedy)
+    def _check_timeout(self) -> None:
+        """Refuse a time limit that could not even hold the finalists and the test."""
+        timeout = self._request.timeout_seconds
+        if timeout is None or self._folder.ranking.exists():
+            return
+        workload = self._workload
+        context = self._setting.calibration[0].tokens
+        costs = measure_costs(workload.runner, context, context_length=workload.loaded.context_length, repeats=2)
+        shares = budget.shares_of(self._setting, costs)
+        least = self._clock.elapsed + shares.reserved + shares.trial + budget.proxy_seconds(timeout)
+        if least > _OVERRUN * timeout:
+            raise BudgetError(
+                f"--timeout {timeout / 60:.1f}m is too short: one trial, the finalists and the test on "
+                f"{len(self._setting.test)} prompts take about {least / 60:.0f} minutes here. Raise it, or lower "
+                "--num-prompts or --max-new-tokens."
+            )
 
     def _rank(self, answers: Sequence[Answer]) -> Ranking:
         if self._folder.ranking.exists():
@@ -120,36 +154,36 @@ class _Search:
 
     def _study(self, ranking: Ranking) -> MeasuredStudy:
         kind = PolicyKind(self._request.draft.policy)
-        settings = TrialSettings(self._workload.loaded.num_layers, kind, ranking.vocabulary, self._seed)
+        draft = self._request.draft
+        settings = TrialSettings(
+            self._workload.loaded.num_layers,
+            kind,
+            ranking.vocabulary,
+            self._seed,
+            DRAFT_LENGTHS if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
+            EXIT_THRESHOLDS if draft.exit_threshold is None else (draft.exit_threshold,),
+        )
         study = MeasuredStudy(self._folder.path, settings)
         study.enqueue(ranking.candidates)
         return study
 
-    def _run_trials(self, study: MeasuredStudy, answers: Sequence[Answer], ranking: Ranking) -> bool:
-        """Trials until the budget ends; True if Ctrl-C ended them."""
+    def _run_trials(self, study: MeasuredStudy, answers: Sequence[Answer], ranking: Ranking) -> None:
+        """Trials until the budget ends."""
         reporter, most = self._reporter, budget.max_trials(self._request.trials, self._request.timeout_seconds)
         items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=self._seed + 1)
-        if not items:
-            raise BudgetError(
-                "The model's answers to the calibration prompts are too short to measure on "
-                "(8 tokens or fewer each). Use prompts with longer answers."
-            )
         shares = budget.shares_of(self._setting, ranking.costs)
         reporter.stage("trials", f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each")
         for trial in study.ended:
             reporter.trial(as_candidate(trial, study.draft_of(trial.params)))
-        try:
-            while len(study.ended) < most and self._may_try(study, shares):
-                left = self._clock.left - shares.reserved
-                reporter.progress(Progress(len(study.ended), most, left))
-                candidate = study.run_trial(self._workload, items, self._check)
-                reporter.trial(candidate)
-                self._report_best(study, candidate)
-                self._tick()
-        except KeyboardInterrupt:
-            reporter.notice("Interrupted: going on to the finalists with what was found (Ctrl-C again to leave).")
-            return True
-        return False
+        for arm in (autoregressive_arm(self._workload), contender(self._workload, ranking.candidates[0].draft)):
+            arm.decode(items[0])  # a warm-up: the first trial is timed like every other
+        while len(study.ended) < most and self._may_try(study, shares):
+            left = self._clock.left - shares.reserved
+            reporter.progress(Progress(len(study.ended), most, left if isfinite(left) else None))
+            candidate = study.run_trial(self._workload, items, self._check)
+            reporter.trial(candidate)
+            self._report_best(study, candidate)
+            self._tick()
 
     def _may_try(self, study: MeasuredStudy, shares: budget.Shares) -> bool:
         """At least one trial is measured, whatever the time; then only what leaves time for the rest."""
@@ -163,7 +197,8 @@ class _Search:
     def _finalists(self, study: MeasuredStudy, ranking: Ranking) -> list[Draft]:
         """The best measured drafts; where too few ran to their end, the best predicted ones too."""
         drafts = [study.draft_of(trial.params) for trial in study.ranking]
-        drafts += [prediction.draft for prediction in ranking.candidates]
+        predicted = [prediction.draft for prediction in ranking.candidates]
+        drafts += [draft for draft in predicted if not study.is_lossy(draft)]
         return list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
 
     def _select(self, finalists: Sequence[Draft]) -> tuple[Draft, list[PairedRun]]:
@@ -182,12 +217,12 @@ class _Search:
         assert best.draft is not None
         return best.draft, [run for run in runs if run.method == best.id]
 
-    def _test(self, winner: Draft, ranking: Ranking, selection_runs: Sequence[PairedRun]) -> BenchResult:
+    def _test(self, winner: Draft, selection_runs: Sequence[PairedRun]) -> BenchResult:
         """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts."""
         items = self._setting.test
         self._reporter.stage("test", f"the winner on {len(items)} held-out prompts: {winner.skip_set}")
         arm = contender(self._workload, winner)
-        references = [autoregressive_arm(self._workload, NULL), generate_arm(self._workload)]
+        references = reference_arms(self._workload, arm, uniform_and_random=False)
         contest = Contest(
             self._workload,
             self._check,
@@ -204,43 +239,36 @@ class _Search:
             runs,
             split="test",
             in_sample=False,
-            provenance=bench_provenance(
-                self._workload,
-                self._check,
-                prompts=self._setting.prompt_record(),
-                selection_speedup=_speedup(selection_runs),
-            ),
+            provenance=self._provenance(selection_speedup=_speedup(selection_runs)),
         )
         result.save(self._folder.bench)
         return result
 
+    def _provenance(self, **extra: Any) -> dict[str, Any]:
+        return bench_provenance(self._workload, self._check, prompts=self._setting.prompt_record(), **extra)
+
     def _conclude(self, winner: Draft, bench: BenchResult, ranking: Ranking, study: MeasuredStudy) -> SkipConfig:
+        """Write skip.json, and say how far prediction and measurement agree."""
         method = next(method for method in bench.methods if method.name == SELF_SPECULATIVE)
-        config = SkipConfig(
-            model=ModelInfo.model_validate(self._workload.loaded.describe()),
-            skip=SkipLayers.model_validate(winner.skip_set.to_dict()),
-            draft=DraftSettings.model_validate(winner.to_dict()),
-            score=Score(
-                verdict=bench.verdict,
-                end_to_end_speedup=method.end_to_end_speedup,
-                decode_speedup=method.decode_speedup,
-                acceptance_rate=method.acceptance_rate,
-                mean_accepted_tokens=method.mean_accepted_tokens,
-                split=bench.split,
-                num_prompts=method.num_prompts,
-            ),
-            provenance={
-                **bench.provenance,
-                "search": {
-                    "seconds": round(self._clock.elapsed, 1),
-                    "trials": len(study.ended),
-                    "stopped_early": len(study.ended) - len(study.ranking),
-                    "predicted_decode_speedup": _predicted(winner, ranking),
-                },
-            },
-        )
+        runs = [run for run in bench.runs if run.method == method.id]
+        from_counts = predicted_from_counts(runs, winner, ranking.costs)
+        self._reporter.notice(agreement(method, from_counts))
+        record = {
+            **self._search_record(study),
+            "predicted_decode_speedup": _predicted(winner, ranking),
+            "decode_speedup_from_counts": from_counts,
+        }
+        config = skip_config(self._workload.loaded, winner, bench, record)
         config.save(self._folder.skip)
         return config
+
+    def _search_record(self, study: MeasuredStudy) -> dict[str, Any]:
+        return {
+            "seconds": round(self._clock.elapsed, 1),
+            "trials": len(study.ended),
+            "test_measurements": self._folder.num_tested(SELF_SPECULATIVE),
+            "stopped_early": sum(bool(trial.user_attrs.get(STOPPED_EARLY)) for trial in study.ended),
+        }
 
 
 def _speedup(runs: Sequence[PairedRun]) -> float:

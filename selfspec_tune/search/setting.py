@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
-from selfspec_tune.prompts import Splits, default_split_sizes, load_prompts, split_prompts
+from selfspec_tune.errors import PromptError
+from selfspec_tune.files import short_hash
+from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
+from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import StudyConfig
@@ -32,7 +34,7 @@ class Setting:
     def config(self) -> StudyConfig:
         """The resolved configuration, as study.toml keeps it."""
         loaded, request = self.workload.loaded, self.request
-        prompts = asdict(request.prompts)
+        prompts = {**asdict(request.prompts), "num_prompts": self.num_prompts}
         return StudyConfig(
             model=loaded.id,
             model_fingerprint=loaded.fingerprint,
@@ -43,19 +45,30 @@ class Setting:
             trials=request.trials,
             timeout_seconds=request.timeout_seconds,
             draft=_without_none(asdict(request.draft)),
+            prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
         )
 
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
-        return {**asdict(self.request.prompts), **self.splits.hashes()}
+        return {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **self.splits.hashes()}
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts in all three splits."""
+        return sum(len(hashes) for hashes in self.splits.hashes().values())
 
 
 def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     """Read and split the prompts first (cheap, may be wrong), then load the model."""
     options = request.prompts
-    prompts = load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
+    prompts = load_some(options)
     calibration, selection, test = default_split_sizes(len(prompts))
+    if not calibration:
+        raise PromptError(
+            f"A search needs at least 4 prompts (to calibrate on, to select on and to test on); {options.source} gave "
+            f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
+        )
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     workload = open_workload(request.model, options, reporter)
     return Setting(

@@ -10,8 +10,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from selfspec_tune.errors import UsageError
-from selfspec_tune.files import read_json, storage_error, write_json_atomic
-from selfspec_tune.results import StudyConfig
+from selfspec_tune.files import read_json, read_jsonl, storage_error, write_json_atomic
+from selfspec_tune.requests import SearchRequest
+from selfspec_tune.results import SkipConfig, StudyConfig
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
@@ -72,6 +73,27 @@ class StudyFolder:
         """Remember the time spent so far."""
         write_json_atomic(self._state, {**self._read_state(), "spent_seconds": round(seconds, 1)})
 
+    def is_finished(self, request: SearchRequest) -> bool:
+        """Whether a search with this budget has run to its end here."""
+        finished = self._read_state().get("finished")
+        return finished == _budget(request) and self.skip.exists() and self.bench.exists()
+
+    def note_finished(self, request: SearchRequest) -> None:
+        """Remember that a search with this budget has run to its end."""
+        write_json_atomic(self._state, {**self._read_state(), "finished": _budget(request)})
+
+    def has_scored_skip_set(self) -> bool:
+        """Whether skip.json holds a set that was measured on the test split."""
+        return self.skip.exists() and not SkipConfig.load(self.skip).provenance.get("interrupted", False)
+
+    def num_tested(self, prefix: str) -> int:
+        """How many methods whose id begins with ``prefix`` were measured on the test split, ever."""
+        return len({row["method"] for row in read_jsonl(self.test) if row["method"].startswith(f"{prefix}:")})
+
     def _read_state(self) -> dict[str, Any]:
         state: dict[str, Any] = read_json(self._state) if self._state.exists() else {}
         return state
+
+
+def _budget(request: SearchRequest) -> dict[str, Any]:
+    return {"trials": request.trials, "timeout_seconds": request.timeout_seconds}

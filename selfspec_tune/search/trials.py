@@ -50,6 +50,8 @@ class TrialSettings:
     policy: PolicyKind
     vocabulary: int | None
     seed: int
+    draft_lengths: tuple[int, ...] = DRAFT_LENGTHS
+    exit_thresholds: tuple[float, ...] = EXIT_THRESHOLDS
 
 
 class MeasuredStudy:
@@ -62,7 +64,7 @@ class MeasuredStudy:
     def __init__(self, folder: Path, settings: TrialSettings) -> None:
         self._settings = settings
         self._runs_file = folder / "trials.jsonl"
-        journal = folder / "journal.log"
+        self._journal = journal = folder / "journal.log"
         repair_journal(journal)
         with storage_errors(journal):
             backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
@@ -81,14 +83,18 @@ class MeasuredStudy:
     def _requeue_dead_trials(self) -> None:
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
-                self._study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            # A trial that died while it was being asked for has only some of its parameters.
+            parameters = trial.system_attrs.get("fixed_params") or trial.params
+            if set(parameters) == set(self._distributions()):
+                self._study.enqueue_trial(parameters, user_attrs=trial.user_attrs)
 
     def enqueue(self, predictions: Sequence[Prediction]) -> None:
         """Put candidates at the front of the queue, once: a resumed study has them already."""
-        for prediction in predictions:
-            attributes = {_ORIGIN: prediction.origin, "predicted": prediction.speedup}
-            self._study.enqueue_trial(self._parameters(prediction.draft), user_attrs=attributes, skip_if_exists=True)
+        with storage_errors(self._journal):
+            for prediction in predictions:
+                attributes = {_ORIGIN: prediction.origin, "predicted": prediction.speedup}
+                parameters = self._parameters(prediction.draft)
+                self._study.enqueue_trial(parameters, user_attrs=attributes, skip_if_exists=True)
 
     @property
     def ended(self) -> list[FrozenTrial]:
@@ -101,9 +107,13 @@ class MeasuredStudy:
         feasible = [trial for trial in self.ended if is_feasible(trial)]
         return sorted(feasible, key=lambda trial: -(trial.value or 0.0))
 
+    def is_lossy(self, draft: Draft) -> bool:
+        """Whether a trial of ``draft`` had a mismatch."""
+        return any(trial.user_attrs.get(LOSSY) and self.draft_of(trial.params) == draft for trial in self.ended)
+
     def run_trial(self, workload: Workload, items: Sequence[WorkItem], check: LosslessCheck) -> Candidate:
         """Ask for a draft, measure it item by item, tell its value."""
-        with storage_errors(self._runs_file):
+        with storage_errors(self._journal):
             trial = self._study.ask(self._distributions())
             draft = self.draft_of(trial.params)
             trial.set_user_attr("skip_set", str(draft.skip_set))
@@ -175,9 +185,9 @@ class MeasuredStudy:
     def _distributions(self) -> dict[str, Any]:
         names = _sublayer_parameters(self._settings.num_layers)
         space: dict[str, Any] = {name: CategoricalDistribution((False, True)) for name in names}
-        space["max_draft_tokens"] = CategoricalDistribution(DRAFT_LENGTHS)
+        space["max_draft_tokens"] = CategoricalDistribution(self._settings.draft_lengths)
         if self._settings.policy is not PolicyKind.FIXED:
-            space["exit_threshold"] = CategoricalDistribution(EXIT_THRESHOLDS)
+            space["exit_threshold"] = CategoricalDistribution(self._settings.exit_thresholds)
         return space
 
 

@@ -1,0 +1,81 @@
+"""What a search concludes: the file a user keeps, and how far prediction and measurement agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.measure.arms import SELF_SPECULATIVE
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.results import (
+    BenchResult,
+    DraftSettings,
+    MethodResult,
+    ModelInfo,
+    PairedRun,
+    Score,
+    SkipConfig,
+    SkipLayers,
+)
+from selfspec_tune.search.replay import CostModel, Counts
+
+# A larger gap between prediction and measurement means a noisy machine or an engine problem.
+LARGEST_GAP = 0.10
+
+
+def skip_config(loaded: LoadedModel, winner: Draft, bench: BenchResult, search: dict[str, Any]) -> SkipConfig:
+    """The winner with its score on the test split; ``search`` says how it was found."""
+    method = next(method for method in bench.methods if method.name == SELF_SPECULATIVE)
+    score = Score(
+        verdict="undecided" if bench.verdict == "withheld" else bench.verdict,
+        end_to_end_speedup=method.end_to_end_speedup,
+        decode_speedup=method.decode_speedup,
+        acceptance_rate=method.acceptance_rate,
+        mean_accepted_tokens=method.mean_accepted_tokens,
+        split=bench.split,
+        num_prompts=method.num_prompts,
+        withheld_because=bench.withheld_because,
+    )
+    return _config(loaded, winner, score, {**bench.provenance, "search": search})
+
+
+def provisional_config(loaded: LoadedModel, best: Draft, provenance: dict[str, Any]) -> SkipConfig:
+    """The best draft of an interrupted search: nothing was measured on held-out prompts, so no figure is given."""
+    score = Score(verdict="undecided", split="calibration", num_prompts=0)
+    return _config(loaded, best, score, {"interrupted": True, **provenance})
+
+
+def _config(loaded: LoadedModel, draft: Draft, score: Score, provenance: dict[str, Any]) -> SkipConfig:
+    return SkipConfig(
+        model=ModelInfo.model_validate(loaded.describe()),
+        skip=SkipLayers.model_validate(draft.skip_set.to_dict()),
+        draft=DraftSettings.model_validate(draft.to_dict()),
+        score=score,
+        provenance=provenance,
+    )
+
+
+def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostModel) -> float:
+    """Decode speedup that the cost model gives for the counts that really occurred."""
+    counts = Counts(
+        [drafted for run in runs for drafted in run.candidate.drafted],
+        [accepted for run in runs for accepted in run.candidate.accepted],
+    )
+    step = costs.draft_step(len(draft.skip_set.attention), len(draft.skip_set.mlp))
+    return costs.speedup(counts, step)
+
+
+def agreement(method: MethodResult, predicted: float) -> str:
+    """Predicted against measured decode speedup in words; a large gap says what it means."""
+    if method.decode_speedup is None:
+        return f"predicted {predicted:.2f}× decode from the counts; not lossless, so nothing to compare with"
+    measured = method.decode_speedup.value
+    gap = measured / predicted - 1
+    text = f"decode {measured:.2f}× measured, {predicted:.2f}× predicted from its counts and the step times"
+    if abs(gap) <= LARGEST_GAP:
+        return text
+    return (
+        f"{text}: a gap of {gap:+.0%}. The machine's speed changed between timing the steps and the test, or a step "
+        "costs more in a run than alone. Run again on a quiet machine; if the gap stays, report it."
+    )
