@@ -79,6 +79,8 @@ class PolicyState:
         """Whether to draft another token after ``num_drafted``, the last one drawn at ``probability``."""
         if num_drafted >= self.policy.max_draft_tokens:
             return False
+        if num_drafted == 0:  # the adaptive threshold is not clamped and may climb above 1
+            return True
         return self.policy.kind is PolicyKind.FIXED or probability >= self.threshold
 
     def update(self, accepted: int, drafted: int) -> None:

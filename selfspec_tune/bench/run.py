@@ -102,12 +102,12 @@ def make_check(workload: Workload, items: Sequence[WorkItem]) -> LosslessCheck:
     runner, dtype = workload.runner, workload.loaded.dtype
     if dtype == torch.float32 or not workload.sampler.greedy:
         return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
-    floor = 0.0
+    floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
         answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
-        floor = max(floor, numeric_floor(runner, item, answer))
-    return LosslessCheck(runner, floor)
+        floors.append(numeric_floor(runner, item, answer))
+    return LosslessCheck(runner, float(torch.tensor(floors).max()))
 
 
 def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -85,12 +86,10 @@ def _generate(workload: Workload, item: WorkItem) -> Generation:
     torch.manual_seed(workload.sampler.seed)
     workload.runner.synchronize()
     begun = perf_counter()
-    output: Any = model.generate(  # type: ignore[operator]
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        generation_config=generation_config(workload, item, eos),
-        streamer=clock,
-    )
+    with only_settings(model, generation_config(workload, item, eos)):
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids, attention_mask=torch.ones_like(input_ids), streamer=clock
+        )
     workload.runner.synchronize()
     ended = perf_counter()
     tokens = output[0, len(item.tokens) :].tolist()
@@ -102,6 +101,20 @@ def _generate(workload: Workload, item: WorkItem) -> Generation:
         verify_seconds=ended - first,
         stop_reason="eos" if tokens and tokens[-1] in item.limits.eos_token_ids else "length",
     )
+
+
+@contextmanager
+def only_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Within it ``model.generate`` knows ``settings`` alone.
+
+    Handed over as an argument, what they leave open would be filled in from the defaults
+    that the checkpoint carries (least lengths, suppressed tokens, …).
+    """
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def generation_config(workload: Workload, item: WorkItem, eos: list[int]) -> GenerationConfig:

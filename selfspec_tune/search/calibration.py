@@ -17,7 +17,7 @@ import torch
 from selfspec_tune.engine import Limits
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.files import read_json, write_json_atomic
-from selfspec_tune.measure.arms import generation_config
+from selfspec_tune.measure.arms import generation_config, only_settings
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 
@@ -58,11 +58,9 @@ def _continue(workload: Workload, batch: Sequence[WorkItem]) -> list[list[int]]:
     input_ids = torch.tensor(rows, device=workload.loaded.device)
     mask = torch.tensor([[0] * (longest - len(i.tokens)) + [1] * len(i.tokens) for i in batch])
     torch.manual_seed(workload.options.seed)
-    output: Any = workload.loaded.model.generate(  # type: ignore[operator]
-        input_ids,
-        attention_mask=mask.to(input_ids.device),
-        generation_config=generation_config(workload, batch[0], eos),
-    )
+    model: Any = workload.loaded.model
+    with only_settings(model, generation_config(workload, batch[0], eos)):
+        output = model.generate(input_ids, attention_mask=mask.to(input_ids.device))
     return [_until_eos(row, batch[0].limits) for row in output[:, longest:].tolist()]
 
 

@@ -1,0 +1,160 @@
+"""What tests of the engine share: tiny models, policies, and a runner whose logits are read off tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.engine import Generation, Limits, Runner
+from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.models import LoadedModel, load_model
+from tests import kit
+
+RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {"reference": ReferenceRunner, "fast": FastRunner}
+
+
+def load(directory: Path, dtype: str = "float32") -> LoadedModel:
+    return load_model(str(directory), dtype=dtype, device="cpu")
+
+
+def llama(directory: Path, **settings: object) -> Path:
+    """A Llama checkpoint whose configuration differs in ``settings`` from the kit's."""
+    from transformers import LlamaConfig
+
+    values: dict[str, object] = {
+        "hidden_size": kit.HIDDEN,
+        "intermediate_size": 2 * kit.HIDDEN,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 1024,
+        "bos_token_id": kit.BOS,
+        "eos_token_id": kit.EOS,
+        "pad_token_id": kit.EOS,
+    }
+    return kit.save_random(LlamaConfig(**(values | settings)), directory)  # type: ignore[arg-type]
+
+
+def prompt_tokens(length: int, seed: int = 0, vocabulary: int = 128) -> list[int]:
+    """Token ids without the special ones."""
+    return Random(seed).choices(range(len(kit.SPECIAL_TOKENS), vocabulary), k=length)
+
+
+def policies(max_draft_tokens: int, exit_threshold: float) -> list[DraftPolicy]:
+    """One policy of each kind; the adaptive one moves its threshold far enough to matter in a short answer."""
+    strides = {"step": 0.2, "acceptance_momentum": 0.3, "threshold_momentum": 0.4}
+    return [
+        DraftPolicy(PolicyKind.FIXED, max_draft_tokens, exit_threshold),
+        DraftPolicy(PolicyKind.THRESHOLD, max_draft_tokens, exit_threshold),
+        DraftPolicy(PolicyKind.ADAPTIVE, max_draft_tokens, exit_threshold, **strides),
+    ]
+
+
+def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> list[int]:
+    """The new tokens of a greedy ``model.generate``."""
+    never = loaded.model.get_input_embeddings().weight.shape[0]  # else the checkpoint's own would be filled in
+    input_ids = torch.tensor([list(prompt)])
+    output = loaded.model.generate(  # type: ignore[operator]
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=limits.max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(limits.eos_token_ids) or [never],
+        pad_token_id=0,
+    )
+    return [int(token) for token in output[0, len(prompt) :]]
+
+
+def check_record(generation: Generation, limits: Limits, policy: DraftPolicy) -> None:
+    """The raw record of a self-speculative generation is consistent with its tokens."""
+    accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
+    assert len(accepted) == len(drafted)
+    assert all(0 <= a <= d <= policy.max_draft_tokens for a, d in zip(accepted, drafted, strict=True))
+    # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
+    dropped = sum(accepted) + len(accepted) - (len(tokens) - 1)
+    assert dropped in ({0, 1} if generation.stop_reason == "eos" else {0})
+    assert (generation.stop_reason == "eos") == (tokens[-1] in limits.eos_token_ids)
+    assert not any(token in limits.eos_token_ids for token in tokens[:-1])
+    assert len(tokens) == limits.max_new_tokens or generation.stop_reason == "eos"
+    check_times(generation)
+
+
+def check_times(generation: Generation) -> None:
+    assert generation.prefill_seconds >= 0
+    assert generation.draft_seconds >= 0
+    assert generation.verify_seconds >= 0
+    assert generation.decode_seconds + 1e-6 >= generation.draft_seconds + generation.verify_seconds
+    assert generation.total_seconds == generation.prefill_seconds + generation.decode_seconds
+
+
+class TableRunner:
+    """A `Runner` without a model: ``target`` and ``draft`` [vocabulary, vocabulary, vocabulary] hold
+    the logits after each pair of tokens (a lone token follows token 0).
+
+    ``verified`` keeps the tokens of every verification.
+    """
+
+    name = "table"
+    num_layers = 1
+
+    def __init__(self, target: Tensor, draft: Tensor | None = None) -> None:
+        self._target = target
+        self._draft = target if draft is None else draft
+        self._draft_vocabulary: int | None = None
+        self.vocabulary_size = target.shape[-1]
+        self.tokens: list[int] = []
+        self.verified: list[list[int]] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def capacity(self) -> int:
+        return 1 << 20
+
+    def reserve(self, capacity: int) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def set_draft(self, draft: Draft) -> None:
+        self._draft_vocabulary = draft.vocabulary
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        self.tokens = list(tokens)
+        return self._after(self._target)
+
+    def decode(self, token: int) -> Tensor:
+        self.tokens.append(token)
+        return self._after(self._target)
+
+    def draft_step(self, token: int) -> Tensor:
+        self.tokens.append(token)
+        return self._after(self._draft)[: self._draft_vocabulary]
+
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        self.verified.append(list(tokens))
+        return torch.stack([self.decode(token) for token in tokens])
+
+    def rewind(self, length: int) -> None:
+        del self.tokens[length:]
+
+    def _after(self, table: Tensor) -> Tensor:
+        before, last = [0, *self.tokens][-2:]
+        return table[before, last]
+
+
+def chain(vocabulary: int, sharpness: float | Iterable[float], step: int = 1) -> Tensor:
+    """A table in which ``token + step`` follows ``token``, with a logit of ``sharpness`` over zeros elsewhere."""
+    each = [sharpness] * vocabulary if isinstance(sharpness, int | float) else list(sharpness)
+    table = torch.zeros(vocabulary, vocabulary, vocabulary)
+    for token, logit in enumerate(each):
+        table[:, token, (token + step) % vocabulary] = logit
+    return table

@@ -1,0 +1,209 @@
+"""Teacher-forced scoring against drafting one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isinf
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive
+from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.engine.teacher_forcing import (
+    DraftKvScorer,
+    TokenExactScorer,
+    Trace,
+    Window,
+    make_scorer,
+)
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.skip_set import SkipSet
+from tests.engine_kit import RUNNERS, load, prompt_tokens
+
+SKIP_SETS = {
+    "nothing": SkipSet.empty(4),
+    "one attention": SkipSet(4, (2,)),
+    "one MLP": SkipSet(4, (), (0,)),
+    "some": SkipSet(4, (0, 3), (1,)),
+    "every attention": SkipSet(4, (0, 1, 2, 3)),
+    "everything": SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3)),
+}
+
+
+@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_qwen2_dir"])
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    return load(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def fast(loaded: LoadedModel) -> FastRunner:
+    return FastRunner(loaded)
+
+
+@pytest.fixture(scope="module")
+def windows(fast: FastRunner) -> list[Window]:
+    """Two greedy answers of the model, as the search calibrates on, and a text that it would not write."""
+    found = []
+    for seed, length, answer in ((0, 11, 13), (1, 40, 6)):
+        prompt = prompt_tokens(length, seed)
+        tokens = [*prompt, *autoregressive(fast, prompt, Limits(answer), Sampler()).tokens]
+        found.append(Window(tuple(tokens), length - 1, len(tokens) - 1))
+    foreign = prompt_tokens(10, seed=2)
+    return [*found, Window(tuple(foreign), 0, 7)]
+
+
+class _Step(NamedTuple):
+    matches: bool
+    confidence: float
+    nll: float | None
+
+
+def _step(logits: torch.Tensor, target: int) -> _Step:
+    """What logits [draft vocabulary] say about ``target``."""
+    probabilities = logits.double().softmax(-1)
+    inside = target < len(logits)
+    nll = -float(probabilities[target].log()) if inside else None
+    return _Step(int(logits.argmax()) == target, float(probabilities.max()), nll)
+
+
+def _by_drafting(runner: Runner, windows: Sequence[Window], draft: Draft) -> list[list[_Step]]:
+    """Per window and position: the full model reads the true prefix, the draft makes one step from it."""
+    runner.set_draft(draft)
+    steps = []
+    for window in windows:
+        steps.append([])
+        for position in range(window.start, window.end):
+            runner.prefill(window.tokens[: position + 1])
+            runner.rewind(position)
+            logits = runner.draft_step(window.tokens[position])
+            steps[-1].append(_step(logits, window.tokens[position + 1]))
+    return steps
+
+
+def _assert_same(trace: Trace, steps: Sequence[Sequence[_Step]]) -> None:
+    assert [list(window) for window in trace.matches] == [[step.matches for step in window] for window in steps]
+    for ours, window in zip(trace.confidences, steps, strict=True):
+        assert list(ours) == pytest.approx([step.confidence for step in window], rel=1e-3, abs=1e-5)
+    flat = [step for window in steps for step in window]
+    known = [step.nll for step in flat if step.nll is not None]
+    assert trace.nll == pytest.approx(sum(known) / len(known), rel=1e-4)
+    assert trace.match_rate == sum(step.matches for step in flat) / len(flat)
+
+
+def test_a_window_names_the_token_after_each_position() -> None:
+    window = Window((10, 11, 12, 13, 14), 1, 4)
+    assert window.targets == (12, 13, 14)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("skipped", SKIP_SETS)
+def test_the_token_exact_pass_equals_drafting_from_every_true_prefix(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window], skipped: str, name: str
+) -> None:
+    trace = TokenExactScorer(fast, windows).trace(SKIP_SETS[skipped])
+    _assert_same(trace, _by_drafting(RUNNERS[name](loaded), windows, Draft(SKIP_SETS[skipped])))
+
+
+@pytest.mark.parametrize("vocabulary", [20, 60, 128])
+def test_a_restricted_vocabulary_is_scored_as_it_drafts(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window], vocabulary: int
+) -> None:
+    draft = Draft(SKIP_SETS["some"], vocabulary=vocabulary)
+    inside = [[target < vocabulary for target in window.targets] for window in windows]
+    trace = TokenExactScorer(fast, windows).trace(draft.skip_set, vocabulary)
+    _assert_same(trace, _by_drafting(fast, windows, draft))
+    for matches, known in zip(trace.matches, inside, strict=True):
+        assert all(known for match, known in zip(matches, known, strict=True) if match)
+
+
+def test_a_vocabulary_without_any_target_matches_nothing(fast: FastRunner, loaded: LoadedModel) -> None:
+    windows = [Window((5, 100, 101, 102), 0, 3)]
+    for scorer in (TokenExactScorer(fast, windows), DraftKvScorer(loaded, windows)):
+        trace = scorer.trace(SKIP_SETS["nothing"], 50)
+        assert trace.matches == ((False, False, False),)
+        assert trace.match_rate == 0.0
+        assert isinf(trace.nll)
+
+
+def test_with_nothing_skipped_the_models_own_answers_match_throughout(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window]
+) -> None:
+    for scorer in (TokenExactScorer(fast, windows), DraftKvScorer(loaded, windows)):
+        trace = scorer.trace(SKIP_SETS["nothing"])
+        assert all(trace.matches[0])
+        assert all(trace.matches[1])
+        assert not all(trace.matches[2])
+
+
+def test_the_draft_kv_pass_with_the_empty_set_equals_the_full_model(loaded: LoadedModel, windows: list[Window]) -> None:
+    steps = []
+    for window in windows:
+        with torch.inference_mode():
+            logits = loaded.model(input_ids=torch.tensor([window.tokens])).logits[0]
+        rows = zip(logits[window.start : window.end], window.targets, strict=True)
+        steps.append([_step(row, target) for row, target in rows])
+    _assert_same(DraftKvScorer(loaded, windows).trace(SKIP_SETS["nothing"]), steps)
+
+
+@pytest.mark.parametrize("vocabulary", [None, 60])
+@pytest.mark.parametrize("skipped", ["one MLP", "some", "everything"])
+def test_the_draft_kv_pass_equals_drafting_all_of_the_text(
+    loaded: LoadedModel, windows: list[Window], skipped: str, vocabulary: int | None
+) -> None:
+    runner = ReferenceRunner(loaded)
+    runner.set_draft(Draft(SKIP_SETS[skipped], vocabulary=vocabulary))
+    steps = []
+    for window in windows:
+        runner.prefill(window.tokens[:1])
+        runner.rewind(0)
+        drafted = [runner.draft_step(token) for token in window.tokens[: window.end]]
+        rows = zip(drafted[window.start :], window.targets, strict=True)
+        steps.append([_step(row, target) for row, target in rows])
+    _assert_same(DraftKvScorer(loaded, windows).trace(SKIP_SETS[skipped], vocabulary), steps)
+
+
+def test_the_two_passes_differ_where_something_is_skipped(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window]
+) -> None:
+    exact = TokenExactScorer(fast, windows).trace(SKIP_SETS["some"])
+    approximate = DraftKvScorer(loaded, windows).trace(SKIP_SETS["some"])
+    assert exact.nll != pytest.approx(approximate.nll, rel=1e-3)
+
+
+def test_scoring_leaves_the_model_as_it_was(loaded: LoadedModel, windows: list[Window]) -> None:
+    input_ids = torch.tensor([windows[0].tokens])
+    with torch.inference_mode():
+        before = loaded.model(input_ids=input_ids).logits
+        DraftKvScorer(loaded, windows).trace(SKIP_SETS["everything"])
+        after = loaded.model(input_ids=input_ids).logits
+    assert torch.equal(before, after)
+
+
+def test_a_scorer_keeps_its_own_prefixes_while_the_runner_decodes(loaded: LoadedModel, windows: list[Window]) -> None:
+    runner = FastRunner(loaded)
+    scorer = TokenExactScorer(runner, windows)
+    before = scorer.trace(SKIP_SETS["some"])
+    autoregressive(runner, prompt_tokens(300), Limits(3), Sampler())  # the cache grows and is overwritten
+    assert scorer.trace(SKIP_SETS["some"]) == before
+
+
+def test_the_scorer_fits_the_runner(loaded: LoadedModel, fast: FastRunner, windows: list[Window]) -> None:
+    exact = make_scorer(fast, loaded, windows)
+    assert isinstance(exact, TokenExactScorer)
+    assert exact.is_token_exact
+    approximate = make_scorer(ReferenceRunner(loaded), loaded, windows)
+    assert isinstance(approximate, DraftKvScorer)
+    assert not approximate.is_token_exact
+
+
+def test_a_bfloat16_model_is_scored_in_its_own_precision(tiny_llama_dir: Path) -> None:
+    loaded = load(tiny_llama_dir, "bfloat16")
+    windows = [Window(tuple(prompt_tokens(12)), 4, 11)]
+    trace = TokenExactScorer(FastRunner(loaded), windows).trace(SKIP_SETS["some"])
+    steps = _by_drafting(ReferenceRunner(loaded), windows, Draft(SKIP_SETS["some"]))
+    assert list(trace.confidences[0]) == pytest.approx([step.confidence for step in steps[0]], abs=0.05)
