@@ -154,7 +154,8 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
         arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
     if not uniform_and_random or skip_set.is_empty:
         return arms
-    counts = len(skip_set.attention), len(skip_set.mlp)
+    # Uniform and random sets leave the first attention in: it is untouchable in every model tried.
+    counts = min(len(skip_set.attention), skip_set.num_layers - 1), len(skip_set.mlp)
     others = {
         "uniform": SkipSet.uniform(skip_set.num_layers, *counts),
         "random": SkipSet.random(skip_set.num_layers, *counts, seed=workload.options.seed),

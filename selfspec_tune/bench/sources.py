@@ -10,7 +10,7 @@ from typing import Any
 from selfspec_tune.dialects import parse_skip_set
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
-from selfspec_tune.files import read_json
+from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig
@@ -100,6 +100,13 @@ def _read_text(text: str) -> Source:
     return _read(Path(text)) if Path(name).is_file() else Source(text, text=text)
 
 
+def _json_or_none(file: str) -> Any:
+    """A file's JSON value; None for one dialect's files, which hold Python. Raises `FileFormatError` if corrupt."""
+    text = read_text(file)
+    is_python = "skip_layers" in text and not text.lstrip().startswith(("{", "["))
+    return None if is_python else read_json(file)
+
+
 def _read(path: Path) -> Source:
     """A skip.json as such; any other dialect by its path."""
     if path.is_dir():
@@ -107,7 +114,7 @@ def _read(path: Path) -> Source:
     name, _, _ = str(path).partition("#")
     if not Path(name).exists():
         raise FileFormatError(f"{name} does not exist. Check the path, or run selfspec-tune search first.")
-    value = read_json(name)
+    value = _json_or_none(name)
     if isinstance(value, dict) and value.get("schema") == SkipConfig.SCHEMA:
         return Source(str(path), config=SkipConfig.from_dict(value, origin=str(path)))
     return Source(str(path), text=str(path))

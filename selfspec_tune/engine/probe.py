@@ -19,6 +19,7 @@ from selfspec_tune.skip_set import SkipSet
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 _NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
+_NUM_PROBE_STEPS = 8
 
 
 def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
@@ -52,18 +53,19 @@ def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[s
 
 def probe_difference(runner: Runner, reference: Runner) -> float:
     """Largest logit difference over prefill, decode, draft, verify and rewind, as a share of the largest logit."""
-    ours, theirs = _probe(runner), _probe(reference)
+    num_tokens = min(_NUM_PROBE_TOKENS, reference.capacity - _NUM_PROBE_STEPS)
+    ours, theirs = _probe(runner, num_tokens), _probe(reference, num_tokens)
     differences = [(a.float() - b.float()).abs().max() for a, b in zip(ours, theirs, strict=True)]
     largest = torch.stack([logits.float().abs().max() for logits in theirs]).max().clamp(min=1e-6)
     share = float(torch.stack(differences).max() / largest)  # keeps a NaN, unlike Python's max
     return share if isfinite(share) else inf
 
 
-def _probe(runner: Runner) -> list[Tensor]:
+def _probe(runner: Runner, num_tokens: int) -> list[Tensor]:
     """Logits of one walk through the interface, on arbitrary but fixed tokens."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(runner.vocabulary_size, (_NUM_PROBE_TOKENS,), generator=generator).tolist()
-    runner.reserve(2 * _NUM_PROBE_TOKENS)
+    tokens = torch.randint(runner.vocabulary_size, (max(num_tokens, 8),), generator=generator).tolist()
+    runner.reserve(len(tokens) + _NUM_PROBE_STEPS)
     middle = runner.num_layers // 2
     runner.set_draft(Draft(SkipSet(runner.num_layers, (middle,), (max(middle - 1, 0),))))
     logits = [runner.prefill(tokens), runner.decode(tokens[0])]

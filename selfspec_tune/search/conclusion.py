@@ -56,12 +56,14 @@ def _config(loaded: LoadedModel, draft: Draft, score: Score, provenance: dict[st
     )
 
 
-def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostModel) -> float:
-    """Decode speedup that the cost model gives for the counts that really occurred."""
+def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostModel) -> float | None:
+    """Decode speedup that the cost model gives for the counts that really occurred; None without a round."""
     counts = Counts(
         [drafted for run in runs for drafted in run.candidate.drafted],
         [accepted for run in runs for accepted in run.candidate.accepted],
     )
+    if not counts.drafted:
+        return None
     step = costs.draft_step(len(draft.skip_set.attention), len(draft.skip_set.mlp))
     return costs.speedup(counts, step)
 

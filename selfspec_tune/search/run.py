@@ -252,7 +252,8 @@ class _Search:
         method = next(method for method in bench.methods if method.name == SELF_SPECULATIVE)
         runs = [run for run in bench.runs if run.method == method.id]
         from_counts = predicted_from_counts(runs, winner, ranking.costs)
-        self._reporter.notice(agreement(method, from_counts))
+        if from_counts is not None:
+            self._reporter.notice(agreement(method, from_counts))
         record = {
             **self._search_record(study),
             "predicted_decode_speedup": _predicted(winner, ranking),

@@ -205,9 +205,10 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def as_candidate(trial: FrozenTrial, draft: Draft) -> Candidate:
     """A trial of an earlier session, for display; its interval is not kept."""
     value = trial.value or 0.0
+    speedup = None if trial.user_attrs.get(LOSSY) else Interval(value, value, value)
     origin = trial.user_attrs.get(_ORIGIN, "tpe")
     rate = trial.user_attrs.get("acceptance_rate")
-    return Candidate(trial.number, origin, draft.skip_set, Interval(value, value, value), rate, not is_feasible(trial))
+    return Candidate(trial.number, origin, draft.skip_set, speedup, rate, bool(trial.user_attrs.get(STOPPED_EARLY)))
 
 
 def repair_journal(journal: Path) -> None:

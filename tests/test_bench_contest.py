@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfspec_tune.bench import contest as contest_module
+from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Generation
+from selfspec_tune.files import append_jsonl
+from selfspec_tune.measure.arms import BASELINE, NULL, SELF_SPECULATIVE, Arm
+from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
+from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.results import PairedRun
+from selfspec_tune.skip_set import SkipSet
+from tests.search_kit import Listener, ScriptedEngine, make_item, read_rows, steady
+
+ITEMS = [make_item(number) for number in range(6)]
+
+
+class Interrupted(Exception):
+    """Ends a contest in the middle."""
+
+
+class Journal:
+    """Arms that note what they decode, and a baseline to match."""
+
+    def __init__(self) -> None:
+        self.decoded: list[tuple[str, str, int]] = []
+
+    def arm(self, arm_id: str, name: str = SELF_SPECULATIVE, draft: Draft | None = None) -> Arm:
+        def decode(item: WorkItem) -> Generation:
+            self.decoded.append((arm_id, item.id, item.limits.max_new_tokens))
+            return Generation(tokens=[1, 2, 3], prefill_seconds=0.1, decode_seconds=1.0)
+
+        return Arm(arm_id, name, decode, draft)
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal()
+
+
+@pytest.fixture
+def reserved() -> list[int]:
+    """Cache sizes that were asked for."""
+    return []
+
+
+@pytest.fixture
+def make_contest(monkeypatch: pytest.MonkeyPatch, journal: Journal, reserved: list[int]) -> Callable[..., Contest]:
+    monkeypatch.setattr(contest_module, "autoregressive_arm", lambda workload: journal.arm(BASELINE, BASELINE))
+    workload: Any = SimpleNamespace(runner=SimpleNamespace(reserve=reserved.append))
+
+    def make(contenders: Sequence[str], references: Sequence[str] = (), **options: Any) -> Contest:
+        items = options.pop("items", ITEMS)
+        check: Any = None
+        return Contest(
+            workload,
+            check,
+            items,
+            [journal.arm(name, draft=Draft(SkipSet(4, (1,)))) for name in contenders],
+            [journal.arm(name, NULL) for name in references],
+            **options,
+        )
+
+    return make
+
+
+def pairs(runs: Sequence[PairedRun]) -> list[tuple[str, str, int]]:
+    return [(run.method, run.prompt_id, run.round) for run in runs]
+
+
+def test_every_contender_meets_the_baseline_on_every_item(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    runs = make_contest(["x", "y"]).run(Listener())
+    assert pairs(runs) == [(name, item.id, 0) for item in ITEMS for name in ("x", "y")]
+
+
+def test_references_run_on_the_first_items_of_the_first_round_only(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    runs = make_contest(["x"], ["null", "generate"], num_reference_items=2, rounds=2).run(Listener())
+    of_references = [pair for pair in pairs(runs) if pair[0] != "x"]
+    assert of_references == [(name, item.id, 0) for item in ITEMS[:2] for name in ("null", "generate")]
+    assert len([pair for pair in pairs(runs) if pair[0] == "x"]) == 12
+
+
+def test_every_arm_is_warmed_up_on_the_longest_item_at_its_full_length(
+    make_contest: Callable[..., Contest],
+    monkeypatch: pytest.MonkeyPatch,
+    journal: Journal,
+    reserved: list[int],
+) -> None:
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    items = [make_item(0), make_item(1, prompt_tokens=30), make_item(2)]
+    make_contest(["x"], ["null"], items=items).run(Listener())
+    assert journal.decoded == [(name, "set/1", 8) for name in (BASELINE, "x", "null")]
+    assert reserved == [30 + 12]
+
+
+def test_records_are_logged_block_by_block(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    logged: list[int] = []
+
+    def count_rows(measured: int) -> None:
+        logged.append(len(read_rows(log)) if log.exists() else 0)
+
+    ScriptedEngine(steady(1.5), before_block=count_rows).install(monkeypatch)
+    runs = make_contest(["x", "y"], log=log).run(Listener())
+    assert logged == [0, 2, 4, 6, 8, 10]
+    assert [PairedRun.model_validate(row) for row in read_rows(log)] == runs
+
+
+def test_a_contest_goes_on_from_its_log(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
+
+    def stop(measured: int) -> None:
+        if measured == 3 * 2:
+            raise Interrupted
+
+    engine.before_block = stop
+    with pytest.raises(Interrupted):
+        make_contest(["x", "y"], log=log).run(Listener())
+    first = read_rows(log)
+    engine.before_block = lambda measured: None
+    engine.script = steady(3.0)
+    engine.measured.clear()
+    runs = make_contest(["x", "y"], log=log).run(Listener())
+    assert {item_id for _, item_id in engine.measured} == {item.id for item in ITEMS[3:]}
+    assert [run.to_dict() for run in runs[:6]] == first
+    assert len(set(pairs(runs))) == len(runs) == 12
+
+
+def test_a_finished_contest_measures_and_warms_up_nothing(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, journal: Journal, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
+    first = make_contest(["x"], ["null"], num_reference_items=1, log=log).run(Listener())
+    journal.decoded.clear()
+    engine.measured.clear()
+    again = make_contest(["x"], ["null"], num_reference_items=1, log=log).run(Listener())
+    assert again == first
+    assert journal.decoded == engine.measured == []
+
+
+def test_records_of_other_arms_and_items_in_a_log_are_left_out(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    make_contest(["old"], log=log).run(Listener())
+    make_contest(["x"], items=[make_item(77)], log=log).run(Listener())
+    runs = make_contest(["x"], log=log).run(Listener())
+    assert pairs(runs) == [("x", item.id, 0) for item in ITEMS]
+
+
+def test_a_block_that_was_cut_off_counts_once(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    complete = make_contest(["x", "y"]).run(Listener())
+    for run in complete[:3]:
+        append_jsonl(log, run.to_dict())
+    runs = make_contest(["x", "y"], log=log).run(Listener())
+    assert sorted(pairs(runs)) == sorted(set(pairs(runs)))
+
+
+def test_a_shortened_item_is_the_same_with_a_smaller_limit() -> None:
+    item = make_item(3, max_new_tokens=40)
+    assert shortened(item, 8).limits.max_new_tokens == 8
+    assert shortened(item, 8).tokens == item.tokens
+    assert shortened(item, 400).limits.max_new_tokens == 40
+
+
+# Blocks: order, seeds and records
+
+
+def test_the_order_of_arms_turns_and_is_mirrored(journal: Journal) -> None:
+    arms = [journal.arm(name) for name in "abc"]
+    orders = ["".join(arm.id for arm in turned(arms, index)) for index in range(7)]
+    assert orders == ["abc", "bca", "cab", "cba", "acb", "bac", "abc"]
+
+
+def test_over_a_turn_no_arm_is_favoured(journal: Journal) -> None:
+    arms = [journal.arm(name) for name in "abcd"]
+    orders = [[arm.id for arm in turned(arms, index)] for index in range(8)]
+    for name in "abcd":
+        assert sorted(order.index(name) for order in orders) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_blocks_go_through_every_item_once_a_round() -> None:
+    sequence = list(blocks(ITEMS[:3], rounds=2))
+    assert [(block.item.id, block.round, block.index) for block in sequence] == [
+        ("set/0", 0, 0),
+        ("set/1", 0, 1),
+        ("set/2", 0, 2),
+        ("set/0", 1, 3),
+        ("set/1", 1, 4),
+        ("set/2", 1, 5),
+    ]
+
+
+def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(journal: Journal) -> None:
+    seeds: list[int] = []
+    workload: Any = SimpleNamespace(
+        sampler=SimpleNamespace(restart=seeds.append),
+        options=SimpleNamespace(seed=2),
+        loaded=SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda tokens, **_: f"text of {tokens}")),
+    )
+    compared: list[tuple[list[int], list[int]]] = []
+
+    def check(item: WorkItem, ours: list[int], theirs: list[int]) -> Any:
+        compared.append((ours, theirs))
+        return SimpleNamespace(status="identical", first_difference=None, logit_gap=None)
+
+    checked: Any = check
+    arms = [journal.arm("x"), journal.arm("y")]
+    runs = measure_block(workload, journal.arm(BASELINE), arms, Block(ITEMS[1], 1, 4), checked)
+    assert [name for name, _, _ in journal.decoded] == [BASELINE, "y", "x"]
+    assert [(run.method, run.order, run.baseline_order) for run in runs] == [("x", 2, 0), ("y", 1, 0)]
+    assert {run.prompt_id for run in runs} == {"set/1"}
+    assert {run.round for run in runs} == {1}
+    assert len(set(seeds)) == 1
+    assert compared == [([1, 2, 3], [1, 2, 3])] * 2
+    assert runs[0].to_dict()["text"] == "text of [1, 2, 3]"

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfspec_tune.bench import outcome
+from selfspec_tune.bench.outcome import baseline_vs_generate, bench_result
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Generation
+from selfspec_tune.measure.arms import GENERATE, NULL, SELF_SPECULATIVE, Arm
+from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.skip_set import SkipSet
+from tests.results_kit import MODEL
+from tests.runs import paired_run
+
+MAIN, OTHER = "self-speculative:1", "self-speculative:2"
+NUM_PROMPTS = 40
+WORKLOAD: Any = SimpleNamespace(
+    options=SimpleNamespace(seed=0), loaded=SimpleNamespace(describe=lambda: MODEL.to_dict())
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning comes from what else runs here."""
+    monkeypatch.setattr(outcome, "load_average", lambda: 0.1)
+    monkeypatch.setattr(outcome, "num_cores", lambda: 2)
+
+
+def arm(arm_id: str, name: str | None = None) -> Arm:
+    def decode(item: WorkItem) -> Generation:
+        raise NotImplementedError
+
+    kind = name or (SELF_SPECULATIVE if arm_id.startswith(SELF_SPECULATIVE) else arm_id)
+    draft = None if kind in (NULL, GENERATE) else Draft(SkipSet(12, (3, 4), (5,)))
+    return Arm(arm_id, kind, decode, draft, description=f"what {arm_id} does")
+
+
+def runs_of(arm_id: str, speedup: float, count: int = NUM_PROMPTS, **fields: Any) -> list[PairedRun]:
+    """Pairs at about this speedup, slightly different for each prompt."""
+    return [
+        paired_run(
+            f"set/{number}",
+            method=arm_id,
+            task=("code", "chat")[number % 2],
+            baseline=(11, 0.0, 1.0),
+            candidate=(11, 0.0, (1.0 + 0.01 * (number % 3)) / speedup),
+            **fields,
+        )
+        for number in range(count)
+    ]
+
+
+def result_of(arms: Sequence[Arm], runs: Sequence[PairedRun], **fields: Any) -> BenchResult:
+    options: dict[str, Any] = {"split": "test", "in_sample": False, "provenance": {"seed": 1}}
+    return bench_result(WORKLOAD, arms, runs, **(options | fields))
+
+
+def measured(speedup: float, *, generate: float = 0.5, **fields: Any) -> BenchResult:
+    """One skip set, the A-A run and model.generate, which runs at ``generate`` times our speed."""
+    runs = runs_of(MAIN, speedup, **fields) + runs_of(GENERATE, generate, 8, accepted=(), drafted=())
+    null = [paired_run(f"set/{n}", method=NULL, accepted=(), drafted=(), candidate=(11, 0.5, 2.0)) for n in range(8)]
+    return result_of([arm(MAIN), arm(NULL), arm(GENERATE)], runs + null)
+
+
+def test_a_row_for_the_baseline_and_for_each_arm_but_the_a_a_run() -> None:
+    result = measured(1.3)
+    assert [(m.name, m.id) for m in result.methods] == [
+        ("autoregressive", "autoregressive"),
+        (SELF_SPECULATIVE, MAIN),
+        (GENERATE, GENERATE),
+    ]
+    main = result.method(MAIN)
+    assert main is not None
+    assert main.description == f"what {MAIN} does"
+    assert main.skip is not None
+    assert main.skip.attention == [3, 4]
+    assert list(main.per_task) == ["chat", "code"]
+    assert result.methods[2].skip is None
+
+
+def test_the_baselines_row_rests_on_every_prompt() -> None:
+    baseline = measured(1.3).methods[0]
+    assert (baseline.num_prompts, baseline.num_runs) == (NUM_PROMPTS, NUM_PROMPTS)
+    assert baseline.tokens_per_second == pytest.approx(11.0)
+
+
+def test_clear_gains_and_losses_get_their_verdict() -> None:
+    assert measured(1.3).verdict == "faster"
+    assert measured(0.8).verdict == "not_faster"
+    assert measured(1.3).warnings == measured(1.3).withheld_because == []
+
+
+def test_a_gain_whose_interval_reaches_below_one_is_undecided() -> None:
+    runs = runs_of(MAIN, 2.5, 10) + [
+        run.model_copy(update={"prompt_hash": f"x{i}"}) for i, run in enumerate(runs_of(MAIN, 0.75, 12))
+    ]
+    result = result_of([arm(MAIN)], runs)
+    interval = result.methods[1].end_to_end_speedup
+    assert interval is not None
+    assert interval.low < 1.0 < interval.value
+    assert result.verdict == "undecided"
+
+
+def test_the_a_a_run_stands_apart() -> None:
+    result = measured(1.3)
+    assert result.a_a is not None
+    assert result.a_a.end_to_end.value == pytest.approx(1.0)
+    assert result.a_a.num_prompts == 8
+    assert result.method(NULL) is None
+
+
+def test_the_verdict_is_withheld_where_our_baseline_is_slower_than_generate() -> None:
+    result = measured(1.3, generate=1.25)
+    assert result.baseline_vs_generate == pytest.approx(1 / 1.25, rel=0.02)
+    assert result.verdict == "withheld"
+    (warning,) = result.warnings
+    assert result.withheld_because == [warning]
+    assert "1.24 times as long as model.generate" in warning or "1.25 times as long as model.generate" in warning
+    assert "--runner fast" in warning
+    main = result.method(MAIN)
+    assert main is not None
+    assert main.end_to_end_speedup is not None
+
+
+def test_the_verdict_is_withheld_where_outputs_differ() -> None:
+    runs = runs_of(MAIN, 1.3)
+    runs[7] = runs[7].model_copy(update={"lossless": "mismatch", "first_difference": 3, "logit_gap": 0.7})
+    result = result_of([arm(MAIN)], runs)
+    assert result.verdict == "withheld"
+    (warning,) = result.warnings
+    assert f"1 of {NUM_PROMPTS} runs differ" in warning
+    assert "--dtype float32" in warning
+    main = result.method(MAIN)
+    assert main is not None
+    assert (main.end_to_end_speedup, main.decode_speedup) == (None, None)
+    assert main.lossless.mismatches == 1
+
+
+def test_a_lossy_rival_does_not_spoil_the_main_sets_verdict() -> None:
+    runs = runs_of(MAIN, 1.3) + runs_of(OTHER, 2.0, lossless="mismatch")
+    result = result_of([arm(MAIN), arm(OTHER)], runs)
+    assert result.verdict == "faster"
+    other = result.method(OTHER)
+    assert other is not None
+    assert other.end_to_end_speedup is None
+
+
+def test_the_verdict_is_about_the_first_skip_set_given() -> None:
+    runs = runs_of(MAIN, 0.8) + runs_of(OTHER, 1.5)
+    assert result_of([arm(MAIN), arm(OTHER)], runs).verdict == "not_faster"
+    assert result_of([arm(OTHER), arm(MAIN)], runs).verdict == "faster"
+
+
+def test_references_are_no_skip_sets_of_the_users() -> None:
+    runs = runs_of(MAIN, 0.8) + runs_of("uniform", 1.5, 4) + runs_of("random", 1.5, 4)
+    result = result_of([arm(MAIN), arm("uniform"), arm("random")], runs)
+    assert result.verdict == "not_faster"
+    assert [method.name for method in result.methods] == ["autoregressive", SELF_SPECULATIVE, "uniform", "random"]
+
+
+def test_few_prompts_are_warned_of() -> None:
+    result = result_of([arm(MAIN)], runs_of(MAIN, 1.3, 5))
+    assert any("rests on 5 prompts" in warning for warning in result.warnings)
+
+
+def test_a_noisy_a_a_run_is_warned_of() -> None:
+    null = [
+        paired_run(f"set/{n}", method=NULL, candidate=(11, 0.5, 1.5 + 0.01 * n), accepted=(), drafted=())
+        for n in range(8)
+    ]
+    result = result_of([arm(MAIN), arm(NULL)], runs_of(MAIN, 1.3) + null)
+    assert any("baseline against itself" in warning for warning in result.warnings)
+
+
+def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "load_average", lambda: 7.0)
+    assert any("load average is 7.0 on 2 cores" in warning for warning in measured(1.3).warnings)
+
+
+def test_a_spike_among_repeated_rounds_is_warned_of_and_kept() -> None:
+    rounds = [run.model_copy(update={"round": number}) for number in range(3) for run in runs_of(MAIN, 1.3)]
+    slow = rounds[5].baseline.model_copy(update={"decode_seconds": 9.0})
+    rounds[5] = rounds[5].model_copy(update={"baseline": slow})
+    result = result_of([arm(MAIN)], rounds)
+    assert any("1 of 40 prompts had a run over 1.5 times its median" in warning for warning in result.warnings)
+    assert result.runs[5].baseline.decode_seconds == 9.0
+    assert result.methods[1].num_runs == 120
+
+
+def test_ties_more_frequent_than_with_nothing_skipped_withhold_the_verdict() -> None:
+    empty = "empty-skip-set"
+    ties = runs_of(MAIN, 1.3, lossless="numerical_tie")
+    few = [*ties[:2], *runs_of(MAIN, 1.3)[2:]]
+    reference = runs_of(empty, 1.0, 16)
+    arms = [arm(MAIN), arm(empty)]
+    assert result_of(arms, [*few, *reference]).verdict == "faster"
+    result = result_of(arms, [*ties, *reference])
+    assert result.verdict == "withheld"
+    assert any("ties" in warning.lower() for warning in result.warnings)
+
+
+def test_the_result_keeps_its_raw_runs_split_and_provenance() -> None:
+    runs = runs_of(MAIN, 1.3)
+    result = result_of([arm(MAIN)], runs, split="in_sample", in_sample=True, provenance={"seed": 4})
+    assert result.runs == runs
+    assert (result.split, result.in_sample, result.provenance) == ("in_sample", True, {"seed": 4})
+    assert result.model == MODEL
+    assert BenchResult.from_dict(result.to_dict(), origin="here") == result
+
+
+def test_without_references_the_ratio_to_generate_is_unknown_and_nothing_is_withheld() -> None:
+    result = result_of([arm(MAIN)], runs_of(MAIN, 1.3))
+    assert result.baseline_vs_generate is None
+    assert result.a_a is None
+    assert result.verdict == "faster"
+
+
+def test_the_ratio_to_generate_compares_time_per_token() -> None:
+    assert baseline_vs_generate([]) is None
+    # generate made twice the tokens in the same decode time: per token it took half as long.
+    run = paired_run(baseline=(11, 1.0, 10.0), candidate=(21, 1.0, 10.0), accepted=(), drafted=())
+    assert baseline_vs_generate([run]) == pytest.approx((1.0 + 5.0) / 11.0)

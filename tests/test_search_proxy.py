@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice, pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.engine.teacher_forcing import Trace, Window
+from selfspec_tune.requests import DraftOptions
+from selfspec_tune.search import ranking as ranking_module
+from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
+from selfspec_tune.search.proxy import (
+    Prediction,
+    Proxy,
+    diverse,
+    greedy_path,
+    importance,
+    local_moves,
+    prefixes,
+)
+from selfspec_tune.search.ranking import NUM_PREFIXES, NUM_PROXY_CANDIDATES, Ranker
+from selfspec_tune.search.replay import CostModel
+from selfspec_tune.skip_set import SkipSet
+from tests.search_kit import Listener, make_item
+
+POSITIONS = 64
+FIXED_4 = [DraftPolicy(PolicyKind.FIXED, 4, 0.0)]
+
+
+@dataclass
+class FakeScorer:
+    """Each sub-layer has a harm: the share of positions that stop matching when it is skipped."""
+
+    harms: Sequence[float]
+    is_token_exact: bool = True
+    windows: Sequence[Window] = ()
+    asked: list[tuple[SkipSet, int | None]] = field(default_factory=list)
+    fewest_tokens: int = 0
+
+    def trace(self, skip_set: SkipSet, vocabulary: int | None = None) -> Trace:
+        self.asked.append((skip_set, vocabulary))
+        harm = min(1.0, sum(self.harms[index] for index in skip_set.indices))
+        if vocabulary is not None and vocabulary < self.fewest_tokens:
+            harm = 1.0
+        kept = round(POSITIONS * (1 - harm))
+        # Mismatches spread evenly, the draft unsure where it errs.
+        match = tuple((i * kept) // POSITIONS != ((i + 1) * kept) // POSITIONS for i in range(POSITIONS))
+        confidence = tuple(0.95 if same else 0.2 for same in match)
+        return Trace((match,), (confidence,), 1.0 + harm)
+
+
+def cost_model(num_layers: int, *, draft_base: float = 0.05) -> CostModel:
+    """A step of the whole model takes 1 second, verification hardly more, sub-layers all the same."""
+    each = (1.0 - draft_base) / (2 * num_layers)
+    return CostModel(tuple(1 + 0.02 * k for k in range(11)), draft_base, each, each, num_layers)
+
+
+def make_proxy(scorer: FakeScorer, num_layers: int) -> Proxy:
+    return Proxy(scorer, cost_model(num_layers), FIXED_4, None)
+
+
+def test_importance_is_the_rise_of_the_loss_when_one_sublayer_is_skipped() -> None:
+    harms = [0.5, 0.0, 0.25, 0.125]
+    steps: list[int] = []
+    assert importance(FakeScorer(harms), 2, steps.append) == pytest.approx(harms)
+    assert steps == [0, 1, 2, 3]
+
+
+def test_importance_scores_every_sublayer_alone() -> None:
+    scorer = FakeScorer([0.1] * 6)
+    importance(scorer, 3)
+    skipped = [skip_set.indices for skip_set, _ in scorer.asked]
+    assert skipped == [frozenset(), *(frozenset({i}) for i in range(6))]
+
+
+@given(st.integers(10, 90).flatmap(lambda n: st.lists(st.floats(-1, 5), min_size=2 * n, max_size=2 * n)))
+@settings(max_examples=60)
+def test_prefixes_are_twelve_nested_sets_of_the_least_important_without_the_first_attention(
+    rises: list[float],
+) -> None:
+    num_layers = len(rises) // 2
+    ladder = prefixes(rises, num_layers, NUM_PREFIXES)
+    assert len(ladder) == NUM_PREFIXES >= 12
+    assert all(small.indices < large.indices for small, large in pairwise(ladder))
+    assert all(0 not in skip_set.attention for skip_set in ladder)
+    largest = ladder[-1].indices
+    worst_skipped = max(rises[index] for index in largest)
+    assert all(rises[index] >= worst_skipped for index in range(1, len(rises)) if index not in largest)
+    assert ladder[0].num_skipped == max(1, round(0.1 * len(rises)))
+    assert ladder[-1].num_skipped == round(2 / 3 * len(rises))
+
+
+def test_prefixes_of_a_shallow_model_are_fewer_but_distinct() -> None:
+    ladder = prefixes([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 4, NUM_PREFIXES)
+    assert len(ladder) == len(set(ladder)) == 5
+    assert ladder[0] == SkipSet(4, (), (0,))
+
+
+def test_a_proxy_scores_each_skip_set_once_and_keeps_its_first_origin() -> None:
+    scorer = FakeScorer([0.1] * 8)
+    proxy = make_proxy(scorer, 4)
+    first = proxy(SkipSet(4, (1,)), "prefix")
+    assert proxy(SkipSet(4, (1,)), "local") is first
+    assert first.origin == "prefix"
+    assert len(scorer.asked) == 1
+
+
+def test_a_proxys_predictions_are_sorted_best_first() -> None:
+    proxy = make_proxy(FakeScorer([0.3, 0.0, 0.3, 0.0, 0.3, 0.0, 0.3, 0.0]), 4)
+    harmful, harmless = SkipSet(4, (1, 2)), SkipSet(4, (), (1, 2))
+    proxy(harmful, "prefix")
+    proxy(harmless, "prefix")
+    assert [prediction.draft.skip_set for prediction in proxy.predictions] == [harmless, harmful]
+    best = proxy.predictions[0]
+    assert best.draft == Draft(harmless, FIXED_4[0])
+    # 4 of 5 tokens of a round are drafted by 6 of 8 sub-layers, all accepted; 64 positions and one more.
+    step = 0.05 + 6 * 0.95 / 8
+    assert best.speedup == pytest.approx(65 / (52 * step + 13 * 1.08), rel=0.02)
+
+
+def test_the_greedy_path_finds_the_harmless_sublayers() -> None:
+    harms = [0.6] * 12
+    for index in (3, 4, 8, 11):
+        harms[index] = 0.002 * index
+    proxy = make_proxy(FakeScorer(harms), 6)
+    scored = list(greedy_path(proxy, importance(FakeScorer(harms), 6), 6))
+    assert proxy.predictions[0].draft.skip_set.indices == {3, 4, 8, 11}
+    assert {prediction.origin for prediction in scored} == {"greedy"}
+
+
+def test_the_greedy_path_never_skips_the_first_attention_and_ends() -> None:
+    proxy = make_proxy(FakeScorer([0.0] * 8), 4)
+    scored = list(greedy_path(proxy, [0.0] * 8, 4))
+    assert all(0 not in prediction.draft.skip_set.attention for prediction in scored)
+    assert max(prediction.draft.skip_set.num_skipped for prediction in scored) == 7
+
+
+def test_the_greedy_path_gives_up_where_every_step_makes_it_worse() -> None:
+    proxy = make_proxy(FakeScorer([0.5] * 40), 20)
+    scored = list(greedy_path(proxy, [0.5] * 40, 20))
+    assert max(prediction.draft.skip_set.num_skipped for prediction in scored) <= 4
+
+
+def test_local_moves_change_one_or_two_sublayers_of_one_of_the_best() -> None:
+    proxy = make_proxy(FakeScorer([0.05] * 24), 12)
+    rises = [0.05] * 24
+    start = proxy(SkipSet(12, (2, 3), (4, 5)), "prefix")
+    stream = local_moves(proxy, rises, seed=3)
+    for _ in range(60):
+        parents = [prediction.draft.skip_set for prediction in proxy.predictions[:4]]
+        child = next(stream).draft.skip_set
+        assert min(parent.distance(child) for parent in parents) <= 2
+        assert 0 not in child.attention
+    assert proxy.predictions[0].speedup >= start.speedup
+
+
+def test_local_moves_improve_on_where_they_start() -> None:
+    harms = [0.001 if index % 3 else 0.3 for index in range(24)]
+    proxy = make_proxy(FakeScorer(harms), 12)
+    start = proxy(SkipSet(12, (3,), (4,)), "prefix").speedup
+    list(islice(local_moves(proxy, harms, seed=0), 300))
+    assert proxy.predictions[0].speedup > 1.2 * start
+    assert proxy.predictions[0].origin == "local"
+
+
+def test_local_moves_of_the_same_seed_are_the_same() -> None:
+    def walk(seed: int) -> list[SkipSet]:
+        proxy = make_proxy(FakeScorer([0.05] * 24), 12)
+        proxy(SkipSet(12, (2, 3)), "prefix")
+        return [prediction.draft.skip_set for prediction in islice(local_moves(proxy, [0.05] * 24, seed), 20)]
+
+    assert walk(1) == walk(1) != walk(2)
+
+
+def test_local_moves_can_leave_the_empty_set() -> None:
+    proxy = make_proxy(FakeScorer([0.01] * 8), 4)
+    proxy(SkipSet.empty(4), "greedy")
+    found = {prediction.draft.skip_set.num_skipped for prediction in islice(local_moves(proxy, [0.01] * 8, 0), 30)}
+    assert max(found) >= 2
+
+
+def test_diverse_picks_keep_their_distance_and_the_best_comes_first() -> None:
+    sets = [SkipSet(6, (1, 2, 3)), SkipSet(6, (1, 2)), SkipSet(6, (1, 2, 3), (4, 5)), SkipSet(6, (), (1, 2, 3))]
+    predictions = [Prediction(Draft(skip_set), 2.0 - 0.1 * i, "x") for i, skip_set in enumerate(sets)]
+    assert diverse(predictions, 10) == [predictions[0], predictions[3]]
+    assert diverse(predictions, 10, least_distance=2) == [predictions[0], predictions[2], predictions[3]]
+    assert diverse(predictions, 1) == predictions[:1]
+    assert diverse([], 3) == []
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=30),
+    st.integers(1, 8),
+    st.integers(1, 5),
+)
+def test_diverse_never_picks_neighbours(sets: list[list[bool]], count: int, distance: int) -> None:
+    predictions = [Prediction(Draft(SkipSet.from_flags(flags)), -float(i), "x") for i, flags in enumerate(sets)]
+    chosen = [prediction.draft.skip_set for prediction in diverse(predictions, count, distance)]
+    assert 1 <= len(chosen) <= count
+    assert all(a.distance(b) >= distance for i, a in enumerate(chosen) for b in chosen[:i])
+
+
+# Calibration windows
+
+
+def answer(number: int, length: int, *, prompt_tokens: int = 5) -> Answer:
+    return Answer(make_item(number, prompt_tokens=prompt_tokens), tuple(100 + i for i in range(length)))
+
+
+def offsets(spread: Sequence[tuple[Answer, Window]]) -> list[float]:
+    """Where windows begin, as a fraction of the room that their answers leave them."""
+    found = []
+    for owner, window in spread:
+        room = len(owner.tokens) - 1 - (window.end - window.start)
+        found.append((window.start - len(owner.item.tokens)) / room)
+    return found
+
+
+def test_windows_lie_in_the_answers_and_know_their_successors() -> None:
+    answers = [answer(number, 40 + number) for number in range(6)]
+    for owner, window in spread_windows(answers, length=10, most=20, seed=0):
+        text = (*owner.item.tokens, *owner.tokens)
+        assert window.end - window.start == 10
+        assert len(owner.item.tokens) <= window.start < window.end < len(text)
+        assert window.tokens == text[: window.end + 1]
+        assert window.targets == text[window.start + 1 : window.end + 1]
+
+
+def test_windows_are_spread_over_all_answers_before_any_comes_twice() -> None:
+    answers = [answer(number, 60) for number in range(8)]
+    owners = [owner.item.id for owner, _ in spread_windows(answers, length=12, most=12, seed=1)]
+    assert len(owners) == 12
+    assert len(set(owners[:8])) == 8
+
+
+def test_windows_cover_beginnings_bodies_and_ends() -> None:
+    answers = [answer(number, 120) for number in range(10)]
+    fractions = offsets(spread_windows(answers, length=20, most=10, seed=0))
+    thirds = [sum(low <= fraction <= low + 1 / 3 for fraction in fractions) for low in (0.0, 1 / 3, 2 / 3)]
+    assert all(count >= 2 for count in thirds)
+    assert sum(fraction == 0.0 for fraction in fractions) <= 1
+
+
+def test_answers_too_short_to_tell_anything_are_left_out() -> None:
+    spread = spread_windows([answer(0, 8), answer(1, 9)], length=5, most=4, seed=0)
+    assert {owner.item.id for owner, _ in spread} == {"set/1"}
+    assert spread_windows([answer(0, 8)], length=5, most=4, seed=0) == []
+
+
+def test_a_short_answer_gives_one_window_and_not_the_same_again() -> None:
+    spread = spread_windows([answer(0, 12)], length=24, most=8, seed=0)
+    assert len(spread) == 1
+    window = spread[0][1]
+    assert (window.start, window.end) == (5, 16)
+
+
+def test_windows_depend_on_the_seed_alone() -> None:
+    answers = [answer(number, 50) for number in range(6)]
+    first, again, other = (
+        [window for _, window in spread_windows(answers, length=10, most=6, seed=seed)] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_trial_items_go_on_from_a_verified_prefix_for_a_windows_length() -> None:
+    answers = [answer(number, 40) for number in range(4)]
+    items = trial_items(answers, length=12, most=8, seed=0)
+    assert len(items) == len({item.id for item in items}) == 8
+    by_id = {owner.item.id: owner for owner in answers}
+    for item in items:
+        owner = by_id[item.id.rpartition("@")[0]]
+        text = (*owner.item.tokens, *owner.tokens)
+        assert item.tokens == text[: len(item.tokens)]
+        assert len(item.tokens) > len(owner.item.tokens)
+        assert item.limits.max_new_tokens == 12
+        assert item.prompt is owner.item.prompt
+
+
+# The stages together, on a fake scorer
+
+
+def ranker(
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: FakeScorer,
+    num_layers: int,
+    *,
+    options: DraftOptions | None = None,
+    whole_head: float = 0.05,
+    listener: Listener | None = None,
+) -> Ranker:
+    """A ranker whose scorer and step times are given; the head's share shrinks with the vocabulary."""
+
+    def measure_costs(runner: Any, context: Any, *, context_length: int, vocabulary: int | None = None) -> CostModel:
+        share = 1.0 if vocabulary is None else vocabulary / 1024
+        return cost_model(num_layers, draft_base=whole_head * share)
+
+    monkeypatch.setattr(ranking_module, "measure_costs", measure_costs)
+    ticks = count()
+    monkeypatch.setattr(ranking_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
+    monkeypatch.setattr(ranking_module, "make_scorer", lambda runner, loaded, windows: scorer)
+    workload: Any = SimpleNamespace(
+        loaded=SimpleNamespace(num_layers=num_layers, context_length=512), runner=SimpleNamespace(vocabulary_size=1024)
+    )
+    answers = [answer(number, 60) for number in range(6)]
+    return Ranker(workload, answers, options or DraftOptions(), 0, listener or Listener())
+
+
+HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
+
+
+def test_a_ranking_holds_the_best_predictions_then_every_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.3)
+    assert found.importance == pytest.approx(HARMS, abs=0.02)
+    sets = [candidate.draft.skip_set for candidate in found.candidates]
+    assert len(sets) == len(set(sets))
+    assert len(sets) >= NUM_PREFIXES
+    proposed = [c for c in found.candidates if c.origin != "prefix"]
+    assert 1 <= len(proposed) <= NUM_PROXY_CANDIDATES
+    assert [c.speedup for c in proposed] == sorted((c.speedup for c in proposed), reverse=True)
+    assert found.candidates[0].speedup >= proposed[0].speedup
+    assert found.candidates[0].speedup > max(c.speedup for c in found.candidates if c.origin == "prefix")
+    picked = [c.draft.skip_set for c in proposed]
+    assert all(a.distance(b) >= 3 for i, a in enumerate(picked) for b in picked[:i])
+    assert set(prefixes(found.importance, 12, NUM_PREFIXES)) <= set(sets)
+    assert listener.stage_names == ["importance", "proxy"]
+    assert listener.bests[-1].speedup is not None
+
+
+def test_without_a_token_exact_scorer_only_prefixes_are_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    scorer = FakeScorer(HARMS, is_token_exact=False)
+    found = ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3)
+    assert len(found.candidates) == NUM_PREFIXES
+    assert {candidate.origin for candidate in found.candidates} == {"prefix"}
+    assert listener.stage_names == ["importance"]
+
+
+def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(vocabulary="full")).rank(0.05)
+    assert found.vocabulary is None
+
+
+def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for option, expected in (("300", 300), ("5000", 1024)):
+        scorer = FakeScorer(HARMS)
+        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(vocabulary=option)).rank(0.05)
+        assert found.vocabulary == expected
+        assert all(candidate.draft.vocabulary == expected for candidate in found.candidates)
+
+
+def test_a_smaller_vocabulary_is_chosen_where_the_head_is_dear_and_the_tokens_suffice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=200), 12, whole_head=0.5).rank(0.05)
+    assert found.vocabulary == 256
+
+
+def test_the_whole_vocabulary_is_chosen_where_a_part_would_miss_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=1000), 12, whole_head=0.2).rank(0.05)
+    assert found.vocabulary is None
+
+
+def test_a_given_draft_length_and_threshold_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = DraftOptions(max_draft_tokens=7, exit_threshold=0.25)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options).rank(0.05)
+    policies = {candidate.draft.policy for candidate in found.candidates}
+    assert policies == {DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)}
+
+
+def test_proposing_ends_before_its_time_once_a_small_models_sets_are_used_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scorer = FakeScorer([0.01] * 6)
+    assert ranker(monkeypatch, scorer, 3).rank(3600.0).candidates
+    assert len({skip_set for skip_set, _ in scorer.asked}) <= 2**6
+
+
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_a_very_shallow_model_is_ranked_too(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
+    found = ranker(monkeypatch, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05)
+    assert found.candidates

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.search.replay import (
+    DRAFT_LENGTHS,
+    EXIT_THRESHOLDS,
+    CostModel,
+    Counts,
+    best_policy,
+    policies,
+    replay,
+)
+from selfspec_tune.skip_set import SkipSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from selfspec_tune.engine import Generation
+    from selfspec_tune.engine.fast import FastRunner
+    from selfspec_tune.models import LoadedModel
+
+FIXED, THRESHOLD, ADAPTIVE = PolicyKind.FIXED, PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE
+# Verifying 1, 2, 3, 4 tokens; a draft step of nothing skipped takes 0.2 + 2 · 0.1 + 2 · 0.3 = 1.0.
+COSTS = CostModel(verify=(1.0, 1.1, 1.2, 1.5), draft_base=0.2, attention=0.1, mlp=0.3, num_layers=2)
+
+
+def counts(match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None) -> Counts:
+    return replay([match], [confidence or [1.0] * len(match)], policy)
+
+
+def fixed(length: int) -> DraftPolicy:
+    return DraftPolicy(FIXED, length, 0.0)
+
+
+def test_a_draft_that_always_matches_is_accepted_whole() -> None:
+    found = counts([True] * 10, fixed(4))
+    # 4 and the bonus token, twice: the window's ten positions
+    assert (found.drafted, found.accepted) == ([4, 4], [4, 4])
+    assert found.num_tokens == 10
+
+
+def test_a_draft_that_never_matches_yields_one_token_a_round() -> None:
+    found = counts([False] * 5, fixed(3))
+    assert (found.drafted, found.accepted) == ([3, 3, 3, 2, 1], [0] * 5)
+    assert found.num_tokens == 5
+
+
+def test_what_follows_a_mismatch_in_a_draft_is_not_accepted() -> None:
+    found = counts([True, False, True, True, True, True], fixed(4))
+    assert (found.drafted, found.accepted) == ([4, 4], [1, 4])
+    assert found.num_tokens == 7
+
+
+def test_a_draft_ends_with_the_first_unlikely_token_which_is_still_verified() -> None:
+    policy = DraftPolicy(THRESHOLD, 4, 0.5)
+    found = counts([True] * 6, policy, [0.9, 0.4, 0.9, 0.9, 0.9, 0.1])
+    # round 1: 0.9, 0.4 (stop), bonus; round 2: position 3 on, 0.9, 0.9, 0.1 (stop)
+    assert (found.drafted, found.accepted) == ([2, 3], [2, 3])
+    assert found.num_tokens == 7
+
+
+def test_a_probability_at_the_threshold_goes_on() -> None:
+    assert counts([True] * 3, DraftPolicy(THRESHOLD, 3, 0.5), [0.5, 0.5, 0.5]).drafted == [3]
+
+
+def test_a_draft_never_goes_past_the_end_of_its_window() -> None:
+    found = counts([True] * 3, fixed(8))
+    assert (found.drafted, found.accepted) == ([3], [3])
+
+
+def test_a_fixed_policy_takes_no_notice_of_confidence() -> None:
+    assert counts([True] * 4, fixed(4), [0.0] * 4).drafted == [4]
+
+
+def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_window() -> None:
+    policy = DraftPolicy(ADAPTIVE, 2, 0.5, step=0.2, threshold_momentum=0.0)
+    # Thresholds 0.5, 0.7, 0.9: in the third round 0.8 no longer reaches it.
+    window, confidence = [False, False, True, True], [0.8] * 4
+    found = replay([window, window], [confidence, confidence], policy)
+    assert found.drafted == [2, 2, 1, 2, 2, 1]
+    assert found.accepted == [0, 0, 1, 0, 0, 1]
+
+
+def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() -> None:
+    policy = DraftPolicy(ADAPTIVE, 2, 1.0)
+    assert 0 not in counts([False] * 3 + [True] * 20, policy).drafted
+
+
+def test_windows_are_replayed_one_after_another() -> None:
+    found = replay([[True, True], [False]], [[1.0, 1.0], [1.0]], fixed(2))
+    assert (found.drafted, found.accepted) == ([2, 1], [2, 0])
+
+
+def test_windows_and_confidences_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        replay([[True]], [], fixed(2))
+
+
+TRACES = st.lists(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=20), min_size=1, max_size=4)
+POLICIES = st.builds(
+    DraftPolicy, st.sampled_from(list(PolicyKind)), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1)
+)
+
+
+@given(trace=TRACES, policy=POLICIES)
+def test_replayed_counts_are_those_of_a_possible_run(
+    trace: list[list[tuple[bool, float]]], policy: DraftPolicy
+) -> None:
+    matches = [[match for match, _ in window] for window in trace]
+    confidences = [[confidence for _, confidence in window] for window in trace]
+    found = replay(matches, confidences, policy)
+    positions = sum(len(window) for window in trace)
+    assert len(found.drafted) == len(found.accepted)
+    assert all(0 <= a <= d for a, d in zip(found.accepted, found.drafted, strict=True))
+    assert all(1 <= drafted <= policy.max_draft_tokens for drafted in found.drafted)
+    assert found.num_tokens >= len(found.drafted)
+    assert positions <= found.num_tokens <= positions + len(trace)
+    assert sum(found.accepted) <= sum(sum(window) for window in matches)
+
+
+@given(trace=TRACES, length=st.integers(1, 8))
+def test_a_longer_fixed_draft_needs_no_more_rounds(trace: list[list[tuple[bool, float]]], length: int) -> None:
+    matches = [[match for match, _ in window] for window in trace]
+    confidences = [[confidence for _, confidence in window] for window in trace]
+    short, long = (replay(matches, confidences, fixed(n)) for n in (length, length + 1))
+    assert len(long.drafted) <= len(short.drafted)
+
+
+def test_a_draft_step_costs_what_it_keeps() -> None:
+    assert COSTS.decode == 1.0
+    assert COSTS.draft_step(0, 0) == pytest.approx(1.0)
+    assert COSTS.draft_step(1, 2) == pytest.approx(0.3)
+    assert COSTS.draft_step(2, 2) == pytest.approx(0.2)
+
+
+def test_predicted_seconds_are_draft_steps_and_verifications() -> None:
+    found = Counts(drafted=[2, 3], accepted=[2, 0])
+    # 5 draft steps of 0.3; verifications of 3 and of 4 tokens
+    assert COSTS.seconds(found, 0.3) == pytest.approx(5 * 0.3 + 1.2 + 1.5)
+    assert COSTS.speedup(found, 0.3) == pytest.approx(4 * 1.0 / 4.2)
+
+
+def test_a_verification_longer_than_any_timed_costs_as_much_as_the_longest() -> None:
+    assert COSTS.seconds(Counts([9], [9]), 0.0) == pytest.approx(1.5)
+
+
+def test_a_round_without_drafts_costs_one_plain_step() -> None:
+    assert COSTS.speedup(Counts([0, 0], [0, 0]), 0.5) == pytest.approx(1.0)
+
+
+def test_the_grid_holds_every_length_with_every_threshold() -> None:
+    grid = list(policies(THRESHOLD))
+    assert len(grid) == len(set(grid)) == len(DRAFT_LENGTHS) * len(EXIT_THRESHOLDS)
+    assert {policy.kind for policy in policies(ADAPTIVE)} == {ADAPTIVE}
+
+
+def test_a_fixed_policy_has_no_threshold_to_choose() -> None:
+    assert [(p.max_draft_tokens, p.exit_threshold) for p in policies(FIXED, (2, 5))] == [(2, 0.0), (5, 0.0)]
+
+
+def test_the_best_policy_drafts_long_where_everything_matches() -> None:
+    matches, confidences = [[True] * 12], [[0.9] * 12]
+    policy, speedup = best_policy(matches, confidences, COSTS, 0.1, [fixed(1), fixed(3), fixed(2)])
+    assert policy == fixed(3)
+    # 3 rounds of 3 drafts, each verified in 1.5: 12 tokens in 3 · 1.8
+    assert speedup == pytest.approx(12 / (3 * 1.8))
+
+
+def test_the_best_policy_stops_early_where_confidence_tells() -> None:
+    matches, confidences = [[True, False] * 6], [[0.9, 0.2] * 6]
+    policy, _ = best_policy(matches, confidences, COSTS, 0.3, list(policies(THRESHOLD, (1, 4), (0.0, 0.5))))
+    assert policy.max_draft_tokens == 1 or policy.exit_threshold == 0.5
+
+
+def test_of_equal_policies_the_first_is_taken() -> None:
+    grid = [DraftPolicy(THRESHOLD, 2, 0.3), DraftPolicy(THRESHOLD, 2, 0.1)]
+    assert best_policy([[True] * 4], [[0.9] * 4], COSTS, 0.1, grid)[0] is grid[0]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llama_dir: Path) -> LoadedModel:
+    from selfspec_tune.models import load_model
+
+    return load_model(str(tiny_llama_dir), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def runner(loaded: LoadedModel) -> FastRunner:
+    from selfspec_tune.engine.fast import FastRunner
+
+    return FastRunner(loaded)
+
+
+PROMPT = [5, 9, 20, 14, 7, 33]
+
+
+def run_for_real(runner: FastRunner, draft: Draft, num_positions: int) -> Generation:
+    """A run whose first token comes from the prefill and whose drafts are capped as in a window."""
+    from selfspec_tune.engine import Limits, Sampler, self_speculative
+
+    return self_speculative(runner, PROMPT, Limits(num_positions + 2), Sampler(), draft)
+
+
+def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> Counts:
+    from selfspec_tune.engine import Limits, Sampler, autoregressive
+    from selfspec_tune.engine.teacher_forcing import Window, make_scorer
+
+    answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
+    window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
+    trace = make_scorer(runner, loaded, [window]).trace(draft.skip_set)
+    return replay(trace.matches, trace.confidences, draft.policy)
+
+
+def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> None:
+    real, found = run_for_real(runner, draft, num_positions), replayed(runner, loaded, draft, num_positions)
+    # Where the window ends between two rounds, the real run has one token left to decode plainly.
+    last = [0] if found.num_tokens == num_positions else []
+    assert real.drafted == found.drafted + last
+    assert real.accepted == found.accepted + last
+
+
+@settings(max_examples=25, deadline=None)
+@given(policy=POLICIES, num_positions=st.integers(1, 40))
+def test_replaying_the_empty_skip_sets_trace_gives_a_real_runs_counts(
+    runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int
+) -> None:
+    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy), num_positions)
+
+
+@settings(max_examples=15, deadline=None)
+@given(flags=st.lists(st.booleans(), min_size=8, max_size=8), num_positions=st.integers(1, 30))
+def test_replaying_drafts_of_one_token_gives_a_real_runs_counts_for_any_skip_set(
+    runner: FastRunner, loaded: LoadedModel, flags: list[bool], num_positions: int
+) -> None:
+    check_against_reality(runner, loaded, Draft(SkipSet.from_flags(flags), fixed(1)), num_positions)
