@@ -215,26 +215,44 @@ def test_blocks_go_through_every_item_once_a_round() -> None:
     ]
 
 
-def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(journal: Journal) -> None:
-    seeds: list[int] = []
-    workload: Any = SimpleNamespace(
+@pytest.fixture
+def seeds() -> list[int]:
+    """Seeds that the sampler was started with."""
+    return []
+
+
+@pytest.fixture
+def fake_workload(seeds: list[int]) -> Any:
+    return SimpleNamespace(
         sampler=SimpleNamespace(restart=seeds.append),
         options=SimpleNamespace(seed=2),
         loaded=SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda tokens, **_: f"text of {tokens}")),
     )
-    compared: list[tuple[list[int], list[int]]] = []
 
-    def check(item: WorkItem, ours: list[int], theirs: list[int]) -> Any:
-        compared.append((ours, theirs))
-        return SimpleNamespace(status="identical", first_difference=None, logit_gap=None)
 
-    checked: Any = check
+def all_identical(item: WorkItem, ours: list[int], theirs: list[int]) -> Any:
+    return SimpleNamespace(status="identical" if ours == theirs else "mismatch", first_difference=None, logit_gap=None)
+
+
+def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(
+    journal: Journal, fake_workload: Any, seeds: list[int]
+) -> None:
+    check: Any = all_identical
     arms = [journal.arm("x"), journal.arm("y")]
-    runs = measure_block(workload, journal.arm(BASELINE), arms, Block(ITEMS[1], 1, 4), checked)
+    runs = measure_block(fake_workload, journal.arm(BASELINE), arms, Block(ITEMS[1], 0, 4, 4), check)
     assert [name for name, _, _ in journal.decoded] == [BASELINE, "y", "x"]
     assert [(run.method, run.order, run.baseline_order) for run in runs] == [("x", 2, 0), ("y", 1, 0)]
-    assert {run.prompt_id for run in runs} == {"set/1"}
-    assert {run.round for run in runs} == {1}
+    assert {(run.prompt_id, run.round, run.lossless) for run in runs} == {("set/1", 0, "identical")}
+    assert len(seeds) == 3
     assert len(set(seeds)) == 1
-    assert compared == [([1, 2, 3], [1, 2, 3])] * 2
     assert runs[0].to_dict()["text"] == "text of [1, 2, 3]"
+
+
+def test_over_two_rounds_each_item_sees_both_orders(journal: Journal, fake_workload: Any) -> None:
+    check: Any = all_identical
+    for num_items in range(1, 7):
+        places: dict[str, list[int]] = {}
+        for block in blocks(ITEMS[:num_items], rounds=2):
+            (run,) = measure_block(fake_workload, journal.arm(BASELINE), [journal.arm("x")], block, check)
+            places.setdefault(run.prompt_id, []).append(run.order)
+        assert all(sorted(orders) == [0, 1] for orders in places.values())

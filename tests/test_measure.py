@@ -26,7 +26,7 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, Verdict, numeric_floor
-from selfspec_tune.measure.pairs import Block, arm_run, blocks, draft_text, measure_block, turned
+from selfspec_tune.measure.pairs import Block, arm_run, blocks, draft_text, measure_block, ordered, turned
 from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
@@ -106,8 +106,8 @@ def test_over_two_circles_every_arm_takes_every_place_and_precedes_every_other_a
 def test_a_block_decodes_every_arm_once_and_records_the_order(workload: Workload, index: int) -> None:
     log: list[str] = []
     arms = [_scripted(name, log) for name in ("plain", "one", "two")]
-    runs = measure_block(workload, arms[0], arms[1:], Block(_item([4, 5]), 2, index), _Agreeable())
-    assert log == [arm.id for arm in turned(arms, index)]
+    runs = measure_block(workload, arms[0], arms[1:], Block(_item([4, 5]), 2, index, index), _Agreeable())
+    assert log == [arm.id for arm in ordered(arms, Block(_item([4, 5]), 2, index, index))]
     assert [run.method for run in runs] == ["one", "two"]
     for run in runs:
         assert (run.order, run.baseline_order) == (log.index(run.method), log.index("plain"))
@@ -126,7 +126,7 @@ def test_every_arm_of_a_block_draws_the_same_random_numbers(workload: Workload) 
 
     arms = [Arm(name, name, decode) for name in "abc"]
     for index in range(2):
-        measure_block(workload, arms[0], arms[1:], Block(_item([4]), 0, index), _Agreeable())
+        measure_block(workload, arms[0], arms[1:], Block(_item([4]), 0, index, index), _Agreeable())
     assert len(set(drawn[:3])) == len(set(drawn[3:])) == 1
     assert drawn[0] != drawn[3]
 
@@ -166,7 +166,7 @@ def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) ->
 
 def test_the_baselines_text_is_kept_beside_its_runs(workload: Workload) -> None:
     log: list[str] = []
-    runs = measure_block(workload, _scripted("a", log), [_scripted("b", log)], Block(_item([4]), 0, 0), _Agreeable())
+    runs = measure_block(workload, _scripted("a", log), [_scripted("b", log)], Block(_item([4]), 0, 0, 0), _Agreeable())
     assert runs[0].to_dict()["text"] == workload.loaded.tokenizer.decode([5, 6, 7])
 
 
@@ -299,7 +299,7 @@ def test_a_runner_that_drafts_wrongly_but_verifies_is_still_lossless_and_one_tha
     verdicts = {}
     for name, subject in (("right", workload), ("broken", broken)):
         candidate = self_speculative_arm(subject, everything)
-        block = Block(_item(prompt_tokens(9), 12), 0, 0)
+        block = Block(_item(prompt_tokens(9), 12), 0, 0, 0)
         verdicts[name] = measure_block(workload, autoregressive_arm(workload), [candidate], block, check)[0].lossless
     assert verdicts == {"right": "identical", "broken": "mismatch"}
 

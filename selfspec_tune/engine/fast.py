@@ -56,6 +56,10 @@ def _unlike_llama(layer: nn.Module) -> str | None:
     mlp = dict(children["mlp"].named_children())
     if set(mlp) != _MLP_CHILDREN or "silu" not in type(mlp["act_fn"]).__name__.lower():
         return "has an MLP that is not gate, up and down projections with SiLU"
+    stacks = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    for owner, names in zip((layer.self_attn, layer.mlp), stacks, strict=True):
+        if len({getattr(owner, name).bias is None for name in names}) > 1:
+            return f"has biases on some of {', '.join(names)} only"
     return None
 
 

@@ -44,7 +44,7 @@ class Trace:
 
     ``matches``: its most probable token is the full model's; ``confidences``: the
     probability it gives to its most probable token; ``nll``: mean negative log-likelihood
-    (nats) of the full model's tokens over all positions.
+    (nats) of the full model's tokens, those outside the draft's vocabulary left out.
     """
 
     matches: tuple[tuple[bool, ...], ...]

@@ -83,7 +83,7 @@ def _generate(workload: Workload, item: WorkItem) -> Generation:
     model, eos = workload.loaded.model, sorted(item.limits.eos_token_ids)
     input_ids = torch.tensor([item.tokens], device=workload.loaded.device)
     clock = _FirstTokenClock()
-    torch.manual_seed(workload.sampler.seed)
+    torch.manual_seed(workload.sampler.generator.initial_seed())
     workload.runner.synchronize()
     begun = perf_counter()
     with only_settings(model, generation_config(workload, item, eos)):

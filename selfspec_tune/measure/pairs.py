@@ -20,25 +20,26 @@ from selfspec_tune.results import ArmRun, PairedRun
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one block measures: an item, in a round, at a place in the sequence of blocks."""
+    """What one block measures: an item in a round; ``index`` counts blocks, ``position`` items within the round."""
 
     item: WorkItem
     round: int
     index: int
+    position: int
 
 
 def blocks(items: Sequence[WorkItem], rounds: int = 1) -> Iterator[Block]:
     """Every item once a round."""
     for round_ in range(rounds):
-        for index, item in enumerate(items):
-            yield Block(item, round_, round_ * len(items) + index)
+        for position, item in enumerate(items):
+            yield Block(item, round_, round_ * len(items) + position, position)
 
 
 def measure_block(
     workload: Workload, baseline: Arm, candidates: Sequence[Arm], block: Block, check: LosslessCheck
 ) -> list[PairedRun]:
     """Decode one item by every arm; one record per candidate, in the candidates' order."""
-    arms = turned([baseline, *candidates], block.index)
+    arms = ordered([baseline, *candidates], block)
     generations: dict[str, Generation] = {}
     for arm in arms:
         workload.sampler.restart(workload.options.seed * 100_003 + block.index)
@@ -52,6 +53,13 @@ def measure_block(
         )
         for candidate in candidates
     ]
+
+
+def ordered(arms: Sequence[Arm], block: Block) -> list[Arm]:
+    """The arms in the order of ``block``: it turns with the item, and by one more each round."""
+    number = len(arms)
+    mirrored = block.position // number % 2
+    return turned(arms, mirrored * number + (block.position + block.round) % number)
 
 
 def turned(arms: Sequence[Arm], index: int) -> list[Arm]:

@@ -70,6 +70,7 @@ def run_search(request: SearchRequest, reporter: Reporter) -> SearchOutcome:
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
+        folder.note_finished(None)
         outcome = _Search(setting, folder, clock, reporter).run()
         if not outcome.interrupted:
             folder.note_finished(request)

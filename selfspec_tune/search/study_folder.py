@@ -78,9 +78,10 @@ class StudyFolder:
         finished = self._read_state().get("finished")
         return finished == _budget(request) and self.skip.exists() and self.bench.exists()
 
-    def note_finished(self, request: SearchRequest) -> None:
-        """Remember that a search with this budget has run to its end."""
-        write_json_atomic(self._state, {**self._read_state(), "finished": _budget(request)})
+    def note_finished(self, request: SearchRequest | None) -> None:
+        """Remember that a search with this budget has run to its end; None: that one is under way."""
+        finished = _budget(request) if request else None
+        write_json_atomic(self._state, {**self._read_state(), "finished": finished})
 
     def has_scored_skip_set(self) -> bool:
         """Whether skip.json holds a set that was measured on the test split."""

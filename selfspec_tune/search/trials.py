@@ -30,7 +30,7 @@ from selfspec_tune.results import PairedRun
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
 from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Interval
+from selfspec_tune.statistics import Interval, ratio_of_totals
 from selfspec_tune.summary import acceptance_rate, end_to_end_times, summarise
 
 STOPPED_EARLY = "stopped_early"
@@ -82,11 +82,12 @@ class MeasuredStudy:
 
     def _requeue_dead_trials(self) -> None:
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-            self._study.tell(trial.number, state=TrialState.FAIL)
             # A trial that died while it was being asked for has only some of its parameters.
             parameters = trial.system_attrs.get("fixed_params") or trial.params
             if set(parameters) == set(self._distributions()):
                 self._study.enqueue_trial(parameters, user_attrs=trial.user_attrs)
+            # Last: a crash in between then measures a candidate twice instead of losing it.
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     def enqueue(self, predictions: Sequence[Prediction]) -> None:
         """Put candidates at the front of the queue, once: a resumed study has them already."""
@@ -133,7 +134,7 @@ class MeasuredStudy:
         runs: list[PairedRun] = []
         for index, item in enumerate(items):
             # Trials alternate who goes first on an item, so that no prompt favours either arm.
-            block = Block(item, 0, index + trial.number)
+            block = Block(item, 0, index, index + trial.number)
             runs += measure_block(workload, baseline, [candidate], block, check)
             append_jsonl(self._runs_file, {"trial": trial.number, **runs[-1].to_dict()})
             times = end_to_end_times(runs[-1:])
@@ -155,13 +156,15 @@ class MeasuredStudy:
         learns from it, and being infeasible it can never be the best.
         """
         lossy = any(run.lossless == "mismatch" for run in runs)
-        trial.set_constraint(STOPPED_EARLY, 1.0 if stopped else -1.0)
+        value = ratio_of_totals(*end_to_end_times(runs)[:2])
+        # Among infeasible trials Optuna prefers the smaller violation: the nearer to the best, the better.
+        best = max((other.value or 0.0 for other in self.ranking), default=value)
+        trial.set_constraint(STOPPED_EARLY, max(best - value, 1e-6) if stopped else -1.0)
         trial.set_constraint(LOSSY, 1.0 if lossy else -1.0)
         trial.set_user_attr(STOPPED_EARLY, stopped)
         trial.set_user_attr(LOSSY, lossy)
         trial.set_user_attr("acceptance_rate", acceptance_rate(runs))
-        times = end_to_end_times(runs)
-        return sum(times.baseline) / sum(times.candidate)
+        return value
 
     def draft_of(self, parameters: dict[str, Any]) -> Draft:
         """The draft that a trial's parameters stand for."""
