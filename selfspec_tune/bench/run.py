@@ -30,7 +30,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_w
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import BenchRequest, PromptOptions
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, BenchRequest, PromptOptions
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.skip_set import SkipSet
 
@@ -88,7 +88,10 @@ def choose_prompts(
         unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
     else:
         wanted = 1
-        unread = [prompt for prompt in load_some(options) if prompt.hash not in read]
+        # Another source than the study's may hold fewer prompts than the study drew.
+        everything = load_prompts(options.source)
+        most = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
+        unread = [p for p in draw_prompts(everything, most, seed=options.seed) if p.hash not in read]
     if len(unread) < wanted:
         raise PromptError(
             f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. "

@@ -21,7 +21,7 @@ class Origin:
 
     Attributes:
         name: what the user asked for.
-        id: a name that leads to the same place from any working directory.
+        id: the hub id, or the path as it was given.
         source: "embedded", "local", "gguf" or "hub".
         location: directory, file or hub id to load from.
         provenance: one line for the project's files; empty where only loading tells.

@@ -23,7 +23,7 @@ def print_plan(console: Console, plan: SearchPlan) -> None:
     console.print(_stages(plan))
     total = plan.total_seconds
     estimate = "cannot be estimated before a first run" if total is None else f"about {text.duration(total)}"
-    console.print(Text(f"Time in all: {estimate}. Nothing was run or written."))
+    console.print(Text(f"Time in all: {estimate}. A few steps were timed; nothing was written."))
 
 
 def _facts(plan: SearchPlan) -> Table:

@@ -13,7 +13,7 @@ from selfspec_tune.engine import Runner
 from selfspec_tune.search.replay import CostModel
 from selfspec_tune.skip_set import SkipSet
 
-_VERIFY_TOKENS = (1, 2, 3, 4, 5, 7, 9, 11)
+_VERIFY_TOKENS = (1, 2, 3, 4, 5, 7, 9, 13, 17)
 
 
 def measure_costs(

@@ -13,8 +13,8 @@ from itertools import product
 
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 
-DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10)
-EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(slots=True)

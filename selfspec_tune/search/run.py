@@ -18,7 +18,7 @@ from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, make_check, reference_arms
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.errors import BudgetError
+from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.arms import (
     SELF_SPECULATIVE,
     autoregressive_arm,
@@ -139,8 +139,8 @@ class _Search:
         least = self._clock.elapsed + shares.reserved + shares.trial + budget.proxy_seconds(timeout)
         if least > _OVERRUN * timeout:
             raise BudgetError(
-                f"--timeout {timeout / 60:.1f}m is too short: one trial, the finalists and the test on "
-                f"{len(self._setting.test)} prompts take about {least / 60:.0f} minutes here. Raise it, or lower "
+                f"--timeout {timeout:.0f}s is too short: one trial, the finalists and the test on "
+                f"{len(self._setting.test)} prompts take about {least:.0f} s here. Raise it, or lower "
                 "--num-prompts or --max-new-tokens."
             )
 
@@ -200,7 +200,13 @@ class _Search:
         drafts = [study.draft_of(trial.params) for trial in study.ranking]
         predicted = [prediction.draft for prediction in ranking.candidates]
         drafts += [draft for draft in predicted if not study.is_lossy(draft)]
-        return list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
+        finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
+        if not finalists:
+            raise LosslessError(
+                "Every candidate gave other tokens than plain decoding by more than a numerical tie: none can be "
+                "trusted here. Run with --dtype float32 or --runner reference to tell why, and report it."
+            )
+        return finalists
 
     def _select(self, finalists: Sequence[Draft]) -> tuple[Draft, list[PairedRun]]:
         """Measure the finalists side by side on prompts that no trial has read; the fastest wins."""
