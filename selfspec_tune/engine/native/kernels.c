@@ -1,0 +1,754 @@
+/* Decoding passes of Llama-shaped models on a CPU, a few tokens at a time.
+ *
+ * One call runs embedding, any list of sub-layers, final norm and output head inside a single
+ * parallel region. What a row of the result is never depends on how many rows are computed
+ * beside it nor on the number of threads: every sum over inputs and over positions is taken
+ * in one fixed order. So verification gives the same bits as single steps, in bfloat16 too.
+ *
+ * Activations are kept in float32 and rounded to the model's type wherever a PyTorch
+ * implementation would store them.
+ */
+#include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define HAVE_DOT_BF16 1
+#else
+#define HAVE_DOT_BF16 0
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+#define UNIT 16        /* rows of a weight that are computed together */
+#define MAX_TOKENS 32  /* of one pass */
+#define KV_CHUNK 256   /* positions whose attention is summed before chunks are combined */
+#define GROUP 32       /* inputs that share one int4 scale */
+#define PREFETCH 16384 /* bytes that the memory is asked for ahead of their use, at least */
+#define TOKENS_PER_PASS 6
+
+typedef float f16v __attribute__((vector_size(64)));
+typedef int32_t i16v __attribute__((vector_size(64)));
+typedef uint32_t u16v __attribute__((vector_size(64)));
+typedef uint16_t h16v __attribute__((vector_size(32)));
+typedef int16_t s16v __attribute__((vector_size(32)));
+typedef int8_t b16v __attribute__((vector_size(16)));
+
+enum { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
+enum { KIND_ATTENTION = 0, KIND_MLP = 1 };
+
+typedef struct {
+    int32_t format;
+    int32_t has_minimum; /* int4: value = scale * q + minimum, else scale * (q - 8) */
+    int64_t rows, cols;
+    const void *data;
+    const float *scales; /* int8: one per row */
+    const float *bias;   /* or null */
+} Linear;
+
+typedef struct {
+    int32_t kind, layer;
+    const float *norm;
+    Linear first, second, third; /* attention: qkv, output; MLP: gate, up, down */
+} SubLayer;
+
+typedef struct {
+    int32_t is_bf16, threads;
+    int64_t hidden, heads, kv_heads, head_size, widest, capacity; /* widest: largest input of any linear */
+    float epsilon, scale;
+    const void *embedding;
+    const float *final_norm;
+    const float *cosine, *signed_sine; /* [capacity, head_size] */
+    void *keys, *values;               /* [layers, kv_heads, capacity, head_size] */
+} Model;
+
+typedef struct {
+    float *f;      /* [tokens, cols] */
+    uint16_t *b;   /* the same as bfloat16 */
+    float *sums;   /* first token only: sum of each GROUP inputs */
+    int64_t cols;
+} Input;
+
+/* The most probable token of a row of logits, and what its probability is computed from. */
+typedef struct {
+    int64_t token;
+    float logit, log_sum; /* log_sum: logarithm of the sum of exp(logit) over the row */
+} Best;
+
+/* The same while a thread goes through its rows: one candidate a lane. */
+typedef struct {
+    f16v logit, sum; /* sum of exp(logit - this lane's highest) */
+    i16v token;
+} Running;
+
+typedef struct {
+    Model m;
+    float *hidden, *qkv;          /* [tokens, …] */
+    Input shared;                 /* MLP activations */
+    Input *local;                 /* per thread: normalised or attended input */
+    Running *running;             /* per thread and token */
+    float *part, *part_max, *part_sum; /* [chunks, tokens, heads(, head_size)] */
+    int64_t chunks;
+    atomic_int arrived, phase;
+} Engine;
+
+/* ---- small pieces ---- */
+
+INLINE f16v load_f(const float *p) { f16v v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store_f(float *p, f16v v) { memcpy(p, &v, sizeof v); }
+INLINE f16v splat(float x) { return (f16v){} + x; }
+INLINE f16v choose(i16v where, f16v yes, f16v no) { return (f16v)((where & (i16v)yes) | (~where & (i16v)no)); }
+INLINE f16v widen(const uint16_t *p) {
+    h16v h;
+    memcpy(&h, p, sizeof h);
+    return (f16v)(__builtin_convertvector(h, u16v) << 16);
+}
+INLINE float widen1(uint16_t h) { uint32_t u = (uint32_t)h << 16; float f; memcpy(&f, &u, 4); return f; }
+INLINE u16v round_bits(f16v x) { u16v u = (u16v)x; return (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
+INLINE uint16_t narrow1(float x) { uint32_t u; memcpy(&u, &x, 4); return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
+INLINE f16v rounded(f16v x, int is_bf16) { return is_bf16 ? (f16v)(round_bits(x) << 16) : x; }
+INLINE float rounded1(float x, int is_bf16) { return is_bf16 ? widen1(narrow1(x)) : x; }
+INLINE void store_b(uint16_t *p, f16v x) { h16v h = __builtin_convertvector(round_bits(x), h16v); memcpy(p, &h, sizeof h); }
+INLINE f16v load_any(const void *p, int64_t i, int is_bf16) {
+    return is_bf16 ? widen((const uint16_t *)p + i) : load_f((const float *)p + i);
+}
+INLINE float load_any1(const void *p, int64_t i, int is_bf16) {
+    return is_bf16 ? widen1(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+INLINE void store_any1(void *p, int64_t i, float x, int is_bf16) {
+    if (is_bf16) ((uint16_t *)p)[i] = narrow1(x); else ((float *)p)[i] = x;
+}
+
+#define FOLD(a, b, low, high) (__builtin_shuffle(a, b, (i16v)low) + __builtin_shuffle(a, b, (i16v)high))
+/* The sums of 16 vectors, as one vector. */
+INLINE f16v sums16(const f16v *v) {
+    f16v a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++)
+        a[i] = FOLD(v[2 * i], v[2 * i + 1], ((i16v){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}),
+                    ((i16v){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}));
+    for (int i = 0; i < 4; i++)
+        b[i] = FOLD(a[2 * i], a[2 * i + 1], ((i16v){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}),
+                    ((i16v){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}));
+    for (int i = 0; i < 2; i++)
+        c[i] = FOLD(b[2 * i], b[2 * i + 1], ((i16v){0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29}),
+                    ((i16v){2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31}));
+    return FOLD(c[0], c[1], ((i16v){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}),
+                ((i16v){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31}));
+}
+INLINE float sum1(f16v v) {
+    float b[LANES];
+    memcpy(b, &v, sizeof b);
+    for (int step = 8; step; step >>= 1)
+        for (int i = 0; i < step; i++) b[i] += b[i + step];
+    return b[0];
+}
+
+/* exp by range reduction and a polynomial of degree 6; relative error about 2e-7. */
+INLINE f16v exp_v(f16v x) {
+    const float big = 12582912.f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    x = choose(x < splat(-87.f), splat(-87.f), x);
+    x = choose(x > splat(88.f), splat(88.f), x);
+    f16v shifted = x * 1.44269504f + big;
+    f16v n = shifted - big;
+    f16v r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    f16v p = splat(1.3981999507e-3f);
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    i16v power = (__builtin_convertvector(n, i16v) + 127) << 23;
+    return p * (f16v)power;
+}
+
+INLINE void pause_cpu(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void barrier(Engine *e, int threads) {
+    if (threads == 1) return;
+    int phase = atomic_load_explicit(&e->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&e->arrived, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&e->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&e->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (long spins = 0; atomic_load_explicit(&e->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < 20000) pause_cpu(); else sched_yield();
+    }
+}
+
+/* The range of `count` units that a thread takes. */
+INLINE void share(int64_t count, int thread, int threads, int64_t *from, int64_t *to) {
+    *from = count * thread / threads;
+    *to = count * (thread + 1) / threads;
+}
+
+/* ---- linear layers: UNIT rows against all tokens; out[token][row] ---- */
+
+#if HAVE_DOT_BF16
+INLINE void dot_bf16(const int rows, const int tokens, const uint16_t *w, int64_t cols, const uint16_t *x, int64_t stride,
+                     f16v *out /* [tokens][UNIT] */) {
+    /* Rows are read side by side, so the memory is asked for what comes after them, in order. */
+    const uint16_t *next = w + (2 * rows * cols > PREFETCH ? rows * cols : PREFETCH / 2);
+    __m512 acc[4][6];
+    for (int i = 0; i < rows; i++)
+        for (int t = 0; t < tokens; t++) acc[i][t] = _mm512_setzero_ps();
+    int64_t k = 0;
+    for (; k + 32 <= cols; k += 32) {
+        __m512bh wv[4];
+        for (int i = 0; i < rows; i++) {
+            if (tokens > 1) __builtin_prefetch(next + k * rows + 32 * i, 0, 2);
+            wv[i] = (__m512bh)_mm512_loadu_si512(w + i * cols + k);
+        }
+        for (int t = 0; t < tokens; t++) {
+            __m512bh xv = (__m512bh)_mm512_loadu_si512(x + t * stride + k);
+            for (int i = 0; i < rows; i++) acc[i][t] = _mm512_dpbf16_ps(acc[i][t], wv[i], xv);
+        }
+    }
+    if (k < cols) {
+        __mmask32 mask = ((__mmask32)1 << (cols - k)) - 1;
+        for (int i = 0; i < rows; i++) {
+            __m512bh wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + i * cols + k);
+            for (int t = 0; t < tokens; t++) {
+                __m512bh xv = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * stride + k);
+                acc[i][t] = _mm512_dpbf16_ps(acc[i][t], wv, xv);
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int t = 0; t < tokens; t++) out[t * UNIT + i] = (f16v)acc[i][t];
+}
+#endif
+
+INLINE f16v load_weight(const int format, const void *weight, int64_t at) {
+    if (format != FORMAT_INT8) return load_any(weight, at, format == FORMAT_BF16);
+#if defined(__AVX512F__)
+    return (f16v)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)((const int8_t *)weight + at))));
+#else
+    b16v b;
+    memcpy(&b, (const int8_t *)weight + at, sizeof b);
+    /* Step by step: GCC turns a wider jump into scalar code. */
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, s16v), i16v), f16v);
+#endif
+}
+
+/* The last `count` < LANES weights and inputs, padded with zeros. */
+INLINE f16v load_last(const int format, const void *weight, int64_t at, int64_t count) {
+    uint8_t padded[64] = {0};
+    const int64_t size = format == FORMAT_INT8 ? 1 : format == FORMAT_BF16 ? 2 : 4;
+    memcpy(padded, (const uint8_t *)weight + at * size, count * size);
+    return load_weight(format, padded, 0);
+}
+
+INLINE void dot_wide(const int rows, const int tokens, const int format, const void *weight, int64_t first, int64_t cols,
+                     const float *x, int64_t stride, f16v *out) {
+    const int64_t size = format == FORMAT_INT8 ? 1 : format == FORMAT_BF16 ? 2 : 4;
+    const uint8_t *next = (const uint8_t *)weight + size * first * cols + (size * rows * cols > PREFETCH ? size * rows * cols : PREFETCH);
+    f16v acc[4][6] = {};
+    int64_t k = 0;
+    for (; k + LANES <= cols; k += LANES) {
+        f16v wv[4];
+        if ((size * rows * k) % 64 == 0)
+            for (int i = 0; i < size * rows * LANES; i += 64) __builtin_prefetch(next + size * rows * k + i, 0, 2);
+        for (int i = 0; i < rows; i++) wv[i] = load_weight(format, weight, (first + i) * cols + k);
+        for (int t = 0; t < tokens; t++) {
+            f16v xv = load_f(x + t * stride + k);
+            for (int i = 0; i < rows; i++) acc[i][t] += wv[i] * xv;
+        }
+    }
+    if (k < cols) {
+        for (int i = 0; i < rows; i++) {
+            f16v wv = load_last(format, weight, (first + i) * cols + k, cols - k);
+            for (int t = 0; t < tokens; t++) acc[i][t] += wv * load_last(FORMAT_F32, x, t * stride + k, cols - k);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int t = 0; t < tokens; t++) out[t * UNIT + i] = acc[i][t];
+}
+
+INLINE void dot_rows(const int rows, const int tokens, const Linear *l, int64_t first, const Input *x, int64_t token, f16v *out) {
+    const float *f = x->f + token * x->cols;
+#if HAVE_DOT_BF16
+    if (l->format == FORMAT_BF16) {
+        const uint16_t *w = (const uint16_t *)l->data + first * l->cols;
+        dot_bf16(rows, tokens, w, l->cols, x->b + token * x->cols, x->cols, out);
+        return;
+    }
+#endif
+    if (l->format == FORMAT_BF16) dot_wide(rows, tokens, FORMAT_BF16, l->data, first, l->cols, f, x->cols, out);
+    else if (l->format == FORMAT_INT8) dot_wide(rows, tokens, FORMAT_INT8, l->data, first, l->cols, f, x->cols, out);
+    else dot_wide(rows, tokens, FORMAT_F32, l->data, first, l->cols, f, x->cols, out);
+}
+
+#define ROWS_FOR(rows)                                                                                    \
+    switch (tokens) {                                                                                     \
+        case 1: dot_rows(rows, 1, l, first, x, token, out); break;                                        \
+        case 2: dot_rows(rows, 2, l, first, x, token, out); break;                                        \
+        case 3: dot_rows(rows, 3, l, first, x, token, out); break;                                        \
+        case 4: dot_rows(rows, 4, l, first, x, token, out); break;                                        \
+        case 5: dot_rows(rows, 5, l, first, x, token, out); break;                                        \
+        default: dot_rows(rows, 6, l, first, x, token, out); break;                                       \
+    }
+static void dot_some(int rows, int tokens, const Linear *l, int64_t first, const Input *x, int64_t token, f16v *out) {
+    if (rows == 4) { ROWS_FOR(4) return; }
+    for (int i = 0; i < rows; i++, first++, out++) ROWS_FOR(1)
+}
+
+/* int4: tiles of 16 rows; per GROUP inputs 16 bfloat16 scales, 16 minima where there are any, then
+ * 4 x 16 words of 8 nibbles: word r of quarter q holds inputs 8q … 8q+7 of row r, even ones in its low half. */
+static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
+    const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_minimum ? 32 : 0) + 256;
+    const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
+    f16v total = splat(0.f);
+#if HAVE_DOT_BF16
+    uint16_t values[32];
+    for (int i = 0; i < 32; i++) values[i] = narrow1((float)(i % 16) - (l->has_minimum ? 0.f : 8.f));
+    const __m512i table = _mm512_loadu_si512(values);
+#endif
+    for (int64_t g = 0; g < groups; g++, p += bytes) {
+        const uint8_t *nibbles = p + bytes - 256;
+#if HAVE_DOT_BF16
+        const uint32_t *pairs = (const uint32_t *)(x->b + g * GROUP); /* two neighbouring inputs each */
+        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+        for (int q = 0; q < 4; q++) {
+            __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
+            const uint32_t *xp = pairs + 4 * q;
+            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(w, table), (__m512bh)_mm512_set1_epi32((int)xp[0]));
+            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4), table), (__m512bh)_mm512_set1_epi32((int)xp[1]));
+            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8), table), (__m512bh)_mm512_set1_epi32((int)xp[2]));
+            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 12), table), (__m512bh)_mm512_set1_epi32((int)xp[3]));
+        }
+        f16v sum = (f16v)_mm512_add_ps(even, odd);
+#else
+        f16v sum = splat(0.f);
+        for (int q = 0; q < 4; q++) {
+            u16v w;
+            memcpy(&w, nibbles + 64 * q, sizeof w);
+            for (int s = 0; s < 4; s++) {
+                const uint16_t *xp = x->b + g * GROUP + 8 * q + 2 * s;
+                f16v low = __builtin_convertvector((i16v)((w >> (4 * s)) & 15), f16v);
+                f16v high = __builtin_convertvector((i16v)((w >> (16 + 4 * s)) & 15), f16v);
+                sum += low * widen1(xp[0]) + high * widen1(xp[1]);
+            }
+        }
+        if (!l->has_minimum) sum -= 8.f * x->sums[g];
+#endif
+        total += sum * widen((const uint16_t *)p);
+        if (l->has_minimum) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
+    }
+    return total;
+}
+
+/* out[t] = rows `first` … of one unit, bias included; rows past the end are undefined. */
+static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tokens, f16v *out) {
+    const int64_t first = unit * UNIT, count = l->rows - first < UNIT ? l->rows - first : UNIT;
+    if (l->format == FORMAT_INT4) {
+        out[0] = dot_int4(l, unit, x);
+    } else {
+        f16v acc[MAX_TOKENS * UNIT];
+        if (count < UNIT) memset(acc, 0, sizeof(f16v) * UNIT * tokens);
+        const int64_t pieces = (tokens + TOKENS_PER_PASS - 1) / TOKENS_PER_PASS;
+        for (int64_t row = 0; row < count; row += 4) {
+            const int rows = count - row < 4 ? (int)(count - row) : 4;
+            for (int64_t piece = 0; piece < pieces; piece++) {
+                const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
+                dot_some(rows, (int)(to - from), l, first + row, x, from, acc + from * UNIT + row);
+            }
+        }
+        for (int64_t t = 0; t < tokens; t++) out[t] = sums16(acc + t * UNIT);
+        if (l->format == FORMAT_INT8) {
+            f16v s = splat(0.f);
+            memcpy(&s, l->scales + first, count * sizeof(float));
+            for (int64_t t = 0; t < tokens; t++) out[t] *= s;
+        }
+    }
+    if (l->bias) {
+        f16v b = splat(0.f);
+        memcpy(&b, l->bias + first, count * sizeof(float));
+        for (int64_t t = 0; t < tokens; t++) out[t] += b;
+    }
+}
+
+/* ---- inputs ---- */
+
+static void sum_groups(Input *x) {
+    for (int64_t g = 0; g < x->cols / GROUP; g++)
+        x->sums[g] = sum1(widen(x->b + g * GROUP) + widen(x->b + g * GROUP + LANES));
+}
+
+static void set_input(Input *x, int64_t cols, int64_t tokens) {
+    x->cols = cols;
+    for (int64_t i = 0; i < tokens * cols; i++) x->b[i] = narrow1(x->f[i]);
+    sum_groups(x);
+}
+
+static void normalise(const Engine *e, const float *weight, int64_t tokens, Input *x) {
+    const int64_t cols = e->m.hidden;
+    const int is_bf16 = e->m.is_bf16;
+    for (int64_t t = 0; t < tokens; t++) {
+        const float *h = e->hidden + t * cols;
+        float *f = x->f + t * cols;
+        f16v squares = splat(0.f);
+        float tail = 0;
+        int64_t k = 0;
+        for (; k + LANES <= cols; k += LANES) { f16v v = load_f(h + k); squares += v * v; }
+        for (; k < cols; k++) tail += h[k] * h[k];
+        const float factor = 1.f / sqrtf((sum1(squares) + tail) / (float)cols + e->m.epsilon);
+        for (k = 0; k + LANES <= cols; k += LANES)
+            store_f(f + k, rounded(rounded(load_f(h + k) * factor, is_bf16) * load_f(weight + k), is_bf16));
+        for (; k < cols; k++) f[k] = rounded1(rounded1(h[k] * factor, is_bf16) * weight[k], is_bf16);
+    }
+    set_input(x, cols, tokens);
+}
+
+/* ---- attention ---- */
+
+static void rotate_and_cache(Engine *e, int layer, int64_t start, int64_t token, int64_t head) {
+    const Model *m = &e->m;
+    const int64_t size = m->head_size, half = size / 2, all = m->heads + 2 * m->kv_heads;
+    const int is_bf16 = m->is_bf16;
+    float *row = e->qkv + (token * all + head) * size;
+    if (head < m->heads + m->kv_heads) {
+        const float *c = m->cosine + (start + token) * size, *s = m->signed_sine + (start + token) * size;
+        for (int64_t i = 0; i < half; i++) {
+            const float a = row[i], b = row[i + half];
+            row[i] = rounded1(rounded1(a * c[i], is_bf16) + rounded1(b * s[i], is_bf16), is_bf16);
+            row[i + half] = rounded1(rounded1(b * c[i + half], is_bf16) + rounded1(a * s[i + half], is_bf16), is_bf16);
+        }
+    }
+    if (head < m->heads) return;
+    const int is_key = head < m->heads + m->kv_heads;
+    const int64_t kv_head = head - m->heads - (is_key ? 0 : m->kv_heads);
+    const int64_t at = ((layer * m->kv_heads + kv_head) * m->capacity + start + token) * size;
+    for (int64_t i = 0; i < size; i++) store_any1(is_key ? m->keys : m->values, at + i, row[i], is_bf16);
+}
+
+/* One query head against one chunk of positions, for every token that sees any of them. */
+INLINE void attend_chunk(Engine *e, const int is_bf16, int layer, int64_t start, int64_t tokens, int64_t head, int64_t chunk) {
+    const Model *m = &e->m;
+    const int64_t size = m->head_size, group = m->heads / m->kv_heads, all = m->heads + 2 * m->kv_heads;
+    const int64_t base = (layer * m->kv_heads + head / group) * m->capacity * size;
+    const int64_t from = chunk * KV_CHUNK;
+    for (int64_t t = 0; t < tokens; t++) {
+        const int64_t seen = start + t + 1 - from;
+        if (seen <= 0) continue;
+        const int64_t count = seen < KV_CHUNK ? seen : KV_CHUNK;
+        const float *q = e->qkv + (t * all + head) * size;
+        float scores[KV_CHUNK];
+        f16v highest = splat(-INFINITY);
+        for (int64_t j = 0; j < count; j += LANES) {
+            f16v acc[LANES];
+            for (int i = 0; i < LANES; i++) {
+                const int64_t at = base + (from + (j + i < count ? j + i : count - 1)) * size;
+                f16v dot = splat(0.f);
+                float tail = 0;
+                int64_t d = 0;
+                for (; d + LANES <= size; d += LANES) dot += load_any(m->keys, at + d, is_bf16) * load_f(q + d);
+                for (; d < size; d++) tail += load_any1(m->keys, at + d, is_bf16) * q[d];
+                dot[0] += tail;
+                acc[i] = dot;
+            }
+            f16v s = sums16(acc) * m->scale;
+            const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+            s = choose(lane < (int32_t)(count - j), s, splat(-INFINITY));
+            store_f(scores + j, s);
+            highest = choose(s > highest, s, highest);
+        }
+        float most = highest[0];
+        for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
+        f16v sum = splat(0.f);
+        for (int64_t j = 0; j < count; j += LANES) {
+            f16v s = load_f(scores + j);
+            f16v p = exp_v(s - most);
+            p = choose(s == splat(-INFINITY), splat(0.f), p);
+            store_f(scores + j, p);
+            sum += p;
+        }
+        const int64_t slot = (chunk * MAX_TOKENS + t) * m->heads + head;
+        e->part_max[slot] = most;
+        e->part_sum[slot] = sum1(sum);
+        float *out = e->part + slot * size;
+        int64_t d = 0;
+        for (; d + 4 * LANES <= size; d += 4 * LANES) {
+            f16v a[4] = {};
+            for (int64_t j = 0; j < count; j++)
+                for (int i = 0; i < 4; i++) a[i] += scores[j] * load_any(m->values, base + (from + j) * size + d + i * LANES, is_bf16);
+            for (int i = 0; i < 4; i++) store_f(out + d + i * LANES, a[i]);
+        }
+        for (; d + LANES <= size; d += LANES) {
+            f16v a = splat(0.f);
+            for (int64_t j = 0; j < count; j++) a += scores[j] * load_any(m->values, base + (from + j) * size + d, is_bf16);
+            store_f(out + d, a);
+        }
+        for (; d < size; d++) {
+            float a = 0;
+            for (int64_t j = 0; j < count; j++) a += scores[j] * load_any1(m->values, base + (from + j) * size + d, is_bf16);
+            out[d] = a;
+        }
+    }
+}
+
+/* The chunks of every token and head put together, as the output projection's input. */
+static void combine(Engine *e, int64_t start, int64_t tokens, Input *x) {
+    const Model *m = &e->m;
+    const int64_t size = m->head_size;
+    for (int64_t t = 0; t < tokens; t++) {
+        const int64_t chunks = (start + t) / KV_CHUNK + 1;
+        for (int64_t head = 0; head < m->heads; head++) {
+            float most = -INFINITY, sum = 0;
+            for (int64_t c = 0; c < chunks; c++) {
+                const float v = e->part_max[(c * MAX_TOKENS + t) * m->heads + head];
+                most = v > most ? v : most;
+            }
+            float *out = x->f + (t * m->heads + head) * size;
+            memset(out, 0, size * sizeof(float));
+            for (int64_t c = 0; c < chunks; c++) {
+                const int64_t slot = (c * MAX_TOKENS + t) * m->heads + head;
+                const float factor = expf(e->part_max[slot] - most);
+                sum += e->part_sum[slot] * factor;
+                const float *part = e->part + slot * size;
+                for (int64_t d = 0; d < size; d++) out[d] += part[d] * factor;
+            }
+            for (int64_t d = 0; d < size; d++) out[d] = rounded1(out[d] / sum, m->is_bf16);
+        }
+    }
+    set_input(x, m->heads * size, tokens);
+}
+
+/* ---- sub-layers ---- */
+
+static void add_to_hidden(Engine *e, const Linear *l, const Input *x, int64_t tokens, int thread, int threads) {
+    const int is_bf16 = e->m.is_bf16;
+    int64_t from, to;
+    f16v out[MAX_TOKENS];
+    share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) {
+        unit_rows(l, unit, x, tokens, out);
+        const int64_t n = unit * UNIT, count = l->rows - n < UNIT ? l->rows - n : UNIT;
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < count; i++) {
+                float *h = e->hidden + t * e->m.hidden + n + i;
+                *h = rounded1(*h + rounded1(out[t][i], is_bf16), is_bf16);
+            }
+    }
+}
+
+static void store_rows(float *y, int64_t stride, const Linear *l, const Input *x, int64_t tokens, int is_bf16, int thread, int threads) {
+    int64_t from, to;
+    f16v out[MAX_TOKENS];
+    share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) {
+        unit_rows(l, unit, x, tokens, out);
+        const int64_t n = unit * UNIT, count = l->rows - n < UNIT ? l->rows - n : UNIT;
+        for (int64_t t = 0; t < tokens; t++) {
+            f16v v = rounded(out[t], is_bf16);
+            memcpy(y + t * stride + n, &v, count * sizeof(float));
+        }
+    }
+}
+
+/* Logits of this thread's rows: kept where there is room for them, and the highest of them. */
+static void head_rows(Engine *e, float *logits, const Linear *l, const Input *x, int64_t tokens, int thread, int threads) {
+    const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const f16v lowest = splat(-1e30f);
+    Running *running = e->running + thread * MAX_TOKENS;
+    int64_t from, to;
+    f16v out[MAX_TOKENS];
+    for (int64_t t = 0; t < tokens; t++) running[t] = (Running){lowest, splat(0.f), (i16v){}};
+    share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) {
+        unit_rows(l, unit, x, tokens, out);
+        const int64_t n = unit * UNIT, count = l->rows - n < UNIT ? l->rows - n : UNIT;
+        const i16v there = lane < (int32_t)count;
+        for (int64_t t = 0; t < tokens; t++) {
+            Running *r = running + t;
+            const f16v v = choose(there, rounded(out[t], e->m.is_bf16), lowest);
+            if (logits) memcpy(logits + t * l->rows + n, &v, count * sizeof(float));
+            const i16v higher = v > r->logit;
+            const f16v highest = choose(higher, v, r->logit);
+            r->sum = r->sum * exp_v(r->logit - highest) + choose(there, exp_v(v - highest), splat(0.f));
+            r->token = (higher & (lane + (int32_t)n)) | (~higher & r->token);
+            r->logit = highest;
+        }
+    }
+}
+
+static Best best_of(const Engine *e, int64_t t, int threads) {
+    Best best = {INT64_MAX, -INFINITY, 0};
+    double sum = 0;
+    for (int thread = 0; thread < threads; thread++) {
+        const Running *r = e->running + thread * MAX_TOKENS + t;
+        for (int i = 0; i < LANES; i++)
+            if (r->logit[i] > best.logit || (r->logit[i] == best.logit && r->token[i] < best.token))
+                best = (Best){r->token[i], r->logit[i], 0};
+    }
+    for (int thread = 0; thread < threads; thread++) {
+        const Running *r = e->running + thread * MAX_TOKENS + t;
+        for (int i = 0; i < LANES; i++) sum += r->sum[i] * exp((double)r->logit[i] - best.logit);
+    }
+    best.log_sum = best.logit + (float)log(sum);
+    return best;
+}
+
+static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t tokens, int thread, int threads) {
+    const Model *m = &e->m;
+    Input *x = &e->local[thread];
+    const int64_t all = m->heads + 2 * m->kv_heads;
+    normalise(e, s->norm, tokens, x);
+    store_rows(e->qkv, all * m->head_size, &s->first, x, tokens, m->is_bf16, thread, threads);
+    barrier(e, threads);
+    int64_t from, to;
+    share(tokens * all, thread, threads, &from, &to);
+    for (int64_t i = from; i < to; i++) rotate_and_cache(e, s->layer, start, i / all, i % all);
+    barrier(e, threads);
+    const int64_t chunks = (start + tokens - 1) / KV_CHUNK + 1;
+    share(m->heads * chunks, thread, threads, &from, &to);
+    for (int64_t i = from; i < to; i++) { /* heads of one chunk follow each other: they share its keys */
+        if (m->is_bf16) attend_chunk(e, 1, s->layer, start, tokens, i % m->heads, i / m->heads);
+        else attend_chunk(e, 0, s->layer, start, tokens, i % m->heads, i / m->heads);
+    }
+    barrier(e, threads);
+    combine(e, start, tokens, x);
+    add_to_hidden(e, &s->second, x, tokens, thread, threads);
+    barrier(e, threads);
+}
+
+static void mlp(Engine *e, const SubLayer *s, int64_t tokens, int thread, int threads) {
+    const int is_bf16 = e->m.is_bf16;
+    Input *x = &e->local[thread], *y = &e->shared;
+    const Linear *gate = &s->first, *up = &s->second;
+    const int64_t width = gate->rows;
+    normalise(e, s->norm, tokens, x);
+    int64_t from, to;
+    f16v g[MAX_TOKENS], u[MAX_TOKENS];
+    share((width + UNIT - 1) / UNIT, thread, threads, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) {
+        unit_rows(gate, unit, x, tokens, g);
+        unit_rows(up, unit, x, tokens, u);
+        const int64_t n = unit * UNIT, count = width - n < UNIT ? width - n : UNIT;
+        for (int64_t t = 0; t < tokens; t++) {
+            f16v v = rounded(g[t], is_bf16);
+            v = rounded(v / (1.f + exp_v(-v)), is_bf16) * rounded(u[t], is_bf16);
+            v = rounded(v, is_bf16);
+            memcpy(y->f + t * width + n, &v, count * sizeof(float));
+            h16v h = __builtin_convertvector(round_bits(v), h16v);
+            memcpy(y->b + t * width + n, &h, count * sizeof(uint16_t));
+        }
+    }
+    barrier(e, threads);
+    Input whole = *y;
+    whole.cols = width;
+    whole.sums = x->sums;
+    if (s->third.format == FORMAT_INT4) sum_groups(&whole);
+    add_to_hidden(e, &s->third, &whole, tokens, thread, threads);
+    barrier(e, threads);
+}
+
+/* ---- what the runner calls ---- */
+
+static void *zeroed(int64_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes + 64)) return NULL;
+    memset(p, 0, bytes + 64);
+    return p;
+}
+
+static int make_input(Input *x, int64_t cols) {
+    x->cols = cols;
+    x->f = zeroed(MAX_TOKENS * cols * 4);
+    x->b = zeroed(MAX_TOKENS * cols * 2);
+    x->sums = zeroed((cols / GROUP + 1) * 4);
+    return x->f && x->b && x->sums;
+}
+
+static void free_input(Input *x) { free(x->f); free(x->b); free(x->sums); }
+
+void engine_free(Engine *e) {
+    if (!e) return;
+    free(e->hidden); free(e->qkv); free(e->part); free(e->part_max); free(e->part_sum);
+    free_input(&e->shared);
+    for (int i = 0; e->local && i < e->m.threads; i++) free_input(&e->local[i]);
+    free(e->local);
+    free(e->running);
+    free(e);
+}
+
+/* Scratch memory for a model; null when there is none. */
+Engine *engine_new(const Model *m) {
+    Engine *e = zeroed(sizeof *e);
+    if (!e) return NULL;
+    e->m = *m;
+    e->chunks = m->capacity / KV_CHUNK + 1;
+    const int64_t slots = e->chunks * MAX_TOKENS * m->heads;
+    e->hidden = zeroed(MAX_TOKENS * m->hidden * 4);
+    e->qkv = zeroed(MAX_TOKENS * (m->heads + 2 * m->kv_heads) * m->head_size * 4);
+    e->part = zeroed(slots * m->head_size * 4);
+    e->part_max = zeroed(slots * 4);
+    e->part_sum = zeroed(slots * 4);
+    e->local = zeroed(m->threads * sizeof(Input));
+    e->running = zeroed(m->threads * MAX_TOKENS * sizeof(Running));
+    int ok = e->hidden && e->qkv && e->part && e->part_max && e->part_sum && e->local && e->running && make_input(&e->shared, m->widest);
+    for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
+    if (ok) return e;
+    engine_free(e);
+    return NULL;
+}
+
+/* Run `count` token ids, at the positions that follow `start`, through the sub-layers.
+ * logits [count, head->rows] in float32, or null; best [count]. */
+void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head,
+                const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
+    const Model *m = &e->m;
+    int num_threads = 1;
+    atomic_store(&e->arrived, 0);
+#pragma omp parallel num_threads(m->threads)
+    {
+        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        if (thread == 0) num_threads = threads;
+        int64_t from, to;
+        share(count, thread, threads, &from, &to);
+        for (int64_t t = from; t < to; t++)
+            for (int64_t i = 0; i < m->hidden; i++)
+                e->hidden[t * m->hidden + i] = load_any1(m->embedding, tokens[t] * m->hidden + i, m->is_bf16);
+        barrier(e, threads);
+        for (int64_t i = 0; i < num_sublayers; i++) {
+            const SubLayer *s = sublayers[i];
+            if (s->kind == KIND_ATTENTION) attention(e, s, start, count, thread, threads);
+            else mlp(e, s, count, thread, threads);
+        }
+        normalise(e, m->final_norm, count, &e->local[thread]);
+        head_rows(e, logits, head, &e->local[thread], count, thread, threads);
+    }
+    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, t, num_threads);
+}
+
+/* Sum of bytes read as 32-bit words: how fast this machine's memory can be read at all. */
+uint32_t read_all(const uint8_t *data, int64_t bytes, int32_t num_threads) {
+    uint32_t total = 0;
+#pragma omp parallel num_threads(num_threads) reduction(+ : total)
+    {
+        int64_t from, to;
+        share(bytes / 256, omp_get_thread_num(), omp_get_num_threads(), &from, &to);
+        u16v acc[4] = {};
+        for (int64_t i = from; i < to; i++)
+            for (int j = 0; j < 4; j++) {
+                u16v v;
+                memcpy(&v, data + 256 * i + 64 * j, sizeof v);
+                acc[j] += v;
+            }
+        u16v sum = acc[0] + acc[1] + acc[2] + acc[3];
+        for (int i = 0; i < LANES; i++) total += sum[i];
+    }
+    return total;
+}

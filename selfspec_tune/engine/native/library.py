@@ -1,0 +1,99 @@
+"""The compiled kernels as ctypes sees them; the structures mirror those of kernels.c."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_void_p
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from selfspec_tune.engine.native.build import NativeUnavailableError, library_path
+
+MAX_TOKENS = 32  # of one pass
+INT4_GROUP = 32  # inputs that share one scale
+UNIT = 16  # rows of a tile
+
+
+class Format(IntEnum):
+    """How a weight is stored."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+    INT4 = 3
+
+
+class Kind(IntEnum):
+    """Which kind of sub-layer."""
+
+    ATTENTION = 0
+    MLP = 1
+
+
+class Linear(ctypes.Structure):
+    """One weight [rows, cols] with its scales and bias, both float32 and possibly null."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("has_minimum", c_int32),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class SubLayer(ctypes.Structure):
+    """Attention: fused qkv and output. MLP: gate, up and down. ``norm`` is float32."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("layer", c_int32),
+        ("norm", c_void_p),
+        ("first", Linear),
+        ("second", Linear),
+        ("third", Linear),
+    )
+
+
+class Model(ctypes.Structure):
+    """Sizes and the tensors that all sub-layers share."""
+
+    _fields_ = (
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_size", c_int64),
+        ("widest", c_int64),
+        ("capacity", c_int64),
+        ("epsilon", c_float),
+        ("scale", c_float),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+        ("cosine", c_void_p),
+        ("signed_sine", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    )
+
+
+@cache
+def load_library() -> Any:
+    """The kernels. Raises `NativeUnavailableError`."""
+    try:
+        library = ctypes.CDLL(str(library_path()))
+    except OSError as error:
+        raise NativeUnavailableError(f"the built kernels could not be loaded ({error})") from error
+    library.engine_new.argtypes, library.engine_new.restype = [POINTER(Model)], c_void_p
+    library.engine_free.argtypes, library.engine_free.restype = [c_void_p], None
+    library.engine_run.argtypes = [
+        *(c_void_p, c_void_p, c_int64),
+        *(POINTER(Linear), c_void_p, c_int64, c_int64, c_void_p),
+    ]
+    library.engine_run.restype = None
+    library.read_all.argtypes, library.read_all.restype = [c_void_p, c_int64, c_int32], c_uint32
+    return library
