@@ -24,9 +24,42 @@ class PolicyKind(StrEnum):
 
 
 class Precision(StrEnum):
-    """Numeric precision of the kept sub-layers while drafting."""
+    """Numeric precision of a sub-layer's weights while drafting; ``same`` is the model's own."""
 
     SAME = "same"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPrecision:
+    """The precision of every sub-layer, in the order of `SkipSet.to_flags`, and of the output head.
+
+    Empty ``sublayers``: all are the model's own.
+    """
+
+    sublayers: tuple[Precision, ...] = ()
+    head: Precision = Precision.SAME
+
+    @classmethod
+    def uniform(cls, num_layers: int, precision: Precision, head: Precision = Precision.SAME) -> DraftPrecision:
+        """Every sub-layer at ``precision``."""
+        return cls((precision,) * (2 * num_layers), head)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether everything drafts at the model's own precision."""
+        return self.head is Precision.SAME and all(p is Precision.SAME for p in self.sublayers)
+
+    def of(self, index: int) -> Precision:
+        """The precision of sub-layer ``index`` (2 i is the attention of layer i, 2 i + 1 its MLP)."""
+        return self.sublayers[index] if self.sublayers else Precision.SAME
+
+    def to_json(self) -> str:
+        """``"same"``; nothing else is kept in files yet."""
+        if not self.is_same:
+            raise ValueError("low-precision drafts are not kept in files yet")
+        return Precision.SAME.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +145,7 @@ class Draft:
 
     skip_set: SkipSet
     policy: DraftPolicy = DraftPolicy()
-    precision: Precision = Precision.SAME
+    precision: DraftPrecision = DraftPrecision()
     vocabulary: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +154,7 @@ class Draft:
             "policy": self.policy.kind.value,
             "max_draft_tokens": self.policy.max_draft_tokens,
             "exit_threshold": self.policy.exit_threshold,
-            "precision": self.precision.value,
+            "precision": self.precision.to_json(),
             "vocabulary": self.vocabulary,
         }
 
@@ -134,5 +167,4 @@ class Draft:
             max_draft_tokens=int(draft.get("max_draft_tokens", default.max_draft_tokens)),
             exit_threshold=float(draft.get("exit_threshold", default.exit_threshold)),
         )
-        precision = Precision(draft.get("precision", Precision.SAME))
-        return cls(skip_set, policy, precision, draft.get("vocabulary"))
+        return cls(skip_set, policy, vocabulary=draft.get("vocabulary"))

@@ -8,6 +8,7 @@
     │   ├── FileFormatError    one of our files is missing, corrupt or of another version
     │   └── BudgetError        the budget allows nothing
     ├── UnsupportedModelError  the architecture's sub-layers cannot be separated
+    │   └── UnsupportedPrecisionError  no kernel drafts at this precision here
     ├── ModelAccessError       the model exists but cannot be had (gated, no network)
     ├── StorageError           a result could not be written
     └── LosslessError          decoding gave other tokens than the model would
@@ -53,6 +54,13 @@ class BudgetError(UsageError):
 
 class UnsupportedModelError(SelfSpecError):
     """The model's attention and MLP sub-layers cannot be told apart or left out."""
+
+
+class UnsupportedPrecisionError(UnsupportedModelError):
+    """No kernel computes with such weights on this device, in this dtype or in this shape.
+
+    A search leaves the precision out; a draft that asks for it by name fails.
+    """
 
 
 class ModelAccessError(SelfSpecError):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, PolicyState
 from selfspec_tune.engine.generation import Generation
-from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.runner import DraftsOnDevice, Runner
 from selfspec_tune.engine.sampling import Sampler, accept
 
 
@@ -123,14 +123,16 @@ def _draft(
     drafted: list[int] = []
     distributions: list[Tensor] = []
     probability = 1.0
+    if sampler.greedy and not policy.policy.needs_probability and isinstance(runner, DraftsOnDevice):
+        count = min(output.remaining - 1, policy.policy.max_draft_tokens)
+        drafted = _through_eos(runner.draft_greedy(token, count)[0], output) if count > 0 else []
+        runner.rewind(verified)
+        return drafted, distributions
     while len(drafted) < output.remaining - 1 and policy.wants_more(len(drafted), probability):
-        logits = runner.draft_step(token)
         if sampler.greedy:
-            token = int(logits.argmax())
-            if policy.policy.needs_probability:
-                probability = float(torch.exp(logits[token].float() - logits.float().logsumexp(-1)))
+            token, probability = _draft_greedily(runner, token, policy)
         else:
-            distribution = sampler.probabilities(logits)
+            distribution = sampler.probabilities(runner.draft_step(token))
             token = sampler.draw(distribution)
             distributions.append(distribution)
             probability = float(distribution[token])
@@ -139,6 +141,24 @@ def _draft(
             break
     runner.rewind(verified)
     return drafted, distributions
+
+
+def _draft_greedily(runner: Runner, token: int, policy: PolicyState) -> tuple[int, float]:
+    """The most probable token after ``token``, and its probability where the policy needs it."""
+    if isinstance(runner, DraftsOnDevice):
+        tokens, probabilities = runner.draft_greedy(token, 1)
+        return tokens[0], probabilities[0]
+    logits = runner.draft_step(token)
+    token = int(logits.argmax())
+    if not policy.policy.needs_probability:
+        return token, 1.0
+    return token, float(torch.exp(logits[token].float() - logits.float().logsumexp(-1)))
+
+
+def _through_eos(tokens: list[int], output: _Output) -> list[int]:
+    """``tokens`` up to and including the first end of sequence."""
+    end = next((i + 1 for i, token in enumerate(tokens) if output.is_eos(token)), len(tokens))
+    return tokens[:end]
 
 
 def _verify(

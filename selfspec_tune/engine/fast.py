@@ -8,26 +8,41 @@ grouped-query attention, gated MLP with SiLU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfspec_tune.draft import Draft
-from selfspec_tune.engine.fused import fuse
-from selfspec_tune.engine.runner import check_room
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.engine.draft_copies import DraftCopies, Key
+from selfspec_tune.engine.lowbit import LowBitSettings, refusal
+from selfspec_tune.engine.projection import Dense, Projection
+from selfspec_tune.engine.runner import check_cache, check_room
+from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 
-_MAX_MASKED_TOKENS = 33  # one verification: the last token and up to 32 drafts
+MAX_MASKED_TOKENS = 33  # one verification: the last token and up to 32 drafts
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _LAYER_CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP_CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
-SubLayer = Callable[[Tensor, int], Tensor]
+
+class SubLayer(Protocol):
+    """An attention or an MLP with its norm and residual."""
+
+    projections: tuple[Dense, Dense]
+
+    def __call__(self, hidden: Tensor, start: int) -> Tensor:
+        """Pass hidden [tokens, width] on, its tokens following ``start`` positions of the cache."""
+
+    def with_projections(self, into: Projection, out: Projection) -> Self:
+        """The same sub-layer, cache and norm shared, computing with other linear layers."""
 
 
 def unsupported_reason(loaded: LoadedModel) -> str | None:
@@ -73,16 +88,16 @@ class FastRunner:
         model: Any = loaded.model
         self._loaded = loaded
         self._embedding: Tensor = model.get_input_embeddings().weight.data
-        head = model.get_output_embeddings()
-        self._head, self._head_bias = head.weight.data, head.bias
+        self._head = Dense.of(model.get_output_embeddings())
         self._norm = _Norm(model.base_model.norm)
         self.num_layers = loaded.num_layers
-        self.vocabulary_size = int(self._head.shape[0])
+        self.vocabulary_size = int(self._head.weight.shape[0])
         self._state = _State(loaded, model.config)
         self._sublayers: list[SubLayer] = []
         for index, layer in enumerate(loaded.sublayers.layers):
             self._sublayers.append(Attention(layer, index, self._state))
             self._sublayers.append(_Mlp(layer))
+        self._copies = DraftCopies(self._linear_layers)
         self._length = 0
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
@@ -99,12 +114,48 @@ class FastRunner:
         if capacity > self._state.capacity:
             check_room(capacity, self._loaded.context_length)
             self._length = 0
-            self._state.allocate(min(-(-capacity // 256) * 256, self._loaded.context_length))
+            self._state.allocate(min(self._rounded(capacity), self._loaded.context_length))
 
     def set_draft(self, draft: Draft) -> None:
-        flags = draft.skip_set.to_flags()
-        self._draft_sublayers = [s for s, skip in zip(self._sublayers, flags, strict=True) if not skip]
-        self._draft_vocabulary = draft.vocabulary
+        """Raises `UsageError` where its copies exceed `extra_memory_bytes`, and
+        `UnsupportedPrecisionError` where torch cannot compute with them."""
+        keys = self._copies_of(draft)
+        self._forget(self._copies.require(keys))
+        kept = (index for index, skip in enumerate(draft.skip_set.to_flags()) if not skip)
+        self._draft_sublayers = [self._sublayer(index, draft.precision.of(index)) for index in kept]
+        self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
+
+    @property
+    def extra_memory_bytes(self) -> int | None:
+        """Most bytes of low-precision copies that drafts may hold; None: no limit."""
+        return self._copies.limit
+
+    @extra_memory_bytes.setter
+    def extra_memory_bytes(self, limit: int | None) -> None:
+        self._copies.limit = limit
+
+    @property
+    def draft_copy_bytes(self) -> int:
+        """Bytes of low-precision copies held now."""
+        return self._copies.num_bytes
+
+    def copy_bytes(self, draft: Draft) -> int:
+        """Bytes of low-precision copies that ``draft`` needs."""
+        return sum(self._copies.bytes_of(key) for key in self._copies_of(draft))
+
+    def precision_refusal(self, precision: Precision) -> str | None:
+        """Why sub-layers of this model cannot be drafted at ``precision`` here, None where they can."""
+        if precision is Precision.SAME:
+            return None
+        dtype, device = self._loaded.dtype, self._loaded.device
+        widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
+        reasons = (refusal(precision, device, dtype, width, self._copies.settings) for width in sorted(widths))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def configure_copies(self, settings: LowBitSettings) -> None:
+        """Make int4 copies in another way; all are dropped, so that `set_draft` must follow."""
+        self._forget(self._copies.configure(settings))
+        self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> Tensor:
@@ -121,7 +172,7 @@ class FastRunner:
     @torch.inference_mode()
     def draft_step(self, token: int) -> Tensor:
         hidden = self._run(self._embedding[token : token + 1], self._draft_sublayers)
-        return self.head(hidden, self._draft_vocabulary)[0]
+        return self._draft_head(self._norm(hidden))[0]
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int]) -> Tensor:
@@ -144,24 +195,25 @@ class FastRunner:
         """Where the weights are."""
         return self._loaded.device
 
-    def attention(self, layer: int) -> Attention:
-        """One layer's attention sub-layer."""
-        sublayer = self._sublayers[2 * layer]
+    def attention(self, layer: int, precision: Precision = Precision.SAME) -> Attention:
+        """One layer's attention sub-layer; at a low precision only after `set_draft` with such a draft."""
+        sublayer = self._sublayer(2 * layer, precision)
         assert isinstance(sublayer, Attention)
         return sublayer
 
-    def mlp(self, layer: int) -> SubLayer:
-        """One layer's MLP sub-layer."""
-        return self._sublayers[2 * layer + 1]
+    def mlp(self, layer: int, precision: Precision = Precision.SAME) -> SubLayer:
+        """One layer's MLP sub-layer; at a low precision only after `set_draft` with such a draft."""
+        return self._sublayer(2 * layer + 1, precision)
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [tokens, width]."""
         return self._embedding[torch.tensor(tokens, device=self._embedding.device)]
 
-    def head(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
+    def head(
+        self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME
+    ) -> Tensor:
         """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
-        bias = None if self._head_bias is None else self._head_bias[:vocabulary]
-        return F.linear(self._norm(hidden), self._head[:vocabulary], bias)
+        return self._head_at(precision, vocabulary)(self._norm(hidden))
 
     def rotation(self, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Rotary cosines and signed sines at ``positions``, all below ``capacity``."""
@@ -170,11 +222,42 @@ class FastRunner:
 
     def _run(self, hidden: Tensor, sublayers: Sequence[SubLayer]) -> Tensor:
         """Pass hidden [tokens, width] through ``sublayers``, at the positions that follow the cache."""
-        start = self._length
+        start, end = self._length, self._length + hidden.shape[0]
+        check_cache(end, self._state.capacity)
         for sublayer in sublayers:
             hidden = sublayer(hidden, start)
-        self._length = start + hidden.shape[0]
+        self._length = end
         return hidden
+
+    def _rounded(self, capacity: int) -> int:
+        """How many positions to allocate where ``capacity`` are asked for."""
+        return -(-capacity // 256) * 256
+
+    def _linear_layers(self, index: int) -> tuple[Dense, ...]:
+        """The linear layers of sub-layer ``index``; of the head past the last."""
+        return (self._head,) if index == len(self._sublayers) else self._sublayers[index].projections
+
+    def _copies_of(self, draft: Draft) -> list[Key]:
+        """The low-precision copies that ``draft`` computes with: none for what it skips."""
+        flags = enumerate(draft.skip_set.to_flags())
+        keys = [(index, draft.precision.of(index)) for index, skip in flags if not skip]
+        keys.append((len(self._sublayers), draft.precision.head))
+        return [(index, precision) for index, precision in keys if precision is not Precision.SAME]
+
+    def _sublayer(self, index: int, precision: Precision) -> SubLayer:
+        sublayer = self._sublayers[index]
+        if precision is Precision.SAME:
+            return sublayer
+        into, out = self._copies.get((index, precision))
+        return sublayer.with_projections(into, out)
+
+    def _head_at(self, precision: Precision, vocabulary: int | None) -> Projection:
+        if precision is Precision.SAME:
+            return self._head.narrow(vocabulary)
+        return self._copies.get((len(self._sublayers), precision))[0].narrow(vocabulary)
+
+    def _forget(self, dropped: set[Key]) -> None:
+        """Called with the copies that are no longer held."""
 
 
 class _Norm:
@@ -204,8 +287,7 @@ class _State:
         """Room for ``capacity`` positions; what was cached is lost."""
         device, dtype = self._loaded.device, self._loaded.dtype
         shape = (self._loaded.num_layers, self.num_kv_heads, capacity, self.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = _room(shape, dtype, device), _room(shape, dtype, device)
         positions = torch.arange(capacity, device=device)[None]
         probe = torch.empty(1, 1, device=device, dtype=dtype)
         decoder: Any = self._loaded.model.base_model
@@ -215,20 +297,52 @@ class _State:
         self.cos = cos[0].unsqueeze(1).contiguous()
         self.signed_sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1).unsqueeze(1).contiguous()
         self._band = self._make_band(capacity)
+        self._columns = torch.arange(capacity, device=device)
+        self._open, self._closed = (torch.tensor(value, dtype=dtype, device=device) for value in (0.0, -torch.inf))
         self.capacity = capacity
 
     def _make_band(self, capacity: int) -> Tensor:
         """[tokens * group, 2 * capacity]: row t (each ``group`` times) sees columns up to capacity + t."""
         columns = torch.arange(2 * capacity, device=self._loaded.device)
-        rows = torch.arange(_MAX_MASKED_TOKENS, device=self._loaded.device) + capacity
-        band = torch.zeros(_MAX_MASKED_TOKENS, 2 * capacity, dtype=self._loaded.dtype, device=columns.device)
+        rows = torch.arange(MAX_MASKED_TOKENS, device=self._loaded.device) + capacity
+        band = torch.zeros(MAX_MASKED_TOKENS, 2 * capacity, dtype=self._loaded.dtype, device=columns.device)
         band.masked_fill_(columns[None] > rows[:, None], -torch.inf)
         return band.repeat_interleave(self.group, 0)
+
+    def place(self, positions: Tensor, bucket: int) -> Place:
+        """Rotation and mask of tokens at ``positions`` [tokens] over the first ``bucket`` positions of the cache."""
+        rows = positions[:, None].expand(-1, self.group).reshape(-1, 1)
+        mask = torch.where(self._columns[:bucket] <= rows, self._open, self._closed)
+        return Place(positions, self.cos.index_select(0, positions), self.signed_sin.index_select(0, positions), mask)
 
     def mask(self, start: int, num_tokens: int) -> Tensor:
         """Causal mask [tokens * group, start + tokens] for tokens that follow ``start`` positions: a view."""
         offset = self.capacity - start
         return self._band[: num_tokens * self.group, offset : offset + start + num_tokens]
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, its parent on a CPU
+        raise UsageError(
+            f"No memory for a cache of {shape[2]} positions on {device}. Use shorter prompts, a smaller "
+            f"--max-new-tokens or --extra-memory, or a smaller model. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tokens of a pass stand, as tensors on the device, so that a captured pass works at any length.
+
+    ``positions`` [tokens]; ``cos`` and ``signed_sin`` [tokens, 1, size]; ``mask`` [tokens * group, bucket]:
+    added to the scores, minus infinity past a token's own position.
+    """
+
+    positions: Tensor
+    cos: Tensor
+    signed_sin: Tensor
+    mask: Tensor
 
 
 class Attention:
@@ -237,8 +351,9 @@ class Attention:
     def __init__(self, layer: nn.Module, index: int, state: _State) -> None:
         attention: Any = layer.self_attn
         self._norm = _Norm(layer.input_layernorm)  # type: ignore[arg-type]
-        self._qkv, self._qkv_bias = fuse((attention.q_proj, attention.k_proj, attention.v_proj))
-        self._output: nn.Linear = attention.o_proj
+        self.projections = (Dense.of(attention.q_proj, attention.k_proj, attention.v_proj), Dense.of(attention.o_proj))
+        self._qkv: Projection = self.projections[0]
+        self._output: Projection = self.projections[1]
         self._scale = float(getattr(attention, "scaling", state.head_size**-0.5))
         self._index = index
         self._state = state
@@ -247,7 +362,7 @@ class Attention:
         """Rotated queries [tokens, heads, size], rotated keys and values [tokens, kv heads, size]."""
         state = self._state
         rotated = state.num_heads + state.num_kv_heads
-        qkv = F.linear(self._norm(hidden), self._qkv, self._qkv_bias)
+        qkv = self._qkv(self._norm(hidden))
         qkv = qkv.view(hidden.shape[0], rotated + state.num_kv_heads, state.head_size)
         qk = qkv[:, :rotated]
         qk = qk * cos + qk.roll(state.head_size // 2, -1) * signed_sin
@@ -255,7 +370,12 @@ class Attention:
 
     def add(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection of attended [tokens, heads * size], added to the residual."""
-        return hidden + F.linear(attended, self._output.weight, self._output.bias)
+        return hidden + self._output(attended)
+
+    def with_projections(self, into: Projection, out: Projection) -> Attention:
+        other = copy(self)
+        other._qkv, other._output = into, out
+        return other
 
     def __call__(self, hidden: Tensor, start: int) -> Tensor:
         state, num_tokens = self._state, hidden.shape[0]
@@ -267,15 +387,32 @@ class Attention:
         attended = self.attend(queries, cached_keys[:, :end], cached_values[:, :end], start)
         return self.add(hidden, attended)
 
+    def at(self, hidden: Tensor, place: Place) -> Tensor:
+        """The same with nothing read on the host: positions and mask are tensors."""
+        state = self._state
+        queries, keys, values = self.project(hidden, place.cos, place.signed_sin)
+        cached_keys, cached_values = state.keys[self._index], state.values[self._index]
+        cached_keys.index_copy_(1, place.positions, keys.transpose(0, 1))
+        cached_values.index_copy_(1, place.positions, values.transpose(0, 1))
+        bucket = place.mask.shape[1]
+        return self.add(
+            hidden, self._attend_grouped(queries, cached_keys[:, :bucket], cached_values[:, :bucket], place.mask)
+        )
+
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """Attention of [tokens, heads, size] queries that follow ``start`` positions; [tokens, heads * size]."""
         state, num_tokens = self._state, queries.shape[0]
-        if num_tokens > _MAX_MASKED_TOKENS:
+        if num_tokens > MAX_MASKED_TOKENS:
             return self._attend_prompt(queries, keys, values, start)
+        mask = None if num_tokens == 1 else state.mask(start, num_tokens)
+        return self._attend_grouped(queries, keys, values, mask)
+
+    def _attend_grouped(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The same under ``mask`` [tokens * group, keys], None for all keys."""
+        state, num_tokens = self._state, queries.shape[0]
         # The queries of one KV head become rows of one matrix: no key is repeated.
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
         grouped = grouped.reshape(1, state.num_kv_heads, num_tokens * state.group, state.head_size)
-        mask = None if num_tokens == 1 else state.mask(start, num_tokens)
         attended = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=self._scale)
         attended = attended.view(state.num_kv_heads, num_tokens, state.group * state.head_size)
         return attended.transpose(0, 1).reshape(num_tokens, -1)
@@ -316,11 +453,17 @@ class _Mlp:
     def __init__(self, layer: nn.Module) -> None:
         mlp: Any = layer.mlp
         self._norm = _Norm(layer.post_attention_layernorm)  # type: ignore[arg-type]
-        self._gate_up, self._gate_up_bias = fuse((mlp.gate_proj, mlp.up_proj))
-        self._down: nn.Linear = mlp.down_proj
-        self._width = self._gate_up.shape[0] // 2
+        self.projections = (Dense.of(mlp.gate_proj, mlp.up_proj), Dense.of(mlp.down_proj))
+        self._gate_up: Projection = self.projections[0]
+        self._down: Projection = self.projections[1]
+        self._width = self.projections[0].weight.shape[0] // 2
+
+    def with_projections(self, into: Projection, out: Projection) -> _Mlp:
+        other = copy(self)
+        other._gate_up, other._down = into, out
+        return other
 
     def __call__(self, hidden: Tensor, start: int) -> Tensor:
-        gate_up = F.linear(self._norm(hidden), self._gate_up, self._gate_up_bias)
+        gate_up = self._gate_up(self._norm(hidden))
         gated = F.silu(gate_up[:, : self._width]).mul_(gate_up[:, self._width :])
-        return hidden + F.linear(gated, self._down.weight, self._down.bias)
+        return hidden + self._down(gated)

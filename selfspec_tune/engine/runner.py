@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.errors import PromptError
+from selfspec_tune.errors import PromptError, UsageError
 
 
 class Runner(Protocol):
@@ -54,6 +54,27 @@ class Runner(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
+
+
+@runtime_checkable
+class DraftsOnDevice(Protocol):
+    """What a runner may offer beyond `Runner`: greedy drafting that feeds tokens back without asking the host."""
+
+    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        """``count`` draft steps from ``token``, each on the most probable token of the one before.
+
+        Returns the drafted tokens and the probability of each, which is 1.0 where the
+        policy of `set_draft` does not need it. Waits for the device once, at the end.
+        """
+
+
+def check_cache(end: int, capacity: int) -> None:
+    """Raise `UsageError` where a pass would end past the cache."""
+    if end > capacity:
+        raise UsageError(
+            f"The pass ends at position {end}, and the cache holds {capacity}. Reserve room for the whole "
+            "answer before prefill: runner.reserve(len(prompt) + max_new_tokens)."
+        )
 
 
 def check_room(needed: int, context_length: int) -> None:
