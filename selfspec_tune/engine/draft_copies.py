@@ -16,11 +16,18 @@ Key = tuple[int, Precision]
 class DraftCopies:
     """Keeps copies of the linear layers that ``layers_of`` gives for an index.
 
+    ``make`` makes a copy and ``size`` gives its bytes beforehand: torch's by default.
     ``limit``: most bytes that all copies together may hold; None: no limit.
     """
 
-    def __init__(self, layers_of: Callable[[int], Sequence[Dense]]) -> None:
+    def __init__(
+        self,
+        layers_of: Callable[[int], Sequence[Dense]],
+        make: Callable[[Dense, Precision, LowBitSettings], LowBit] = make_copy,
+        size: Callable[[Dense, Precision, LowBitSettings], int] = copy_bytes,
+    ) -> None:
         self._layers_of = layers_of
+        self._make, self._size = make, size
         self._copies: dict[Key, tuple[LowBit, ...]] = {}
         self.limit: int | None = None
         self.settings = LowBitSettings()
@@ -40,7 +47,7 @@ class DraftCopies:
         """Bytes of one copy, whether it is held or not."""
         index, precision = key
         layers = self._layers_of(index)
-        return sum(copy_bytes(_shape(dense), dense.weight.dtype, precision, self.settings) for dense in layers)
+        return sum(self._size(dense, precision, self.settings) for dense in layers)
 
     def require(self, keys: Sequence[Key]) -> set[Key]:
         """Hold all of ``keys``; returns those dropped for it, the least recently needed first.
@@ -53,7 +60,7 @@ class DraftCopies:
         for index, precision in keys:
             held = self._copies.pop((index, precision), None)
             if held is None:
-                held = tuple(make_copy(dense, precision, self.settings) for dense in self._layers_of(index))
+                held = tuple(self._make(dense, precision, self.settings) for dense in self._layers_of(index))
             self._copies[index, precision] = held  # moved to the end: the most recently needed
         return dropped
 
@@ -78,10 +85,6 @@ class DraftCopies:
             del self._copies[key]
             dropped.add(key)
         return dropped
-
-
-def _shape(dense: Dense) -> tuple[int, int]:
-    return int(dense.weight.shape[0]), int(dense.weight.shape[1])
 
 
 def _mib(num_bytes: int) -> str:

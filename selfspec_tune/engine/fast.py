@@ -96,8 +96,8 @@ class FastRunner:
         self._sublayers: list[SubLayer] = []
         for index, layer in enumerate(loaded.sublayers.layers):
             self._sublayers.append(Attention(layer, index, self._state))
-            self._sublayers.append(_Mlp(layer))
-        self._copies = DraftCopies(self._linear_layers)
+            self._sublayers.append(Mlp(layer))
+        self._copies = self._new_copies()
         self._length = 0
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
@@ -233,6 +233,10 @@ class FastRunner:
         """How many positions to allocate where ``capacity`` are asked for."""
         return -(-capacity // 256) * 256
 
+    def _new_copies(self) -> DraftCopies:
+        """An empty store of low-precision copies in the form that this runner's kernels read."""
+        return DraftCopies(self._linear_layers)
+
     def _linear_layers(self, index: int) -> tuple[Dense, ...]:
         """The linear layers of sub-layer ``index``; of the head past the last."""
         return (self._head,) if index == len(self._sublayers) else self._sublayers[index].projections
@@ -350,11 +354,11 @@ class Attention:
 
     def __init__(self, layer: nn.Module, index: int, state: _State) -> None:
         attention: Any = layer.self_attn
-        self._norm = _Norm(layer.input_layernorm)  # type: ignore[arg-type]
+        self.norm = _Norm(layer.input_layernorm)  # type: ignore[arg-type]
         self.projections = (Dense.of(attention.q_proj, attention.k_proj, attention.v_proj), Dense.of(attention.o_proj))
         self._qkv: Projection = self.projections[0]
         self._output: Projection = self.projections[1]
-        self._scale = float(getattr(attention, "scaling", state.head_size**-0.5))
+        self.scale = float(getattr(attention, "scaling", state.head_size**-0.5))
         self._index = index
         self._state = state
 
@@ -362,7 +366,7 @@ class Attention:
         """Rotated queries [tokens, heads, size], rotated keys and values [tokens, kv heads, size]."""
         state = self._state
         rotated = state.num_heads + state.num_kv_heads
-        qkv = self._qkv(self._norm(hidden))
+        qkv = self._qkv(self.norm(hidden))
         qkv = qkv.view(hidden.shape[0], rotated + state.num_kv_heads, state.head_size)
         qk = qkv[:, :rotated]
         qk = qk * cos + qk.roll(state.head_size // 2, -1) * signed_sin
@@ -413,7 +417,7 @@ class Attention:
         # The queries of one KV head become rows of one matrix: no key is repeated.
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
         grouped = grouped.reshape(1, state.num_kv_heads, num_tokens * state.group, state.head_size)
-        attended = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=self._scale)
+        attended = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=self.scale)
         attended = attended.view(state.num_kv_heads, num_tokens, state.group * state.head_size)
         return attended.transpose(0, 1).reshape(num_tokens, -1)
 
@@ -424,7 +428,7 @@ class Attention:
             keys[None],
             values[None],
             attn_mask=mask,
-            scale=self._scale,
+            scale=self.scale,
             enable_gqa=True,
         )
         return attended[0].transpose(0, 1).reshape(queries.shape[0], -1)
@@ -441,29 +445,29 @@ class Attention:
             keys[None],
             values[None],
             is_causal=True,
-            scale=self._scale,
+            scale=self.scale,
             enable_gqa=True,
         )
         return attended[0].transpose(0, 1).reshape(num_tokens, -1)
 
 
-class _Mlp:
+class Mlp:
     """Norm, fused gate and up, SiLU, down, residual."""
 
     def __init__(self, layer: nn.Module) -> None:
         mlp: Any = layer.mlp
-        self._norm = _Norm(layer.post_attention_layernorm)  # type: ignore[arg-type]
+        self.norm = _Norm(layer.post_attention_layernorm)  # type: ignore[arg-type]
         self.projections = (Dense.of(mlp.gate_proj, mlp.up_proj), Dense.of(mlp.down_proj))
         self._gate_up: Projection = self.projections[0]
         self._down: Projection = self.projections[1]
-        self._width = self.projections[0].weight.shape[0] // 2
+        self.width = self.projections[0].weight.shape[0] // 2
 
-    def with_projections(self, into: Projection, out: Projection) -> _Mlp:
+    def with_projections(self, into: Projection, out: Projection) -> Mlp:
         other = copy(self)
         other._gate_up, other._down = into, out
         return other
 
     def __call__(self, hidden: Tensor, start: int) -> Tensor:
-        gate_up = self._gate_up(self._norm(hidden))
-        gated = F.silu(gate_up[:, : self._width]).mul_(gate_up[:, self._width :])
+        gate_up = self._gate_up(self.norm(hidden))
+        gated = F.silu(gate_up[:, : self.width]).mul_(gate_up[:, self.width :])
         return hidden + self._down(gated)

@@ -85,9 +85,9 @@ def refusal(
     return _cuda_int4_refusal(device, dtype, settings) if device.type == "cuda" else None
 
 
-def copy_bytes(shape: tuple[int, int], dtype: torch.dtype, precision: Precision, settings: LowBitSettings) -> int:
-    """Bytes of a copy of a weight [rows, columns] in a model of ``dtype``."""
-    rows, columns = shape
+def copy_bytes(dense: Dense, precision: Precision, settings: LowBitSettings) -> int:
+    """Bytes of the copy that `make_copy` would make."""
+    (rows, columns), dtype = dense.weight.shape, dense.weight.dtype
     if precision is Precision.SAME:
         return 0
     if precision is Precision.INT8:
@@ -104,7 +104,7 @@ class Int8:
         self._codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         self._scale = torch.empty(weight.shape[0], dtype=weight.dtype, device=weight.device)
         self._bias = dense.bias
-        for start, rows in _row_chunks(weight):
+        for start, rows in row_chunks(weight):
             chunk = quantize_symmetric(rows, 8, rows.shape[1], weight.dtype)
             self._codes[start : start + rows.shape[0]] = chunk.signed_codes
             self._scale[start : start + rows.shape[0]] = chunk.scale[:, 0]
@@ -131,7 +131,7 @@ class Int4:
         weight = dense.weight
         find_grid = not settings.symmetric and lies_on_a_grid(weight, 4, settings.group_size)
         packed, scales = [], []
-        for _, rows in _row_chunks(weight):
+        for _, rows in row_chunks(weight):
             chunk = _quantize_int4(_padded(rows), settings, weight.dtype, find_grid)
             packed.append(_pack(chunk.codes))
             scales.append(torch.stack((chunk.scale.T, chunk.centre.T), -1))
@@ -164,7 +164,7 @@ class Int4:
         return output if self._bias is None else output + self._bias
 
 
-def _row_chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+def row_chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
     """``weight`` in pieces of whole row blocks, with the row at which each begins."""
     rows = max(1, _CHUNK_ELEMENTS // (weight.shape[1] * _ROW_BLOCK)) * _ROW_BLOCK
     for start in range(0, weight.shape[0], rows):

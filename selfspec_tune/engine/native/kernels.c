@@ -45,7 +45,7 @@ enum { KIND_ATTENTION = 0, KIND_MLP = 1 };
 
 typedef struct {
     int32_t format;
-    int32_t has_minimum; /* int4: value = scale * q + minimum, else scale * (q - 8) */
+    int32_t has_centre; /* int4: value = scale * (q - 8), plus the group's centre */
     int64_t rows, cols;
     const void *data;
     const float *scales; /* int8: one per row */
@@ -305,15 +305,15 @@ static void dot_some(int rows, int tokens, const Linear *l, int64_t first, const
     for (int i = 0; i < rows; i++, first++, out++) ROWS_FOR(1)
 }
 
-/* int4: tiles of 16 rows; per GROUP inputs 16 bfloat16 scales, 16 minima where there are any, then
+/* int4: tiles of 16 rows; per GROUP inputs 16 bfloat16 scales, 16 centres where there are any, then
  * 4 x 16 words of 8 nibbles: word r of quarter q holds inputs 8q … 8q+7 of row r, even ones in its low half. */
 static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
-    const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_minimum ? 32 : 0) + 256;
+    const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_centre ? 32 : 0) + 256;
     const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
     f16v total = splat(0.f);
 #if HAVE_DOT_BF16
     uint16_t values[32];
-    for (int i = 0; i < 32; i++) values[i] = narrow1((float)(i % 16) - (l->has_minimum ? 0.f : 8.f));
+    for (int i = 0; i < 32; i++) values[i] = narrow1((float)(i % 16 - 8));
     const __m512i table = _mm512_loadu_si512(values);
 #endif
     for (int64_t g = 0; g < groups; g++, p += bytes) {
@@ -342,10 +342,10 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
                 sum += low * widen1(xp[0]) + high * widen1(xp[1]);
             }
         }
-        if (!l->has_minimum) sum -= 8.f * x->sums[g];
+        sum -= 8.f * x->sums[g];
 #endif
         total += sum * widen((const uint16_t *)p);
-        if (l->has_minimum) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
+        if (l->has_centre) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
     }
     return total;
 }
@@ -731,6 +731,31 @@ void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublaye
         head_rows(e, logits, head, &e->local[thread], count, thread, threads);
     }
     for (int64_t t = 0; t < count; t++) best[t] = best_of(e, t, num_threads);
+}
+
+/* An int8 or int4 weight back in the model's type: values [rows, cols]. */
+void dequantise(const Linear *l, void *values, int32_t is_bf16, int32_t num_threads) {
+    const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_centre ? 32 : 0) + 256;
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t n = 0; n < l->rows; n++) {
+        if (l->format == FORMAT_INT8) {
+            for (int64_t k = 0; k < l->cols; k++)
+                store_any1(values, n * l->cols + k, l->scales[n] * ((const int8_t *)l->data)[n * l->cols + k], is_bf16);
+            continue;
+        }
+        const int64_t lane = n % UNIT;
+        for (int64_t g = 0; g < groups; g++) {
+            const uint8_t *p = (const uint8_t *)l->data + (n / UNIT * groups + g) * bytes;
+            const float scale = widen1(((const uint16_t *)p)[lane]);
+            const float centre = l->has_centre ? widen1(((const uint16_t *)p)[UNIT + lane]) : 0.f;
+            const uint32_t *words = (const uint32_t *)(p + bytes - 256);
+            for (int i = 0; i < GROUP; i++) {
+                const uint32_t word = words[i / 8 * UNIT + lane];
+                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15) - 8;
+                store_any1(values, n * l->cols + g * GROUP + i, scale * (float)q + centre, is_bf16);
+            }
+        }
+    }
 }
 
 /* Sum of bytes read as 32-bit words: how fast this machine's memory can be read at all. */

@@ -12,7 +12,7 @@ from selfspec_tune.engine.native.build import NativeUnavailableError, library_pa
 
 MAX_TOKENS = 32  # of one pass
 INT4_GROUP = 32  # inputs that share one scale
-UNIT = 16  # rows of a tile
+UNIT = 16  # rows that are computed together
 
 
 class Format(IntEnum):
@@ -22,6 +22,12 @@ class Format(IntEnum):
     BFLOAT16 = 1
     INT8 = 2
     INT4 = 3
+
+
+class Best(ctypes.Structure):
+    """A row of logits' most probable token, its logit, and the logarithm of the sum of exp(logit)."""
+
+    _fields_ = (("token", c_int64), ("logit", c_float), ("log_sum", c_float))
 
 
 class Kind(IntEnum):
@@ -36,7 +42,7 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         ("format", c_int32),
-        ("has_minimum", c_int32),
+        ("has_centre", c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
         ("data", c_void_p),
@@ -92,8 +98,9 @@ def load_library() -> Any:
     library.engine_free.argtypes, library.engine_free.restype = [c_void_p], None
     library.engine_run.argtypes = [
         *(c_void_p, c_void_p, c_int64),
-        *(POINTER(Linear), c_void_p, c_int64, c_int64, c_void_p),
+        *(POINTER(Linear), c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     ]
     library.engine_run.restype = None
+    library.dequantise.argtypes, library.dequantise.restype = [POINTER(Linear), c_void_p, c_int32, c_int32], None
     library.read_all.argtypes, library.read_all.restype = [c_void_p, c_int64, c_int32], c_uint32
     return library

@@ -3,71 +3,56 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Precision
 from selfspec_tune.engine.fast import Attention, Mlp
+from selfspec_tune.engine.native.copies import NativeCopy
 from selfspec_tune.engine.native.library import Format, Kind, Linear, SubLayer
-from selfspec_tune.engine.native.packing import pack_int4, pack_int8
+from selfspec_tune.engine.projection import Dense
 
 FORMATS = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16}
 
 
-class Weights:
-    """One set of weights: the model's own, which it borrows, or a sub-layer's copies, which it owns."""
+class Described:
+    """Structures over tensors that live as long as they do."""
 
     def __init__(self) -> None:
-        self._kept: list[Tensor] = []
-        self.copied_bytes = 0
+        self._kept: list[Any] = []
 
-    def sublayer(self, index: int, module: Attention | Mlp, precision: Precision = Precision.SAME) -> SubLayer:
-        """Sub-layer ``index`` (in the order of `SkipSet.to_flags`) at a precision."""
+    def sublayer(self, index: int, module: Attention | Mlp, copies: Sequence[NativeCopy] = ()) -> SubLayer:
+        """Sub-layer ``index`` in the order of `SkipSet.to_flags`, with its own weights or their ``copies``."""
+        self._kept += copies
+        into, out = copies or module.projections
+        norm = self.floats(module.norm.weight)
         if isinstance(module, Attention):
-            kind = Kind.ATTENTION
-            linears = [
-                self.linear(module.qkv, module.qkv_bias, precision),
-                self.linear(module.output.weight.data, module.output.bias, precision),
-                Linear(),
-            ]
-        else:
-            kind = Kind.MLP
-            width = module.width
-            bias = module.gate_up_bias
-            linears = [
-                self.linear(module.gate_up[:width], None if bias is None else bias[:width], precision),
-                self.linear(module.gate_up[width:], None if bias is None else bias[width:], precision),
-                self.linear(module.down.weight.data, module.down.bias, precision),
-            ]
-        return SubLayer(kind, index // 2, self.floats(module.norm.weight), *linears)
+            return SubLayer(Kind.ATTENTION, index // 2, norm, self.linear(into), self.linear(out), Linear())
+        width = module.width
+        gate, up = self.linear(into, 0, width), self.linear(into, width, width)
+        return SubLayer(Kind.MLP, index // 2, norm, gate, up, self.linear(out))
 
-    def linear(self, weight: Tensor, bias: Tensor | None, precision: Precision = Precision.SAME) -> Linear:
-        """A weight [rows, cols], itself or a copy at a lower precision."""
-        rows, cols = weight.shape
-        bias_pointer = None if bias is None else self.floats(bias)
-        if precision is Precision.INT8:
-            packed, scales = pack_int8(weight)
-            return Linear(Format.INT8, 0, rows, cols, self._own(packed), self._own(scales), bias_pointer)
-        if precision is Precision.INT4:
-            return Linear(Format.INT4, 1, rows, cols, self._own(pack_int4(weight)), None, bias_pointer)
-        return Linear(FORMATS[weight.dtype], 0, rows, cols, self._keep(weight), None, bias_pointer)
+    def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
+        """A linear layer, or ``rows`` outputs of it from ``start``."""
+        if isinstance(layer, NativeCopy):
+            return layer.structure(start, rows)
+        end = None if rows is None else start + rows
+        weight = layer.weight[start:end]
+        if not weight.is_contiguous():
+            raise ValueError("the kernels read contiguous weights only")
+        self._kept.append(weight)
+        bias = None if layer.bias is None else self.floats(layer.bias[start:end])
+        return Linear(FORMATS[weight.dtype], 0, *weight.shape, weight.data_ptr(), None, bias)
 
     def floats(self, tensor: Tensor) -> int:
         """Address of a float32 copy of a small tensor."""
-        return self._keep(tensor.detach().float().contiguous())
-
-    def _own(self, tensor: Tensor) -> int:
-        self.copied_bytes += tensor.numel() * tensor.element_size()
-        return self._keep(tensor)
-
-    def _keep(self, tensor: Tensor) -> int:
-        if not tensor.is_contiguous():
-            raise ValueError("the kernels read contiguous weights only")
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        copy = tensor.detach().to(torch.float32, copy=True).contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
 
 
-def pointers(sublayers: list[SubLayer]) -> ctypes.Array[ctypes.c_void_p]:
+def pointers(sublayers: Sequence[SubLayer]) -> ctypes.Array[ctypes.c_void_p]:
     """An array of the structures' addresses; the structures must outlive it."""
     return (ctypes.c_void_p * len(sublayers))(*(ctypes.addressof(sublayer) for sublayer in sublayers))

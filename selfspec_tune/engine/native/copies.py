@@ -1,0 +1,148 @@
+"""Weight-only int8 and int4 copies in the layouts that the kernels read; only drafting reads them.
+
+int8: one float32 scale a row. int4: a bfloat16 scale and a centre for every 32 inputs of a
+row, sixteen rows interleaved (layout: kernels.c, ``dot_int4``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec_tune.draft import Precision
+from selfspec_tune.engine.lowbit import LowBitSettings, row_chunks
+from selfspec_tune.engine.native.library import INT4_GROUP, UNIT, Format, Linear, load_library
+from selfspec_tune.engine.projection import Dense
+from selfspec_tune.engine.quantize import lies_on_a_grid, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.errors import UnsupportedPrecisionError
+
+_SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
+_CODE_BYTES = UNIT * INT4_GROUP // 2
+
+
+def refusal(precision: Precision, num_inputs: int, settings: LowBitSettings) -> str | None:
+    """Why a weight with ``num_inputs`` columns cannot be copied at ``precision``, None where it can."""
+    if precision is not Precision.INT4:
+        return None
+    if settings.group_size != INT4_GROUP:
+        return f"groups of {settings.group_size} were asked for, and the kernels have {INT4_GROUP}"
+    if num_inputs % INT4_GROUP:
+        return f"its {num_inputs} inputs are no multiple of {INT4_GROUP}"
+    return None
+
+
+def copy_bytes(dense: Dense, precision: Precision, settings: LowBitSettings) -> int:
+    """Bytes of the copy that `NativeCopy` would hold."""
+    rows, columns = dense.weight.shape
+    if precision is Precision.SAME:
+        return 0
+    if precision is Precision.INT8:
+        return rows * (columns + 4)
+    group = _CODE_BYTES + _SCALE_BYTES * (1 if settings.symmetric else 2)
+    return -(-rows // UNIT) * (columns // INT4_GROUP) * group
+
+
+class NativeCopy:
+    """A copy of one linear layer. Called, it computes with the values that its codes stand for."""
+
+    def __init__(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> None:
+        rows, columns = (int(size) for size in dense.weight.shape)
+        reason = refusal(precision, columns, settings)
+        if reason is not None:
+            raise UnsupportedPrecisionError(
+                f"No {precision} copy of a {rows} × {columns} weight can draft here: {reason}. "
+                "Draft it at the model's own precision."
+            )
+        self._dense = dense
+        self._bias = None if dense.bias is None else dense.bias.float()
+        self._scales: Tensor | None = None
+        if precision is Precision.INT8:
+            self._codes, self._scales = pack_int8(dense.weight)
+        else:
+            self._codes = pack_int4(dense.weight, settings)
+        self._has_centre = precision is Precision.INT4 and not settings.symmetric
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self._codes, self._scales) if t is not None)
+
+    def structure(self, start: int = 0, rows: int | None = None) -> Linear:
+        """What the kernels read: ``rows`` outputs from ``start`` (for int4 a multiple of 16)."""
+        whole, columns = (int(size) for size in self._dense.weight.shape)
+        is_int8 = self._scales is not None
+        offset = start if is_int8 else start // UNIT
+        return Linear(
+            Format.INT8 if is_int8 else Format.INT4,
+            self._has_centre,
+            whole - start if rows is None else rows,
+            columns,
+            self._codes[offset:].data_ptr(),
+            None if self._scales is None else self._scales[start:].data_ptr(),
+            None if self._bias is None else self._bias[start:].data_ptr(),
+        )
+
+    def narrow(self, rows: int | None) -> NativeCopy:
+        """The first ``rows`` outputs, sharing the codes; None: all."""
+        if rows is None:
+            return self
+        part = object.__new__(NativeCopy)
+        part._dense, part._bias = self._dense.narrow(rows), self._bias
+        part._codes, part._scales, part._has_centre = self._codes, self._scales, self._has_centre
+        return part
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        # Many rows at once are a search scoring a text: dequantising is little beside them.
+        weight = torch.empty_like(self._dense.weight)
+        is_bf16 = weight.dtype == torch.bfloat16
+        structure = self.structure()
+        load_library().dequantise(ctypes.byref(structure), weight.data_ptr(), is_bf16, torch.get_num_threads())
+        return F.linear(hidden, weight, self._dense.bias)
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 [rows, columns] and scales float32 [rows]."""
+    codes, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    for start, rows in row_chunks(weight):
+        chunk = quantize_symmetric(rows, 8, rows.shape[1], torch.float32)
+        codes[start : start + rows.shape[0]] = chunk.signed_codes
+        scales[start : start + rows.shape[0]] = chunk.scale[:, 0]
+    return codes, scales
+
+
+def pack_int4(weight: Tensor, settings: LowBitSettings) -> Tensor:
+    """Bytes [tiles, groups, bytes of a group]; columns must be a multiple of 32."""
+    rows, columns = weight.shape
+    tiles, groups = -(-rows // UNIT), columns // INT4_GROUP
+    start_of_codes = _SCALE_BYTES * (1 if settings.symmetric else 2)
+    packed = torch.empty(tiles, groups, start_of_codes + _CODE_BYTES, dtype=torch.uint8)
+    find_grid = not settings.symmetric and lies_on_a_grid(weight, 4, INT4_GROUP)
+    for start, part in row_chunks(weight):
+        padded = F.pad(part, (0, 0, 0, -part.shape[0] % UNIT))
+        if settings.symmetric:
+            chunk = quantize_symmetric(padded, 4, INT4_GROUP, torch.bfloat16)
+        else:
+            chunk = quantize_asymmetric(padded, 4, INT4_GROUP, torch.bfloat16, find_grid=find_grid)
+        block = packed[start // UNIT : (start + padded.shape[0]) // UNIT]
+        block[..., :_SCALE_BYTES] = _tiled(chunk.scale)
+        if not settings.symmetric:
+            block[..., _SCALE_BYTES:start_of_codes] = _tiled(chunk.centre)
+        block[..., start_of_codes:] = _nibbles(chunk.codes)
+    return packed
+
+
+def _tiled(values: Tensor) -> Tensor:
+    """bfloat16 [rows, groups] as bytes [tiles, groups, 32]."""
+    tiled = values.bfloat16().view(-1, UNIT, values.shape[1]).transpose(1, 2).contiguous()
+    return tiled.view(torch.uint8)
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """Codes 0 … 15 [rows, columns] as bytes [tiles, groups, 256]: words of eight inputs, even ones in the low half."""
+    rows, columns = codes.shape
+    # [tile, row, group, quarter, step, parity] to [tile, group, quarter, row, parity, step]
+    split = codes.view(rows // UNIT, UNIT, columns // INT4_GROUP, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
+    pairs = split[..., 0::2] | (split[..., 1::2] << 4)
+    return pairs.reshape(rows // UNIT, columns // INT4_GROUP, _CODE_BYTES)
