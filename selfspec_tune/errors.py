@@ -10,6 +10,7 @@
     ├── UnsupportedModelError  the architecture's sub-layers cannot be separated
     │   └── UnsupportedPrecisionError  no kernel drafts at this precision here
     ├── ModelAccessError       the model exists but cannot be had (gated, no network)
+    ├── RivalError             a method to compare with cannot run here (its row says so)
     ├── StorageError           a result could not be written
     └── LosslessError          decoding gave other tokens than the model would
 
@@ -65,6 +66,14 @@ class UnsupportedPrecisionError(UnsupportedModelError):
 
 class ModelAccessError(SelfSpecError):
     """The model cannot be had from here: gated, not downloaded, or no network."""
+
+
+class RivalError(SelfSpecError):
+    """A method to compare with cannot decode on this model; ``arm_id`` names it, the message is the reason."""
+
+    def __init__(self, arm_id: str, reason: str) -> None:
+        super().__init__(reason)
+        self.arm_id = arm_id
 
 
 class StorageError(SelfSpecError):

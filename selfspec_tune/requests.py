@@ -92,6 +92,9 @@ class BenchRequest:
     Model and prompts are those of the (first) skip.json or study; the overrides replace single
     fields of its `ModelOptions` and `PromptOptions`, as (field, value) pairs. Where there is no
     study they replace fields of the defaults, the model's ``name`` among them.
+
+    ``rivals``: what a user would pick instead runs on every prompt too, with ``draft_model`` (a
+    model's name) and ``early_exit`` (layers kept; None: a third) for those rivals that need one.
     """
 
     skip_files: tuple[Path, ...] = ()
@@ -103,6 +106,9 @@ class BenchRequest:
     reference_prompts: int = 8
     uniform_and_random: bool = True
     allow_calibration: bool = False
+    rivals: bool = False
+    draft_model: str | None = None
+    early_exit: int | None = None
 
     def __post_init__(self) -> None:
         if self.reference_prompts < 1:
@@ -112,3 +118,8 @@ class BenchRequest:
             )
         if self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds}: expected at least 1.")
+        if self.early_exit is not None and self.early_exit < 1:
+            raise UsageError(f"--early-exit {self.early_exit}: expected at least 1, the number of layers that draft.")
+        for option, value in (("--draft-model", self.draft_model), ("--early-exit", self.early_exit)):
+            if value is not None and not self.rivals:
+                raise UsageError(f"{option} {value}: it sets up a rival; add --rivals to measure rivals at all.")

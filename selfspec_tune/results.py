@@ -48,11 +48,13 @@ class Record(BaseModel):
 
 
 class ArmRun(Record):
-    """One generation. ``num_tokens`` new tokens; the first of them comes out of the prefill.
+    """One generation. ``num_tokens`` new tokens; ``first_tokens`` of them come out of the prefill.
 
-    ``decode_seconds`` is everything after the prefill; ``draft_seconds`` and
-    ``verify_seconds`` are parts of it. ``accepted`` and ``drafted`` count tokens per round
-    (the token that verification itself adds is in neither); plain decoding has no rounds.
+    That is one, or more where a rival verifies its first drafts in the same pass (its prefill
+    then holds their drafting). ``decode_seconds`` is everything after the prefill;
+    ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
+    ``accepted`` and ``drafted`` count tokens per round (the token that verification itself adds
+    is in neither); plain decoding has no rounds.
     """
 
     num_tokens: int = Field(ge=0)
@@ -63,6 +65,7 @@ class ArmRun(Record):
     accepted: list[int] = []
     drafted: list[int] = []
     stop_reason: StopReason = "length"
+    first_tokens: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
@@ -80,7 +83,7 @@ class ArmRun(Record):
     @property
     def decode_steps(self) -> int:
         """Tokens that decoding made: all but the first, which the prefill gives."""
-        return max(self.num_tokens - 1, 0)
+        return max(self.num_tokens - self.first_tokens, 0)
 
 
 class PairedRun(Record):
@@ -138,7 +141,8 @@ class MethodResult(Record):
     ``geometric_mean_speedup`` is of the prompts' end-to-end ratios. ``mean_accepted_tokens``
     is Spec-Bench's MAT, the bonus token included. ``draft_cost_fraction`` is the time of a
     drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
-    baseline's time for a decoded token.
+    baseline's time for a decoded token. ``unavailable`` says why a method could not run on
+    this model: it then has no runs and no figures.
     """
 
     name: str
@@ -147,7 +151,7 @@ class MethodResult(Record):
     skip: SkipLayers | None = None
     num_prompts: int
     num_runs: int
-    tokens_per_second: float
+    tokens_per_second: float | None
     decode_speedup: Ratio | None = None
     end_to_end_speedup: Ratio | None = None
     geometric_mean_speedup: float | None = None
@@ -157,6 +161,7 @@ class MethodResult(Record):
     verify_cost_fraction: float | None = None
     lossless: LosslessCount
     per_task: dict[str, TaskResult] = {}
+    unavailable: str | None = None
 
     @model_validator(mode="after")
     def _forbid_lossy_speedup(self) -> Self:
@@ -165,6 +170,8 @@ class MethodResult(Record):
             speedups += [task.decode_speedup, task.end_to_end_speedup]
         if self.lossless.mismatches and any(speedup is not None for speedup in speedups):
             raise ValueError(f"{self.lossless.mismatches} runs were lossy, so no speedup may be stated")
+        if self.unavailable and (self.num_runs or any(speedup is not None for speedup in speedups)):
+            raise ValueError("a method that could not run has no runs and no speedup")
         return self
 
 

@@ -48,7 +48,7 @@ def end_to_end_times(runs: Sequence[PairedRun]) -> PairedTimes:
     """Prefill and decoding of every pair."""
     return PairedTimes(
         [run.baseline.total_seconds for run in runs],
-        [run.candidate.prefill_seconds + _scaled_decode_seconds(run) for run in runs],
+        [run.candidate.prefill_seconds + _remaining_seconds(run) for run in runs],
         [run.prompt_hash for run in runs],
     )
 
@@ -162,6 +162,23 @@ def summarise_baseline(runs: Sequence[PairedRun], *, description: str = "") -> M
     )
 
 
+def unavailable_method(
+    method_id: str, name: str, reason: str, *, skip: SkipSet | None = None, description: str = ""
+) -> MethodResult:
+    """The row of a method that could not run on this model: why, and no figures."""
+    return MethodResult(
+        name=name,
+        id=method_id,
+        description=description,
+        skip=SkipLayers.model_validate(skip.to_dict()) if skip is not None else None,
+        num_prompts=0,
+        num_runs=0,
+        tokens_per_second=None,
+        lossless=LosslessCount(),
+        unavailable=reason,
+    )
+
+
 def spec_bench_rows(
     runs: Sequence[PairedRun], method: str, *, answers: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
@@ -204,9 +221,17 @@ def to_frame(result: BenchResult) -> pd.DataFrame:
 
 
 def _scaled_decode_seconds(run: PairedRun) -> float:
-    steps = run.candidate.decode_steps
-    scale = run.baseline.decode_steps / steps if steps else 1.0
-    return run.candidate.decode_seconds * scale
+    """The candidate's decoding of as many tokens as the baseline decoded."""
+    return _decode_seconds(run.candidate, run.baseline.decode_steps)
+
+
+def _remaining_seconds(run: PairedRun) -> float:
+    """The candidate's decoding of what its prefill leaves of the baseline's tokens."""
+    return _decode_seconds(run.candidate, max(run.baseline.num_tokens - run.candidate.first_tokens, 0))
+
+
+def _decode_seconds(arm: ArmRun, steps: int) -> float:
+    return arm.decode_seconds * (steps / arm.decode_steps if arm.decode_steps else 1.0)
 
 
 def _speedup(times: PairedTimes, seed: int) -> Interval | None:
@@ -225,7 +250,7 @@ def _geometric_mean(times: PairedTimes) -> float:
 def _cost_fraction(seconds: float, count: int, runs: Sequence[PairedRun]) -> float | None:
     steps = sum(run.baseline.decode_steps for run in runs)
     decode_seconds = sum(run.baseline.decode_seconds for run in runs)
-    if not count or not steps or decode_seconds <= 0:
+    if not count or not steps or decode_seconds <= 0 or seconds <= 0:  # none: it was not timed apart
         return None
     return (seconds / count) / (decode_seconds / steps)
 
@@ -288,6 +313,7 @@ def _flat_row(method: MethodResult) -> dict[str, Any]:
         row[f"{key}_low"] = interval.low if interval else None
         row[f"{key}_high"] = interval.high if interval else None
     row |= {key: getattr(method, key) for key in _FRAME_RATES}
+    row["unavailable"] = method.unavailable
     return row | {f"lossless_{key}": getattr(method.lossless, key) for key in LosslessCount.model_fields}
 
 

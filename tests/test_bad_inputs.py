@@ -189,6 +189,19 @@ def test_a_skip_set_that_the_model_does_not_have_is_refused(tiny_llama_dir: Path
     check(result, WRONGLY_ASKED, message)
 
 
+@pytest.mark.parametrize(
+    ("rival", "message"),
+    [
+        ("--early-exit 4", "--early-exit 4: the model has 4 layers; expected 1 to 3"),
+        ("--draft-model ./nowhere", "./nowhere"),
+    ],
+)
+def test_a_rival_that_cannot_be_set_up_as_asked_is_refused(tiny_llama_dir: Path, rival: str, message: str) -> None:
+    options = "--prompts prompts.jsonl --num-prompts 4 --max-new-tokens 8 --dtype float32 --rivals"
+    result = run(f"bench {options} {rival} --model", tiny_llama_dir, "--skip-set", "attn 1")
+    check(result, WRONGLY_ASKED, message)
+
+
 @pytest.mark.parametrize("command", ["bench", "show"])
 def test_a_layer_out_of_range_in_a_skip_file_is_refused(command: str, skip_file: Path) -> None:
     file = rewritten(skip_file, lambda value: value["skip"].update(attention=[7]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from selfspec_tune.bench import contest as contest_module
 from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
+from selfspec_tune.errors import RivalError
 from selfspec_tune.files import append_jsonl
 from selfspec_tune.measure.arms import BASELINE, NULL, SELF_SPECULATIVE, Arm
 from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
@@ -232,6 +234,45 @@ def fake_workload(seeds: list[int]) -> Any:
 
 def all_identical(item: WorkItem, ours: list[int], theirs: list[int]) -> Any:
     return SimpleNamespace(status="identical" if ours == theirs else "mismatch", first_difference=None, logit_gap=None)
+
+
+def failing_block(arm_id: str, blocks_before: int) -> Callable[..., list[PairedRun]]:
+    """Stands in for ``measure_block``: the arm fails from its block number ``blocks_before`` on."""
+    engine, seen = ScriptedEngine(steady(1.5)), []
+
+    def measure(workload: Any, baseline: Arm, arms: Sequence[Arm], block: Block, check: Any) -> list[PairedRun]:
+        if any(arm.id == arm_id for arm in arms):
+            seen.append(block)
+            if len(seen) > blocks_before:
+                raise RivalError(arm_id, "out of memory")
+        return engine(workload, baseline, arms, block, check)
+
+    return measure
+
+
+@pytest.mark.parametrize("blocks_before", [0, 3])
+def test_a_rival_that_fails_is_left_out_and_the_others_go_on(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, blocks_before: int
+) -> None:
+    monkeypatch.setattr(contest_module, "measure_block", failing_block("y", blocks_before))
+    contest, listener = make_contest(["x", "y", "z"], rounds=2), Listener()
+    runs = contest.run(listener)
+    assert contest.unavailable == {"y": "out of memory"}
+    assert pairs(runs) == [(name, item.id, number) for number in (0, 1) for item in ITEMS for name in ("x", "z")]
+    assert listener.notices == ["y is left out: out of memory"]
+
+
+def test_a_rival_that_fails_while_warming_up_never_competes(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(item: WorkItem) -> Generation:
+        raise RivalError("rival", "cannot")
+
+    engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
+    contest = make_contest(["x"])
+    runs = replace(contest, contenders=[*contest.contenders, Arm("rival", "rival", decode)]).run(Listener())
+    assert {run.method for run in runs} == {"x"}
+    assert len(engine.measured) == len(ITEMS)
 
 
 def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(

@@ -270,6 +270,19 @@ def test_bench_passes_on_only_what_was_given(library: Library) -> None:
     ]
 
 
+def test_bench_passes_on_the_rivals_that_were_asked_for(library: Library) -> None:
+    assert run("bench", "--rivals", "--draft-model", "small", "--early-exit", "9").exit_code == 0
+    assert library.benches == [BenchRequest(rivals=True, draft_model="small", early_exit=9)]
+
+
+@pytest.mark.parametrize("options", ["--draft-model small", "--early-exit 9"])
+def test_a_rivals_option_without_rivals_is_refused(library: Library, options: str) -> None:
+    result = run("bench", *options.split())
+    assert result.exit_code == 2
+    assert f"{options}: it sets up a rival; add --rivals" in result.stderr
+    assert library.benches == []
+
+
 def test_bench_json_is_the_result_and_nothing_else(library: Library) -> None:
     value = json.loads(run("bench", "--json").stdout)
     assert value == library.bench.to_dict()

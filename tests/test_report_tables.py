@@ -13,6 +13,7 @@ from selfspec_tune.report.text import bounds, times
 from selfspec_tune.report.verdict import bench_verdict, score_verdict
 from selfspec_tune.results import BenchResult, DraftSettings, LosslessCount, Score
 from selfspec_tune.statistics import Interval
+from selfspec_tune.summary import unavailable_method
 from tests.results_kit import FASTER, bench_result, skip_config
 
 SLOWER = Interval(0.93, 0.9, 0.96)
@@ -88,6 +89,26 @@ def test_tasks_and_checks_are_printed_below_the_table() -> None:
 def test_methods_that_share_a_name_are_told_apart_by_id() -> None:
     shown = bench_text(bench_result(second_skip_set=True), 160)
     assert "self-speculative:other" in shown
+
+
+@pytest.mark.parametrize("width", [60, 100, 160])
+def test_a_rivals_row_says_how_it_drafts_or_why_it_could_not_run(width: int) -> None:
+    reason = "GPT2LMHeadModel of transformers runs all of its layers."
+    result = bench_result()
+    ran = result.methods[1].model_copy(
+        update={"name": "hf-prompt-lookup", "id": "hf-prompt-lookup", "skip": None, "description": "10 tokens at most"}
+    )
+    absent = unavailable_method("hf-early-exit", "hf-early-exit", reason, description="the first 9 layers")
+    shown = bench_text(result.model_copy(update={"methods": [*result.methods, ran, absent]}), width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "hf-prompt-lookup: 10 tokens at most." in shown
+    assert "the first 9 layers" not in shown
+    if width == 160:
+        assert "hf-early-exit" in shown
+        assert "not available: GPT2LMHeadModel" in shown
+        assert "0 = / 0 tie / 0 ≠" not in shown
+    words = {word.strip("│ ") for word in shown.split()}
+    assert set(reason.split()) <= words
 
 
 def test_the_verdict_is_the_last_line() -> None:

@@ -13,8 +13,8 @@ from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig
+from selfspec_tune.search import budget, run_search
 from selfspec_tune.search import run as run_module
-from selfspec_tune.search import run_search
 from selfspec_tune.search.study_folder import StudyFolder
 from tests import kit
 from tests.search_kit import Listener, ScriptedEngine, hurry, prompt_file, read_rows, search_request
@@ -194,8 +194,9 @@ def test_a_search_that_crashed_between_stages_goes_on_with_its_trials(
 
 
 def test_a_search_killed_in_the_middle_of_the_test_measures_only_what_is_missing(
-    make_request: Any, engine: ScriptedEngine
+    make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(budget, "NUM_REFERENCE_ITEMS", 4)
     request = make_request()
 
     def die(measured: int) -> None:

@@ -62,6 +62,32 @@ def test_a_numerical_tie_stays_in_the_ratio_by_time_per_token() -> None:
     assert result.lossless.numerical_ties == 1
 
 
+def test_tokens_that_came_with_the_prefill_are_not_decoded() -> None:
+    several = paired_run(baseline=(11, 1.0, 10.0), candidate=(11, 4.0, 3.0), accepted=(), drafted=())
+    candidate = several.candidate.model_copy(update={"first_tokens": 5})
+    result = summarise("best", "rival", [several.model_copy(update={"candidate": candidate})])
+    assert result.end_to_end_speedup is not None
+    assert result.end_to_end_speedup.value == pytest.approx(11.0 / 7.0)
+    assert result.decode_speedup is not None
+    assert result.decode_speedup.value == pytest.approx((10.0 / 10) / (3.0 / 6))
+
+
+def test_after_a_tie_only_what_the_prefill_left_is_scaled() -> None:
+    tie = paired_run(baseline=(11, 1.0, 10.0), candidate=(17, 4.0, 6.0), accepted=(), drafted=())
+    candidate = tie.candidate.model_copy(update={"first_tokens": 5})
+    result = summarise("best", "rival", [tie.model_copy(update={"candidate": candidate})])
+    assert result.end_to_end_speedup is not None
+    assert result.end_to_end_speedup.value == pytest.approx(11.0 / (4.0 + 3.0))
+
+
+def test_what_was_not_timed_apart_has_no_cost() -> None:
+    run = paired_run()
+    candidate = run.candidate.model_copy(update={"draft_seconds": 0.0, "verify_seconds": 0.0})
+    result = summarise("best", "rival", [run.model_copy(update={"candidate": candidate})])
+    assert result.draft_cost_fraction is result.verify_cost_fraction is None
+    assert result.acceptance_rate is not None
+
+
 def test_one_mismatch_takes_every_speedup_away() -> None:
     result = summarise("best", "self-speculative", [*RUNS, paired_run("b/1", lossless="mismatch")])
     assert result.lossless.mismatches == 1

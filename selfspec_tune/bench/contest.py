@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from selfspec_tune.errors import RivalError
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.measure.arms import Arm, autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
@@ -22,6 +23,9 @@ class Contest:
     ``contenders`` run on every item; ``references`` in the first round on the first
     ``num_reference_items`` only. With a ``log``, each block's records are appended to it
     as they come, and blocks that it holds already are not measured again.
+
+    A rival that cannot decode here, from the start or from some item on, is left out and
+    its records with it: ``unavailable`` then holds the reason by the arm's id.
     """
 
     workload: Workload
@@ -32,6 +36,7 @@ class Contest:
     num_reference_items: int = 0
     rounds: int = 1
     log: Path | None = None
+    unavailable: dict[str, str] = field(default_factory=dict)
     _baseline: Arm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +50,8 @@ class Contest:
     def arms_of(self, block: Block) -> list[Arm]:
         """The arms that take part in ``block``."""
         with_references = block.index < self.num_reference_items
-        return self.arms if with_references else list(self.contenders)
+        arms = self.arms if with_references else self.contenders
+        return [arm for arm in arms if arm.id not in self.unavailable]
 
     def run(self, reporter: Reporter) -> list[PairedRun]:
         """Measure every block that is not in the log; all records, logged ones included."""
@@ -60,22 +66,37 @@ class Contest:
             else:
                 pending.append(block)
         if pending:
-            self._warm_up()
+            self._warm_up(reporter)
         for done, block in enumerate(pending, start=len(sequence) - len(pending)):
             reporter.progress(Progress(done, len(sequence), detail=block.item.id))
-            measured = measure_block(self.workload, self._baseline, self.arms_of(block), block, self.check)
+            measured = self._measure(block, reporter)
             if self.log is not None:
                 append_jsonl(self.log, *(record.to_dict() for record in measured))
             runs += measured
         reporter.progress(Progress(len(sequence), len(sequence)))
-        return runs
+        return [run for run in runs if run.method not in self.unavailable]
 
-    def _warm_up(self) -> None:
+    def _measure(self, block: Block, reporter: Reporter) -> list[PairedRun]:
+        """The block's records; where a rival fails, all of it again without that one."""
+        while True:
+            try:
+                return measure_block(self.workload, self._baseline, self.arms_of(block), block, self.check)
+            except RivalError as error:
+                self._leave_out(error, reporter)
+
+    def _leave_out(self, error: RivalError, reporter: Reporter) -> None:
+        self.unavailable[error.arm_id] = str(error)
+        reporter.notice(f"{error.arm_id} is left out: {error}")
+
+    def _warm_up(self, reporter: Reporter) -> None:
         """Every arm once, at full length on the longest item, so that nothing grows while timed."""
         longest = max(self.items, key=lambda item: len(item.tokens) + item.limits.max_new_tokens)
         self.workload.runner.reserve(len(longest.tokens) + longest.limits.max_new_tokens)
         for arm in [self._baseline, *self.arms]:
-            arm.decode(shortened(longest, 8))
+            try:
+                arm.decode(shortened(longest, 8))
+            except RivalError as error:
+                self._leave_out(error, reporter)
 
     def _logged(self) -> dict[tuple[str, str, str, int], PairedRun]:
         """Records of the log by method, item, prompt and round."""

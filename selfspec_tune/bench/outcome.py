@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfspec_tune.measure.arms import EMPTY, GENERATE, NULL, SELF_SPECULATIVE, Arm
@@ -10,7 +10,7 @@ from selfspec_tune.measure.workload import Workload
 from selfspec_tune.provenance import load_average, num_cores
 from selfspec_tune.results import BenchResult, MethodResult, ModelInfo, NullRun, PairedRun
 from selfspec_tune.statistics import Interval, has_excess_ties, noise_warnings, verdict
-from selfspec_tune.summary import end_to_end_times, summarise, summarise_baseline
+from selfspec_tune.summary import end_to_end_times, summarise, summarise_baseline, unavailable_method
 
 _EXCESS_TIES = (
     "Numerical ties are more than twice as frequent as with nothing skipped, so verification alone does not explain "
@@ -26,21 +26,29 @@ def bench_result(
     split: str,
     in_sample: bool,
     provenance: dict[str, Any],
+    unavailable: Mapping[str, str] | None = None,
 ) -> BenchResult:
-    """Figures of every arm; the verdict is on the first self-speculative one."""
+    """Figures of every arm; the verdict is on the first self-speculative one.
+
+    ``unavailable``: why an arm could not run, by its id.
+    """
+    missing = unavailable or {}
     seed = workload.options.seed
     of_arm = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
     methods = [summarise_baseline(_one_arm(of_arm), description="one token per full pass")]
     for arm in arms:
-        if arm.id != NULL and of_arm[arm.id]:
-            skip = arm.draft.skip_set if arm.draft else None
-            description = arm.description
-            methods.append(summarise(arm.id, arm.name, of_arm[arm.id], skip=skip, description=description, seed=seed))
+        skip, about = arm.draft.skip_set if arm.draft else None, arm.description
+        if arm.id in missing:
+            methods.append(unavailable_method(arm.id, arm.name, missing[arm.id], skip=skip, description=about))
+        elif arm.id != NULL and of_arm[arm.id]:
+            methods.append(summarise(arm.id, arm.name, of_arm[arm.id], skip=skip, description=about, seed=seed))
     main = next((method for method in methods if method.name == SELF_SPECULATIVE), None)
     null = _null_run(of_arm.get(NULL, []), seed)
     ratio = baseline_vs_generate(of_arm.get(GENERATE, []))
     empty = next((method for method in methods if method.id == EMPTY), None)
     withheld = _reasons_to_withhold(main, empty, ratio)
+    if GENERATE in missing:
+        withheld.append(f"model.generate could not run, so our baseline is unchecked: {missing[GENERATE]}")
     return BenchResult(
         model=ModelInfo.model_validate(workload.loaded.describe()),
         verdict="withheld" if withheld else verdict(_end_to_end(main)),

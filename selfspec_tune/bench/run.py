@@ -10,6 +10,7 @@ import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
+from selfspec_tune.bench.rivals import System, rival_arms, system_of
 from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import autoregressive
@@ -45,14 +46,19 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
-    contenders = _contenders(workload, sources)
+    contenders = _contenders(workload, sources, with_systems=request.rivals)
+    references = reference_arms(workload, contenders[0], uniform_and_random=request.uniform_and_random)
+    if request.rivals:
+        contenders += rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
+        on_every_item = {arm.id for arm in contenders}
+        references = [arm for arm in references if arm.id not in on_every_item]
     items = workload.items(prompts)
     contest = Contest(
         workload,
         make_check(workload, items),
         items,
         contenders,
-        reference_arms(workload, contenders[0], uniform_and_random=request.uniform_and_random),
+        references,
         num_reference_items=min(request.reference_prompts, len(items)),
         rounds=request.rounds,
     )
@@ -61,6 +67,7 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
         workload,
         contest.arms,
         contest.run(reporter),
+        unavailable=contest.unavailable,
         split="in_sample" if in_sample else "test",
         in_sample=in_sample,
         provenance=bench_provenance(workload, contest.check, prompts={**asdict(options), "test": _hashes(prompts)}),
@@ -129,15 +136,34 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
     )
 
 
-def _contenders(workload: Workload, sources: Sequence[Source]) -> list[Arm]:
+def _contenders(workload: Workload, sources: Sequence[Source], *, with_systems: bool) -> list[Arm]:
+    """An arm for each skip set, the one that the bench is about first.
+
+    ``with_systems``: a set in another system's form drafts by that system's policy and under its
+    name. Should there be no other, the first such set is what the bench is about.
+    """
     arms: dict[str, Arm] = {}
     default: Draft | None = None
     for source in sources:
         draft = source.draft(workload.loaded, default)
-        default = default or draft
-        arm = contender(workload, draft)
+        system = system_of(source.dialect(workload.loaded.num_layers)) if with_systems else None
+        if system is None:
+            default = default or draft
+            arm = contender(workload, draft)
+        else:
+            arm = system_arm(workload, draft.skip_set, system)
         arms.setdefault(arm.id, arm)
-    return list(arms.values())
+    found = list(arms.values())
+    if all(arm.name != SELF_SPECULATIVE for arm in found):
+        found[0] = replace(found[0], name=SELF_SPECULATIVE)
+    return sorted(found, key=lambda arm: arm.name != SELF_SPECULATIVE)
+
+
+def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
+    """A skip set under the policy of the ``system`` that it comes from."""
+    draft = Draft(skip_set, system.policy)
+    arm = self_speculative_arm(workload, draft, f"{system.name}:{short_hash(draft_text(draft))[:8]}", system.name)
+    return replace(arm, description=system.description)
 
 
 def contender(workload: Workload, draft: Draft) -> Arm:

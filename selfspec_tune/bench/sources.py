@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.dialects import parse_skip_set
+from selfspec_tune.dialects import parse_skip_set, read_skip_set
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
@@ -33,6 +33,12 @@ class Source:
             return replace(default, skip_set=skip_set) if default else Draft(skip_set)
         check_same_model(self.config, loaded, self.label)
         return Draft.from_dict(self.config.skip_set(), self.config.draft.model_dump())
+
+    def dialect(self, num_layers: int) -> str | None:
+        """The dialect of the file that it was read from; None for our own files and for texts."""
+        if self.text is None or not Path(self.text.partition("#")[0]).is_file():
+            return None
+        return read_skip_set(self.text, num_layers=num_layers)[1]
 
 
 def gather(request: BenchRequest) -> list[Source]:

@@ -36,6 +36,9 @@ def bench(
     rounds: options.Rounds = 1,
     reference_prompts: options.ReferencePrompts = 8,
     no_references: options.NoReferences = False,
+    rivals: options.Rivals = False,
+    draft_model: options.DraftModel = None,
+    early_exit: options.EarlyExit = None,
     allow_calibration: options.AllowCalibration = False,
     csv: options.Csv = None,
     parquet: options.Parquet = None,
@@ -66,6 +69,9 @@ def bench(
         reference_prompts=reference_prompts,
         uniform_and_random=not no_references,
         allow_calibration=allow_calibration,
+        rivals=rivals,
+        draft_model=draft_model,
+        early_exit=early_exit,
     )
     with output.progress(quiet=quiet) as reporter:
         result = run_bench(request, reporter)

@@ -22,6 +22,7 @@ DEFAULT_TIMEOUT = "45m"
 _MODEL, _PROMPTS, _DRAFT = ModelOptions(), PromptOptions(), DraftOptions()
 _PANEL_MODEL, _PANEL_PROMPTS, _PANEL_DRAFT = "Model", "Prompts", "Draft"
 _PANEL_BUDGET, _PANEL_FILES, _PANEL_OUTPUT = "Budget", "Files", "Output"
+_PANEL_RIVALS = "Rivals"
 
 
 class Dtype(StrEnum):
@@ -241,7 +242,43 @@ ReferencePrompts = Annotated[
     int,
     typer.Option(metavar="N", min=1, help="Prompts for model.generate, uniform and random skipping, and A-A."),
 ]
-NoReferences = Annotated[bool, typer.Option("--no-references", help="Leave uniform and random skipping out.")]
+NoReferences = Annotated[
+    bool,
+    typer.Option("--no-references", help="Leave uniform and random skipping out; with --rivals random only."),
+]
+Rivals = Annotated[
+    bool,
+    typer.Option(
+        "--rivals",
+        help=(
+            "On every prompt also what a user would pick instead: model.generate, its prompt lookup and early exit, "
+            "--draft-model, uniform skipping. A skip set from a file in Self-SD's form (keyed by the model, or a bare "
+            "entry) or in SWIFT's (<model>_<task>) then drafts by that system's own policy."
+        ),
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model",
+        metavar="M",
+        help="With --rivals: a smaller model that drafts in transformers' assisted decoding.",
+        show_default=False,
+        autocompletion=complete_model,
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
+EarlyExit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --rivals: layers that draft in transformers' early exit.",
+        show_default="a third of them",
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
 AllowCalibration = Annotated[
     bool,
     typer.Option("--allow-calibration", help="Use prompts that the search read; marks the result in sample."),

@@ -15,7 +15,8 @@ class Generation:
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
     plain decoding). Times are seconds of synchronised work; ``verify_seconds`` is the time
     in full-model forward passes after prefill, plain decode steps included.
-    ``decode_seconds`` is everything after prefill, overhead included.
+    ``decode_seconds`` is everything after prefill, overhead included. ``first_tokens`` came
+    out of the prefill: one, or more where drafts were verified in the same pass.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -26,6 +27,7 @@ class Generation:
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
     stop_reason: StopReason = "length"
+    first_tokens: int = 1
 
     @property
     def total_seconds(self) -> float:

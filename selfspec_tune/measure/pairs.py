@@ -107,6 +107,7 @@ def arm_run(generation: Generation) -> ArmRun:
         accepted=generation.accepted,
         drafted=generation.drafted,
         stop_reason=generation.stop_reason,
+        first_tokens=generation.first_tokens,
     )
 
 

@@ -43,6 +43,8 @@ _COLUMNS = (
     _Column("lossless", 0, lambda m, wide: lossless(m.lossless, full=wide), "left"),
     _Column("prompts", 100, lambda m, _: str(m.num_prompts)),
 )
+# Methods of our own, whose skip set says it all.
+_KNOWN = frozenset({"autoregressive", "self-speculative", "hf-generate", "empty-skip-set", "uniform", "random"})
 
 
 def bench_report(result: BenchResult, width: int) -> Group:
@@ -51,6 +53,7 @@ def bench_report(result: BenchResult, width: int) -> Group:
         Text(bench_title(result), style="bold"),
         methods_table(result, width),
         Text(LEGEND, style="dim"),
+        *(Text(line, style="dim") for line in rival_lines(result)),
     ]
     headline = headline_method(result)
     if headline is not None and len(headline.per_task) > 1:
@@ -88,7 +91,7 @@ def methods_table(result: BenchResult, width: int) -> Table:
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
     for method in result.methods:
-        name, skip = _label(method, result), skip_text(method, result.model.num_layers)
+        name, skip = _label(method, result), _detail(method, result.model.num_layers)
         head = [Text(name), Text(skip)] if wide else [_stacked(name, skip)]
         table.add_row(*head, *(Text(column.cell(method, wide)) for column in columns))
     return table
@@ -124,12 +127,21 @@ def check_lines(result: BenchResult) -> list[str]:
     return lines
 
 
+def rival_lines(result: BenchResult) -> list[str]:
+    """How each rival drafts, for those that ran."""
+    return [
+        f"{_label(method, result)}: {method.description}."
+        for method in result.methods
+        if method.name not in _KNOWN and method.description and not method.unavailable
+    ]
+
+
 def lossless(count: LosslessCount, *, full: bool) -> str:
-    """``32 = / 1 tie / 0 ≠``; not ``full``: only what occurred, a line each."""
+    """``32 = / 1 tie / 0 ≠``; not ``full``: only what occurred, a line each. A dash where nothing ran."""
     parts = [(count.identical, "="), (count.numerical_ties, "tie"), (count.mismatches, "≠")]
     if count.sampled:
         parts.append((count.sampled, "sampled"))
-    if full:
+    if full and any(number for number, _ in parts):
         return " / ".join(f"{number} {mark}" for number, mark in parts)
     return "\n".join(f"{number} {mark}" for number, mark in parts if number) or text.UNKNOWN
 
@@ -139,6 +151,11 @@ def skip_text(method: MethodResult, num_layers: int) -> str:
     if method.skip is None:
         return ""
     return str(SkipSet(num_layers, tuple(method.skip.attention), tuple(method.skip.mlp)))
+
+
+def _detail(method: MethodResult, num_layers: int) -> str:
+    """What stands beside or under a method's name: its skip set, or why it could not run."""
+    return f"not available: {method.unavailable}" if method.unavailable else skip_text(method, num_layers)
 
 
 def _gap(wide: bool) -> str:

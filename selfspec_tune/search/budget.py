@@ -14,7 +14,7 @@ TRIAL_ITEMS = 8
 SELECTION_TOKENS = 96
 NUM_FINALISTS = 4
 NUM_SELECTION_ITEMS = 8
-NUM_REFERENCE_ITEMS = 4
+NUM_REFERENCE_ITEMS = 8
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
 

@@ -17,7 +17,7 @@ import torch
 from selfspec_tune.engine import Limits
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.files import read_json, write_json_atomic
-from selfspec_tune.measure.arms import generation_config, only_settings
+from selfspec_tune.measure.hf_generate import generation_config, only_settings, within
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 
@@ -61,14 +61,7 @@ def _continue(workload: Workload, batch: Sequence[WorkItem]) -> list[list[int]]:
     model: Any = workload.loaded.model
     with only_settings(model, generation_config(workload, batch[0], eos)):
         output = model.generate(input_ids, attention_mask=mask.to(input_ids.device))
-    return [_until_eos(row, batch[0].limits) for row in output[:, longest:].tolist()]
-
-
-def _until_eos(tokens: list[int], limits: Limits) -> list[int]:
-    for index, token in enumerate(tokens):
-        if token in limits.eos_token_ids:
-            return tokens[: index + 1]
-    return tokens
+    return [within(row, batch[0].limits) for row in output[:, longest:].tolist()]
 
 
 def spread_windows(answers: Sequence[Answer], *, length: int, most: int, seed: int) -> list[tuple[Answer, Window]]:

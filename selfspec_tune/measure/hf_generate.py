@@ -1,0 +1,162 @@
+"""``model.generate`` of transformers as a way to decode one item, assisted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from selfspec_tune.engine import Generation, Limits
+from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.models.loading_output import quietly
+
+
+@torch.inference_mode()
+def hf_generate(workload: Workload, item: WorkItem, **how: Any) -> Generation:
+    """Decode ``item`` by ``model.generate(**how)`` with the limits and the sampling of our own arms.
+
+    Assisted decoding drafts before its first full pass, which then gives several tokens at
+    once: the time until they are there stands as prefill, their number as ``first_tokens``,
+    so that what follows is time per token of decoding alone. Its drafting and verifying
+    are not timed apart.
+    """
+    model, limits = workload.loaded.model, item.limits
+    input_ids = torch.tensor([item.tokens], device=workload.loaded.device)
+    clock = _FirstTokenClock()
+    torch.manual_seed(workload.sampler.generator.initial_seed())
+    settings = generation_config(workload, item, sorted(limits.eos_token_ids))
+    with quietly(), only_settings(model, settings), counted_rounds(model) as rounds:
+        workload.runner.synchronize()
+        begun = perf_counter()
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids, attention_mask=torch.ones_like(input_ids), streamer=clock, **how
+        )
+        workload.runner.synchronize()
+        ended = perf_counter()
+    made = output[0, len(item.tokens) :].tolist()
+    tokens = within(made, limits)
+    first = clock.first or ended
+    accepted, drafted = rounds.checked(len(made))
+    return Generation(
+        tokens=tokens,
+        accepted=accepted,
+        drafted=drafted,
+        prefill_seconds=first - begun,
+        decode_seconds=ended - first,
+        verify_seconds=0.0 if how else ended - first,
+        first_tokens=min(clock.num_first, len(tokens)),
+        stop_reason="eos" if tokens and tokens[-1] in limits.eos_token_ids else "length",
+    )
+
+
+def within(tokens: Sequence[int], limits: Limits) -> list[int]:
+    """The tokens up to the most that are allowed, or to the first end of sequence and including it."""
+    kept = list(tokens[: limits.max_new_tokens])
+    end = next((index for index, token in enumerate(kept) if token in limits.eos_token_ids), len(kept))
+    return kept[: end + 1]
+
+
+@contextmanager
+def only_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Within it ``model.generate`` knows ``settings`` alone.
+
+    Handed over as an argument, what they leave open would be filled in from the defaults
+    that the checkpoint carries (least lengths, suppressed tokens, …).
+    """
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def generation_config(workload: Workload, item: WorkItem, eos: list[int]) -> GenerationConfig:
+    """Greedy or sampled like our own arms, whatever defaults the checkpoint carries."""
+    options = workload.options
+    sampling = (
+        {
+            "do_sample": True,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+        }
+        if options.temperature > 0
+        else {"do_sample": False}
+    )
+    return GenerationConfig(
+        max_new_tokens=item.limits.max_new_tokens,
+        eos_token_id=eos or None,
+        pad_token_id=eos[0] if eos else 0,
+        repetition_penalty=1.0,
+        **sampling,
+    )
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Accepted and drafted tokens of each verification of an assisted generation."""
+
+    accepted: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+
+    def checked(self, num_tokens: int) -> tuple[list[int], list[int]]:
+        """The counts if they explain ``num_tokens`` new tokens (each round adds one of its own), else none."""
+        is_sound = all(a <= d for a, d in zip(self.accepted, self.drafted, strict=True))
+        explains = sum(self.accepted) + len(self.accepted) == num_tokens
+        return (self.accepted, self.drafted) if is_sound and explains else ([], [])
+
+
+@contextmanager
+def counted_rounds(model: Any) -> Iterator[Rounds]:
+    """Within it the rounds of assisted generation are counted.
+
+    Every candidate generator of transformers is told how many of its tokens matched; that call
+    is listened to. Where a version makes its generators elsewhere, nothing is counted.
+    """
+    rounds = Rounds()
+    make = getattr(model, "_get_candidate_generator", None)
+    if make is None:
+        yield rounds
+        return
+
+    def make_counting(*args: Any, **kwargs: Any) -> Any:
+        generator = make(*args, **kwargs)
+        update = generator.update_candidate_strategy
+
+        def counted(input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+            rounds.drafted.append(scores.shape[1] - 1)  # scores [1, drafted + 1, vocabulary]
+            rounds.accepted.append(int(num_matches))
+            update(input_ids, scores, num_matches)
+
+        generator.update_candidate_strategy = counted
+        return generator
+
+    model._get_candidate_generator = make_counting
+    try:
+        yield rounds
+    finally:
+        del model._get_candidate_generator
+
+
+class _FirstTokenClock(BaseStreamer):
+    """Notes when generate hands out its first new tokens, and how many: the end of its prefill."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.num_first = 1
+        self._seen_prompt = False
+
+    def put(self, value: Any) -> None:
+        if self._seen_prompt and self.first is None:
+            self.first = perf_counter()
+            self.num_first = int(value.numel())
+        self._seen_prompt = True
+
+    def end(self) -> None: ...
