@@ -12,11 +12,16 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import Generation, Limits, Runner
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.graphs import GraphedRunner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.models import LoadedModel, load_model
 from tests import kit
 
-RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {"reference": ReferenceRunner, "fast": FastRunner}
+RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {
+    "reference": ReferenceRunner,
+    "fast": FastRunner,
+    "graphs": GraphedRunner,
+}
 
 
 def load(directory: Path, dtype: str = "float32") -> LoadedModel:

@@ -59,5 +59,30 @@ def test_auto_on_a_cpu_is_what_it_computes_in(monkeypatch: pytest.MonkeyPatch, f
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_on_a_gpu_has_sixteen_bits(monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert choose_dtype("auto", torch.device("cuda")) is dtype
+
+
+def test_a_gpu_that_only_emulates_bfloat16_is_refused_it_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(devices, "_multiply", lambda dtype, device: None)
+    with pytest.raises(UsageError, match="Tesla T4 does not compute in bfloat16") as refusal:
+        choose_dtype("bfloat16", torch.device("cuda"))
+    assert str(refusal.value).endswith("Use --dtype float32 or float16.")
+
+
+def test_a_dtype_that_the_device_has_no_kernel_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(dtype: torch.dtype, device: torch.device) -> None:
+        if dtype == torch.float16:
+            raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'\nmore")
+
+    monkeypatch.setattr(devices, "_multiply", multiply)
+    with pytest.raises(UsageError, match="not implemented for 'Half'") as refusal:
+        choose_dtype("float16", CPU)
+    assert "--dtype float32 or bfloat16" in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", devices.DTYPES)
+def test_this_cpu_multiplies_in_every_dtype(dtype: str) -> None:
+    assert choose_dtype(dtype, CPU) is devices.DTYPES[dtype]

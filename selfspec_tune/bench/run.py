@@ -13,7 +13,7 @@ from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.rivals import System, rival_arms, system_of
 from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine import autoregressive
+from selfspec_tune.engine import autoregressive, describe_numerics
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import (
@@ -131,6 +131,7 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
         threads=torch.get_num_threads(),
         seed=workload.options.seed,
         runner=workload.runner.name,
+        numerics=describe_numerics(),
         numeric_floor=check.floor,
         **extra,
     )

@@ -35,9 +35,10 @@ class Dtype(StrEnum):
 
 
 class Runner(StrEnum):
-    """Which engine decodes; auto takes the fast one where it proves equal to the reference."""
+    """Which engine decodes; auto takes the fastest that proves equal to the reference."""
 
     AUTO = "auto"
+    GRAPHS = "graphs"
     FAST = "fast"
     REFERENCE = "reference"
 
@@ -75,7 +76,9 @@ Device = Annotated[
 ]
 RunnerName = Annotated[
     Runner | None,
-    typer.Option("--runner", help="Engine.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL),
+    typer.Option(
+        "--runner", help="Engine; graphs needs a GPU.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,

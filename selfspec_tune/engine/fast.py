@@ -209,9 +209,7 @@ class FastRunner:
         """Embeddings [tokens, width]."""
         return self._embedding[torch.tensor(tokens, device=self._embedding.device)]
 
-    def head(
-        self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME
-    ) -> Tensor:
+    def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:
         """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
         return self._head_at(precision, vocabulary)(self._norm(hidden))
 

@@ -1,4 +1,4 @@
-"""Which runner serves a model: the fast one where it proves equal to the reference."""
+"""Which runner serves a model: the fastest one that proves equal to the reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fast import FastRunner, unsupported_reason
+from selfspec_tune.engine.graphs import GraphedRunner
+from selfspec_tune.engine.numerics import use_exact_float32
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import Runner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
@@ -23,32 +25,62 @@ _NUM_PROBE_STEPS = 8
 
 
 def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
-    """The runner named by ``choice`` (auto, fast or reference).
+    """The runner named by ``choice``: auto, graphs, fast or reference.
 
-    ``auto`` takes the fast runner where its logits equal the reference's on a probe
-    input, else the reference with a ``notice``; ``fast`` raises `UnsupportedModelError` then.
+    ``auto`` takes captured graphs on a GPU, the fast runner elsewhere, in each case where
+    its logits equal the reference's on a probe input, else the next in that order with a
+    ``notice``. A runner that was asked for by name raises `UnsupportedModelError` then.
+    ``graphs`` on a CPU is a dry mode that replays by calling: for checks, not for speed.
     """
-    if choice not in ("auto", "fast", "reference"):
-        raise UsageError(f"--runner {choice}: expected auto, fast or reference.")
+    if choice not in ("auto", "graphs", "fast", "reference"):
+        raise UsageError(f"--runner {choice}: expected auto, graphs, fast or reference.")
+    use_exact_float32()
     reference = ReferenceRunner(loaded)
     if choice == "reference":
         return reference
     reason = unsupported_reason(loaded)
+    on_gpu = loaded.device.type == "cuda"
+    if reason is None and (choice == "graphs" or (choice == "auto" and on_gpu)):
+        runner, reason = _graphs_where_equal(loaded, reference)
+        if runner is not None:
+            if not on_gpu:
+                notice(f"--runner graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
+            return runner
+        if choice == "auto":
+            notice(f"{loaded.name} runs without CUDA graphs, so each small kernel is launched by itself: {reason}.")
+            reason = None
     if reason is None:
         fast = FastRunner(loaded)
-        difference = probe_difference(fast, reference)
-        if difference <= _TOLERANCE[loaded.dtype]:
+        reason = _unequal_reason(fast, reference, loaded.dtype)
+        if reason is None:
             return fast
-        reason = f"its logits differ from the reference by {difference:.2g} of the largest logit"
-    if choice == "fast":
+    if choice != "auto":
         raise UnsupportedModelError(
-            f"--runner fast cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
+            f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
         )
     notice(
         f"{loaded.name} runs on the reference runner: {reason}. There a skipped sub-layer still costs its time, so no "
         "skip set can come out faster; use it to check outputs, not to tune."
     )
     return reference
+
+
+def _graphs_where_equal(loaded: LoadedModel, reference: Runner) -> tuple[Runner | None, str | None]:
+    """A runner of graphs that equals the reference, or why there is none."""
+    try:
+        runner = GraphedRunner(loaded)
+        probe_difference(runner, reference)  # the first walk captures; the second replays
+        reason = _unequal_reason(runner, reference, loaded.dtype)
+    except RuntimeError as error:  # what CUDA raises where an operation cannot be captured
+        return None, f"its passes cannot be captured ({str(error).splitlines()[0]})"
+    return (runner, None) if reason is None else (None, reason)
+
+
+def _unequal_reason(runner: Runner, reference: Runner, dtype: torch.dtype) -> str | None:
+    difference = probe_difference(runner, reference)
+    if difference <= _TOLERANCE[dtype]:
+        return None
+    return f"its logits differ from the reference by {difference:.2g} of the largest logit"
 
 
 def probe_difference(runner: Runner, reference: Runner) -> float:

@@ -42,18 +42,43 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 where the hardware computes in it, else float16 on a GPU, float32 on a CPU.
 
     Raises:
-        UsageError: the name is none of auto, float32, bfloat16, float16.
+        UsageError: the name is none of auto, float32, bfloat16, float16, or the device cannot compute in it.
     """
     if dtype == "auto":
         return _native_dtype(device)
     if dtype not in DTYPES:
         raise UsageError(f"Unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    reason = _dtype_refusal(DTYPES[dtype], device)
+    if reason is not None:
+        fit = [name for name, other in DTYPES.items() if _dtype_refusal(other, device) is None]
+        raise UsageError(f"--dtype {dtype} does not work on {device}: {reason}. Use --dtype {' or '.join(fit)}.")
     return DTYPES[dtype]
+
+
+def _dtype_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``device`` cannot multiply in ``dtype``, None where it can."""
+    if (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        return f"{torch.cuda.get_device_name(device)} does not compute in bfloat16 (compute capability 8.0 does)"
+    try:
+        _multiply(dtype, device)
+    except (RuntimeError, TypeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _multiply(dtype: torch.dtype, device: torch.device) -> None:
+    """What every linear layer does; raises where torch has no kernel for it."""
+    weight = torch.ones(2, 2, dtype=dtype, device=device)
+    torch.nn.functional.linear(weight, weight)
 
 
 def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and cpu_computes_bfloat16(_cpu_flags()):
         return torch.bfloat16
     return torch.float32

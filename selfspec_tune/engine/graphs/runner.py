@@ -149,24 +149,30 @@ class GraphedRunner(FastRunner):
 
     @torch.inference_mode()
     def _capture_ahead(self, capacity: int) -> None:
-        """Capture decode, draft and each verification at every bucket, behind what is cached."""
+        """Capture decode, draft step and each verification at every bucket; the cache stays as it is."""
         for bucket in self.buckets(capacity):
-            for count in range(1, self._max_draft_tokens + 2):
-                self._capture_at((_FULL, count, bucket))
-            self._capture_at((self._draft_key, 1, bucket))
+            wanted: list[_GraphKey] = [(_FULL, count, bucket) for count in range(1, self._max_draft_tokens + 2)]
+            wanted.append((self._draft_key, 1, bucket))
+            missing = [key for key in wanted if key not in self._graphs and key[1] <= bucket]
+            if missing:
+                self._capture_at_end(bucket, missing)
 
-    def _capture_at(self, key: _GraphKey) -> None:
-        what, count, bucket = key
-        start = bucket - count
-        if key in self._graphs or start < self._length:
-            return
-        if what is _FULL:
-            self._inputs.expect_pass(start, [0] * count)
-            self._replay(key)
-        else:
-            self._inputs.expect_draft(start, 0)
-            self._replay(key)
-            self._inputs.drafted()
+    def _capture_at_end(self, bucket: int, keys: Sequence[_GraphKey]) -> None:
+        """Capture ``keys`` at the last positions of ``bucket``, which are put back afterwards."""
+        overwritten = slice(max(0, bucket - MAX_MASKED_TOKENS), bucket)
+        caches = (self._state.keys, self._state.values)
+        before = [cache[:, :, overwritten].clone() for cache in caches]
+        for key in keys:
+            what, count, _ = key
+            if what is _FULL:
+                self._inputs.expect_pass(bucket - count, [0] * count)
+                self._replay(key)
+            else:
+                self._inputs.expect_draft(bucket - count, 0)
+                self._replay(key)
+                self._inputs.drafted()
+        for cache, kept in zip(caches, before, strict=True):
+            cache[:, :, overwritten] = kept
 
     def _make_pass(self, key: _GraphKey) -> Pass:
         what, count, bucket = key
