@@ -16,7 +16,7 @@ DEFAULT_NUM_PROMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is loaded. ``runner``: auto, graphs, fast or reference."""
+    """Which model, and how it is loaded. ``runner``: auto, native, graphs, fast or reference."""
 
     name: str = DEFAULT_MODEL
     dtype: str = "auto"

@@ -427,7 +427,7 @@ def test_the_fast_runner_is_chosen_where_it_proves_equal(
 
 
 def test_an_unknown_runner_is_a_usage_error(loaded: LoadedModel) -> None:
-    with pytest.raises(UsageError, match="--runner quick: expected auto, graphs, fast or reference"):
+    with pytest.raises(UsageError, match="--runner quick: expected auto, native, graphs, fast or reference"):
         choose_runner(loaded, "quick")
 
 

@@ -38,6 +38,7 @@ class Runner(StrEnum):
     """Which engine decodes; auto takes the fastest that proves equal to the reference."""
 
     AUTO = "auto"
+    NATIVE = "native"
     GRAPHS = "graphs"
     FAST = "fast"
     REFERENCE = "reference"
@@ -77,7 +78,7 @@ Device = Annotated[
 RunnerName = Annotated[
     Runner | None,
     typer.Option(
-        "--runner", help="Engine; graphs needs a GPU.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL
+        "--runner", help="Engine; native needs a CPU and a C compiler, graphs a GPU.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL
     ),
 ]
 TrustRemoteCode = Annotated[

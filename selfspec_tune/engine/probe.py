@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fast import FastRunner, unsupported_reason
 from selfspec_tune.engine.graphs import GraphedRunner
+from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.numerics import use_exact_float32
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import Runner
@@ -24,40 +26,60 @@ _NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
 _NUM_PROBE_STEPS = 8
 
 
-def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
-    """The runner named by ``choice``: auto, graphs, fast or reference.
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A runner faster than the reference: whether it can serve a model, and what its lack means."""
 
-    ``auto`` takes captured graphs on a GPU, the fast runner elsewhere, in each case where
-    its logits equal the reference's on a probe input, else the next in that order with a
-    ``notice``. A runner that was asked for by name raises `UnsupportedModelError` then.
-    ``graphs`` on a CPU is a dry mode that replays by calling: for checks, not for speed.
+    name: str
+    unsupported_reason: Callable[[LoadedModel], str | None]
+    open: Callable[[LoadedModel], Runner]
+    without: str  # what a model runs without where this runner cannot serve it
+
+
+_FAST = _Candidate("fast", unsupported_reason, FastRunner, "our own loop")
+_NATIVE = _Candidate(
+    "native",
+    lambda loaded: unsupported_reason(loaded) or native_unsupported_reason(loaded),
+    NativeRunner,
+    "our native kernels, so decoding is slower",
+)
+_GRAPHS = _Candidate(
+    "graphs", unsupported_reason, GraphedRunner, "CUDA graphs, so each small kernel is launched by itself"
+)
+_CANDIDATES = {candidate.name: candidate for candidate in (_NATIVE, _GRAPHS, _FAST)}
+RUNNERS = ("auto", *_CANDIDATES, "reference")
+
+
+def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
+    """The runner named by ``choice``: one of `RUNNERS`.
+
+    ``auto`` takes captured graphs on a GPU and the native kernels on a CPU where their
+    logits equal the reference's on a probe input, else the fast runner, else the
+    reference, each time with a ``notice``. A runner that was asked for by name raises
+    `UnsupportedModelError` then. ``graphs`` on a CPU is a dry mode that replays by calling:
+    for checks, not for speed.
     """
-    if choice not in ("auto", "graphs", "fast", "reference"):
-        raise UsageError(f"--runner {choice}: expected auto, graphs, fast or reference.")
+    if choice not in RUNNERS:
+        raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
     reference = ReferenceRunner(loaded)
     if choice == "reference":
         return reference
-    reason = unsupported_reason(loaded)
     on_gpu = loaded.device.type == "cuda"
-    if reason is None and (choice == "graphs" or (choice == "auto" and on_gpu)):
-        runner, reason = _graphs_where_equal(loaded, reference)
+    candidates = [_CANDIDATES[choice]] if choice != "auto" else [_GRAPHS if on_gpu else _NATIVE, _FAST]
+    reason: str | None = None
+    for candidate in candidates:
+        runner, reason = _open(candidate, loaded, reference)
         if runner is not None:
-            if not on_gpu:
+            if candidate is _GRAPHS and not on_gpu:
                 notice(f"--runner graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
             return runner
-        if choice == "auto":
-            notice(f"{loaded.name} runs without CUDA graphs, so each small kernel is launched by itself: {reason}.")
-            reason = None
-    if reason is None:
-        fast = FastRunner(loaded)
-        reason = _unequal_reason(fast, reference, loaded.dtype)
-        if reason is None:
-            return fast
-    if choice != "auto":
-        raise UnsupportedModelError(
-            f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
-        )
+        if choice != "auto":
+            raise UnsupportedModelError(
+                f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
+            )
+        if candidate is not _FAST and unsupported_reason(loaded) is None:
+            notice(f"{loaded.name} runs without {candidate.without}: {reason}.")
     notice(
         f"{loaded.name} runs on the reference runner: {reason}. There a skipped sub-layer still costs its time, so no "
         "skip set can come out faster; use it to check outputs, not to tune."
@@ -65,14 +87,20 @@ def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[s
     return reference
 
 
-def _graphs_where_equal(loaded: LoadedModel, reference: Runner) -> tuple[Runner | None, str | None]:
-    """A runner of graphs that equals the reference, or why there is none."""
-    try:
-        runner = GraphedRunner(loaded)
-        probe_difference(runner, reference)  # the first walk captures; the second replays
-        reason = _unequal_reason(runner, reference, loaded.dtype)
-    except RuntimeError as error:  # what CUDA raises where an operation cannot be captured
-        return None, f"its passes cannot be captured ({str(error).splitlines()[0]})"
+def _open(candidate: _Candidate, loaded: LoadedModel, reference: Runner) -> tuple[Runner | None, str | None]:
+    """The candidate where it equals the reference, or why it does not serve."""
+    reason = candidate.unsupported_reason(loaded)
+    if reason is not None:
+        return None, reason
+    if candidate is not _GRAPHS:
+        runner = candidate.open(loaded)
+    else:
+        try:
+            runner = candidate.open(loaded)
+            probe_difference(runner, reference)  # the first walk captures; the next replays
+        except RuntimeError as error:  # what CUDA raises where an operation cannot be captured
+            return None, f"its passes cannot be captured ({str(error).splitlines()[0]})"
+    reason = _unequal_reason(runner, reference, loaded.dtype)
     return (runner, None) if reason is None else (None, reason)
 
 
