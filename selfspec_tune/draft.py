@@ -27,6 +27,8 @@ class Precision(StrEnum):
     """Numeric precision of the kept sub-layers while drafting."""
 
     SAME = "same"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fused import fuse
-from selfspec_tune.engine.runner import check_room
+from selfspec_tune.engine.runner import check_room, check_same_precision
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 
@@ -102,6 +102,7 @@ class FastRunner:
             self._state.allocate(min(-(-capacity // 256) * 256, self._loaded.context_length))
 
     def set_draft(self, draft: Draft) -> None:
+        check_same_precision(draft, self.name)
         flags = draft.skip_set.to_flags()
         self._draft_sublayers = [s for s, skip in zip(self._sublayers, flags, strict=True) if not skip]
         self._draft_vocabulary = draft.vocabulary

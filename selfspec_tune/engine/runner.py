@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from selfspec_tune.draft import Draft
-from selfspec_tune.errors import PromptError
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.errors import PromptError, UsageError
 
 
 class Runner(Protocol):
@@ -35,7 +35,7 @@ class Runner(Protocol):
         """Make room for at least ``capacity`` positions; may empty the cache."""
 
     def set_draft(self, draft: Draft) -> None:
-        """Choose what `draft_step` leaves out."""
+        """Choose what `draft_step` leaves out. Raises `UsageError` for a precision that the runner lacks."""
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:
         """Empty the cache, run the prompt through the full model; logits [vocabulary] of its last position."""
@@ -54,6 +54,15 @@ class Runner(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
+
+
+def check_same_precision(draft: Draft, runner_name: str) -> None:
+    """Raise `UsageError` where a runner without low-precision copies is to draft with one."""
+    if draft.precision is not Precision.SAME:
+        raise UsageError(
+            f"The {runner_name} runner cannot draft at {draft.precision}: it holds the weights at their own precision "
+            "only. Draft at precision same, or choose a runner with low-precision copies."
+        )
 
 
 def check_room(needed: int, context_length: int) -> None:
