@@ -20,14 +20,14 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"files", "requests", "skip_set", "statistics"}),
+    frozenset({"cpu_caches", "files", "requests", "skip_set", "statistics"}),
     frozenset({"costs", "dialects", "draft", "reporting"}),
-    frozenset({"prompts", "provenance", "results", "summary"}),
+    frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
     frozenset({"engine"}),
     frozenset({"measure"}),
     frozenset({"bench"}),
-    frozenset({"search"}),
+    frozenset({"doctor", "search"}),
     frozenset({"export", "report"}),
     frozenset({"__main__", "cli"}),
 )
@@ -35,6 +35,8 @@ TORCH_FREE = frozenset(
     {
         "cli",
         "costs",
+        "cpu_caches",
+        "diagnosis",
         "dialects",
         "draft",
         "errors",
@@ -203,7 +205,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "bench", "show", "export", "models"])
+@pytest.mark.parametrize("command", ["search", "bench", "show", "export", "models", "doctor"])
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page

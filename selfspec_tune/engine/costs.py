@@ -92,7 +92,7 @@ def time_contexts(
     home, rate = min(plan.home, roomy), 0.0
     lengths = sorted({min(length, roomy) for length in plan.lengths} - {home})
     drafts = list(_home_drafts(runner, plan))
-    timings = []
+    timings: list[ContextTimings] = []
     for number, length in enumerate((home, *lengths)):
         left = plan.seconds - (clock() - begun)
         if timings and not plan.insist and length * rate > left:
@@ -143,8 +143,10 @@ def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
     shares = [_LEAST_KEPT + (1 - _LEAST_KEPT) * (i + 0.5) / _NUM_RANDOM_SETS for i in range(_NUM_RANDOM_SETS)]
     kept = [(shares[i], shares[place]) for i, place in enumerate(generator.sample(range(len(shares)), len(shares)))]
     drawn = [
-        SkipSet.random(num_layers, *(num_layers - round(share * num_layers) for share in pair), seed=number)
-        for number, pair in enumerate(kept)
+        SkipSet.random(
+            num_layers, num_layers - round(attention * num_layers), num_layers - round(mlp * num_layers), seed=number
+        )
+        for number, (attention, mlp) in enumerate(kept)
     ]
     corners = [SkipSet.empty(num_layers), SkipSet(num_layers, (), layers)]
     rest = [SkipSet(num_layers, layers, ()), SkipSet(num_layers, layers, layers)]
