@@ -124,7 +124,7 @@ def test_steps_of_others_are_timed_in_the_same_rounds() -> None:
 def test_quick_step_costs_are_the_drafts() -> None:
     runner = ClockedRunner()
     draft = Draft(SkipSet(6, (1, 2), (3,)), vocabulary=16)
-    costs = measure_step_costs(runner, CONTEXT, draft, context_length=4096, clock=runner.clock)
+    costs = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
     assert costs.draft == pytest.approx(runner.step_seconds(draft, 50))
     assert costs.verify == pytest.approx([runner.step_seconds(length=50) * (1 + 0.1 * k) for k in range(17)])
     assert costs.decode == costs.verify[0]

@@ -34,8 +34,8 @@ def _decode(context: ContextTiming) -> Iterator[str]:
         return
     reached, limit = step.bytes / step.seconds.median / 1e9, context.limit_bytes_per_second / 1e9
     yield (
-        f"Decode runs at {step.of_limit:.0%} of what this machine can read ({reached:.1f} of {limit:.1f} GB/s, the limit "
-        f"by its best kernel, {context.limit}). {_meaning(step.of_limit)}"
+        f"Decode runs at {step.of_limit:.0%} of what this machine can read ({reached:.1f} of {limit:.1f} GB/s, "
+        f"the limit by its best kernel, {context.limit}). {_meaning(step.of_limit)}"
     )
 
 
@@ -56,20 +56,19 @@ def _draft(context: ContextTiming) -> Iterator[str]:
     share = draft.bytes / decode.bytes
     text = f"A draft step takes {draft.to_decode:.0%} of a decode step's time and reads {share:.0%} of its bytes"
     gap = draft.to_decode / share - 1
-    yield (
-        f"{text}." if gap <= _SHARE_GAP else f"{text}: {gap:.0%} more than its share, for costs that no skipping saves."
-    )
+    more = f": {gap:.0%} more than its share, for costs that no skipping saves" if gap > _SHARE_GAP else ""
+    yield f"{text}{more}."
     verified = context.step(f"verify({_ROUND})")
     if verified is not None:
-        cost = _ROUND * draft.to_decode + verified.to_decode
-        yield (
-            f"A round of {_ROUND} drafts costs {cost:.1f} decode steps"
-            + (
-                f": it pays where more than {cost - 1:.1f} of them are accepted."
-                if cost < _ROUND + 1
-                else f", and yields at most {_ROUND + 1} tokens: with this draft it cannot pay."
-            )
-        )
+        yield _round(_ROUND * draft.to_decode + verified.to_decode)
+
+
+def _round(cost: float) -> str:
+    """What a round that costs so many decode steps must yield."""
+    text = f"A round of {_ROUND} drafts costs {cost:.1f} decode steps"
+    if cost >= _ROUND + 1:
+        return f"{text} and yields at most {_ROUND + 1} tokens: with this draft it cannot pay."
+    return f"{text}: it pays where more than {max(cost - 1, 0.0):.1f} of them are accepted."
 
 
 def _verification(context: ContextTiming) -> Iterator[str]:

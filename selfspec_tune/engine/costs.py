@@ -111,17 +111,19 @@ def measure_step_costs(
     context: Sequence[int],
     draft: Draft,
     *,
-    context_length: int,
+    context_length: int | None = None,
     repeats: int = 3,
     clock: Clock = perf_counter,
 ) -> StepCosts:
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats``; verifications between the few that are timed lie on
-    a line. Overwrites the cache; leaves ``draft`` set.
+    a line. ``context_length``, the model's, cuts the context where it leaves no room for the steps.
+    Overwrites the cache and the draft.
     """
-    widest = max(0, min(MOST_DRAFTED, context_length - 3))
-    length = min(len(context), max(1, context_length - widest - 2))
+    room = context_length or len(context) + MOST_DRAFTED + 2
+    widest = max(0, min(MOST_DRAFTED, room - 3))
+    length = min(len(context), max(1, room - widest - 2))
     _fill(runner, context, length, widest + 2, clock)
     drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)})
     steps = {f"verify({k})": verify_step(runner, context[-1], k) for k in drafted if k > 0}

@@ -82,9 +82,8 @@ def _checks(checks: list[Check]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for check in checks:
         mark, style = _MARKS[check.status]
-        table.add_row(
-            Text(mark, style=style), Text(check.name), Text(check.detail, style=style if style != "green" else "")
-        )
+        detail = Text(check.detail, style="" if check.status == "ok" else style)
+        table.add_row(Text(mark, style=style), Text(check.name), detail)
     return table
 
 
