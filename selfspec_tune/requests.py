@@ -86,6 +86,25 @@ class SearchRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DoctorRequest:
+    """One look at the machine, and at ``model`` where one is given.
+
+    ``skip_set``: the draft to time, as text or a file of any dialect. ``contexts``: tokens of
+    context to time at, the first of them most thoroughly; empty: those of the cost model.
+    """
+
+    model: ModelOptions | None = None
+    skip_set: str | None = None
+    contexts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(length < 1 for length in self.contexts):
+            raise UsageError(f"--contexts {min(self.contexts)}: expected lengths of at least 1 token.")
+        if self.model is None and (self.skip_set is not None or self.contexts):
+            raise UsageError("--skip-set and --contexts are about a model's steps. Name the model with --model.")
+
+
+@dataclass(frozen=True, slots=True)
 class BenchRequest:
     """One bench. ``skip_files`` in any dialect, ``skip_sets`` as text or files; with neither, the newest study.
 

@@ -9,12 +9,14 @@ from random import Random
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
 from selfspec_tune.engine import Generation, Limits, Runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs import GraphedRunner
 from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
 RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {
@@ -154,6 +156,75 @@ class TableRunner:
     def _after(self, table: Tensor) -> Tensor:
         before, last = [0, *self.tokens][-2:]
         return table[before, last]
+
+
+class ClockedRunner(TableRunner):
+    """A `TableRunner` on a clock of its own, `now`, that moves by what each call costs and by nothing else.
+
+    One attention costs ``attention`` and ``cache`` for every position before it, an MLP ``mlp``, the
+    head ``row`` a token id, a call ``call`` besides; each further token of a full pass ``token`` of
+    its first. ``low`` is the share that int8 sub-layers and heads cost; None: they are refused.
+    """
+
+    name = "clocked"
+
+    def __init__(
+        self,
+        num_layers: int = 6,
+        *,
+        vocabulary: int = 32,
+        attention: float = 0.02,
+        mlp: float = 0.05,
+        row: float = 0.001,
+        call: float = 0.01,
+        cache: float = 1e-5,
+        token: float = 0.1,
+        low: float | None = None,
+    ) -> None:
+        super().__init__(chain(vocabulary, 5.0))
+        self.num_layers = num_layers
+        self._parts = (attention, mlp, row, call, cache)
+        self._token, self._low = token, low
+        self._chosen = Draft(SkipSet.empty(num_layers))
+        self.now = 0.0
+        self.longest = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def set_draft(self, draft: Draft) -> None:
+        if draft.precision is not Precision.SAME and self._low is None:
+            raise UsageError(f"the clocked runner cannot draft at {draft.precision}")
+        self._chosen = draft
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        self.now += len(tokens) * self._token * self.step_seconds()
+        self.longest = max(self.longest, len(tokens))
+        return super().prefill(tokens)
+
+    def decode(self, token: int) -> Tensor:
+        return self.verify([token])[0]
+
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        self.now += self.step_seconds() * (1 + self._token * (len(tokens) - 1))
+        self.tokens += tokens
+        return torch.stack([self._target[0, token] for token in tokens])
+
+    def draft_step(self, token: int) -> Tensor:
+        self.now += self.step_seconds(self._chosen)
+        self.tokens.append(token)
+        return self._target[0, token][: self._chosen.vocabulary]
+
+    def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+        """One token through the kept sub-layers after ``length`` (default: the cached) positions."""
+        draft = draft or Draft(SkipSet.empty(self.num_layers))
+        attention, mlp, row, call, cache = self._parts
+        share = 1.0 if draft.precision is Precision.SAME else self._low or 1.0
+        reading = cache * (self.length if length is None else length)
+        kept_attention = self.num_layers - len(draft.skip_set.attention)
+        kept_mlp = self.num_layers - len(draft.skip_set.mlp)
+        head = call + share * row * (draft.vocabulary or self.vocabulary_size)
+        return head + kept_attention * (share * attention + reading) + kept_mlp * share * mlp
 
 
 def chain(vocabulary: int, sharpness: float | Iterable[float], step: int = 1) -> Tensor:

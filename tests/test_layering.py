@@ -20,20 +20,23 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"files", "requests", "skip_set", "statistics"}),
-    frozenset({"dialects", "draft", "reporting"}),
-    frozenset({"prompts", "provenance", "results", "summary"}),
+    frozenset({"cpu_caches", "files", "requests", "skip_set", "statistics"}),
+    frozenset({"costs", "dialects", "draft", "reporting"}),
+    frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
     frozenset({"engine"}),
     frozenset({"measure"}),
     frozenset({"bench"}),
-    frozenset({"search"}),
+    frozenset({"doctor", "search"}),
     frozenset({"export", "report"}),
     frozenset({"__main__", "cli"}),
 )
 TORCH_FREE = frozenset(
     {
         "cli",
+        "costs",
+        "cpu_caches",
+        "diagnosis",
         "dialects",
         "draft",
         "errors",
@@ -202,7 +205,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "bench", "show", "export", "models"])
+@pytest.mark.parametrize("command", ["search", "bench", "show", "export", "models", "doctor"])
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.engine.costs import CostPlan
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 from selfspec_tune.requests import DraftOptions
 from selfspec_tune.search import ranking as ranking_module
@@ -25,7 +27,6 @@ from selfspec_tune.search.proxy import (
     prefixes,
 )
 from selfspec_tune.search.ranking import NUM_PREFIXES, NUM_PROXY_CANDIDATES, Ranker
-from selfspec_tune.search.replay import CostModel
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import Listener, make_item
 
@@ -58,7 +59,9 @@ class FakeScorer:
 def cost_model(num_layers: int, *, draft_base: float = 0.05) -> CostModel:
     """A step of the whole model takes 1 second, verification hardly more, sub-layers all the same."""
     each = (1.0 - draft_base) / (2 * num_layers)
-    return CostModel(tuple(1 + 0.02 * k for k in range(11)), draft_base, each, each, num_layers)
+    same = Precision.SAME
+    verify = tuple(1 + 0.02 * k for k in range(11))
+    return CostModel(verify, {same: draft_base}, {same: each}, {same: each}, num_layers)
 
 
 def make_proxy(scorer: FakeScorer, num_layers: int) -> Proxy:
@@ -296,9 +299,11 @@ def ranker(
 ) -> Ranker:
     """A ranker whose scorer and step times are given; the head's share shrinks with the vocabulary."""
 
-    def measure_costs(runner: Any, context: Any, *, context_length: int, vocabulary: int | None = None) -> CostModel:
-        share = 1.0 if vocabulary is None else vocabulary / 1024
-        return cost_model(num_layers, draft_base=whole_head * share)
+    def measure_costs(runner: Any, context: Any, plan: CostPlan) -> CostModel:
+        sizes = [size or 1024 for size in plan.vocabularies]
+        heads = {size: whole_head * size / 1024 for size in sizes}
+        costs = cost_model(num_layers, draft_base=heads[sizes[0]])
+        return replace(costs, vocabularies=heads, vocabulary=sizes[0])
 
     monkeypatch.setattr(ranking_module, "measure_costs", measure_costs)
     ticks = count()
@@ -316,7 +321,7 @@ HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
 
 def test_a_ranking_holds_the_best_predictions_then_every_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.3)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.3, 0.1)
     assert found.importance == pytest.approx(HARMS, abs=0.02)
     sets = [candidate.draft.skip_set for candidate in found.candidates]
     assert len(sets) == len(set(sets))
@@ -329,28 +334,28 @@ def test_a_ranking_holds_the_best_predictions_then_every_prefix(monkeypatch: pyt
     picked = [c.draft.skip_set for c in proposed]
     assert all(a.distance(b) >= 3 for i, a in enumerate(picked) for b in picked[:i])
     assert set(prefixes(found.importance, 12, NUM_PREFIXES)) <= set(sets)
-    assert listener.stage_names == ["importance", "proxy"]
+    assert listener.stage_names == ["importance", "costs", "proxy"]
     assert listener.bests[-1].speedup is not None
 
 
 def test_without_a_token_exact_scorer_only_prefixes_are_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     scorer = FakeScorer(HARMS, is_token_exact=False)
-    found = ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3)
+    found = ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3, 0.1)
     assert len(found.candidates) == NUM_PREFIXES
     assert {candidate.origin for candidate in found.candidates} == {"prefix"}
-    assert listener.stage_names == ["importance"]
+    assert listener.stage_names == ["importance", "costs"]
 
 
 def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(vocabulary="full")).rank(0.05)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(vocabulary="full")).rank(0.05, 0.1)
     assert found.vocabulary is None
 
 
 def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     for option, expected in (("300", 300), ("5000", 1024)):
         scorer = FakeScorer(HARMS)
-        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(vocabulary=option)).rank(0.05)
+        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(vocabulary=option)).rank(0.05, 0.1)
         assert found.vocabulary == expected
         assert all(candidate.draft.vocabulary == expected for candidate in found.candidates)
 
@@ -358,18 +363,18 @@ def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(monkeypatch: pyt
 def test_a_smaller_vocabulary_is_chosen_where_the_head_is_dear_and_the_tokens_suffice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=200), 12, whole_head=0.5).rank(0.05)
+    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=200), 12, whole_head=0.5).rank(0.05, 0.1)
     assert found.vocabulary == 256
 
 
 def test_the_whole_vocabulary_is_chosen_where_a_part_would_miss_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=1000), 12, whole_head=0.2).rank(0.05)
+    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=1000), 12, whole_head=0.2).rank(0.05, 0.1)
     assert found.vocabulary is None
 
 
 def test_a_given_draft_length_and_threshold_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     options = DraftOptions(max_draft_tokens=7, exit_threshold=0.25)
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options).rank(0.05)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options).rank(0.05, 0.1)
     policies = {candidate.draft.policy for candidate in found.candidates}
     assert policies == {DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)}
 
@@ -378,11 +383,11 @@ def test_proposing_ends_before_its_time_once_a_small_models_sets_are_used_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scorer = FakeScorer([0.01] * 6)
-    assert ranker(monkeypatch, scorer, 3).rank(3600.0).candidates
+    assert ranker(monkeypatch, scorer, 3).rank(3600.0, 0.1).candidates
     assert len({skip_set for skip_set, _ in scorer.asked}) <= 2**6
 
 
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_a_very_shallow_model_is_ranked_too(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
-    found = ranker(monkeypatch, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05)
+    found = ranker(monkeypatch, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05, 0.1)
     assert found.candidates

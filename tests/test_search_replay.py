@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspec_tune.costs import Counts, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.search.replay import (
     DRAFT_LENGTHS,
     EXIT_THRESHOLDS,
-    CostModel,
-    Counts,
     best_policy,
     policies,
     replay,
@@ -27,8 +26,11 @@ if TYPE_CHECKING:
     from selfspec_tune.models import LoadedModel
 
 FIXED, THRESHOLD, ADAPTIVE = PolicyKind.FIXED, PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE
-# Verifying 1, 2, 3, 4 tokens; a draft step of nothing skipped takes 0.2 + 2 · 0.1 + 2 · 0.3 = 1.0.
-COSTS = CostModel(verify=(1.0, 1.1, 1.2, 1.5), draft_base=0.2, attention=0.1, mlp=0.3, num_layers=2)
+
+
+def steps(draft: float) -> StepCosts:
+    """Verifying 1, 2, 3, 4 tokens, and a draft step of ``draft`` seconds."""
+    return StepCosts(1.0, draft, (1.0, 1.1, 1.2, 1.5))
 
 
 def counts(match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None) -> Counts:
@@ -133,28 +135,6 @@ def test_a_longer_fixed_draft_needs_no_more_rounds(trace: list[list[tuple[bool, 
     assert len(long.drafted) <= len(short.drafted)
 
 
-def test_a_draft_step_costs_what_it_keeps() -> None:
-    assert COSTS.decode == 1.0
-    assert COSTS.draft_step(0, 0) == pytest.approx(1.0)
-    assert COSTS.draft_step(1, 2) == pytest.approx(0.3)
-    assert COSTS.draft_step(2, 2) == pytest.approx(0.2)
-
-
-def test_predicted_seconds_are_draft_steps_and_verifications() -> None:
-    found = Counts(drafted=[2, 3], accepted=[2, 0])
-    # 5 draft steps of 0.3; verifications of 3 and of 4 tokens
-    assert COSTS.seconds(found, 0.3) == pytest.approx(5 * 0.3 + 1.2 + 1.5)
-    assert COSTS.speedup(found, 0.3) == pytest.approx(4 * 1.0 / 4.2)
-
-
-def test_a_verification_longer_than_any_timed_costs_as_much_as_the_longest() -> None:
-    assert COSTS.seconds(Counts([9], [9]), 0.0) == pytest.approx(1.5)
-
-
-def test_a_round_without_drafts_costs_one_plain_step() -> None:
-    assert COSTS.speedup(Counts([0, 0], [0, 0]), 0.5) == pytest.approx(1.0)
-
-
 def test_the_grid_holds_every_length_with_every_threshold() -> None:
     grid = list(policies(THRESHOLD))
     assert len(grid) == len(set(grid)) == len(DRAFT_LENGTHS) * len(EXIT_THRESHOLDS)
@@ -167,7 +147,7 @@ def test_a_fixed_policy_has_no_threshold_to_choose() -> None:
 
 def test_the_best_policy_drafts_long_where_everything_matches() -> None:
     matches, confidences = [[True] * 12], [[0.9] * 12]
-    policy, speedup = best_policy(matches, confidences, COSTS, 0.1, [fixed(1), fixed(3), fixed(2)])
+    policy, speedup = best_policy(matches, confidences, steps(0.1), [fixed(1), fixed(3), fixed(2)])
     assert policy == fixed(3)
     # 3 rounds of 3 drafts, each verified in 1.5: 12 tokens in 3 · 1.8
     assert speedup == pytest.approx(12 / (3 * 1.8))
@@ -175,13 +155,13 @@ def test_the_best_policy_drafts_long_where_everything_matches() -> None:
 
 def test_the_best_policy_stops_early_where_confidence_tells() -> None:
     matches, confidences = [[True, False] * 6], [[0.9, 0.2] * 6]
-    policy, _ = best_policy(matches, confidences, COSTS, 0.3, list(policies(THRESHOLD, (1, 4), (0.0, 0.5))))
+    policy, _ = best_policy(matches, confidences, steps(0.3), list(policies(THRESHOLD, (1, 4), (0.0, 0.5))))
     assert policy.max_draft_tokens == 1 or policy.exit_threshold == 0.5
 
 
 def test_of_equal_policies_the_first_is_taken() -> None:
     grid = [DraftPolicy(THRESHOLD, 2, 0.3), DraftPolicy(THRESHOLD, 2, 0.1)]
-    assert best_policy([[True] * 4], [[0.9] * 4], COSTS, 0.1, grid)[0] is grid[0]
+    assert best_policy([[True] * 4], [[0.9] * 4], steps(0.1), grid)[0] is grid[0]
 
 
 @pytest.fixture(scope="module")

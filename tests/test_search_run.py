@@ -93,6 +93,7 @@ def test_a_search_goes_through_its_stages_in_order(finished: Finished) -> None:
         "load",
         "calibrate",
         "importance",
+        "costs",
         "proxy",
         "trials",
         "finalists",

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from selfspec_tune.cli.bench import bench
+from selfspec_tune.cli.doctor import doctor
 from selfspec_tune.cli.export import export
 from selfspec_tune.cli.models import models
 from selfspec_tune.cli.search import search
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (search, bench, show, export, models):
+for command in (search, bench, show, export, models, doctor):
     app.command()(command)
 
 

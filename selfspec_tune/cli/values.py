@@ -36,6 +36,16 @@ def parse_vocabulary(text: str | None) -> str | None:
     raise UsageError(f"--draft-vocab {text!r}: expected auto, full, or a positive number of token ids.")
 
 
+def parse_contexts(text: str | None) -> tuple[int, ...]:
+    """Lengths as in ``128,1024``, in that order, none twice. Raises `UsageError`."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--contexts {text!r}: expected numbers of tokens, separated by commas, such as 128,1024.")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def slug(text: str) -> str:
     """A name fit for a folder: the last part of a path or hub id, in lower case with dashes."""
     name = text.rstrip("/").rsplit("/", 1)[-1]

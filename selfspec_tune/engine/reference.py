@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.runner import check_room
+from selfspec_tune.engine.runner import check_room, check_same_precision
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 
@@ -48,6 +48,7 @@ class ReferenceRunner:
         check_room(capacity, self.capacity)
 
     def set_draft(self, draft: Draft) -> None:
+        check_same_precision(draft, self.name)
         self._draft = draft
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:

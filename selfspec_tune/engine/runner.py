@@ -35,7 +35,7 @@ class Runner(Protocol):
         """Make room for at least ``capacity`` positions; may empty the cache."""
 
     def set_draft(self, draft: Draft) -> None:
-        """Choose what `draft_step` leaves out."""
+        """Choose what `draft_step` leaves out. Raises `UsageError` for a precision that the runner lacks."""
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:
         """Empty the cache, run the prompt through the full model; logits [vocabulary] of its last position."""
@@ -74,6 +74,15 @@ def check_cache(end: int, capacity: int) -> None:
         raise UsageError(
             f"The pass ends at position {end}, and the cache holds {capacity}. Reserve room for the whole "
             "answer before prefill: runner.reserve(len(prompt) + max_new_tokens)."
+        )
+
+
+def check_same_precision(draft: Draft, runner_name: str) -> None:
+    """Raise `UsageError` where a runner without low-precision copies is to draft with one."""
+    if not draft.precision.is_same:
+        raise UsageError(
+            f"The {runner_name} runner cannot draft at {draft.precision}: it holds the weights at their own precision "
+            "only. Draft at precision same, or choose a runner with low-precision copies."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import monotonic
 
-from selfspec_tune.search.replay import CostModel
+from selfspec_tune.costs import StepCosts
 from selfspec_tune.search.setting import Setting
 
 # Trials shorter than this measure noise; longer ones cost more than they tell.
@@ -78,8 +78,8 @@ def estimate_shares(
     )
 
 
-def shares_of(setting: Setting, costs: CostModel) -> Shares:
-    """The shares of a search, from its measured cost model."""
+def shares_of(setting: Setting, costs: StepCosts) -> Shares:
+    """The shares of a search, from its measured steps."""
     # A prompt runs as one wide pass: cheaper a token than the widest verification timed.
     prefill_token = costs.verify[-1] / len(costs.verify) / 2
     return estimate_shares(
@@ -94,6 +94,11 @@ def shares_of(setting: Setting, costs: CostModel) -> Shares:
 def proxy_seconds(timeout_seconds: float | None) -> float:
     """Time for candidates without decoding: a ninth; two minutes where only trials are bounded."""
     return 120.0 if timeout_seconds is None else timeout_seconds / 9
+
+
+def costs_seconds(timeout_seconds: float | None) -> float:
+    """Time for measuring the cost model: a quarter of what candidates without decoding get."""
+    return proxy_seconds(timeout_seconds) / 4
 
 
 def max_trials(trials: int | None, timeout_seconds: float | None) -> int:

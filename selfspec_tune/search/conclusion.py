@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from selfspec_tune.costs import CostModel, Counts
 from selfspec_tune.draft import Draft
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
@@ -18,7 +19,6 @@ from selfspec_tune.results import (
     SkipConfig,
     SkipLayers,
 )
-from selfspec_tune.search.replay import CostModel, Counts
 
 # A larger gap between prediction and measurement means a noisy machine or an engine problem.
 LARGEST_GAP = 0.10
@@ -57,15 +57,17 @@ def _config(loaded: LoadedModel, draft: Draft, score: Score, provenance: dict[st
 
 
 def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostModel) -> float | None:
-    """Decode speedup that the cost model gives for the counts that really occurred; None without a round."""
-    counts = Counts(
-        [drafted for run in runs for drafted in run.candidate.drafted],
-        [accepted for run in runs for accepted in run.candidate.accepted],
-    )
-    if not counts.drafted:
-        return None
-    step = costs.draft_step(len(draft.skip_set.attention), len(draft.skip_set.mlp))
-    return costs.speedup(counts, step)
+    """Decode speedup that the cost model gives for the counts that really occurred; None without a round.
+
+    Each run's steps cost what they cost in the middle of its own text.
+    """
+    plain = speculative = 0.0
+    for run in runs:
+        counts = Counts(run.candidate.drafted, run.candidate.accepted)
+        steps = costs.steps(draft, run.prompt_tokens + run.candidate.num_tokens / 2)
+        plain += counts.num_tokens * steps.decode
+        speculative += steps.seconds(counts)
+    return plain / speculative if speculative else None
 
 
 def agreement(method: MethodResult, predicted: float) -> str:

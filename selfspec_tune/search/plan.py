@@ -8,13 +8,15 @@ from typing import Any
 
 import psutil
 
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
-from selfspec_tune.search.cost_model import measure_costs
 from selfspec_tune.search.ranking import NUM_PREFIXES
-from selfspec_tune.search.replay import CostModel
 from selfspec_tune.search.setting import Setting, open_setting
+from selfspec_tune.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,12 @@ def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
     setting = open_setting(request, reporter)
     reporter.stage("plan", "timing a few steps")
     longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))
-    costs = measure_costs(
+    loaded = setting.workload.loaded
+    costs = measure_step_costs(
         setting.workload.runner,
         longest.tokens,
-        context_length=setting.workload.loaded.context_length,
+        Draft(SkipSet.empty(loaded.num_layers)),
+        context_length=loaded.context_length,
         repeats=2,
     )
     stages = _stages(setting, costs)
@@ -51,10 +55,10 @@ def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
     timeout = request.timeout_seconds
     lengths = [len(item.tokens) for item in (*setting.calibration, *setting.selection, *setting.test)]
     return SearchPlan(
-        model=setting.workload.loaded.describe(),
+        model=loaded.describe(),
         splits={name: len(hashes) for name, hashes in setting.splits.hashes().items()},
         prompt_tokens={"min": min(lengths), "median": round(median(lengths)), "max": max(lengths)},
-        num_sublayers=2 * setting.workload.loaded.num_layers,
+        num_sublayers=2 * loaded.num_layers,
         stages=stages,
         total_seconds=max(sum(known), timeout or 0.0) if timeout else sum(known),
         memory_bytes=_memory(setting, max(lengths)),
@@ -62,12 +66,12 @@ def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
     )
 
 
-def _stages(setting: Setting, costs: CostModel) -> list[tuple[str, str, float | None]]:
+def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | None]]:
     request, options = setting.request, setting.request.prompts
     shares = budget.shares_of(setting, costs)
     num_sublayers = 2 * setting.workload.loaded.num_layers
     pass_seconds = 240 / len(costs.verify) * costs.verify[-1] / 4  # a wide pass costs less a token than verification
-    proxy = budget.proxy_seconds(request.timeout_seconds)
+    proxy = budget.proxy_seconds(request.timeout_seconds) + budget.costs_seconds(request.timeout_seconds)
     before = options.max_new_tokens * costs.decode * 1.5 + num_sublayers * pass_seconds + proxy
     trials = budget.max_trials(request.trials, request.timeout_seconds)
     left = None if request.timeout_seconds is None else max(request.timeout_seconds - before - shares.reserved, 0.0)
@@ -79,7 +83,7 @@ def _stages(setting: Setting, costs: CostModel) -> list[tuple[str, str, float | 
             options.max_new_tokens * costs.decode * 1.5,
         ),
         ("importance", f"{num_sublayers} sub-layers, each skipped alone", num_sublayers * pass_seconds),
-        ("proxy", f"{NUM_PREFIXES} prefixes, a greedy path, local moves", proxy),
+        ("proxy", f"{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model", proxy),
         ("trials", f"about {fitting} measured trials (more where some stop early)", fitting * shares.trial),
         ("finalists", f"{budget.NUM_FINALISTS} on the selection split", shares.selection),
         ("test", f"the winner alone on {len(setting.test)} prompts, once", shares.test),

@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Trace
-from selfspec_tune.search.replay import CostModel, best_policy
+from selfspec_tune.search.replay import best_policy
 from selfspec_tune.skip_set import SkipSet
 
 _SHORTLIST = 8
@@ -48,8 +49,8 @@ class Proxy:
         return self._known[skip_set]
 
     def _predict(self, skip_set: SkipSet, trace: Trace, origin: str) -> Prediction:
-        step = self.costs.draft_step(len(skip_set.attention), len(skip_set.mlp))
-        policy, speedup = best_policy(trace.matches, trace.confidences, self.costs, step, self._grid)
+        steps = self.costs.steps(Draft(skip_set, vocabulary=self._vocabulary))
+        policy, speedup = best_policy(trace.matches, trace.confidences, steps, self._grid)
         return Prediction(Draft(skip_set, policy, vocabulary=self._vocabulary), speedup, origin)
 
     @property

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from statistics import median
 from time import monotonic
 
-from selfspec_tune.draft import DraftPolicy, PolicyKind
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.engine.costs import CONTEXTS, CostPlan, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
 from selfspec_tune.search.budget import WIDE_WINDOWS
 from selfspec_tune.search.calibration import Answer, spread_windows
-from selfspec_tune.search.cost_model import measure_costs
 from selfspec_tune.search.proxy import (
     Prediction,
     Proxy,
@@ -24,7 +26,7 @@ from selfspec_tune.search.proxy import (
     local_moves,
     prefixes,
 )
-from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, CostModel, best_policy, policies
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, best_policy, policies
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
 
@@ -33,6 +35,7 @@ NUM_PROXY_CANDIDATES = 6
 _NARROW = (10, 24)  # windows × positions that thousands of candidates are scored on
 _WIDE = (WIDE_WINDOWS, 40)  # those that the best few are scored on again
 _POOL = 24
+_LARGE_RESIDUAL = 0.05
 _MOST_REPEATS = 200  # moves in a row that lead nowhere new: a small model's sets are used up
 
 
@@ -64,14 +67,18 @@ class Ranker:
         self._reporter = reporter
         self._num_layers = workload.loaded.num_layers
 
-    def rank(self, seconds: float) -> Ranking:
-        """Importance, then candidates by proxy for at most ``seconds``, re-scored on wider text."""
+    def rank(self, seconds: float, cost_seconds: float) -> Ranking:
+        """Importance, step costs in about ``cost_seconds``, then candidates by proxy for at most ``seconds``.
+
+        The best candidates are re-scored on wider text.
+        """
         narrow = self._scorer(*_NARROW)
         self._reporter.stage("importance", "each sub-layer skipped alone")
         total = 2 * self._num_layers
         rises = importance(narrow, self._num_layers, lambda i: self._reporter.progress(Progress(i, total)))
-        vocabulary = self._choose_vocabulary(narrow, rises)
-        costs = self._costs(vocabulary)
+        costs = self._costs(cost_seconds)
+        vocabulary = self._choose_vocabulary(narrow, rises, costs)
+        costs = costs.with_vocabulary(vocabulary or self._workload.runner.vocabulary_size)
         ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
         proxy = Proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
         if narrow.is_token_exact:
@@ -93,27 +100,47 @@ class Ranker:
             thresholds = (options.exit_threshold,)
         return list(policies(PolicyKind(options.policy), lengths, thresholds))
 
-    def _costs(self, vocabulary: int | None) -> CostModel:
+    def _costs(self, seconds: float) -> CostModel:
+        """The cost model at the middle of a typical calibration text, for every vocabulary in question."""
+        self._reporter.stage("costs", "the engine's steps, timed")
+        lengths = [len(answer.item.tokens) + len(answer.tokens) // 2 for answer in self._answers]
+        plan = CostPlan(
+            self._workload.loaded.context_length,
+            home=round(median(lengths)),
+            lengths=CONTEXTS,
+            vocabularies=self._vocabularies(),
+            seconds=seconds,
+        )
         answer = self._answers[0]
-        context = [*answer.item.tokens, *answer.tokens]
-        limit = self._workload.loaded.context_length
-        return measure_costs(self._workload.runner, context, context_length=limit, vocabulary=vocabulary)
+        costs = measure_costs(self._workload.runner, [*answer.item.tokens, *answer.tokens], plan)
+        if costs.residual > _LARGE_RESIDUAL:
+            self._reporter.notice(
+                f"Draft steps cost what their parts do only within {costs.residual:.0%}: predictions may be off by as "
+                "much. A quiet machine makes them steadier."
+            )
+        return costs
 
-    def _choose_vocabulary(self, scorer: DraftScorer, rises: Sequence[float]) -> int | None:
-        """How much of the vocabulary to draft from: what predicts best for a middling draft."""
+    def _vocabularies(self) -> tuple[int | None, ...]:
+        """How many token ids drafts may cover: what was asked for, or the whole and parts of it."""
         option, whole = self._options.vocabulary, self._workload.runner.vocabulary_size
         if option == "full":
-            return None
+            return (None,)
         if option != "auto":
-            return min(int(option), whole)
+            return (min(int(option), whole),)
+        return (None, *(size for size in (whole // 2, whole // 4, whole // 8) if size > 0))
+
+    def _choose_vocabulary(self, scorer: DraftScorer, rises: Sequence[float], costs: CostModel) -> int | None:
+        """How much of the vocabulary to draft from: what predicts best for a middling draft."""
+        sizes, whole = self._vocabularies(), self._workload.runner.vocabulary_size
+        if len(sizes) == 1:
+            return sizes[0]
         ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
         skip_set = ladder[len(ladder) // 3]
+        grid = self._grid((3, 4, 6), (0.4, 0.6, 0.8))
         speedups: dict[int | None, float] = {}
-        for size in (None, whole // 2, whole // 4, whole // 8):
-            trace, costs = scorer.trace(skip_set, size), self._costs(size)
-            step = costs.draft_step(len(skip_set.attention), len(skip_set.mlp))
-            grid = self._grid((3, 4, 6), (0.4, 0.6, 0.8))
-            speedups[size] = best_policy(trace.matches, trace.confidences, costs, step, grid)[1]
+        for size in sizes:
+            trace, steps = scorer.trace(skip_set, size), costs.with_vocabulary(size or whole).steps(Draft(skip_set))
+            speedups[size] = best_policy(trace.matches, trace.confidences, steps, grid)[1]
         return max(speedups, key=lambda size: speedups[size])
 
     def _propose(self, proxy: Proxy, rises: Sequence[float], ladder: Sequence[SkipSet], seconds: float) -> None:

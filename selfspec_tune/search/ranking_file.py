@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.ranking import Ranking
-from selfspec_tune.search.replay import CostModel
 from selfspec_tune.skip_set import SkipSet
 
 
 def write_ranking(file: Path, ranking: Ranking) -> None:
     """Keep a ranking, so that a resumed search need not repeat it."""
-    costs = ranking.costs
     candidates = [
         {
             "skip": prediction.draft.skip_set.to_dict(),
@@ -28,15 +28,10 @@ def write_ranking(file: Path, ranking: Ranking) -> None:
         file,
         {
             "schema": "selfspec-tune/ranking",
-            "version": 1,
+            "version": 2,
             "vocabulary": ranking.vocabulary,
             "importance": ranking.importance,
-            "cost_model_seconds": {
-                "verify": list(costs.verify),
-                "draft_base": costs.draft_base,
-                "attention": costs.attention,
-                "mlp": costs.mlp,
-            },
+            "cost_model_seconds": ranking.costs.to_dict(),
             "candidates": candidates,
         },
     )
@@ -45,11 +40,18 @@ def write_ranking(file: Path, ranking: Ranking) -> None:
 def read_ranking(file: Path, num_layers: int) -> Ranking:
     """The inverse of `write_ranking`."""
     value = read_json(file)
-    costs = value["cost_model_seconds"]
-    model = CostModel(tuple(costs["verify"]), costs["draft_base"], costs["attention"], costs["mlp"], num_layers)
     candidates = []
     for entry in value["candidates"]:
         skip_set = SkipSet(num_layers, tuple(entry["skip"]["attention"]), tuple(entry["skip"]["mlp"]))
         draft = Draft.from_dict(skip_set, entry["draft"])
         candidates.append(Prediction(draft, entry["predicted_decode_speedup"], entry["origin"]))
-    return Ranking(model, value["importance"], value["vocabulary"], candidates)
+    return Ranking(_costs(value, num_layers), value["importance"], value["vocabulary"], candidates)
+
+
+def _costs(value: dict[str, Any], num_layers: int) -> CostModel:
+    """The cost model; version 1 kept one cost of each kind, at one precision and one context."""
+    costs = value["cost_model_seconds"]
+    if value["version"] > 1:
+        return CostModel.from_dict(costs)
+    heads, attention, mlp = ({Precision.SAME: float(costs[name])} for name in ("draft_base", "attention", "mlp"))
+    return CostModel(tuple(costs["verify"]), heads, attention, mlp, num_layers)

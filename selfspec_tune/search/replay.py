@@ -8,62 +8,13 @@ cost model turns counts into a predicted speedup.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 
+from selfspec_tune.costs import Counts, StepCosts
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 
 DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-
-
-@dataclass(slots=True)
-class Counts:
-    """Rounds of a real or replayed run: tokens drafted and accepted in each."""
-
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens produced: the accepted ones, and one more each round."""
-        return sum(self.accepted) + len(self.accepted)
-
-
-@dataclass(frozen=True, slots=True)
-class CostModel:
-    """Seconds of the engine's steps on this machine.
-
-    ``verify`` holds the time of a full pass over 1, 2, … tokens (``verify[0]`` is one
-    plain decode step). A draft step costs ``draft_base`` (embedding, final norm, head over
-    the draft's vocabulary) and ``attention`` and ``mlp`` for each one that it keeps.
-    """
-
-    verify: tuple[float, ...]
-    draft_base: float
-    attention: float
-    mlp: float
-    num_layers: int
-
-    @property
-    def decode(self) -> float:
-        """One autoregressive step."""
-        return self.verify[0]
-
-    def draft_step(self, num_attention_skipped: int, num_mlp_skipped: int) -> float:
-        """One draft step with so many sub-layers skipped."""
-        kept_attention = self.num_layers - num_attention_skipped
-        kept_mlp = self.num_layers - num_mlp_skipped
-        return self.draft_base + kept_attention * self.attention + kept_mlp * self.mlp
-
-    def seconds(self, counts: Counts, draft_step: float) -> float:
-        """Predicted decode time of a run with these counts."""
-        drafting = sum(counts.drafted) * draft_step
-        return drafting + sum(self.verify[min(k, len(self.verify) - 1)] for k in counts.drafted)
-
-    def speedup(self, counts: Counts, draft_step: float) -> float:
-        """Predicted decode speedup over plain decoding of as many tokens."""
-        return counts.num_tokens * self.decode / self.seconds(counts, draft_step)
 
 
 def replay(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]], policy: DraftPolicy) -> Counts:
@@ -102,11 +53,10 @@ def policies(
 def best_policy(
     matches: Sequence[Sequence[bool]],
     confidences: Sequence[Sequence[float]],
-    costs: CostModel,
-    draft_step: float,
+    steps: StepCosts,
     grid: Sequence[DraftPolicy],
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup."""
-    scored = ((costs.speedup(replay(matches, confidences, policy), draft_step), i) for i, policy in enumerate(grid))
+    scored = ((steps.speedup(replay(matches, confidences, policy)), i) for i, policy in enumerate(grid))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup

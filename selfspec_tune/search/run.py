@@ -18,6 +18,7 @@ from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, make_check, reference_arms
 from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.arms import (
     SELF_SPECULATIVE,
@@ -33,13 +34,13 @@ from selfspec_tune.results import (
 from selfspec_tune.search import budget
 from selfspec_tune.search.calibration import Answer, calibrate, trial_items
 from selfspec_tune.search.conclusion import agreement, predicted_from_counts, provisional_config, skip_config
-from selfspec_tune.search.cost_model import measure_costs
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
 from selfspec_tune.search.setting import Setting, open_setting
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
+from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.summary import summarise
 
 # An estimate may be off by this factor before a time limit is refused.
@@ -134,9 +135,12 @@ class _Search:
             return
         workload = self._workload
         context = self._setting.calibration[0].tokens
-        costs = measure_costs(workload.runner, context, context_length=workload.loaded.context_length, repeats=2)
+        whole = Draft(SkipSet.empty(workload.loaded.num_layers))
+        limit = workload.loaded.context_length
+        costs = measure_step_costs(workload.runner, context, whole, context_length=limit, repeats=2)
         shares = budget.shares_of(self._setting, costs)
-        least = self._clock.elapsed + shares.reserved + shares.trial + budget.proxy_seconds(timeout)
+        before = budget.proxy_seconds(timeout) + budget.costs_seconds(timeout)
+        least = self._clock.elapsed + shares.reserved + shares.trial + before
         if least > _OVERRUN * timeout:
             raise BudgetError(
                 f"--timeout {timeout:.0f}s is too short: one trial, the finalists and the test on "
@@ -149,7 +153,8 @@ class _Search:
             return read_ranking(self._folder.ranking, self._workload.loaded.num_layers)
         options = self._request.draft
         ranker = Ranker(self._workload, answers, options, self._seed, self._reporter)
-        ranking = ranker.rank(budget.proxy_seconds(self._request.timeout_seconds))
+        timeout = self._request.timeout_seconds
+        ranking = ranker.rank(budget.proxy_seconds(timeout), budget.costs_seconds(timeout))
         write_ranking(self._folder.ranking, ranking)
         return ranking
 
@@ -172,7 +177,7 @@ class _Search:
         """Trials until the budget ends."""
         reporter, most = self._reporter, budget.max_trials(self._request.trials, self._request.timeout_seconds)
         items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=self._seed + 1)
-        shares = budget.shares_of(self._setting, ranking.costs)
+        shares = budget.shares_of(self._setting, ranking.costs.steps(ranking.candidates[0].draft))
         reporter.stage("trials", f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each")
         for trial in study.ended:
             reporter.trial(as_candidate(trial, study.draft_of(trial.params)))

@@ -1,0 +1,213 @@
+"""What the engine's steps cost on a machine, and what a run with given counts would take.
+
+Pure values without torch: the engine measures them, the search and the cost-aware policy
+read them, the study keeps them. All times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from selfspec_tune.draft import Draft, Precision
+
+
+@dataclass(slots=True)
+class Counts:
+    """Rounds of a real or replayed run: tokens drafted and accepted in each."""
+
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens produced: the accepted ones, and one more each round."""
+        return sum(self.accepted) + len(self.accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Steps of one draft: a plain decode step, a draft step, and a full pass over 1, 2, … tokens.
+
+    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step.
+    """
+
+    decode: float
+    draft: float
+    verify: tuple[float, ...]
+
+    def verification(self, num_drafted: int) -> float:
+        """Verifying ``num_drafted`` tokens; past the last one timed, on the line of the table's second half."""
+        last = len(self.verify) - 1
+        if num_drafted <= last:
+            return self.verify[num_drafted]
+        middle = last // 2
+        slope = (self.verify[last] - self.verify[middle]) / max(last - middle, 1)
+        return self.verify[last] + max(slope, 0.0) * (num_drafted - last)
+
+    def seconds(self, counts: Counts) -> float:
+        """Decode time of a run with these counts."""
+        return sum(counts.drafted) * self.draft + sum(self.verification(k) for k in counts.drafted)
+
+    def speedup(self, counts: Counts) -> float:
+        """Decode speedup of such a run over plain decoding of as many tokens."""
+        return counts.num_tokens * self.decode / self.seconds(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextCosts:
+    """What moves with the context: passes over 1, 2, … tokens after ``length`` tokens, and one attention."""
+
+    length: int
+    verify: tuple[float, ...]
+    attention: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"length": self.length, "verify": list(self.verify), "attention": self.attention}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
+        """The inverse of `to_dict`."""
+        return cls(int(value["length"]), tuple(value["verify"]), float(value["attention"]))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of the engine's steps on this machine, after ``length`` tokens of context.
+
+    Attributes:
+        verify: a full pass over 1, 2, … tokens; ``verify[0]`` is a plain decode step.
+        heads: what a draft step costs apart from its sub-layers (embedding, final norm, head over the
+            draft's vocabulary, picking the token), by the head's precision.
+        attention: one kept attention with its norm, by precision.
+        mlp: one kept MLP with its norm, by precision.
+        contexts: the same at other lengths, in rising order; between them costs lie on a line.
+        vocabularies: the head at full precision, by the number of token ids that it covers.
+        vocabulary: how many of them ``heads`` is for.
+        residual: root mean square of the fit's relative errors over the draft steps that were timed:
+            how far the engine is from costing the sum of its parts.
+    """
+
+    verify: tuple[float, ...]
+    heads: Mapping[Precision, float]
+    attention: Mapping[Precision, float]
+    mlp: Mapping[Precision, float]
+    num_layers: int
+    contexts: tuple[ContextCosts, ...] = ()
+    length: int = 0
+    vocabularies: Mapping[int, float] = field(default_factory=dict)
+    vocabulary: int | None = None
+    residual: float = 0.0
+
+    @property
+    def decode(self) -> float:
+        """One autoregressive step."""
+        return self.verify[0]
+
+    def draft_step(self, draft: Draft, context: float | None = None) -> float:
+        """One step of ``draft`` after ``context`` tokens (default: the length that the model is for).
+
+        Raises ValueError for a precision that was not measured.
+        """
+        more = self._attention_beyond(context)
+        seconds = _cost_of(self.heads, draft.precision.head)
+        for index, skipped in enumerate(draft.skip_set.to_flags()):
+            if skipped:
+                continue
+            precision = draft.precision.of(index)
+            if index % 2 == 0:
+                seconds += max(_cost_of(self.attention, precision) + more, 0.0)
+            else:
+                seconds += _cost_of(self.mlp, precision)
+        return seconds
+
+    def steps(self, draft: Draft, context: float | None = None) -> StepCosts:
+        """The steps of ``draft`` after ``context`` tokens (default: the length that the model is for)."""
+        verify = self.verify
+        if context is not None and self.contexts:
+            lengths = [entry.length for entry in self.contexts]
+            columns = zip(*(entry.verify for entry in self.contexts), strict=True)
+            verify = tuple(_on_line(lengths, column, context) for column in columns)
+        return StepCosts(verify[0], self.draft_step(draft, context), verify)
+
+    def with_vocabulary(self, vocabulary: int) -> CostModel:
+        """The same where drafts cover ``vocabulary`` token ids, one of those measured.
+
+        The head at lower precisions is taken to shrink in the same proportion. Raises
+        ValueError for a vocabulary that was not measured.
+        """
+        if vocabulary == self.vocabulary:
+            return self
+        if self.vocabulary is None or vocabulary not in self.vocabularies:
+            known = ", ".join(map(str, self.vocabularies)) or "none"
+            raise ValueError(f"no cost of a head over {vocabulary} token ids was measured; measured: {known}")
+        ratio = self.vocabularies[vocabulary] / max(self.vocabularies[self.vocabulary], 1e-12)
+        heads = {precision: ratio * seconds for precision, seconds in self.heads.items()}
+        heads[Precision.SAME] = self.vocabularies[vocabulary]
+        return replace(self, heads=heads, vocabulary=vocabulary)
+
+    def _attention_beyond(self, context: float | None) -> float:
+        """What one attention costs more after ``context`` tokens than after ``length``: its longer cache."""
+        if context is None or not self.contexts:
+            return 0.0
+        lengths, seconds = zip(*((entry.length, entry.attention) for entry in self.contexts), strict=True)
+        return _on_line(lengths, seconds, context) - _on_line(lengths, seconds, self.length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "num_layers": self.num_layers,
+            "length": self.length,
+            "verify": list(self.verify),
+            "heads": {precision.value: seconds for precision, seconds in self.heads.items()},
+            "attention": {precision.value: seconds for precision, seconds in self.attention.items()},
+            "mlp": {precision.value: seconds for precision, seconds in self.mlp.items()},
+            "vocabulary": self.vocabulary,
+            "vocabularies": {str(size): seconds for size, seconds in self.vocabularies.items()},
+            "contexts": [entry.to_dict() for entry in self.contexts],
+            "residual": self.residual,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> CostModel:
+        """The inverse of `to_dict`."""
+        return cls(
+            verify=tuple(value["verify"]),
+            heads=_by_precision(value["heads"]),
+            attention=_by_precision(value["attention"]),
+            mlp=_by_precision(value["mlp"]),
+            num_layers=int(value["num_layers"]),
+            contexts=tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ())),
+            length=int(value.get("length", 0)),
+            vocabularies={int(size): float(seconds) for size, seconds in value.get("vocabularies", {}).items()},
+            vocabulary=value.get("vocabulary"),
+            residual=float(value.get("residual", 0.0)),
+        )
+
+
+def _by_precision(value: Mapping[str, float]) -> dict[Precision, float]:
+    return {Precision(name): float(seconds) for name, seconds in value.items()}
+
+
+def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:
+    if precision not in costs:
+        raise ValueError(f"no costs were measured at precision {precision}; measured: {', '.join(costs)}")
+    return costs[precision]
+
+
+def _on_line(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """The value at ``place`` on the lines between rising ``places``.
+
+    Below the first it is the first; past the last it goes on along the last line, which
+    never falls: a longer context cannot cost less.
+    """
+    if place <= places[0] or len(places) == 1:
+        return values[0]
+    for (low, high), (first, second) in zip(pairwise(places), pairwise(values), strict=True):
+        if place <= high:
+            return first + (second - first) * (place - low) / (high - low)
+    slope = max((values[-1] - values[-2]) / (places[-1] - places[-2]), 0.0)
+    return values[-1] + slope * (place - places[-1])

@@ -1,0 +1,102 @@
+"""What the figures mean, in words: what limits decoding, drafting and verification here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from selfspec_tune.diagnosis import ContextTiming, DraftTiming, RoundOverhead, StepTiming
+
+_AT_THE_LIMIT = 0.85
+_HALF_WAY = 0.5
+_BEYOND = 1.05
+_SHARE_GAP = 0.05  # of a draft step's share of bytes
+_DEAR_VERIFICATION = 1.3
+_LARGEST_OVERHEAD = 0.02
+_LARGEST_GAP = 0.05
+_ROUND = 4  # drafted tokens of the example round
+
+
+def find_out(
+    context: ContextTiming, draft: DraftTiming | None, overhead: RoundOverhead | None, residual: float | None
+) -> list[str]:
+    """Sentences about one context's rows, the fit and the real rounds, the most important first."""
+    found = [*_decode(context), *_draft(context), *_verification(context)]
+    if overhead is not None:
+        found.append(_overhead(overhead))
+    if residual is not None:
+        found.append(_fit(residual, draft))
+    return found
+
+
+def _decode(context: ContextTiming) -> Iterator[str]:
+    step = context.step("decode")
+    if step is None or step.of_limit is None or step.bytes is None:
+        return
+    reached, limit = step.bytes / step.seconds.median / 1e9, context.limit_bytes_per_second / 1e9
+    yield (
+        f"Decode runs at {step.of_limit:.0%} of what this machine can read ({reached:.1f} of {limit:.1f} GB/s, "
+        f"the limit by its best kernel, {context.limit}). {_meaning(step.of_limit)}"
+    )
+
+
+def _meaning(share: float) -> str:
+    if share > _BEYOND:
+        return "More than the memory delivers: a good part of the model stays in the cache from step to step."
+    if share >= _AT_THE_LIMIT:
+        return "Memory limits it: only reading fewer bytes makes it faster."
+    if share >= _HALF_WAY:
+        return "Memory limits most of it; the rest is work around the reads (small kernels, one after another)."
+    return "Memory does not limit it: computing, or starting many small kernels, does."
+
+
+def _draft(context: ContextTiming) -> Iterator[str]:
+    decode, draft = context.step("decode"), context.step("draft")
+    if decode is None or draft is None or not decode.bytes or draft.bytes is None:
+        return
+    share = draft.bytes / decode.bytes
+    text = f"A draft step takes {draft.to_decode:.0%} of a decode step's time and reads {share:.0%} of its bytes"
+    gap = draft.to_decode / share - 1
+    more = f": {gap:.0%} more than its share, for costs that no skipping saves" if gap > _SHARE_GAP else ""
+    yield f"{text}{more}."
+    verified = context.step(f"verify({_ROUND})")
+    if verified is not None:
+        yield _round(_ROUND * draft.to_decode + verified.to_decode)
+
+
+def _round(cost: float) -> str:
+    """What a round that costs so many decode steps must yield."""
+    text = f"A round of {_ROUND} drafts costs {cost:.1f} decode steps"
+    if cost >= _ROUND + 1:
+        return f"{text} and yields at most {_ROUND + 1} tokens: with this draft it cannot pay."
+    return f"{text}: it pays where more than {max(cost - 1, 0.0):.1f} of them are accepted."
+
+
+def _verification(context: ContextTiming) -> Iterator[str]:
+    step: StepTiming | None = context.step("verify(8)")
+    if step is None:
+        return
+    text = f"Verifying 8 drafted tokens costs {step.to_decode:.2f}× a decode step"
+    if step.to_decode <= _DEAR_VERIFICATION:
+        yield f"{text}: nearly free, as it is where memory limits."
+    else:
+        yield f"{text}: computing limits it, so short drafts pay best."
+
+
+def _overhead(overhead: RoundOverhead) -> str:
+    text = f"{overhead.share:.1%} of a real generation passes outside forward passes"
+    if overhead.share > _LARGEST_OVERHEAD:
+        text += ", more than the 2 % that it should be"
+    if overhead.over_steps is not None:
+        text += f"; it takes {overhead.over_steps:.2f}× what its steps take alone"
+    return f"{text}."
+
+
+def _fit(residual: float, draft: DraftTiming | None) -> str:
+    text = f"Draft steps cost the sum of their parts within {residual:.1%}"
+    if draft is None or not draft.predicted_step or not draft.measured_step:
+        return f"{text}."
+    gap = draft.measured_step / draft.predicted_step - 1
+    text += f"; this draft was predicted at {1e3 * draft.predicted_step:.2f} ms and took {gap:+.1%}"
+    if abs(gap) <= _LARGEST_GAP:
+        return f"{text}."
+    return f"{text}: too far off to plan with. Run again on a quiet machine; if the gap stays, report it."

@@ -1,0 +1,236 @@
+"""Measures the cost model from the engine's own steps on this machine.
+
+Every step is timed whole, through the `Runner` interface alone; what one attention, one
+MLP and the head cost is fitted by least squares to draft steps with several skip sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from statistics import median
+from time import perf_counter
+
+from selfspec_tune.costs import CostModel, StepCosts
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.engine.cost_fit import DraftTiming, fit_costs
+from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.timing import Clock, Rounds, Step, decode_step, draft_step, time_steps, verify_step
+from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.skip_set import SkipSet
+
+CONTEXTS = (128, 512, 2048, 8192)
+MOST_DRAFTED = 16
+_NUM_RANDOM_SETS = 8
+_LEAST_KEPT = 0.25  # of the attentions, and of the MLPs, in a random skip set
+_NUM_ELSEWHERE = 4  # skip sets timed at other contexts than the first
+_QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, MOST_DRAFTED)
+
+
+@dataclass(frozen=True, slots=True)
+class CostPlan:
+    """What to time.
+
+    Attributes:
+        context_length: most positions of the model.
+        home: tokens of context at which everything is timed; elsewhere a few drafts are.
+        lengths: further lengths; one that ``seconds`` do not allow is left out unless ``insist``.
+        vocabularies: how many token ids drafts cover; the first one's head is the model's.
+        precisions: which to time beside the full one, where the runner accepts them.
+        others: further steps to interleave with these, at every context.
+        seconds: time for all of it, prefills included.
+    """
+
+    context_length: int
+    home: int
+    lengths: tuple[int, ...] = ()
+    insist: bool = False
+    vocabularies: tuple[int | None, ...] = (None,)
+    precisions: tuple[Precision, ...] = ()
+    others: Mapping[str, Step] = field(default_factory=dict)
+    seconds: float = 30.0
+    most_rounds: int = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ContextTimings:
+    """Seconds of every step after ``length`` tokens, one value a round. ``verify[k]`` verifies k tokens."""
+
+    length: int
+    verify: tuple[list[float], ...]
+    drafts: tuple[DraftTiming, ...]
+    others: dict[str, list[float]]
+
+
+def measure_costs(runner: Runner, context: Sequence[int], plan: CostPlan, clock: Clock = perf_counter) -> CostModel:
+    """The cost model by ``plan``; ``context`` is repeated to the lengths needed. Overwrites the cache and the draft."""
+    return fitted(runner, time_contexts(runner, context, plan, clock), plan)
+
+
+def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) -> CostModel:
+    """The cost model of ``timings``, the first of which is the home context's."""
+    verify = {timing.length: tuple(median(seconds) for seconds in timing.verify) for timing in timings}
+    drafts = [draft for timing in timings for draft in timing.drafts]
+    return fit_costs(
+        drafts,
+        verify,
+        home=timings[0].length,
+        vocabulary=plan.vocabularies[0] or runner.vocabulary_size,
+        full_vocabulary=runner.vocabulary_size,
+        num_layers=runner.num_layers,
+    )
+
+
+def time_contexts(
+    runner: Runner, context: Sequence[int], plan: CostPlan, clock: Clock = perf_counter
+) -> list[ContextTimings]:
+    """Time all steps at the home context, then the others in rising order while there is time."""
+    begun = clock()
+    widest = max(0, min(MOST_DRAFTED, plan.context_length - 3))
+    roomy = max(1, plan.context_length - widest - 2)
+    home, rate = min(plan.home, roomy), 0.0
+    lengths = sorted({min(length, roomy) for length in plan.lengths} - {home})
+    drafts = list(_home_drafts(runner, plan))
+    timings: list[ContextTimings] = []
+    for number, length in enumerate((home, *lengths)):
+        left = plan.seconds - (clock() - begun)
+        if timings and not plan.insist and length * rate > left:
+            break
+        prefilled = _fill(runner, context, length, widest + 2, clock)
+        rate = max(rate, prefilled / length)
+        share = (left - prefilled) / (len(lengths) + 1 - number)
+        rounds = Rounds(most=plan.most_rounds, seconds=share)
+        timed = drafts if number == 0 else drafts[:_NUM_ELSEWHERE]
+        timings.append(_time_context(runner, context[-1], timed, plan.others, widest, rounds, clock))
+    return timings
+
+
+def measure_step_costs(
+    runner: Runner,
+    context: Sequence[int],
+    draft: Draft,
+    *,
+    context_length: int | None = None,
+    repeats: int = 3,
+    clock: Clock = perf_counter,
+) -> StepCosts:
+    """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
+
+    Interleaved, medians of ``repeats``; verifications between the few that are timed lie on
+    a line. ``context_length``, the model's, cuts the context where it leaves no room for the steps.
+    Overwrites the cache and the draft.
+    """
+    room = context_length or len(context) + MOST_DRAFTED + 2
+    widest = max(0, min(MOST_DRAFTED, room - 3))
+    length = min(len(context), max(1, room - widest - 2))
+    _fill(runner, context, length, widest + 2, clock)
+    drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)})
+    steps = {f"verify({k})": verify_step(runner, context[-1], k) for k in drafted if k > 0}
+    steps |= {"verify(0)": decode_step(runner, context[-1]), "draft": draft_step(runner, context[-1], draft)}
+    seconds = time_steps(runner, steps, Rounds(least=repeats, most=repeats), clock)
+    typical = {name: median(values) for name, values in seconds.items()}
+    verify = _between(drafted, [typical[f"verify({k})"] for k in drafted])
+    return StepCosts(verify[0], typical["draft"], verify)
+
+
+def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
+    """Skip sets whose times tell attention, MLP and head apart: the four corners and eight random ones.
+
+    The random ones cover the range that matters evenly (a Latin square over the kept shares of
+    both kinds). The first four are enough to tell an attention from the rest.
+    """
+    generator = Random(seed)
+    layers = tuple(range(num_layers))
+    shares = [_LEAST_KEPT + (1 - _LEAST_KEPT) * (i + 0.5) / _NUM_RANDOM_SETS for i in range(_NUM_RANDOM_SETS)]
+    kept = [(shares[i], shares[place]) for i, place in enumerate(generator.sample(range(len(shares)), len(shares)))]
+    drawn = [
+        SkipSet.random(
+            num_layers, num_layers - round(attention * num_layers), num_layers - round(mlp * num_layers), seed=number
+        )
+        for number, (attention, mlp) in enumerate(kept)
+    ]
+    corners = [SkipSet.empty(num_layers), SkipSet(num_layers, (), layers)]
+    rest = [SkipSet(num_layers, layers, ()), SkipSet(num_layers, layers, layers)]
+    return list(dict.fromkeys([*corners, *drawn, *rest]))
+
+
+def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
+    """Every skip set at the first vocabulary; two at each other one, five at each other precision."""
+    sets = designed_skip_sets(runner.num_layers)
+    first, *other_sizes = plan.vocabularies
+    yield from (Draft(skip_set, vocabulary=first) for skip_set in sets)
+    for size in other_sizes:
+        yield from (Draft(skip_set, vocabulary=size) for skip_set in (sets[0], sets[-1]))
+    for precision in accepted_precisions(runner, plan.precisions):
+        for skip_set in dict.fromkeys([*sets[:4], sets[-1]]):
+            yield Draft(skip_set, precision=_all_at(runner, precision), vocabulary=first)
+
+
+def _all_at(runner: Runner, precision: Precision) -> DraftPrecision:
+    return DraftPrecision.uniform(runner.num_layers, precision, precision)
+
+
+def accepted_precisions(runner: Runner, precisions: Sequence[Precision]) -> list[Precision]:
+    """Those of ``precisions`` that the runner can draft at."""
+    return [precision for precision in precisions if _accepts(runner, precision)]
+
+
+def _accepts(runner: Runner, precision: Precision) -> bool:
+    try:
+        runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=_all_at(runner, precision)))
+    except (SelfSpecError, NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def _fill(runner: Runner, context: Sequence[int], length: int, room: int, clock: Clock) -> float:
+    """Put ``length`` tokens into the cache with ``room`` after them; seconds that it took."""
+    repeated = list(context) * (length // len(context) + 1)
+    runner.reserve(length + room)
+    runner.synchronize()
+    begun = clock()
+    runner.prefill(repeated[:length])
+    runner.synchronize()
+    return clock() - begun
+
+
+def _time_context(
+    runner: Runner,
+    token: int,
+    drafts: Sequence[Draft],
+    others: Mapping[str, Step],
+    widest: int,
+    rounds: Rounds,
+    clock: Clock,
+) -> ContextTimings:
+    length = runner.length
+    steps = {f"verify {k}": verify_step(runner, token, k) for k in range(1, widest + 1)}
+    steps |= {"verify 0": decode_step(runner, token)}
+    steps |= {f"draft {i}": draft_step(runner, token, draft) for i, draft in enumerate(drafts)}
+    seconds = time_steps(runner, _shuffled({**steps, **others}), rounds, clock)
+    return ContextTimings(
+        length,
+        tuple(seconds[f"verify {k}"] for k in range(widest + 1)),
+        tuple(DraftTiming(length, draft, seconds[f"draft {i}"]) for i, draft in enumerate(drafts)),
+        {name: seconds[name] for name in others},
+    )
+
+
+def _shuffled(steps: dict[str, Step]) -> dict[str, Step]:
+    """In a fixed random order, so that a slow moment does not hit steps of one kind alone."""
+    names = list(steps)
+    Random(0).shuffle(names)
+    return {name: steps[name] for name in names}
+
+
+def _between(places: Sequence[int], values: Sequence[float]) -> tuple[float, ...]:
+    """Values at 0, 1, … last place, on lines between those known."""
+    known = dict(zip(places, values, strict=True))
+    filled = []
+    for place in range(places[-1] + 1):
+        low = max(known_place for known_place in places if known_place <= place)
+        high = min(known_place for known_place in places if known_place >= place)
+        part = (place - low) / max(high - low, 1)
+        filled.append(known[low] + part * (known[high] - known[low]))
+    return tuple(filled)

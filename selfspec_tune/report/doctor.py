@@ -1,0 +1,136 @@
+"""A diagnosis for people: the machine, the checks, the roofline, the steps, the fit, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.costs import CostModel
+from selfspec_tune.diagnosis import Check, ContextTiming, Diagnosis, Spread, StepTiming
+from selfspec_tune.report import text
+from selfspec_tune.report.tables import model_line
+
+_MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "bold yellow")}
+_SHOWN = ("decode", "draft", "verify(1)", "verify(2)", "verify(4)", "verify(8)", "verify(16)")
+
+
+def print_diagnosis(console: Console, found: Diagnosis) -> None:
+    """Everything, the sentences last."""
+    console.print(_machine(found.machine))
+    console.print()
+    console.print(_checks(found.checks))
+    if found.model is not None:
+        _print_model(console, found)
+    for note in found.notes:
+        console.print(Text(f"Note: {note}"))
+    for sentence in found.findings:
+        console.print(Text(f"→ {sentence}"))
+    if found.model is None:
+        console.print(Text("\nAdd --model M to time a model's steps beside what this memory can deliver.", style="dim"))
+
+
+def _print_model(console: Console, found: Diagnosis) -> None:
+    assert found.model is not None
+    console.print()
+    console.print(Text(f"{model_line(found.model)} · {found.runner} runner", style="bold"))
+    if found.draft is not None:
+        console.print(Text(f"draft: skip {found.draft.skip_set} ({found.draft.source})"))
+    for context in found.contexts:
+        console.print(Text(f"\nAfter {context.length} tokens, {context.rounds} rounds", style="bold"))
+        if context is found.contexts[0]:
+            console.print(_kernels(context))
+        console.print(_steps(context))
+    if found.left_out:
+        lengths = ", ".join(map(str, found.left_out))
+        console.print(
+            Text(f"Not timed, for want of time: {lengths} tokens. Ask for them with --contexts.", style="dim")
+        )
+    if found.cost_model is not None:
+        console.print(Text("\nCost model, fitted to draft steps with several skip sets", style="bold"))
+        console.print(_costs(CostModel.from_dict(found.cost_model)))
+
+
+def _machine(machine: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for name, value in _facts(machine):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "processor", f"{machine['cpu'] or machine['architecture']}, {machine['cores']} cores"
+    caches = [
+        f"L{c['level']} {text.size(c['bytes'])}" + (f" × {c['count']}" if c["count"] > 1 else "")
+        for c in machine["caches"]
+    ]
+    yield "caches", ", ".join(caches) or text.UNKNOWN
+    yield "memory", f"{text.size(machine['memory_bytes'])}, {text.size(machine['available_bytes'])} free"
+    load = machine["load_average"]
+    yield "load, threads", f"{text.UNKNOWN if load is None else load}, {machine['threads']}"
+    packages = [f"{name} {version}" for name, version in machine["packages"].items() if version]
+    yield "software", ", ".join([machine["system"], f"Python {machine['python']}", *packages])
+    for gpu in machine["gpus"]:
+        yield "GPU", f"{gpu['name']}, {text.size(gpu['memory_bytes'])}, compute capability {gpu['capability']}"
+
+
+def _checks(checks: list[Check]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for check in checks:
+        mark, style = _MARKS[check.status]
+        detail = Text(check.detail, style="" if check.status == "ok" else style)
+        table.add_row(Text(mark, style=style), Text(check.name), detail)
+    return table
+
+
+def _kernels(context: ContextTiming) -> Table:
+    table = text.table("read kernel")
+    for header in ("bytes", "ms (middle half)", "GB/s"):
+        table.add_column(header, justify="right")
+    for kernel in context.kernels:
+        name = f"{kernel.name} (the limit)" if kernel.name == context.limit else kernel.name
+        speed = f"{kernel.bytes_per_second / 1e9:.1f}"
+        table.add_row(name, text.size(kernel.bytes), milliseconds(kernel.seconds), speed)
+    return table
+
+
+def _steps(context: ContextTiming) -> Table:
+    table = text.table("step")
+    for header in ("bytes", "ms (middle half)", "of the limit", "to decode"):
+        table.add_column(header, justify="right")
+    for name in _SHOWN:
+        if (step := context.step(name)) is not None:
+            table.add_row(*_step_row(step))
+    return table
+
+
+def _step_row(step: StepTiming) -> tuple[str, str, str, str, str]:
+    num_bytes = text.UNKNOWN if step.bytes is None else text.size(step.bytes)
+    return step.name, num_bytes, milliseconds(step.seconds), text.percent(step.of_limit), text.times(step.to_decode)
+
+
+def _costs(costs: CostModel) -> Table:
+    table = text.table("one", *costs.mlp)
+    rows = [("attention", costs.attention), ("MLP", costs.mlp), (f"head, {costs.vocabulary} token ids", costs.heads)]
+    for name, seconds in rows:
+        table.add_row(name, *(_one(seconds.get(precision)) for precision in costs.mlp))
+    for size, value in costs.vocabularies.items():
+        if size != costs.vocabulary:
+            table.add_row(f"head, {size} token ids", _one(value))
+    for context in costs.contexts:
+        if context.length != costs.length:
+            table.add_row(f"attention after {context.length} tokens", _one(context.attention))
+    return table
+
+
+def milliseconds(spread: Spread) -> str:
+    """``12.31 (12.10–12.92)``: the median of the rounds and their middle half."""
+    return f"{1e3 * spread.median:.2f} ({1e3 * spread.low:.2f}–{1e3 * spread.high:.2f})"
+
+
+def _one(seconds: float | None) -> str:
+    return text.UNKNOWN if seconds is None else f"{1e3 * seconds:.3f} ms"
