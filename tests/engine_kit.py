@@ -13,6 +13,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
 from selfspec_tune.engine import Generation, Limits, Runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs import GraphedRunner
+from selfspec_tune.engine.native import NativeRunner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel, load_model
@@ -23,6 +24,7 @@ RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {
     "reference": ReferenceRunner,
     "fast": FastRunner,
     "graphs": GraphedRunner,
+    "native": NativeRunner,
 }
 
 

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from scipy.optimize import nnls
 
-from selfspec_tune.costs import ContextCosts, CostModel, head_precision, sublayer_precision
+from selfspec_tune.costs import ContextCosts, CostModel
 from selfspec_tune.draft import Draft, Precision
 
 # A part of a draft step: ("head", precision, token ids), ("attention", precision, context), ("mlp", precision, 0).
@@ -70,10 +70,10 @@ def _parts(timing: DraftTiming, full_vocabulary: int) -> Counter[_Part]:
     """How often each part occurs in a step."""
     draft = timing.draft
     parts: Counter[_Part] = Counter()
-    parts["head", head_precision(draft), draft.vocabulary or full_vocabulary] = 1
+    parts["head", draft.precision.head, draft.vocabulary or full_vocabulary] = 1
     for index, skipped in enumerate(draft.skip_set.to_flags()):
         if not skipped:
-            precision = sublayer_precision(draft, index)
+            precision = draft.precision.of(index)
             parts["mlp" if index % 2 else "attention", precision, 0 if index % 2 else timing.length] += 1
     return parts
 

@@ -93,7 +93,7 @@ class FastRunner:
         self.num_layers = loaded.num_layers
         self.vocabulary_size = int(self._head.weight.shape[0])
         self._state = _State(loaded, model.config)
-        self._sublayers: list[SubLayer] = []
+        self._sublayers: list[Attention | Mlp] = []
         for index, layer in enumerate(loaded.sublayers.layers):
             self._sublayers.append(Attention(layer, index, self._state))
             self._sublayers.append(Mlp(layer))

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from selfspec_tune.costs import head_precision, sublayer_precision
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.models import LoadedModel
 
@@ -59,10 +58,10 @@ class Traffic:
 
     def draft_step(self, draft: Draft, context: int) -> float:
         """Bytes of one step of ``draft`` after ``context`` positions."""
-        moved = self.head.bytes_at(head_precision(draft)) * (draft.vocabulary or self.head_rows) / self.head_rows
+        moved = self.head.bytes_at(draft.precision.head) * (draft.vocabulary or self.head_rows) / self.head_rows
         for index, skipped in enumerate(draft.skip_set.to_flags()):
             if not skipped:
-                moved += self.sublayers[index].bytes_at(sublayer_precision(draft, index))
+                moved += self.sublayers[index].bytes_at(draft.precision.of(index))
                 moved += context * self.position if index % 2 == 0 else 0
         return moved + self.final + self.row
 

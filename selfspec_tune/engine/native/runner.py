@@ -149,7 +149,7 @@ class NativeRunner(FastRunner):
         key = index, precision
         if key not in self._described:
             described = Described()
-            made = self._copies.get(key)
+            made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
             self._described[key] = described, described.sublayer(index, self._sublayers[index], made)
         return self._described[key][1]
 
