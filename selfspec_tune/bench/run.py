@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.bench.log import opened
+from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
 from selfspec_tune.draft import Draft
@@ -38,33 +40,64 @@ _FLOOR_ITEMS = 4
 _FLOOR_TOKENS = 24
 
 
+@dataclass(frozen=True, slots=True)
+class BenchSetting:
+    """What a request comes to: prompts that may be measured on, a loaded model, and the skip sets' arms."""
+
+    workload: Workload
+    prompts: list[Prompt]
+    in_sample: bool
+    contenders: list[Arm]
+
+    @property
+    def split(self) -> str:
+        """Which prompts a result is about."""
+        return "in_sample" if self.in_sample else "test"
+
+    def provenance(self, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
+        """`bench_provenance` with the prompts' options and the hash of every prompt that is measured."""
+        record = {**asdict(self.workload.options), "test": [prompt.hash for prompt in self.prompts]}
+        return bench_provenance(self.workload, check, prompts=record, **extra)
+
+
 def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read."""
+    setting = open_bench(request, reporter)
+    workload, items = setting.workload, setting.workload.items(setting.prompts)
+    with opened(request.log, measurement(workload, {"": items}, request), reporter, fresh=request.fresh) as log:
+        contest = Contest(
+            workload,
+            make_check(workload, items, log.numeric_floor() if log else None),
+            items,
+            setting.contenders,
+            reference_arms(workload, setting.contenders[0], uniform_and_random=request.uniform_and_random),
+            num_reference_items=min(request.reference_prompts, len(items)),
+            rounds=request.rounds,
+            log=log.path if log else None,
+            session=log.session if log else None,
+        )
+        if log:
+            log.begin([contest], setting.provenance(contest.check), reporter)
+        reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
+        runs = contest.run(reporter)
+    return bench_result(
+        workload,
+        contest.arms,
+        runs,
+        split=setting.split,
+        in_sample=setting.in_sample,
+        provenance=log.provenance(runs) if log else setting.provenance(contest.check),
+    )
+
+
+def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
+    """Read skip sets and prompts first (cheap, may be wrong), then load the model."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
-    contenders = _contenders(workload, sources)
-    items = workload.items(prompts)
-    contest = Contest(
-        workload,
-        make_check(workload, items),
-        items,
-        contenders,
-        reference_arms(workload, contenders[0], uniform_and_random=request.uniform_and_random),
-        num_reference_items=min(request.reference_prompts, len(items)),
-        rounds=request.rounds,
-    )
-    reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
-    return bench_result(
-        workload,
-        contest.arms,
-        contest.run(reporter),
-        split="in_sample" if in_sample else "test",
-        in_sample=in_sample,
-        provenance=bench_provenance(workload, contest.check, prompts={**asdict(options), "test": _hashes(prompts)}),
-    )
+    return BenchSetting(workload, prompts, in_sample, contender_arms(workload, sources))
 
 
 def choose_prompts(
@@ -100,11 +133,13 @@ def choose_prompts(
     return unread, False
 
 
-def make_check(workload: Workload, items: Sequence[WorkItem]) -> LosslessCheck:
-    """A lossless check whose numeric floor is the largest found on the answers to a few items."""
+def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | None = None) -> LosslessCheck:
+    """A lossless check whose numeric floor is ``floor``, else the largest found on the answers to a few items."""
     runner, dtype = workload.runner, workload.loaded.dtype
     if dtype == torch.float32 or not workload.sampler.greedy:
         return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
+    if floor is not None:
+        return LosslessCheck(runner, floor)
     floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
@@ -129,7 +164,8 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
     )
 
 
-def _contenders(workload: Workload, sources: Sequence[Source]) -> list[Arm]:
+def contender_arms(workload: Workload, sources: Sequence[Source]) -> list[Arm]:
+    """An arm for every distinct draft of the sources, the first source's first."""
     arms: dict[str, Arm] = {}
     default: Draft | None = None
     for source in sources:
@@ -166,7 +202,3 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
     for name, other in others.items():
         arms.append(self_speculative_arm(workload, replace(main.draft, skip_set=other), name, name))
     return arms
-
-
-def _hashes(prompts: Sequence[Prompt]) -> list[str]:
-    return [prompt.hash for prompt in prompts]

@@ -252,16 +252,6 @@ SpecBench = Annotated[
     Path | None,
     typer.Option(metavar="F.jsonl", help="Write Spec-Bench answer rows.", rich_help_panel=_PANEL_FILES),
 ]
-BenchFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="bench.json",
-        help="Write the result with its raw runs.",
-        rich_help_panel=_PANEL_FILES,
-    ),
-]
-
 Json = Annotated[
     bool,
     typer.Option(

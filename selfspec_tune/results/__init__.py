@@ -6,6 +6,7 @@ methods      the figures of one way of decoding
 bench        bench.json
 skip_config  skip.json
 study        study.toml
+sweep        the result of bench --sweep
 
 Every file states its schema and version. Reading refuses another schema or a newer version
 with `FileFormatError`; unknown fields of the same version are kept.
@@ -17,6 +18,7 @@ from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
 from selfspec_tune.results.skip_config import DraftSettings, Score, SkipConfig
 from selfspec_tune.results.study import StudyConfig
+from selfspec_tune.results.sweep import SweepPoint, SweepResult
 
 __all__ = [
     "ArmRun",
@@ -36,5 +38,7 @@ __all__ = [
     "SkipLayers",
     "StopReason",
     "StudyConfig",
+    "SweepPoint",
+    "SweepResult",
     "TaskResult",
 ]

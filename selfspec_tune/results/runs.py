@@ -53,7 +53,9 @@ class PairedRun(Record):
 
     ``order`` and ``baseline_order`` are the arms' positions in their block, ``prompt_tokens``
     the prompt's length; ``first_difference`` is the index of the first new token that
-    differs, ``logit_gap`` the target's top-2 gap there.
+    differs, ``logit_gap`` the target's top-2 gap there. ``session`` numbers the process that
+    measured the pair where a bench was resumed; both arms are always of one block of one session.
+    ``point`` is the value of a sweep.
     """
 
     method: str
@@ -69,3 +71,5 @@ class PairedRun(Record):
     lossless: Lossless
     first_difference: int | None = None
     logit_gap: float | None = None
+    session: int | None = None
+    point: float | None = None
