@@ -43,9 +43,7 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"--sweep-values {text!r}: expected numbers with commas between, such as 256,512,1024."
-        ) from None
+        raise UsageError(f"--sweep-values {text!r}: expected numbers and commas, such as 256,512,1024.") from None
 
 
 def slug(text: str) -> str:
