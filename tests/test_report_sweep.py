@@ -66,6 +66,7 @@ def test_the_table_has_a_row_for_each_value_and_fits(width: int) -> None:
     assert all(len(line) <= width for line in page.splitlines())
     for part in ("256", "512", "1024", "1.49×", "decode", "end to end", "accept", "MAT", "lossless", "how it was made"):
         assert part in page
+    assert "●: decode speedup" in page
     header = next(line for line in page.splitlines() if "MAT" in line)
     assert ("tok/s" in header) == (width > 60)
     assert ("A-A" in header) == (width == 140)

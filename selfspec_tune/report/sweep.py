@@ -54,12 +54,10 @@ def sweep_report(result: SweepResult, width: int) -> Group:
     for curve in curves(result):
         if curve.label != SELF_SPECULATIVE:
             parts.append(Text(f"\n{curve.label}"))
-        parts += [
-            curve_table(result, curve, width),
-            *map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))),
-            Text(""),
-        ]
-    parts += [Text(LEGEND, style="dim"), Text(result.description, style="dim"), Text("")]
+        parts.append(curve_table(result, curve, width))
+        parts += [*map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))), Text("")]
+    parts += [Text(line, style="dim") for line in (PLOT_LEGEND, LEGEND, result.description)]
+    parts.append(Text(""))
     parts += [Text(line) for line in _check_lines(result)]
     parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
     return Group(*parts)
