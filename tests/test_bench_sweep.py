@@ -11,8 +11,10 @@ import pytest
 from selfspec_tune.bench import run_sweep
 from selfspec_tune.bench.contest import MeasurementInterrupted
 from selfspec_tune.errors import PromptError, UsageError
+from selfspec_tune.prompts import load_prompts
 from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
+from tests.kit import tiny_tokenizer
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady
 
 NUM_PROMPTS = 3
@@ -32,7 +34,7 @@ def sweep(tiny_llama_dir: Path, source: str) -> Any:
     ) -> SweepResult:
         model = {"name": str(tiny_llama_dir), "dtype": fields.pop("dtype", "float32"), "device": "cpu"}
         prompts = {"source": source, "num_prompts": NUM_PROMPTS, "max_new_tokens": 8, "template": "raw"}
-        prompts |= {name: fields.pop(name) for name in ("max_new_tokens", "temperature") if name in fields}
+        prompts |= {name: fields.pop(name) for name in ("max_new_tokens", "num_prompts") if name in fields}
         options = {"reference_prompts": 1} | fields
         request = BenchRequest((), skip_sets, tuple(model.items()), tuple(prompts.items()), **options)
         return run_sweep(SweepRequest(request, SweepKind(kind), values or None), listener or Listener())
@@ -169,15 +171,18 @@ def test_prompts_longer_than_the_shortest_context_are_left_out_everywhere(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    lengths = sorted(len(json.loads(line)["prompt"]) for line in Path(source).read_text().splitlines())
-    listener = Listener()
     with pytest.raises(PromptError, match="every prompt is longer"):
         sweep("context", 16, 100)
-    result = sweep("context", lengths[-1] - 4, 200, listener=listener)
-    measured = {run.prompt_hash for run in result.runs}
-    assert set(result.provenance["prompts"]["test"]) == measured
-    if len(measured) < NUM_PROMPTS:
-        assert any("left out at every value" in notice for notice in listener.notices)
+    alone = {run.prompt_hash for run in sweep("max-draft", 1, 2, num_prompts=12).runs}
+    lengths = {prompt.hash: len(tiny_tokenizer()(prompt.text)["input_ids"]) for prompt in load_prompts(source)}
+    short = {prompt for prompt in alone if lengths[prompt] <= 31}
+    assert 0 < len(short) < len(alone) == 12
+    listener = Listener()
+    result = sweep("context", 31, 200, num_prompts=12, listener=listener)
+    for value in (31, 200):
+        assert {run.prompt_hash for run in result.runs if run.point == value} == short
+    assert set(result.provenance["prompts"]["test"]) == short
+    assert any(f"{12 - len(short)} of 12 prompts have more than 31" in notice for notice in listener.notices)
 
 
 @pytest.mark.parametrize(

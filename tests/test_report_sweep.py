@@ -37,8 +37,7 @@ def sweep_result(*speedups: float, second: bool = False, lossy: tuple[int, ...] 
         ]
         methods = [summarise_baseline(runs), summarise("self-speculative:1", "self-speculative", runs, skip=SKIP)]
         if second:
-            other = summarise("self-speculative:2", "self-speculative", runs, skip=SkipSet(12, (1,)), description="b")
-            methods = [methods[0], methods[1].model_copy(update={"description": "a"}), other]
+            methods.append(summarise("self-speculative:2", "self-speculative", runs, skip=SkipSet(12, (1,))))
         even = Interval(1.0, 0.98, 1.02)
         points.append(
             SweepPoint(
@@ -76,10 +75,15 @@ def test_the_table_has_a_row_for_each_value_and_fits(width: int) -> None:
 
 def test_several_skip_sets_have_a_table_each() -> None:
     result = sweep_result(1.5, 1.3, second=True)
-    assert [curve.label for curve in curves(result)] == ["a", "b"]
-    page = printed(result, 100)
-    assert "\na\n" in page
-    assert "\nb\n" in page
+    assert [curve.label for curve in curves(result)] == [str(SKIP), "attn 1"]
+    assert "\nattn 1\n" in "\n".join(line.rstrip() for line in printed(result, 100).splitlines())
+
+
+def test_drafts_of_one_skip_set_are_told_apart_by_their_ids() -> None:
+    result = sweep_result(1.5, 1.3, second=True)
+    for point in result.points:
+        point.methods[2] = point.methods[2].model_copy(update={"skip": point.methods[1].skip})
+    assert [curve.label for curve in curves(result)] == ["self-speculative:1", "self-speculative:2"]
 
 
 def test_warnings_and_sessions_are_told() -> None:

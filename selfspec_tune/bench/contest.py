@@ -101,8 +101,9 @@ class Contest:
         return records
 
     def in_order(self, known: dict[Key, PairedRun]) -> list[PairedRun]:
-        """The records of this contest, block by block, in the arms' order."""
-        return [known[_key(arm, block)] for block in self.sequence for arm in self.arms_of(block)]
+        """Those of the ``known`` records that are of this contest, block by block, in the arms' order."""
+        keys = (_key(arm, block) for block in self.sequence for arm in self.arms_of(block))
+        return [known[key] for key in keys if key in known]
 
 
 def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[PairedRun]]:

@@ -96,9 +96,9 @@ def _context_points(asked: Sequence[float] | None, setting: BenchSetting, report
             "Raise the smallest value, or give other --prompts."
         )
     if len(prompts) < len(lengths):
-        left_out = len(lengths) - len(prompts)
         reporter.notice(
-            f"{left_out} of {len(lengths)} prompts have more than {min(values)} tokens: left out everywhere"
+            f"{len(lengths) - len(prompts)} of {len(lengths)} prompts have more than {min(values)} tokens; they are "
+            "left out at every value"
         )
     return _lengthened_points(workload, prompts, values, reporter, is_asked=asked is not None)
 

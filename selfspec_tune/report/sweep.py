@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.report import text
-from selfspec_tune.report.tables import LEGEND, lossless, model_line, sessions_lines
+from selfspec_tune.report.tables import LEGEND, lossless, model_line, sessions_lines, skip_text
 from selfspec_tune.report.verdict import SELF_SPECULATIVE
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
 
@@ -26,19 +26,19 @@ class Curve:
     """One skip set over all values; ``points`` hold its figures where it was measured."""
 
     label: str
-    method_id: str
     points: tuple[tuple[SweepPoint, MethodResult], ...]
 
 
 def curves(result: SweepResult) -> list[Curve]:
     """A curve for every skip set, named by the set where there are several."""
     ids = list(dict.fromkeys(m.id for point in result.points for m in point.methods if m.name == SELF_SPECULATIVE))
-    found = []
-    for method_id in ids:
-        pairs = [(p, m) for p in result.points for m in p.methods if m.id == method_id]
-        label = pairs[0][1].description or method_id if len(ids) > 1 else SELF_SPECULATIVE
-        found.append(Curve(label, method_id, tuple(pairs)))
-    return found
+    found = {method_id: [(p, m) for p in result.points for m in p.methods if m.id == method_id] for method_id in ids}
+    labels = [skip_text(pairs[0][1], result.model.num_layers) for pairs in found.values()]
+    if len(set(labels)) < len(labels):
+        labels = ids
+    if len(ids) == 1:
+        labels = [SELF_SPECULATIVE]
+    return [Curve(label, tuple(pairs)) for label, pairs in zip(labels, found.values(), strict=True)]
 
 
 def print_sweep(console: Console, result: SweepResult) -> None:
