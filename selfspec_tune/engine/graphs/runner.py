@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.draft_copies import Key
-from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, Place, SubLayer
+from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, SubLayer
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
 from selfspec_tune.engine.runner import check_cache
