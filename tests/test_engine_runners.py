@@ -516,7 +516,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(
 
     monkeypatch.setattr(torch, "zeros", out_of_memory)
     with pytest.raises(
-        UsageError, match="No memory for a cache of 512 positions on cpu.*Tried to allocate 9 GiB"
+        UsageError, match=r"No memory for a cache of 512 positions on cpu\..*Tried to allocate 9 GiB"
     ) as why:
         runner.reserve(400)
     assert "--max-new-tokens" in str(why.value)
