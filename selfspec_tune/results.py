@@ -52,7 +52,8 @@ class ArmRun(Record):
 
     ``decode_seconds`` is everything after the prefill; ``draft_seconds`` and
     ``verify_seconds`` are parts of it. ``accepted`` and ``drafted`` count tokens per round
-    (the token that verification itself adds is in neither); plain decoding has no rounds.
+    (the token that verification itself adds is in neither), ``sources`` who drafted in each
+    ("plain": nobody; empty in older files); plain decoding has no rounds.
     """
 
     num_tokens: int = Field(ge=0)
@@ -62,6 +63,7 @@ class ArmRun(Record):
     verify_seconds: float = Field(default=0.0, ge=0)
     accepted: list[int] = []
     drafted: list[int] = []
+    sources: list[str] = []
     stop_reason: StopReason = "length"
 
     @model_validator(mode="after")
@@ -70,6 +72,8 @@ class ArmRun(Record):
             raise ValueError(f"{len(self.accepted)} accepted counts for {len(self.drafted)} drafted counts")
         if any(a > d for a, d in zip(self.accepted, self.drafted, strict=True)):
             raise ValueError("a round accepted more tokens than it drafted")
+        if self.sources and len(self.sources) != len(self.drafted):
+            raise ValueError(f"{len(self.sources)} sources for {len(self.drafted)} rounds")
         return self
 
     @property
@@ -248,11 +252,13 @@ class BenchResult(Document):
 class DraftSettings(Record):
     """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`."""
 
-    policy: Literal["fixed", "threshold", "adaptive"]
+    policy: Literal["fixed", "threshold", "adaptive", "cost-aware"]
     max_draft_tokens: int
     exit_threshold: float
-    precision: str = "same"
+    precision: str | dict[str, Any] = "same"
     vocabulary: int | None = None
+    ngram: dict[str, int] | None = None
+    model_drafts: bool = True
 
 
 class Score(Record):

@@ -21,7 +21,7 @@ ROOT = Path(selfspec_tune.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"files", "requests", "skip_set", "statistics"}),
-    frozenset({"dialects", "draft", "reporting"}),
+    frozenset({"costs", "dialects", "draft", "policies", "reporting"}),
     frozenset({"prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
     frozenset({"engine"}),
@@ -34,12 +34,14 @@ LAYERS: tuple[frozenset[str], ...] = (
 TORCH_FREE = frozenset(
     {
         "cli",
+        "costs",
         "dialects",
         "draft",
         "errors",
         "export",
         "files",
         "models.aliases",
+        "policies",
         "prompts",
         "provenance",
         "report",

@@ -10,8 +10,8 @@ import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
-from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
-from selfspec_tune.draft import Draft
+from selfspec_tune.bench.sources import Source, gather, model_options, overridden, prompt_options
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import autoregressive
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
@@ -25,7 +25,6 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
-from selfspec_tune.measure.pairs import draft_text
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
@@ -45,7 +44,7 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
-    contenders = _contenders(workload, sources)
+    contenders = _contenders(workload, sources, request)
     items = workload.items(prompts)
     contest = Contest(
         workload,
@@ -129,20 +128,20 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
     )
 
 
-def _contenders(workload: Workload, sources: Sequence[Source]) -> list[Arm]:
+def _contenders(workload: Workload, sources: Sequence[Source], request: BenchRequest) -> list[Arm]:
     arms: dict[str, Arm] = {}
     default: Draft | None = None
     for source in sources:
         draft = source.draft(workload.loaded, default)
         default = default or draft
-        arm = contender(workload, draft)
+        arm = contender(workload, overridden(draft, request))
         arms.setdefault(arm.id, arm)
     return list(arms.values())
 
 
 def contender(workload: Workload, draft: Draft) -> Arm:
     """A self-speculative arm whose id tells this draft from every other, in logs too."""
-    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft_text(draft))[:8]}"
+    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
     return self_speculative_arm(workload, draft, arm_id)
 
 
@@ -153,7 +152,10 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
     skip_set = main.draft.skip_set
     if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
         # What verification alone does to the output: the yardstick for numerical ties.
-        empty = Draft(SkipSet.empty(skip_set.num_layers), main.draft.policy)
+        policy = main.draft.policy
+        if policy.kind is PolicyKind.COST_AWARE:  # that would never draft at the full model's cost
+            policy = DraftPolicy(max_draft_tokens=policy.max_draft_tokens)
+        empty = Draft(SkipSet.empty(skip_set.num_layers), policy)
         arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
     if not uniform_and_random or skip_set.is_empty:
         return arms

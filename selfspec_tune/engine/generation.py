@@ -13,9 +13,10 @@ class Generation:
     """Token ids and what producing them took; rates are derived from it later.
 
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
-    plain decoding). Times are seconds of synchronised work; ``verify_seconds`` is the time
-    in full-model forward passes after prefill, plain decode steps included.
-    ``decode_seconds`` is everything after prefill, overhead included.
+    plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`). Times
+    are seconds of synchronised work; ``verify_seconds`` is the time in full-model forward
+    passes after prefill, plain decode steps included. ``decode_seconds`` is everything
+    after prefill, overhead included.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -26,6 +27,7 @@ class Generation:
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
     stop_reason: StopReason = "length"
+    sources: list[str] = field(default_factory=list)
 
     @property
     def total_seconds(self) -> float:

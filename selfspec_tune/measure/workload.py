@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from random import Random
 
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
+from selfspec_tune.engine.costs import VERIFY_TOKENS, measure_step_costs
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, ModelOptions, PromptOptions
+
+_COST_CONTEXT = 128  # tokens before the steps that are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +39,21 @@ class Workload:
     runner: Runner
     options: PromptOptions
     sampler: Sampler = field(init=False)
+    _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
         self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+
+    def step_costs(self, draft: Draft) -> StepCosts:
+        """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy."""
+        steps = replace(draft, policy=DraftPolicy())
+        if steps not in self._step_costs:
+            length = min(_COST_CONTEXT, self.loaded.context_length - max(VERIFY_TOKENS))
+            # Which tokens they are has no influence on the time.
+            context = Random(0).choices(range(self.runner.vocabulary_size), k=max(length, 1))
+            self._step_costs[steps] = measure_step_costs(self.runner, context, draft)
+        return self._step_costs[steps]
 
     def limits(self, max_new_tokens: int | None = None) -> Limits:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""
