@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, Source
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.results import (
@@ -61,6 +61,7 @@ def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostMo
     counts = Counts(
         [drafted for run in runs for drafted in run.candidate.drafted],
         [accepted for run in runs for accepted in run.candidate.accepted],
+        [source for run in runs for source in run.candidate.sources or [Source.MODEL] * len(run.candidate.drafted)],
     )
     if not counts.drafted:
         return None

@@ -11,13 +11,15 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, DraftPrecision, NgramLookup
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Trace
-from selfspec_tune.search.replay import CostModel, best_policy
+from selfspec_tune.search.lookups import look_up
+from selfspec_tune.search.replay import CostModel, acceptance_prior, best_policy
 from selfspec_tune.skip_set import SkipSet
 
 _SHORTLIST = 8
 _PATIENCE = 4
+_SAME = DraftPrecision()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,21 @@ class Proxy:
     """Predicts the decode speedup of skip sets; remembers what it has scored."""
 
     def __init__(
-        self, scorer: DraftScorer, costs: CostModel, grid: Sequence[DraftPolicy], vocabulary: int | None
+        self,
+        scorer: DraftScorer,
+        costs: CostModel,
+        grid: Sequence[DraftPolicy],
+        vocabulary: int | None,
+        *,
+        precision: DraftPrecision = _SAME,
+        ngram: NgramLookup | None = None,
     ) -> None:
         self._scorer = scorer
         self._grid = grid
         self._vocabulary = vocabulary
+        self._precision = precision
+        self._ngram = ngram
+        self._lookups = None if ngram is None else [look_up(window, ngram) for window in scorer.windows]
         self._known: dict[SkipSet, Prediction] = {}
         self.costs = costs
 
@@ -49,8 +61,15 @@ class Proxy:
 
     def _predict(self, skip_set: SkipSet, trace: Trace, origin: str) -> Prediction:
         step = self.costs.draft_step(len(skip_set.attention), len(skip_set.mlp))
-        policy, speedup = best_policy(trace.matches, trace.confidences, self.costs, step, self._grid)
-        return Prediction(Draft(skip_set, policy, vocabulary=self._vocabulary), speedup, origin)
+        policy, speedup = best_policy(
+            trace.matches, trace.confidences, self.costs, step, self._grid, self._lookups, self._ngram
+        )
+        return Prediction(Draft(skip_set, policy, self._precision, self._vocabulary, self._ngram), speedup, origin)
+
+    def prior(self, skip_set: SkipSet) -> AcceptancePrior:
+        """What acceptance to expect of a draft with ``skip_set``."""
+        trace = self._scorer.trace(skip_set, self._vocabulary)
+        return acceptance_prior(trace.matches, trace.confidences)
 
     @property
     def num_known(self) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from time import monotonic
 
-from selfspec_tune.draft import DraftPolicy, PolicyKind
+from selfspec_tune.draft import AcceptancePrior, DraftPolicy, PolicyKind
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
@@ -25,6 +25,7 @@ from selfspec_tune.search.proxy import (
     prefixes,
 )
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, CostModel, best_policy, policies
+from selfspec_tune.search.setting import draft_lookup, draft_precision
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
 
@@ -73,13 +74,22 @@ class Ranker:
         vocabulary = self._choose_vocabulary(narrow, rises)
         costs = self._costs(vocabulary)
         ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
-        proxy = Proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
+        proxy = self._proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
         if narrow.is_token_exact:
             self._reporter.stage("proxy", "candidates predicted without decoding")
             self._propose(proxy, rises, ladder, seconds)
-        wide = Proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
+        wide = self._proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
         candidates = self._shortlist(proxy, wide, ladder)
+        if self._options.policy == PolicyKind.COST_AWARE:
+            candidates = with_prior(candidates, wide.prior(candidates[0].draft.skip_set))
         return Ranking(costs, rises, vocabulary, candidates)
+
+    def _proxy(
+        self, scorer: DraftScorer, costs: CostModel, grid: Sequence[DraftPolicy], vocabulary: int | None
+    ) -> Proxy:
+        options = self._options
+        precision = draft_precision(options, self._num_layers)
+        return Proxy(scorer, costs, grid, vocabulary, precision=precision, ngram=draft_lookup(options))
 
     def _scorer(self, most: int, length: int) -> DraftScorer:
         spread = spread_windows(self._answers, length=length, most=most, seed=self._seed)
@@ -145,6 +155,12 @@ class Ranker:
         ranked = sorted((wide(skip_set, "prefix") for skip_set in ladder), key=lambda p: -p.speedup)
         known = {prediction.draft.skip_set for prediction in chosen}
         return chosen + [prediction for prediction in ranked if prediction.draft.skip_set not in known]
+
+
+def with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
+    """The candidates with one prior for all: a study's drafts then differ in what it searches only."""
+    drafts = (replace(c.draft, policy=replace(c.draft.policy, prior=prior)) for c in candidates)
+    return [replace(c, draft=draft) for c, draft in zip(candidates, drafts, strict=True)]
 
 
 def _candidate(number: int, prediction: Prediction) -> Candidate:
