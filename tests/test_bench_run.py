@@ -129,6 +129,17 @@ def test_a_set_that_skips_every_attention_can_be_benched(bench: Any) -> None:
     assert bench("attn 0-3").methods[1].lossless.mismatches == 0
 
 
+def test_a_cost_aware_bench_with_a_lookup_is_lossless_and_says_who_drafted(bench: Any) -> None:
+    options = (("policy", "cost-aware"), ("ngram", True))
+    result = bench("attn 2", draft_overrides=options, max_new_tokens=24)
+    main = result.methods[1]
+    assert (main.lossless.mismatches, main.num_prompts) == (0, 4)
+    assert "cost-aware" in main.description
+    runs = [run.candidate for run in result.runs if run.method == main.id]
+    assert all(len(run.sources) == len(run.drafted) for run in runs)
+    assert {source for run in runs for source in run.sources} <= {"plain", "ngram", "model"}
+
+
 def test_sampled_decoding_is_benched_by_time_per_token(bench: Any) -> None:
     result = bench("attn 2", temperature=0.8)
     assert {run.lossless for run in result.runs} == {"sampled"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.dialects import parse_skip_set
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
@@ -33,6 +33,18 @@ class Source:
             return replace(default, skip_set=skip_set) if default else Draft(skip_set)
         check_same_model(self.config, loaded, self.label)
         return Draft.from_dict(self.config.skip_set(), self.config.draft.model_dump())
+
+
+def overridden(draft: Draft, request: BenchRequest) -> Draft:
+    """``draft`` with what the request says of policy, lookup and precision."""
+    options: dict[str, Any] = dict(request.draft_overrides)
+    if "policy" in options:
+        draft = replace(draft, policy=replace(draft.policy, kind=PolicyKind(options["policy"])))
+    if "ngram" in options:
+        draft = replace(draft, ngram=(draft.ngram or NgramLookup()) if options["ngram"] else None)
+    if "precision" in options:
+        draft = replace(draft, precision=DraftPrecision.parse(options["precision"], draft.skip_set.num_layers))
+    return draft
 
 
 def gather(request: BenchRequest) -> list[Source]:

@@ -6,8 +6,11 @@ import re
 from enum import StrEnum
 from typing import Any
 
+from selfspec_tune.draft import DraftPrecision
 from selfspec_tune.errors import BudgetError, UsageError
+from selfspec_tune.requests import ExtraMemory
 
+_MOST_LAYERS = 1000  # more than any model has
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
 
 
@@ -34,6 +37,18 @@ def parse_vocabulary(text: str | None) -> str | None:
     if text is None or text in ("auto", "full") or (text.isdecimal() and int(text) > 0):
         return text
     raise UsageError(f"--draft-vocab {text!r}: expected auto, full, or a positive number of token ids.")
+
+
+def parse_precision(text: str | None) -> str | None:
+    """The text form of a `DraftPrecision`, checked as far as can be without a model. Raises `UsageError`."""
+    if text is not None:
+        DraftPrecision.parse(text, _MOST_LAYERS)
+    return text
+
+
+def parse_extra_memory(text: str | None) -> ExtraMemory | None:
+    """``30%``, ``2GiB`` or ``0``. Raises `UsageError`."""
+    return None if text is None else ExtraMemory.parse(text)
 
 
 def slug(text: str) -> str:
