@@ -20,7 +20,7 @@ from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
-from tests.engine_kit import load, prompt_tokens
+from tests.engine_kit import llama, load, prompt_tokens
 
 CPU = torch.device("cpu")
 INT8, INT4, SAME = Precision.INT8, Precision.INT4, Precision.SAME
@@ -144,10 +144,11 @@ def test_the_matrix_vector_product_for_gpus_is_the_same_product() -> None:
 RUNNERS = [FastRunner, GraphedRunner]
 
 
-def _draft(precision: DraftPrecision, skip_set: SkipSet = SkipSet.empty(4), **settings: object) -> Draft:
-    return Draft(skip_set, DraftPolicy(PolicyKind.FIXED, 4), precision, **settings)  # type: ignore[arg-type]
+def _draft(precision: DraftPrecision, skip_set: SkipSet | None = None, **settings: object) -> Draft:
+    return Draft(skip_set or SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED, 4), precision, **settings)  # type: ignore[arg-type]
 
 
+@torch.inference_mode()
 def _dequantised(directory: Path, precision: Precision, index: int) -> LoadedModel:
     """The model with the linear layers of one sub-layer (8: the head) replaced by what the copy stands for."""
     loaded = load(directory)
@@ -239,8 +240,6 @@ def test_a_draft_over_the_limit_is_refused_with_its_need(loaded: LoadedModel) ->
 
 
 def test_a_runner_says_which_precisions_it_cannot_draft_at(tmp_path: Path) -> None:
-    from tests.engine_kit import llama
-
     runner = FastRunner(load(llama(tmp_path, hidden_size=48, intermediate_size=80, head_dim=16)))
     assert runner.precision_refusal(SAME) is None
     assert runner.precision_refusal(INT8) is None

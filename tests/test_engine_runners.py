@@ -504,3 +504,19 @@ def _assert_not_chosen(loaded: LoadedModel, wrong: type[FastRunner], monkeypatch
     notices: list[str] = []
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
     assert "differ from the reference" in notices[0]
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = FastRunner(loaded)
+
+    def out_of_memory(*arguments: object, **settings: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
+
+    monkeypatch.setattr(torch, "zeros", out_of_memory)
+    with pytest.raises(
+        UsageError, match=r"No memory for a cache of 512 positions on cpu\..*Tried to allocate 9 GiB"
+    ) as why:
+        runner.reserve(400)
+    assert "--max-new-tokens" in str(why.value)

@@ -185,9 +185,11 @@ def _quantize_int4(rows: Tensor, settings: LowBitSettings, dtype: torch.dtype, f
 def _pack(codes: Tensor) -> Tensor:
     """Codes 0–15 [rows, columns] in the layout of the device's kernel."""
     if codes.device.type == "cpu":
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    pairs = codes[:, ::2] << 4 | codes[:, 1::2]
-    return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), _inner_tiles(int(codes.shape[1])))
+        packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    else:
+        pairs = codes[:, ::2] << 4 | codes[:, 1::2]
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), _inner_tiles(int(codes.shape[1])))
+    return packed
 
 
 def _inner_tiles(num_inputs: int) -> int:
@@ -197,7 +199,8 @@ def _inner_tiles(num_inputs: int) -> int:
 
 def _int8_linear(hidden: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if hidden.device.type == "cpu":
-        return torch.ops.aten._weight_int8pack_mm(hidden.contiguous(), codes, scale)
+        output: Tensor = torch.ops.aten._weight_int8pack_mm(hidden.contiguous(), codes, scale)
+        return output
     if hidden.shape[0] == 1:
         return _compiled_matvec()(hidden, codes, scale)
     # Many rows at once are a search scoring a text, never a draft step: no time is taken of it.

@@ -30,13 +30,15 @@ class Quantized:
     @property
     def signed_codes(self) -> Tensor:
         """Codes about 0, int8 [rows, columns]."""
-        return (self.codes.to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
+        signed: Tensor = self.codes.to(torch.int16) - 2 ** (self.bits - 1)
+        return signed.to(torch.int8)
 
     def dequantize(self) -> Tensor:
         """The weight that the codes stand for, float32 [rows, columns]."""
         rows, columns = self.codes.shape
         codes = self.codes.view(rows, self.scale.shape[1], -1).float() - 2 ** (self.bits - 1)
-        return (codes * self.scale.float()[..., None] + self.centre.float()[..., None]).view(rows, columns)
+        values: Tensor = codes * self.scale.float()[..., None] + self.centre.float()[..., None]
+        return values.view(rows, columns)
 
 
 def quantize_symmetric(weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Quantized:
@@ -128,4 +130,5 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def _codes(signed: Tensor, bits: int, shape: torch.Size) -> Tensor:
-    return (signed + 2 ** (bits - 1)).to(torch.uint8).view(shape)
+    codes: Tensor = signed + 2 ** (bits - 1)
+    return codes.to(torch.uint8).view(shape)

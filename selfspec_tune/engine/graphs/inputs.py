@@ -42,7 +42,7 @@ class DeviceInputs:
             self._send(start, 0, list(tokens))
 
     def expect_draft(self, position: int, token: int, count: int = 1) -> None:
-        """Have the next ``count`` draft steps begin with ``token`` at ``position``: behind the last one, if they can."""
+        """Have the next ``count`` draft steps begin with ``token`` at ``position``, behind the last if they can."""
         follows = self._is_drafting and self._start + self._slot == position and self._slot + count < self.size
         if not follows:
             self._send(position, 0, [token])
@@ -65,6 +65,7 @@ class _Ring:
     """Page-locked buffers in turn, so that a copy to the GPU need not be waited for."""
 
     def __init__(self, size: int, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
         self._buffers = [torch.zeros(size, dtype=torch.int64, pin_memory=self._on_gpu) for _ in range(_RING)]
         self._sent = [torch.cuda.Event() for _ in range(_RING)] if self._on_gpu else []
@@ -80,4 +81,4 @@ class _Ring:
         part.copy_(torch.tensor(values))
         target[: len(values)].copy_(part, non_blocking=True)
         if self._on_gpu:
-            self._sent[turn].record()
+            self._sent[turn].record(torch.cuda.current_stream(self._device))

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine.draft_copies import Key
-from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, Place, SubLayer
+from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, SubLayer
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
 from selfspec_tune.engine.runner import check_cache
@@ -76,10 +76,10 @@ class GraphedRunner(FastRunner):
     def set_draft(self, draft: Draft) -> None:
         super().set_draft(draft)
         policy = draft.policy
-        self._needs_probability = policy.needs_probability
+        self._needs_probability = policy.kind is not PolicyKind.FIXED
         self._max_draft_tokens = min(policy.max_draft_tokens, MAX_MASKED_TOKENS - 1)
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
-        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, policy.needs_probability)
+        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, self._needs_probability)
         self._drafts.pop(self._draft_key, None)
         self._drafts[self._draft_key] = frozenset(self._copies_of(draft))
         if len(self._drafts) > _MAX_DRAFTS:
