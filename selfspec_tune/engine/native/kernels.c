@@ -45,12 +45,18 @@ enum { KIND_ATTENTION = 0, KIND_MLP = 1 };
 
 typedef struct {
     int32_t format;
-    int32_t has_centre; /* int4: value = scale * (q - 8), plus the group's centre */
+    int32_t has_centre; /* int4: value = scale * (q - 8) + centre, else scale * CODEBOOK[q] */
     int64_t rows, cols;
     const void *data;
     const float *scales; /* int8: one per row */
     const float *bias;   /* or null */
 } Linear;
+
+/* The 16 levels of an int4 weight without a centre, in units of its group's greatest weight.
+ * Lloyd's algorithm on weights of a 1.5B model, each group of 32 divided by its extreme. */
+static const float CODEBOOK[16] = {-0.87890625f, -0.69140625f, -0.5390625f, -0.41015625f, -0.298828125f, -0.1982421875f,
+                                   -0.10693359375f, -0.019775390625f, 0.06689453125f, 0.15625f, 0.251953125f, 0.357421875f,
+                                   0.4765625f, 0.6171875f, 0.78515625f, 1.f};
 
 typedef struct {
     int32_t kind, layer;
@@ -312,24 +318,27 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
     const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
     f16v total = splat(0.f);
 #if HAVE_DOT_BF16
-    uint16_t values[32];
-    for (int i = 0; i < 32; i++) values[i] = narrow1((float)(i % 16 - 8));
+    uint16_t values[32]; /* twice over: a permutation reads five bits, and the fifth is another code's */
+    for (int i = 0; i < 32; i++) values[i] = narrow1(l->has_centre ? (float)(i % 16 - 8) : CODEBOOK[i % 16]);
     const __m512i table = _mm512_loadu_si512(values);
+#else
+    f16v table;
+    for (int i = 0; i < 16; i++) table[i] = l->has_centre ? (float)(i - 8) : CODEBOOK[i];
 #endif
     for (int64_t g = 0; g < groups; g++, p += bytes) {
         const uint8_t *nibbles = p + bytes - 256;
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + PREFETCH / 2 + i, 0, 2);
 #if HAVE_DOT_BF16
         const uint32_t *pairs = (const uint32_t *)(x->b + g * GROUP); /* two neighbouring inputs each */
-        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int q = 0; q < 4; q++) {
-            __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
-            const uint32_t *xp = pairs + 4 * q;
-            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(w, table), (__m512bh)_mm512_set1_epi32((int)xp[0]));
-            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4), table), (__m512bh)_mm512_set1_epi32((int)xp[1]));
-            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8), table), (__m512bh)_mm512_set1_epi32((int)xp[2]));
-            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 12), table), (__m512bh)_mm512_set1_epi32((int)xp[3]));
+            const __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
+            for (int s = 0; s < 4; s++) {
+                const __m512bh two = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4 * s), table);
+                sums[s % 2] = _mm512_dpbf16_ps(sums[s % 2], two, (__m512bh)_mm512_set1_epi32((int)pairs[4 * q + s]));
+            }
         }
-        f16v sum = (f16v)_mm512_add_ps(even, odd);
+        const f16v sum = (f16v)_mm512_add_ps(sums[0], sums[1]);
 #else
         f16v sum = splat(0.f);
         for (int q = 0; q < 4; q++) {
@@ -337,12 +346,11 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
             memcpy(&w, nibbles + 64 * q, sizeof w);
             for (int s = 0; s < 4; s++) {
                 const uint16_t *xp = x->b + g * GROUP + 8 * q + 2 * s;
-                f16v low = __builtin_convertvector((i16v)((w >> (4 * s)) & 15), f16v);
-                f16v high = __builtin_convertvector((i16v)((w >> (16 + 4 * s)) & 15), f16v);
+                const f16v low = __builtin_shuffle(table, (i16v)((w >> (4 * s)) & 15));
+                const f16v high = __builtin_shuffle(table, (i16v)((w >> (16 + 4 * s)) & 15));
                 sum += low * widen1(xp[0]) + high * widen1(xp[1]);
             }
         }
-        sum -= 8.f * x->sums[g];
 #endif
         total += sum * widen((const uint16_t *)p);
         if (l->has_centre) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
@@ -751,8 +759,68 @@ void dequantise(const Linear *l, void *values, int32_t is_bf16, int32_t num_thre
             const uint32_t *words = (const uint32_t *)(p + bytes - 256);
             for (int i = 0; i < GROUP; i++) {
                 const uint32_t word = words[i / 8 * UNIT + lane];
-                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15) - 8;
-                store_any1(values, n * l->cols + g * GROUP + i, scale * (float)q + centre, is_bf16);
+                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15);
+                const float level = l->has_centre ? (float)(q - 8) : CODEBOOK[q];
+                store_any1(values, n * l->cols + g * GROUP + i, scale * level + centre, is_bf16);
+            }
+        }
+    }
+}
+
+/* The best of a few scales near the group's extreme: codes of its GROUP weights; returns the scale. */
+static uint16_t encode(const float *weights, uint8_t *codes) {
+    static const float tried[] = {1.f, 0.95f, 0.9f, 1.05f, 0.85f, 1.1f};
+    float extreme = 0, least = INFINITY;
+    uint16_t best = 0;
+    for (int i = 0; i < GROUP; i++)
+        if (fabsf(weights[i]) > fabsf(extreme)) extreme = weights[i];
+    memset(codes, 0, GROUP);
+    if (extreme == 0) return 0;
+    for (size_t c = 0; c < sizeof tried / sizeof *tried; c++) {
+        const uint16_t stored = narrow1(extreme * tried[c]);
+        const float scale = widen1(stored);
+        if (scale == 0) continue;
+        i16v chosen[GROUP / LANES];
+        f16v error = splat(0.f);
+        for (int part = 0; part < GROUP / LANES; part++) {
+            const f16v w = load_f(weights + part * LANES), level = w / scale;
+            i16v code = {};
+            f16v value = splat(CODEBOOK[0]);
+            for (int j = 1; j < 16; j++) {
+                const i16v above = level > (CODEBOOK[j - 1] + CODEBOOK[j]) / 2;
+                code -= above;
+                value = choose(above, splat(CODEBOOK[j]), value);
+            }
+            const f16v wrong = value * scale - w;
+            error += wrong * wrong;
+            chosen[part] = code;
+        }
+        const float sum = sum1(error);
+        if (sum >= least) continue;
+        least = sum;
+        best = stored;
+        for (int i = 0; i < GROUP; i++) codes[i] = (uint8_t)chosen[i / LANES][i % LANES];
+    }
+    return best;
+}
+
+/* An int4 copy by the codebook, in the layout of `dot_int4`, of a weight [rows, cols]; cols: a multiple of GROUP. */
+void pack_codebook(const void *weight, int32_t is_bf16, int64_t rows, int64_t cols, uint8_t *out, int32_t num_threads) {
+    const int64_t groups = cols / GROUP, bytes = 32 + 256;
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t n = 0; n < (rows + UNIT - 1) / UNIT * UNIT; n++) {
+        const int64_t lane = n % UNIT;
+        for (int64_t g = 0; g < groups; g++) {
+            uint8_t *p = out + (n / UNIT * groups + g) * bytes, codes[GROUP];
+            float weights[GROUP];
+            for (int i = 0; i < GROUP; i++)
+                weights[i] = n < rows ? load_any1(weight, n * cols + g * GROUP + i, is_bf16) : 0.f;
+            const uint16_t scale = encode(weights, codes);
+            memcpy(p + 2 * lane, &scale, sizeof scale);
+            for (int q = 0; q < 4; q++) {
+                uint32_t word = 0;
+                for (int i = 0; i < 8; i++) word |= (uint32_t)codes[8 * q + i] << (i % 2 * 16 + i / 2 * 4);
+                memcpy(p + 32 + 64 * q + 4 * lane, &word, sizeof word);
             }
         }
     }
