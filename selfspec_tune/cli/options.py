@@ -78,7 +78,10 @@ Device = Annotated[
 RunnerName = Annotated[
     Runner | None,
     typer.Option(
-        "--runner", help="Engine; native needs a CPU and a C compiler, graphs a GPU.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL
+        "--runner",
+        help="Engine; native needs a CPU and a C compiler, graphs a GPU.",
+        show_default=_MODEL.runner,
+        rich_help_panel=_PANEL_MODEL,
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -293,16 +296,6 @@ SpecBench = Annotated[
     Path | None,
     typer.Option(metavar="F.jsonl", help="Write Spec-Bench answer rows.", rich_help_panel=_PANEL_FILES),
 ]
-BenchFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="bench.json",
-        help="Write the result with its raw runs.",
-        rich_help_panel=_PANEL_FILES,
-    ),
-]
-
 Json = Annotated[
     bool,
     typer.Option(

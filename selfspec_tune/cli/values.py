@@ -46,6 +46,16 @@ def parse_contexts(text: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
+def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
+    """The numbers of ``256,512,1024``, None where none are given. Raises `UsageError`."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--sweep-values {text!r}: expected numbers and commas, such as 256,512,1024.") from None
+
+
 def slug(text: str) -> str:
     """A name fit for a folder: the last part of a path or hub id, in lower case with dashes."""
     name = text.rstrip("/").rsplit("/", 1)[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
@@ -16,6 +17,8 @@ from selfspec_tune.measure.arms import Arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import ArmRun, PairedRun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ def ordered(arms: Sequence[Arm], block: Block) -> list[Arm]:
     return turned(arms, mirrored * number + (block.position + block.round) % number)
 
 
-def turned(arms: Sequence[Arm], index: int) -> list[Arm]:
-    """The arms in the order of block ``index``: rotated by it, and mirrored every other turn of the circle."""
+def turned(arms: Sequence[T], index: int) -> list[T]:
+    """The arms, or contests, in the order of block ``index``: rotated by it, mirrored every other turn."""
     shift = index % len(arms)
     order = [*arms[shift:], *arms[:shift]]
     return order[::-1] if (index // len(arms)) % 2 else order

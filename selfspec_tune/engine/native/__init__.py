@@ -1,6 +1,6 @@
 """Our own CPU kernels: built on first use, the same bits for any number of tokens.
 
-    build ─► library (ctypes) ─► packing (int8, int4 copies) ─► runner
+build ─► library (ctypes) ─► packing (int8, int4 copies) ─► runner
 """
 
 from selfspec_tune.engine.native.build import NativeUnavailableError, status
