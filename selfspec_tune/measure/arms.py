@@ -26,6 +26,7 @@ class Arm:
     decode: Callable[[WorkItem], Generation]
     draft: Draft | None = None
     description: str = ""
+    by_transformers: bool = False  # the model's own forward pass computes it, not our runner
 
 
 def autoregressive_arm(workload: Workload, arm_id: str = BASELINE) -> Arm:
@@ -56,4 +57,4 @@ def generate_arm(workload: Workload) -> Arm:
     def decode(item: WorkItem) -> Generation:
         return hf_generate(workload, item)
 
-    return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers")
+    return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers", by_transformers=True)

@@ -50,7 +50,7 @@ def measure_block(
     plain = generations[baseline.id]
     text = workload.loaded.tokenizer.decode(plain.tokens, skip_special_tokens=True)
     return [
-        _pair(block, candidate, plain, generations[candidate.id], order, baseline.id, check).model_copy(
+        _pair(workload, block, candidate, plain, generations[candidate.id], order, baseline.id, check).model_copy(
             update={"text": text}
         )
         for candidate in candidates
@@ -72,6 +72,7 @@ def turned(arms: Sequence[T], index: int) -> list[T]:
 
 
 def _pair(
+    workload: Workload,
     block: Block,
     candidate: Arm,
     plain: Generation,
@@ -80,7 +81,8 @@ def _pair(
     baseline_id: str,
     check: LosslessCheck,
 ) -> PairedRun:
-    verdict = check(block.item, plain.tokens, generation.tokens)
+    model = workload.loaded.model if candidate.by_transformers else None
+    verdict = check(block.item, plain.tokens, generation.tokens, model)
     return PairedRun(
         method=candidate.id,
         prompt_id=block.item.id,

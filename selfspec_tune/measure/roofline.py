@@ -63,8 +63,8 @@ def read_kernels(
 ) -> list[ReadKernel]:
     """Reduction, copy, and the GEMV of the largest shape [rows, columns], with more rows where it is small.
 
-    A runner with a ``read_kernels()`` of its own, (name, callable returning the bytes read)
-    pairs, adds those. Raises `SelfSpecError` where the memory does not hold the buffers.
+    A runner with a ``read_kernels(buffer)`` of its own, (name, callable returning the bytes read)
+    pairs over that buffer, adds those. Raises `SelfSpecError` where the memory does not hold the buffers.
     """
     rows, columns = matrix
     least = max(LEAST_BYTES, CACHES_AS_LARGE * last_level_cache(device))
@@ -90,7 +90,7 @@ def read_kernels(
         return size
 
     own: Any = getattr(runner, "read_kernels", None)
-    offered = [ReadKernel(name, run) for name, run in (own() if own is not None else ())]
+    offered = [ReadKernel(name, run) for name, run in (own(source) if own is not None else ())]
     return [ReadKernel("reduction", reduction), ReadKernel("copy", copy), ReadKernel("gemv", gemv), *offered]
 
 

@@ -1,7 +1,8 @@
 """Weight-only int8 and int4 copies in the layouts that the kernels read; only drafting reads them.
 
-int8: one float32 scale a row. int4: a bfloat16 scale and a centre for every 32 inputs of a
-row, sixteen rows interleaved (layout: kernels.c, ``dot_int4``).
+int8: one float32 scale a row. int4: sixteen rows interleaved (layout: kernels.c, ``dot_int4``), and
+for every 32 inputs of a row a bfloat16 scale; the levels are those of a codebook, or with a
+centre beside the scale evenly spaced: those reproduce a checkpoint made from a 4-bit file.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class NativeCopy:
         if precision is Precision.INT8:
             self._codes, self._scales = pack_int8(dense.weight)
         else:
-            self._codes = pack_int4(dense.weight, settings)
+            self._codes = (pack_codebook if settings.symmetric else pack_grid)(dense.weight)
         self._has_centre = precision is Precision.INT4 and not settings.symmetric
 
     @property
@@ -112,24 +113,29 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def pack_int4(weight: Tensor, settings: LowBitSettings) -> Tensor:
-    """Bytes [tiles, groups, bytes of a group]; columns must be a multiple of 32."""
+def pack_codebook(weight: Tensor) -> Tensor:
+    """Bytes [tiles, groups, 288]: levels of the kernels' codebook; columns must be a multiple of 32."""
     rows, columns = weight.shape
-    tiles, groups = -(-rows // UNIT), columns // INT4_GROUP
-    start_of_codes = _SCALE_BYTES * (1 if settings.symmetric else 2)
-    packed = torch.empty(tiles, groups, start_of_codes + _CODE_BYTES, dtype=torch.uint8)
-    find_grid = not settings.symmetric and lies_on_a_grid(weight, 4, INT4_GROUP)
+    packed = torch.empty(-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES, dtype=torch.uint8)
+    is_bf16 = weight.dtype == torch.bfloat16
+    load_library().pack_codebook(
+        weight.data_ptr(), is_bf16, rows, columns, packed.data_ptr(), torch.get_num_threads()
+    )
+    return packed
+
+
+def pack_grid(weight: Tensor) -> Tensor:
+    """Bytes [tiles, groups, 320]: evenly spaced levels between each group's ends; columns must be a multiple of 32."""
+    rows, columns = weight.shape
+    packed = torch.empty(-(-rows // UNIT), columns // INT4_GROUP, 2 * _SCALE_BYTES + _CODE_BYTES, dtype=torch.uint8)
+    find_grid = lies_on_a_grid(weight, 4, INT4_GROUP)
     for start, part in row_chunks(weight):
         padded = F.pad(part, (0, 0, 0, -part.shape[0] % UNIT))
-        if settings.symmetric:
-            chunk = quantize_symmetric(padded, 4, INT4_GROUP, torch.bfloat16)
-        else:
-            chunk = quantize_asymmetric(padded, 4, INT4_GROUP, torch.bfloat16, find_grid=find_grid)
+        chunk = quantize_asymmetric(padded, 4, INT4_GROUP, torch.bfloat16, find_grid=find_grid)
         block = packed[start // UNIT : (start + padded.shape[0]) // UNIT]
         block[..., :_SCALE_BYTES] = _tiled(chunk.scale)
-        if not settings.symmetric:
-            block[..., _SCALE_BYTES:start_of_codes] = _tiled(chunk.centre)
-        block[..., start_of_codes:] = _nibbles(chunk.codes)
+        block[..., _SCALE_BYTES : 2 * _SCALE_BYTES] = _tiled(chunk.centre)
+        block[..., 2 * _SCALE_BYTES :] = _nibbles(chunk.codes)
     return packed
 
 

@@ -28,9 +28,11 @@
 #define LANES 16
 #define UNIT 16        /* rows of a weight that are computed together */
 #define MAX_TOKENS 32  /* of one pass */
-#define KV_CHUNK 256   /* positions whose attention is summed before chunks are combined */
+#define KV_CHUNK 128   /* positions whose attention is summed before chunks are combined */
+#define MAX_HEAD_SIZE 512
+#define HEADS_AT_ONCE 8 /* query heads of one KV head */
 #define GROUP 32       /* inputs that share one int4 scale */
-#define PREFETCH 16384 /* bytes that the memory is asked for ahead of their use, at least */
+#define PREFETCH 8192  /* bytes that the memory is asked for ahead of their use, at least */
 #define TOKENS_PER_PASS 6
 
 typedef float f16v __attribute__((vector_size(64)));
@@ -45,12 +47,18 @@ enum { KIND_ATTENTION = 0, KIND_MLP = 1 };
 
 typedef struct {
     int32_t format;
-    int32_t has_centre; /* int4: value = scale * (q - 8), plus the group's centre */
+    int32_t has_centre; /* int4: value = scale * (q - 8) + centre, else scale * CODEBOOK[q] */
     int64_t rows, cols;
     const void *data;
     const float *scales; /* int8: one per row */
     const float *bias;   /* or null */
 } Linear;
+
+/* The 16 levels of an int4 weight without a centre, in units of its group's greatest weight.
+ * Lloyd's algorithm on weights of a 1.5B model, each group of 32 divided by its extreme. */
+static const float CODEBOOK[16] = {-0.87890625f, -0.69140625f, -0.5390625f, -0.41015625f, -0.298828125f, -0.1982421875f,
+                                   -0.10693359375f, -0.019775390625f, 0.06689453125f, 0.15625f, 0.251953125f, 0.357421875f,
+                                   0.4765625f, 0.6171875f, 0.78515625f, 1.f};
 
 typedef struct {
     int32_t kind, layer;
@@ -208,7 +216,7 @@ INLINE void dot_bf16(const int rows, const int tokens, const uint16_t *w, int64_
     for (; k + 32 <= cols; k += 32) {
         __m512bh wv[4];
         for (int i = 0; i < rows; i++) {
-            if (tokens > 1) __builtin_prefetch(next + k * rows + 32 * i, 0, 2);
+            __builtin_prefetch(next + k * rows + 32 * i, 0, 2);
             wv[i] = (__m512bh)_mm512_loadu_si512(w + i * cols + k);
         }
         for (int t = 0; t < tokens; t++) {
@@ -312,24 +320,27 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
     const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
     f16v total = splat(0.f);
 #if HAVE_DOT_BF16
-    uint16_t values[32];
-    for (int i = 0; i < 32; i++) values[i] = narrow1((float)(i % 16 - 8));
+    uint16_t values[32]; /* twice over: a permutation reads five bits, and the fifth is another code's */
+    for (int i = 0; i < 32; i++) values[i] = narrow1(l->has_centre ? (float)(i % 16 - 8) : CODEBOOK[i % 16]);
     const __m512i table = _mm512_loadu_si512(values);
+#else
+    f16v table;
+    for (int i = 0; i < 16; i++) table[i] = l->has_centre ? (float)(i - 8) : CODEBOOK[i];
 #endif
     for (int64_t g = 0; g < groups; g++, p += bytes) {
         const uint8_t *nibbles = p + bytes - 256;
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + PREFETCH + i, 0, 2);
 #if HAVE_DOT_BF16
         const uint32_t *pairs = (const uint32_t *)(x->b + g * GROUP); /* two neighbouring inputs each */
-        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int q = 0; q < 4; q++) {
-            __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
-            const uint32_t *xp = pairs + 4 * q;
-            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(w, table), (__m512bh)_mm512_set1_epi32((int)xp[0]));
-            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4), table), (__m512bh)_mm512_set1_epi32((int)xp[1]));
-            even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8), table), (__m512bh)_mm512_set1_epi32((int)xp[2]));
-            odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 12), table), (__m512bh)_mm512_set1_epi32((int)xp[3]));
+            const __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
+            for (int s = 0; s < 4; s++) {
+                const __m512bh two = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4 * s), table);
+                sums[s % 2] = _mm512_dpbf16_ps(sums[s % 2], two, (__m512bh)_mm512_set1_epi32((int)pairs[4 * q + s]));
+            }
         }
-        f16v sum = (f16v)_mm512_add_ps(even, odd);
+        const f16v sum = (f16v)_mm512_add_ps(sums[0], sums[1]);
 #else
         f16v sum = splat(0.f);
         for (int q = 0; q < 4; q++) {
@@ -337,12 +348,11 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
             memcpy(&w, nibbles + 64 * q, sizeof w);
             for (int s = 0; s < 4; s++) {
                 const uint16_t *xp = x->b + g * GROUP + 8 * q + 2 * s;
-                f16v low = __builtin_convertvector((i16v)((w >> (4 * s)) & 15), f16v);
-                f16v high = __builtin_convertvector((i16v)((w >> (16 + 4 * s)) & 15), f16v);
+                const f16v low = __builtin_shuffle(table, (i16v)((w >> (4 * s)) & 15));
+                const f16v high = __builtin_shuffle(table, (i16v)((w >> (16 + 4 * s)) & 15));
                 sum += low * widen1(xp[0]) + high * widen1(xp[1]);
             }
         }
-        sum -= 8.f * x->sums[g];
 #endif
         total += sum * widen((const uint16_t *)p);
         if (l->has_centre) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
@@ -359,8 +369,9 @@ static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tok
         f16v acc[MAX_TOKENS * UNIT];
         if (count < UNIT) memset(acc, 0, sizeof(f16v) * UNIT * tokens);
         const int64_t pieces = (tokens + TOKENS_PER_PASS - 1) / TOKENS_PER_PASS;
-        for (int64_t row = 0; row < count; row += 4) {
-            const int rows = count - row < 4 ? (int)(count - row) : 4;
+        const int64_t abreast = tokens <= 2 ? 1 : 4; /* one row after the other reads fastest; four share the loads of inputs */
+        for (int64_t row = 0; row < count; row += abreast) {
+            const int rows = count - row < abreast ? (int)(count - row) : (int)abreast;
             for (int64_t piece = 0; piece < pieces; piece++) {
                 const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
                 dot_some(rows, (int)(to - from), l, first + row, x, from, acc + from * UNIT + row);
@@ -434,67 +445,105 @@ static void rotate_and_cache(Engine *e, int layer, int64_t start, int64_t token,
     for (int64_t i = 0; i < size; i++) store_any1(is_key ? m->keys : m->values, at + i, row[i], is_bf16);
 }
 
-/* One query head against one chunk of positions, for every token that sees any of them. */
-INLINE void attend_chunk(Engine *e, const int is_bf16, int layer, int64_t start, int64_t tokens, int64_t head, int64_t chunk) {
+/* Scores of one query against `count` keys, LANES at a time; those past the end are minus infinity. */
+INLINE void score(const int is_bf16, const float *q, const void *keys, int64_t base, int64_t size, int64_t count, float scale,
+                  float *scores) {
+    const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#if HAVE_DOT_BF16
+    uint16_t narrow[MAX_HEAD_SIZE]; /* exact: queries are rounded to the model's type already */
+    if (is_bf16)
+        for (int64_t d = 0; d < size; d++) narrow[d] = narrow1(q[d]);
+#endif
+    for (int64_t j = 0; j < count; j += LANES) {
+        f16v acc[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t at = base + (j + i < count ? j + i : count - 1) * size;
+            int64_t d = 0;
+            f16v dot = splat(0.f);
+#if HAVE_DOT_BF16
+            if (is_bf16) {
+                __m512 sum = _mm512_setzero_ps();
+                for (; d + 32 <= size; d += 32)
+                    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512((const uint16_t *)keys + at + d),
+                                           (__m512bh)_mm512_loadu_si512(narrow + d));
+                dot = (f16v)sum;
+            }
+#endif
+            for (; d + LANES <= size; d += LANES) dot += load_any(keys, at + d, is_bf16) * load_f(q + d);
+            if (d < size) dot += load_last(is_bf16 ? FORMAT_BF16 : FORMAT_F32, keys, at + d, size - d) * load_last(FORMAT_F32, q, d, size - d);
+            acc[i] = dot;
+        }
+        store_f(scores + j, choose(lane < (int32_t)(count - j), sums16(acc) * scale, splat(-INFINITY)));
+    }
+}
+
+/* Scores to exp(score - highest); returns the highest, and their sum. */
+INLINE float exponentiate(float *scores, int64_t count, float *sum) {
+    f16v highest = splat(-INFINITY), total = splat(0.f);
+    for (int64_t j = 0; j < count; j += LANES) {
+        const f16v s = load_f(scores + j);
+        highest = choose(s > highest, s, highest);
+    }
+    float most = highest[0];
+    for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
+    for (int64_t j = 0; j < count; j += LANES) {
+        const f16v s = load_f(scores + j);
+        const f16v p = choose(s == splat(-INFINITY), splat(0.f), exp_v(s - most));
+        store_f(scores + j, p);
+        total += p;
+    }
+    *sum = sum1(total);
+    return most;
+}
+
+/* out[head] += probabilities[head] x values, for `heads` query heads that share the values. */
+INLINE void weigh(const int heads, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base, int64_t size,
+                  int64_t count, float *out) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= size; d += 4 * LANES) {
+        f16v acc[4][4] = {};
+        for (int64_t j = 0; j < count; j++) {
+            f16v v[4];
+            for (int i = 0; i < 4; i++) v[i] = load_any(values, base + j * size + d + i * LANES, is_bf16);
+            for (int h = 0; h < heads; h++)
+                for (int i = 0; i < 4; i++) acc[h][i] += p[h][j] * v[i];
+        }
+        for (int h = 0; h < heads; h++)
+            for (int i = 0; i < 4; i++) store_f(out + h * size + d + i * LANES, acc[h][i]);
+    }
+    for (; d < size; d++)
+        for (int h = 0; h < heads; h++) {
+            float sum = 0;
+            for (int64_t j = 0; j < count; j++) sum += p[h][j] * load_any1(values, base + j * size + d, is_bf16);
+            out[h * size + d] = sum;
+        }
+}
+
+/* The query heads of one KV head against one chunk of positions, for every token that sees any of them. */
+INLINE void attend_chunk(Engine *e, const int is_bf16, int layer, int64_t start, int64_t tokens, int64_t kv_head, int64_t chunk) {
     const Model *m = &e->m;
     const int64_t size = m->head_size, group = m->heads / m->kv_heads, all = m->heads + 2 * m->kv_heads;
-    const int64_t base = (layer * m->kv_heads + head / group) * m->capacity * size;
-    const int64_t from = chunk * KV_CHUNK;
+    const int64_t from = chunk * KV_CHUNK, base = ((layer * m->kv_heads + kv_head) * m->capacity + from) * size;
+    float p[HEADS_AT_ONCE][KV_CHUNK];
     for (int64_t t = 0; t < tokens; t++) {
         const int64_t seen = start + t + 1 - from;
         if (seen <= 0) continue;
         const int64_t count = seen < KV_CHUNK ? seen : KV_CHUNK;
-        const float *q = e->qkv + (t * all + head) * size;
-        float scores[KV_CHUNK];
-        f16v highest = splat(-INFINITY);
-        for (int64_t j = 0; j < count; j += LANES) {
-            f16v acc[LANES];
-            for (int i = 0; i < LANES; i++) {
-                const int64_t at = base + (from + (j + i < count ? j + i : count - 1)) * size;
-                f16v dot = splat(0.f);
-                float tail = 0;
-                int64_t d = 0;
-                for (; d + LANES <= size; d += LANES) dot += load_any(m->keys, at + d, is_bf16) * load_f(q + d);
-                for (; d < size; d++) tail += load_any1(m->keys, at + d, is_bf16) * q[d];
-                dot[0] += tail;
-                acc[i] = dot;
+        for (int64_t first = 0; first < group; first += HEADS_AT_ONCE) {
+            const int64_t heads = group - first < HEADS_AT_ONCE ? group - first : HEADS_AT_ONCE;
+            const int64_t head = kv_head * group + first, slot = (chunk * MAX_TOKENS + t) * m->heads + head;
+            for (int64_t h = 0; h < heads; h++) {
+                score(is_bf16, e->qkv + (t * all + head + h) * size, m->keys, base, size, count, m->scale, p[h]);
+                e->part_max[slot + h] = exponentiate(p[h], count, &e->part_sum[slot + h]);
             }
-            f16v s = sums16(acc) * m->scale;
-            const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-            s = choose(lane < (int32_t)(count - j), s, splat(-INFINITY));
-            store_f(scores + j, s);
-            highest = choose(s > highest, s, highest);
-        }
-        float most = highest[0];
-        for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
-        f16v sum = splat(0.f);
-        for (int64_t j = 0; j < count; j += LANES) {
-            f16v s = load_f(scores + j);
-            f16v p = exp_v(s - most);
-            p = choose(s == splat(-INFINITY), splat(0.f), p);
-            store_f(scores + j, p);
-            sum += p;
-        }
-        const int64_t slot = (chunk * MAX_TOKENS + t) * m->heads + head;
-        e->part_max[slot] = most;
-        e->part_sum[slot] = sum1(sum);
-        float *out = e->part + slot * size;
-        int64_t d = 0;
-        for (; d + 4 * LANES <= size; d += 4 * LANES) {
-            f16v a[4] = {};
-            for (int64_t j = 0; j < count; j++)
-                for (int i = 0; i < 4; i++) a[i] += scores[j] * load_any(m->values, base + (from + j) * size + d + i * LANES, is_bf16);
-            for (int i = 0; i < 4; i++) store_f(out + d + i * LANES, a[i]);
-        }
-        for (; d + LANES <= size; d += LANES) {
-            f16v a = splat(0.f);
-            for (int64_t j = 0; j < count; j++) a += scores[j] * load_any(m->values, base + (from + j) * size + d, is_bf16);
-            store_f(out + d, a);
-        }
-        for (; d < size; d++) {
-            float a = 0;
-            for (int64_t j = 0; j < count; j++) a += scores[j] * load_any1(m->values, base + (from + j) * size + d, is_bf16);
-            out[d] = a;
+            for (int64_t h = 0; h < heads;) {
+                const int64_t left = heads - h;
+                float *out = e->part + (slot + h) * size;
+                if (left == 3 || left == 6) { weigh(3, is_bf16, p + h, m->values, base, size, count, out); h += 3; }
+                else if (left >= 4) { weigh(4, is_bf16, p + h, m->values, base, size, count, out); h += 4; }
+                else if (left == 2) { weigh(2, is_bf16, p + h, m->values, base, size, count, out); h += 2; }
+                else { weigh(1, is_bf16, p + h, m->values, base, size, count, out); h += 1; }
+            }
         }
     }
 }
@@ -613,10 +662,10 @@ static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t token
     for (int64_t i = from; i < to; i++) rotate_and_cache(e, s->layer, start, i / all, i % all);
     barrier(e, threads);
     const int64_t chunks = (start + tokens - 1) / KV_CHUNK + 1;
-    share(m->heads * chunks, thread, threads, &from, &to);
-    for (int64_t i = from; i < to; i++) { /* heads of one chunk follow each other: they share its keys */
-        if (m->is_bf16) attend_chunk(e, 1, s->layer, start, tokens, i % m->heads, i / m->heads);
-        else attend_chunk(e, 0, s->layer, start, tokens, i % m->heads, i / m->heads);
+    share(m->kv_heads * chunks, thread, threads, &from, &to);
+    for (int64_t i = from; i < to; i++) {
+        if (m->is_bf16) attend_chunk(e, 1, s->layer, start, tokens, i % m->kv_heads, i / m->kv_heads);
+        else attend_chunk(e, 0, s->layer, start, tokens, i % m->kv_heads, i / m->kv_heads);
     }
     barrier(e, threads);
     combine(e, start, tokens, x);
@@ -751,8 +800,68 @@ void dequantise(const Linear *l, void *values, int32_t is_bf16, int32_t num_thre
             const uint32_t *words = (const uint32_t *)(p + bytes - 256);
             for (int i = 0; i < GROUP; i++) {
                 const uint32_t word = words[i / 8 * UNIT + lane];
-                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15) - 8;
-                store_any1(values, n * l->cols + g * GROUP + i, scale * (float)q + centre, is_bf16);
+                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15);
+                const float level = l->has_centre ? (float)(q - 8) : CODEBOOK[q];
+                store_any1(values, n * l->cols + g * GROUP + i, scale * level + centre, is_bf16);
+            }
+        }
+    }
+}
+
+/* The best of a few scales near the group's extreme: codes of its GROUP weights; returns the scale. */
+static uint16_t encode(const float *weights, uint8_t *codes) {
+    static const float tried[] = {1.f, 0.95f, 0.9f, 1.05f, 0.85f, 1.1f};
+    float extreme = 0, least = INFINITY;
+    uint16_t best = 0;
+    for (int i = 0; i < GROUP; i++)
+        if (fabsf(weights[i]) > fabsf(extreme)) extreme = weights[i];
+    memset(codes, 0, GROUP);
+    if (extreme == 0) return 0;
+    for (size_t c = 0; c < sizeof tried / sizeof *tried; c++) {
+        const uint16_t stored = narrow1(extreme * tried[c]);
+        const float scale = widen1(stored);
+        if (scale == 0) continue;
+        i16v chosen[GROUP / LANES];
+        f16v error = splat(0.f);
+        for (int part = 0; part < GROUP / LANES; part++) {
+            const f16v w = load_f(weights + part * LANES), level = w / scale;
+            i16v code = {};
+            f16v value = splat(CODEBOOK[0]);
+            for (int j = 1; j < 16; j++) {
+                const i16v above = level > (CODEBOOK[j - 1] + CODEBOOK[j]) / 2;
+                code -= above;
+                value = choose(above, splat(CODEBOOK[j]), value);
+            }
+            const f16v wrong = value * scale - w;
+            error += wrong * wrong;
+            chosen[part] = code;
+        }
+        const float sum = sum1(error);
+        if (sum >= least) continue;
+        least = sum;
+        best = stored;
+        for (int i = 0; i < GROUP; i++) codes[i] = (uint8_t)chosen[i / LANES][i % LANES];
+    }
+    return best;
+}
+
+/* An int4 copy by the codebook, in the layout of `dot_int4`, of a weight [rows, cols]; cols: a multiple of GROUP. */
+void pack_codebook(const void *weight, int32_t is_bf16, int64_t rows, int64_t cols, uint8_t *out, int32_t num_threads) {
+    const int64_t groups = cols / GROUP, bytes = 32 + 256;
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t n = 0; n < (rows + UNIT - 1) / UNIT * UNIT; n++) {
+        const int64_t lane = n % UNIT;
+        for (int64_t g = 0; g < groups; g++) {
+            uint8_t *p = out + (n / UNIT * groups + g) * bytes, codes[GROUP];
+            float weights[GROUP];
+            for (int i = 0; i < GROUP; i++)
+                weights[i] = n < rows ? load_any1(weight, n * cols + g * GROUP + i, is_bf16) : 0.f;
+            const uint16_t scale = encode(weights, codes);
+            memcpy(p + 2 * lane, &scale, sizeof scale);
+            for (int q = 0; q < 4; q++) {
+                uint32_t word = 0;
+                for (int i = 0; i < 8; i++) word |= (uint32_t)codes[8 * q + i] << (i % 2 * 16 + i / 2 * 4);
+                memcpy(p + 32 + 64 * q + 4 * lane, &word, sizeof word);
             }
         }
     }

@@ -8,7 +8,7 @@ asks for them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine.draft_copies import DraftCopies, Key
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.lowbit import LowBitSettings
 from selfspec_tune.engine.native import copies
 from selfspec_tune.engine.native.build import NativeUnavailableError
 from selfspec_tune.engine.native.copies import NativeCopy
@@ -110,9 +111,15 @@ class NativeRunner(FastRunner):
         rows = (best for piece in _pieces(tokens) for best in self._pass(piece, self._all, self._whole_head))
         return [int(best.token) for best in rows]
 
-    def read_memory(self, data: Tensor) -> None:
-        """Read all of a contiguous tensor, as fast as the kernels can."""
-        self._library.read_all(data.data_ptr(), data.numel() * data.element_size(), torch.get_num_threads())
+    def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
+        """What these kernels' own reading of a contiguous ``buffer`` takes: a name, and what reads and returns the bytes."""
+        size = buffer.numel() * buffer.element_size()
+
+        def read() -> int:
+            self._library.read_all(buffer.data_ptr(), size, torch.get_num_threads())
+            return size
+
+        return [("native sum", read)]
 
     def precision_refusal(self, precision: Precision) -> str | None:
         if precision is Precision.SAME:
@@ -128,7 +135,9 @@ class NativeRunner(FastRunner):
         return int(self._sublayers[1].projections[1].weight.shape[1])
 
     def _new_copies(self) -> DraftCopies:
-        return DraftCopies(self._linear_layers, NativeCopy, copies.copy_bytes)
+        made = DraftCopies(self._linear_layers, NativeCopy, copies.copy_bytes)
+        made.settings = LowBitSettings(symmetric=True)
+        return made
 
     def _forget(self, dropped: set[Key]) -> None:
         for key in dropped:
