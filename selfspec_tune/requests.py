@@ -6,6 +6,7 @@ The command line builds these from its options; library users build them by hand
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,13 @@ from selfspec_tune.errors import BudgetError, UsageError
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
 SHORTEST_CONTEXT = 16
+
+_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    prefix + infix + "b": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for infix, base in (("i", 1024), ("", 1000))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +69,51 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraMemory:
+    """What low-precision copies of weights may take beyond the model: a ``share`` of it, or ``num_bytes``."""
+
+    share: float = 0.0
+    num_bytes: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> ExtraMemory:
+        """Read ``30%``, ``2GiB``, ``512MiB`` or ``0``. Raises `UsageError`."""
+        found = _MEMORY.fullmatch(text.strip())
+        if found is None or (found["unit"] is None and float(found["number"]) != 0):
+            raise UsageError(
+                f"--extra-memory {text!r}: expected a share of the weights such as 30%, a size such as 2GiB or 512MiB, "
+                "or 0 for none."
+            )
+        number, unit = float(found["number"]), (found["unit"] or "").lower()
+        if unit == "%":
+            return cls(share=number / 100)
+        return cls(num_bytes=round(number * _UNITS.get(unit, 0)))
+
+    def bytes(self, of: int) -> int:
+        """Bytes allowed beside weights of ``of`` bytes."""
+        return self.num_bytes + int(self.share * of)
+
+    def __str__(self) -> str:
+        if self.share:
+            return f"{100 * self.share:g}%"
+        return f"{self.num_bytes}B" if self.num_bytes else "0"
+
+
+@dataclass(frozen=True, slots=True)
 class DraftOptions:
-    """The draft policy to search with. ``vocabulary``: auto, full, or a number of token ids."""
+    """The draft to search with. ``vocabulary``: auto, full, or a number of token ids.
+
+    ``ngram`` looks tokens up in the context first; ``precision`` is the text form of a
+    `DraftPrecision`, whose copies of weights may take ``extra_memory``.
+    """
 
     policy: str = "threshold"
     max_draft_tokens: int | None = None
     exit_threshold: float | None = None
     vocabulary: str = "auto"
+    ngram: bool = False
+    precision: str = "same"
+    extra_memory: ExtraMemory = ExtraMemory(share=0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +159,11 @@ class BenchRequest:
 
     Model and prompts are those of the (first) skip.json or study; the overrides replace single
     fields of its `ModelOptions` and `PromptOptions`, as (field, value) pairs. Where there is no
-    study they replace fields of the defaults, the model's ``name`` among them. With a ``log``
-    (see `log_beside`) raw runs are kept as they come and a bench resumes from them; ``fresh``
-    puts an earlier log aside and measures anew.
+    study they replace fields of the defaults, the model's ``name`` among them. ``draft_overrides``
+    are fields of `DraftOptions` (policy, ngram, precision) that every skip set then drafts with.
+
+    With a ``log`` (see `log_beside`) raw runs are kept as they come and a bench resumes from
+    them; ``fresh`` puts an earlier log aside and measures anew.
 
     ``rivals``: what a user would pick instead runs on every prompt too, with ``draft_model`` (a
     model's name) and ``early_exit`` (layers kept; None: a third) for those rivals that need one.
@@ -125,6 +173,7 @@ class BenchRequest:
     skip_sets: tuple[str, ...] = ()
     model_overrides: tuple[tuple[str, object], ...] = ()
     prompt_overrides: tuple[tuple[str, object], ...] = ()
+    draft_overrides: tuple[tuple[str, object], ...] = ()
     studies: Path = Path("studies")
     rounds: int = 1
     reference_prompts: int = 8

@@ -33,6 +33,7 @@ def sweep(tiny_llama_dir: Path, source: str) -> Any:
         kind: str, *values: float, skip_sets: tuple[str, ...] = ("attn 1",), listener: Any = None, **fields: Any
     ) -> SweepResult:
         model = {"name": str(tiny_llama_dir), "dtype": fields.pop("dtype", "float32"), "device": "cpu"}
+        model["runner"] = fields.pop("runner", "auto")
         prompts = {"source": source, "num_prompts": NUM_PROMPTS, "max_new_tokens": 8, "template": "raw"}
         prompts |= {name: fields.pop(name) for name in ("max_new_tokens", "num_prompts") if name in fields}
         options = {"reference_prompts": 1} | fields
@@ -140,7 +141,7 @@ def test_a_sweeps_json_is_read_back(sweep: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_in_bfloat16_every_point_has_its_own_numeric_floor(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    result = sweep("context", 100, 300, dtype="bfloat16")
+    result = sweep("context", 100, 300, dtype="bfloat16", runner="fast")
     floors = [point.numeric_floor or 0.0 for point in result.points]
     assert max(floors) > 0
     assert floors[0] != floors[1]

@@ -52,7 +52,7 @@ def _temperature_points(asked: Sequence[float] | None, setting: BenchSetting, _:
     workload = setting.workload
     points = []
     for value in asked or SWEEP_VALUES[SweepKind.TEMPERATURE]:
-        there = Workload(workload.loaded, workload.runner, replace(workload.options, temperature=value))
+        there = replace(workload, options=replace(workload.options, temperature=value))
         points.append(Point(value, there, there.items(setting.prompts)))
     return points
 
@@ -126,7 +126,7 @@ def _lengthened_points(
                 raise
             reporter.notice(f"context {value} and longer left out: {error}")
             break
-        points.append(Point(value, workload, items))
+        points.append(Point(value, replace(workload, cost_context=value), items))
     return points
 
 

@@ -13,8 +13,8 @@ from selfspec_tune.bench.log import opened
 from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.rivals import System, rival_arms, system_of
-from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
-from selfspec_tune.draft import Draft
+from selfspec_tune.bench.sources import Source, gather, model_options, overridden, prompt_options
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import autoregressive, describe_numerics
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
@@ -28,7 +28,6 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
-from selfspec_tune.measure.pairs import draft_text
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
@@ -102,7 +101,7 @@ def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
-    contenders = contender_arms(workload, sources, with_systems=request.rivals)
+    contenders = contender_arms(workload, sources, request)
     rivals = (
         rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
         if request.rivals
@@ -176,20 +175,20 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
     )
 
 
-def contender_arms(workload: Workload, sources: Sequence[Source], *, with_systems: bool = False) -> list[Arm]:
+def contender_arms(workload: Workload, sources: Sequence[Source], request: BenchRequest) -> list[Arm]:
     """An arm for every distinct draft of the sources, the one that the bench is about first.
 
-    ``with_systems``: a set in another system's form drafts by that system's policy and under its
+    With rivals a set in another system's form drafts by that system's policy and under its
     name. Should there be no other, the first such set is what the bench is about.
     """
     arms: dict[str, Arm] = {}
     default: Draft | None = None
     for source in sources:
         draft = source.draft(workload.loaded, default)
-        system = system_of(source.dialect(workload.loaded.num_layers)) if with_systems else None
+        system = system_of(source.dialect(workload.loaded.num_layers)) if request.rivals else None
         if system is None:
             default = default or draft
-            arm = contender(workload, draft)
+            arm = contender(workload, overridden(draft, request))
         else:
             arm = system_arm(workload, draft.skip_set, system)
         arms.setdefault(arm.id, arm)
@@ -202,13 +201,13 @@ def contender_arms(workload: Workload, sources: Sequence[Source], *, with_system
 def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
     """A skip set under the policy of the ``system`` that it comes from."""
     draft = Draft(skip_set, system.policy)
-    arm = self_speculative_arm(workload, draft, f"{system.name}:{short_hash(draft_text(draft))[:8]}", system.name)
+    arm = self_speculative_arm(workload, draft, f"{system.name}:{short_hash(draft.describe())[:8]}", system.name)
     return replace(arm, description=system.description)
 
 
 def contender(workload: Workload, draft: Draft) -> Arm:
     """A self-speculative arm whose id tells this draft from every other, in logs too."""
-    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft_text(draft))[:8]}"
+    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
     return self_speculative_arm(workload, draft, arm_id)
 
 
@@ -219,7 +218,10 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
     skip_set = main.draft.skip_set
     if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
         # What verification alone does to the output: the yardstick for numerical ties.
-        empty = Draft(SkipSet.empty(skip_set.num_layers), main.draft.policy)
+        policy = main.draft.policy
+        if policy.kind is PolicyKind.COST_AWARE:  # that would never draft at the full model's cost
+            policy = DraftPolicy(max_draft_tokens=policy.max_draft_tokens)
+        empty = Draft(SkipSet.empty(skip_set.num_layers), policy)
         arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
     if not uniform_and_random or skip_set.is_empty:
         return arms

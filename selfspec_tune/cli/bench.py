@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
 from selfspec_tune.cli.sweep import SweepFiles, run_sweep
-from selfspec_tune.cli.values import given, parse_sweep_values
+from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import BenchRequest, SweepRequest, log_beside
 
@@ -34,6 +34,9 @@ def bench(
     dtype: bench_options.DtypeName = None,
     device: options.Device = None,
     runner: options.RunnerName = None,
+    policy: bench_options.Policy = None,
+    ngram: bench_options.Ngram = None,
+    draft_precision: bench_options.Precision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     rounds: options.Rounds = 1,
@@ -65,11 +68,15 @@ def bench(
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
     decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    drafting = given(policy=policy, precision=parse_precision(draft_precision))
+    if ngram is not None:
+        drafting["ngram"] = ngram
     request = BenchRequest(
         skip_files=tuple(skip_files or ()),
         skip_sets=tuple(skip_set or ()),
         model_overrides=tuple(loading.items()),
         prompt_overrides=tuple(decoding.items()),
+        draft_overrides=tuple(drafting.items()),
         studies=options.STUDIES,
         rounds=rounds,
         reference_prompts=reference_prompts,

@@ -10,10 +10,12 @@ import typer
 from typer.models import OptionInfo
 
 from selfspec_tune.cli import options
+from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import SWEEP_VALUES, SweepKind
 
 _PANEL_SWEEP, _PANEL_FILES = "Sweep", "Files"
+_OF_SKIP_FILE = "the skip.json's"
 
 
 def _of_study(option: Any, *, help: str | None = None, default: str | None = None) -> OptionInfo:
@@ -43,6 +45,10 @@ TopP = Annotated[float | None, _of_study(options.TopP)]
 TopK = Annotated[int | None, _of_study(options.TopK)]
 TemplateName = Annotated[Template | None, _of_study(options.TemplateName)]
 Seed = Annotated[int | None, _of_study(options.Seed, help="Of prompts, sampling and random skipping.")]
+# What changes every draft that is measured.
+Policy = Annotated[PolicyKind | None, _of_study(options.PolicyName, default=_OF_SKIP_FILE)]
+Ngram = Annotated[bool | None, _of_study(options.Ngram, default=_OF_SKIP_FILE)]
+Precision = Annotated[str | None, _of_study(options.Precision, default=_OF_SKIP_FILE)]
 
 
 def _usual(kind: SweepKind) -> str:

@@ -211,6 +211,35 @@ DraftVocabulary = Annotated[
     ),
 ]
 
+Ngram = Annotated[
+    bool | None,
+    typer.Option(
+        "--ngram/--no-ngram",
+        help="Draft from the context first, where its last tokens occurred before.",
+        show_default="no-ngram",
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-precision",
+        metavar="TEXT",
+        help="Weights to draft with, such as int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
+        show_default=_DRAFT.precision,
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+ExtraMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--extra-memory",
+        metavar="30%|2GiB|0",
+        help="Most memory for low-precision copies of weights.",
+        show_default=str(_DRAFT.extra_memory),
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
 StudyFolder = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>"),

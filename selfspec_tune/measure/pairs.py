@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
 from selfspec_tune.measure.arms import Arm
 from selfspec_tune.measure.lossless import LosslessCheck
@@ -111,13 +110,7 @@ def arm_run(generation: Generation) -> ArmRun:
         verify_seconds=generation.verify_seconds,
         accepted=generation.accepted,
         drafted=generation.drafted,
+        sources=generation.sources,
         stop_reason=generation.stop_reason,
         first_tokens=generation.first_tokens,
     )
-
-
-def draft_text(draft: Draft) -> str:
-    """A draft in one line, for tables."""
-    policy = draft.policy
-    vocabulary = f", vocabulary {draft.vocabulary}" if draft.vocabulary else ""
-    return f"{draft.skip_set} ({policy.kind} {policy.max_draft_tokens}, exit {policy.exit_threshold:g}{vocabulary})"

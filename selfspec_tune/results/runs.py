@@ -19,7 +19,8 @@ class ArmRun(Record):
     then holds their drafting). ``decode_seconds`` is everything after the prefill;
     ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
     ``accepted`` and ``drafted`` count tokens per round (the token that verification itself adds
-    is in neither); plain decoding has no rounds.
+    is in neither), ``sources`` who drafted in each ("plain": nobody; empty where that is not
+    known, as in older files); plain decoding has no rounds.
     """
 
     num_tokens: int = Field(ge=0)
@@ -29,6 +30,7 @@ class ArmRun(Record):
     verify_seconds: float = Field(default=0.0, ge=0)
     accepted: list[int] = []
     drafted: list[int] = []
+    sources: list[str] = []
     stop_reason: StopReason = "length"
     first_tokens: int = Field(default=1, ge=0)
 
@@ -38,6 +40,8 @@ class ArmRun(Record):
             raise ValueError(f"{len(self.accepted)} accepted counts for {len(self.drafted)} drafted counts")
         if any(a > d for a, d in zip(self.accepted, self.drafted, strict=True)):
             raise ValueError("a round accepted more tokens than it drafted")
+        if self.sources and len(self.sources) != len(self.drafted):
+            raise ValueError(f"{len(self.sources)} sources for {len(self.drafted)} rounds")
         return self
 
     @property

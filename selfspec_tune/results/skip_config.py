@@ -16,11 +16,13 @@ from selfspec_tune.statistics import Verdict
 class DraftSettings(Record):
     """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`."""
 
-    policy: Literal["fixed", "threshold", "adaptive"]
+    policy: Literal["fixed", "threshold", "adaptive", "cost-aware"]
     max_draft_tokens: int
     exit_threshold: float
-    precision: str = "same"
+    precision: str | dict[str, Any] = "same"
     vocabulary: int | None = None
+    ngram: dict[str, int] | None = None
+    model_drafts: bool = True
 
 
 class Score(Record):

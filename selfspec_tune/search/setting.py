@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
+from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import SearchRequest
+from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
+from selfspec_tune.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Setting:
             prompts=prompts.pop("source"),
             trials=request.trials,
             timeout_seconds=request.timeout_seconds,
-            draft=_without_none(asdict(request.draft)),
+            draft=_draft_record(request.draft),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
         )
@@ -71,6 +74,7 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
         )
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     workload = open_workload(request.model, options, reporter)
+    _admit_copies(workload, request.draft)
     return Setting(
         request,
         workload,
@@ -81,5 +85,37 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     )
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _admit_copies(workload: Workload, options: DraftOptions) -> None:
+    """Bound the memory of low-precision copies, and make them: refuses now what no draft could use later."""
+    num_layers, runner = workload.loaded.num_layers, workload.runner
+    precision = draft_precision(options, num_layers)
+    if isinstance(runner, FastRunner):
+        parameters = workload.loaded.model.parameters()
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        runner.extra_memory_bytes = options.extra_memory.bytes(weights)
+    runner.set_draft(Draft(SkipSet.empty(num_layers), precision=precision))
+
+
+def draft_precision(options: DraftOptions, num_layers: int) -> DraftPrecision:
+    """The precision that every draft of a search keeps. Raises `UsageError` where it names layers too many."""
+    return DraftPrecision.parse(options.precision, num_layers)
+
+
+def draft_lookup(options: DraftOptions) -> NgramLookup | None:
+    """The lookup that every draft of a search begins with."""
+    return NgramLookup() if options.ngram else None
+
+
+def _draft_record(options: DraftOptions) -> dict[str, Any]:
+    """The draft options for study.toml; those that earlier versions lacked only where they were chosen."""
+    default = DraftOptions()
+    record = {
+        "policy": options.policy,
+        "max_draft_tokens": options.max_draft_tokens,
+        "exit_threshold": options.exit_threshold,
+        "vocabulary": options.vocabulary,
+        "ngram": options.ngram or None,
+        "precision": None if options.precision == default.precision else options.precision,
+        "extra_memory": None if options.extra_memory == default.extra_memory else str(options.extra_memory),
+    }
+    return {key: value for key, value in record.items() if value is not None}
