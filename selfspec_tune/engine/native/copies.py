@@ -118,9 +118,7 @@ def pack_codebook(weight: Tensor) -> Tensor:
     rows, columns = weight.shape
     packed = torch.empty(-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES, dtype=torch.uint8)
     is_bf16 = weight.dtype == torch.bfloat16
-    load_library().pack_codebook(
-        weight.data_ptr(), is_bf16, rows, columns, packed.data_ptr(), torch.get_num_threads()
-    )
+    load_library().pack_codebook(weight.data_ptr(), is_bf16, rows, columns, packed.data_ptr(), torch.get_num_threads())
     return packed
 
 
