@@ -41,9 +41,7 @@ class LosslessCheck:
         self._sampled = sampled
         self.floor = floor
 
-    def __call__(
-        self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int], model: Any = None
-    ) -> Verdict:
+    def __call__(self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int], model: Any = None) -> Verdict:
         """``model``: whose own forward pass made the candidate's tokens; None: the runner did."""
         if self._sampled:
             return Verdict("sampled")
