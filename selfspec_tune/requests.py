@@ -104,15 +104,16 @@ class DraftOptions:
     """The draft to search with. ``vocabulary``: auto, full, or a number of token ids.
 
     ``ngram`` looks tokens up in the context first; ``precision`` is the text form of a
-    `DraftPrecision`, whose copies of weights may take ``extra_memory``.
+    `DraftPrecision`, whose copies of weights may take ``extra_memory``, or auto: the lowest
+    one that the engine has kernels for and whose copies fit, else the model's own.
     """
 
-    policy: str = "threshold"
+    policy: str = "cost-aware"
     max_draft_tokens: int | None = None
     exit_threshold: float | None = None
     vocabulary: str = "auto"
-    ngram: bool = False
-    precision: str = "same"
+    ngram: bool = True
+    precision: str = "auto"
     extra_memory: ExtraMemory = ExtraMemory(share=0.3)
 
 

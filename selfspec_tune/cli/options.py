@@ -216,7 +216,7 @@ Ngram = Annotated[
     typer.Option(
         "--ngram/--no-ngram",
         help="Draft from the context first, where its last tokens occurred before.",
-        show_default="no-ngram",
+        show_default="ngram",
         rich_help_panel=_PANEL_DRAFT,
     ),
 ]
@@ -225,7 +225,7 @@ Precision = Annotated[
     typer.Option(
         "--draft-precision",
         metavar="TEXT",
-        help="Weights to draft with, such as int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
+        help="Weights to draft with: auto, or such as same, int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
         show_default=_DRAFT.precision,
         rich_help_panel=_PANEL_DRAFT,
     ),

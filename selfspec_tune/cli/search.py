@@ -61,8 +61,11 @@ def search(
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
     decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
-    drafting |= given(vocabulary=parse_vocabulary(draft_vocab), ngram=ngram)
-    drafting |= given(precision=parse_precision(draft_precision), extra_memory=parse_extra_memory(extra_memory))
+    drafting |= given(vocabulary=parse_vocabulary(draft_vocab))
+    drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
+    drafting |= given(
+        precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
+    )
     model_options, prompt_options = ModelOptions(**loading), PromptOptions(**decoding)
     request = SearchRequest(
         out=out or default_folder(model_options.name, prompt_options.source),

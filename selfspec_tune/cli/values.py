@@ -59,9 +59,12 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"--sweep-values {text!r}: expected numbers and commas, such as 256,512,1024.") from None
 
 
-def parse_precision(text: str | None) -> str | None:
-    """The text form of a `DraftPrecision`, checked as far as can be without a model. Raises `UsageError`."""
-    if text is not None:
+def parse_precision(text: str | None, *, auto: bool = False) -> str | None:
+    """The text form of a `DraftPrecision`, checked as far as can be without a model; ``auto`` where it is allowed.
+
+    Raises `UsageError`.
+    """
+    if text is not None and not (auto and text == "auto"):
         DraftPrecision.parse(text, _MOST_LAYERS)
     return text
 

@@ -49,26 +49,26 @@ class DraftCopies:
         layers = self._layers_of(index)
         return sum(self._size(dense, precision, self.settings) for dense in layers)
 
-    def require(self, keys: Sequence[Key]) -> set[Key]:
-        """Hold all of ``keys``; returns those dropped for it, the least recently needed first.
+    def require(self, keys: Sequence[Key]) -> None:
+        """Hold all of ``keys``, for which `make_room` has made room.
 
-        Raises:
-            UsageError: they do not fit into ``limit`` together.
-            UnsupportedPrecisionError: there is no kernel for one of them.
+        Raises `UnsupportedPrecisionError` where there is no kernel for one of them.
         """
-        dropped = self._make_room(keys)
         for index, precision in keys:
             held = self._copies.pop((index, precision), None)
             if held is None:
                 held = tuple(self._make(dense, precision, self.settings) for dense in self._layers_of(index))
             self._copies[index, precision] = held  # moved to the end: the most recently needed
-        return dropped
 
     def get(self, key: Key) -> tuple[LowBit, ...]:
         """A copy that `require` was asked for."""
         return self._copies[key]
 
-    def _make_room(self, keys: Sequence[Key]) -> set[Key]:
+    def make_room(self, keys: Sequence[Key]) -> set[Key]:
+        """Drop copies other than ``keys``, the least recently needed first, until these fit; returns the dropped.
+
+        Raises `UsageError` where ``keys`` alone do not fit into ``limit``; nothing is dropped then.
+        """
         if self.limit is None:
             return set()
         needed = sum(self.bytes_of(key) for key in keys)

@@ -120,7 +120,8 @@ class FastRunner:
         """Raises `UsageError` where its copies exceed `extra_memory_bytes`, and
         `UnsupportedPrecisionError` where torch cannot compute with them."""
         keys = self._copies_of(draft)
-        self._forget(self._copies.require(keys))
+        self._forget(self._copies.make_room(keys))  # first: making a copy may fail
+        self._copies.require(keys)
         kept = (index for index, skip in enumerate(draft.skip_set.to_flags()) if not skip)
         self._draft_sublayers = [self._sublayer(index, draft.precision.of(index)) for index in kept]
         self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
-from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup
+from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Precision
+from selfspec_tune.engine import Runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
@@ -16,6 +17,8 @@ from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.skip_set import SkipSet
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,8 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
         )
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     workload = open_workload(request.model, options, reporter)
-    _admit_copies(workload, request.draft)
     return Setting(
-        request,
+        replace(request, draft=_admitted(workload, request.draft)),
         workload,
         splits,
         workload.items(splits.calibration),
@@ -85,15 +87,32 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     )
 
 
-def _admit_copies(workload: Workload, options: DraftOptions) -> None:
-    """Bound the memory of low-precision copies, and make them: refuses now what no draft could use later."""
+def _admitted(workload: Workload, options: DraftOptions) -> DraftOptions:
+    """The options with a precision for ``auto``; bounds the memory of low-precision copies and makes them.
+
+    So what no draft could use later is refused now.
+    """
     num_layers, runner = workload.loaded.num_layers, workload.runner
-    precision = draft_precision(options, num_layers)
+    allowed = 0
     if isinstance(runner, FastRunner):
         parameters = workload.loaded.model.parameters()
         weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        runner.extra_memory_bytes = options.extra_memory.bytes(weights)
-    runner.set_draft(Draft(SkipSet.empty(num_layers), precision=precision))
+        runner.extra_memory_bytes = allowed = options.extra_memory.bytes(weights)
+    if options.precision == AUTO:
+        options = replace(options, precision=str(_lowest_precision(runner, num_layers, allowed)))
+    runner.set_draft(Draft(SkipSet.empty(num_layers), precision=draft_precision(options, num_layers)))
+    return options
+
+
+def _lowest_precision(runner: Runner, num_layers: int, allowed_bytes: int) -> DraftPrecision:
+    """The lowest precision of all sub-layers and the head that the runner has kernels and memory for."""
+    if isinstance(runner, FastRunner):
+        for precision in (Precision.INT4, Precision.INT8):
+            uniform = DraftPrecision.uniform(num_layers, precision, precision)
+            needed = runner.copy_bytes(Draft(SkipSet.empty(num_layers), precision=uniform))
+            if runner.precision_refusal(precision) is None and needed <= allowed_bytes:
+                return uniform
+    return DraftPrecision()
 
 
 def draft_precision(options: DraftOptions, num_layers: int) -> DraftPrecision:
@@ -107,15 +126,14 @@ def draft_lookup(options: DraftOptions) -> NgramLookup | None:
 
 
 def _draft_record(options: DraftOptions) -> dict[str, Any]:
-    """The draft options for study.toml; those that earlier versions lacked only where they were chosen."""
-    default = DraftOptions()
+    """The draft options for study.toml."""
     record = {
         "policy": options.policy,
         "max_draft_tokens": options.max_draft_tokens,
         "exit_threshold": options.exit_threshold,
         "vocabulary": options.vocabulary,
-        "ngram": options.ngram or None,
-        "precision": None if options.precision == default.precision else options.precision,
-        "extra_memory": None if options.extra_memory == default.extra_memory else str(options.extra_memory),
+        "ngram": options.ngram,
+        "precision": options.precision,
+        "extra_memory": str(options.extra_memory),
     }
     return {key: value for key, value in record.items() if value is not None}

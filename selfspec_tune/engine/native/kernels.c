@@ -17,14 +17,18 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
+#ifndef HAVE_DOT_BF16
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define HAVE_DOT_BF16 1
 #else
 #define HAVE_DOT_BF16 0
 #endif
+#endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline, unused))
 #define LANES 16
 #define UNIT 16        /* rows of a weight that are computed together */
 #define MAX_TOKENS 32  /* of one pass */
@@ -32,6 +36,7 @@
 #define MAX_HEAD_SIZE 512
 #define HEADS_AT_ONCE 8 /* query heads of one KV head */
 #define GROUP 32       /* inputs that share one int4 scale */
+#define HEAD_UNITS 16  /* units of the output head whose exponentials are summed before such sums are added */
 #define PREFETCH 8192  /* bytes that the memory is asked for ahead of their use, at least */
 #define TOKENS_PER_PASS 6
 
@@ -41,6 +46,7 @@ typedef uint32_t u16v __attribute__((vector_size(64)));
 typedef uint16_t h16v __attribute__((vector_size(32)));
 typedef int16_t s16v __attribute__((vector_size(32)));
 typedef int8_t b16v __attribute__((vector_size(16)));
+typedef int32_t pair __attribute__((may_alias)); /* two bfloat16 neighbours */
 
 enum { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
 enum { KIND_ATTENTION = 0, KIND_MLP = 1 };
@@ -62,14 +68,15 @@ static const float CODEBOOK[16] = {-0.87890625f, -0.69140625f, -0.5390625f, -0.4
 
 typedef struct {
     int32_t kind, layer;
+    float epsilon, scale; /* of the norm; of the attention scores */
     const float *norm;
     Linear first, second, third; /* attention: qkv, output; MLP: gate, up, down */
 } SubLayer;
 
 typedef struct {
     int32_t is_bf16, threads;
-    int64_t hidden, heads, kv_heads, head_size, widest, capacity; /* widest: largest input of any linear */
-    float epsilon, scale;
+    int64_t hidden, heads, kv_heads, head_size, widest, vocabulary, capacity; /* widest: largest input of any linear */
+    double epsilon; /* of the final norm */
     const void *embedding;
     const float *final_norm;
     const float *cosine, *signed_sine; /* [capacity, head_size] */
@@ -89,21 +96,27 @@ typedef struct {
     float logit, log_sum; /* log_sum: logarithm of the sum of exp(logit) over the row */
 } Best;
 
-/* The same while a thread goes through its rows: one candidate a lane. */
+/* The same of HEAD_UNITS units, one after another: one candidate a lane. */
 typedef struct {
     f16v logit, sum; /* sum of exp(logit - this lane's highest) */
     i16v token;
 } Running;
+
+/* Its result: the highest of all lanes. */
+typedef struct {
+    int64_t token;
+    float logit, sum;
+} Highest;
 
 typedef struct {
     Model m;
     float *hidden, *qkv;          /* [tokens, …] */
     Input shared;                 /* MLP activations */
     Input *local;                 /* per thread: normalised or attended input */
-    Running *running;             /* per thread and token */
+    Highest *highest;             /* [blocks of HEAD_UNITS, tokens] */
     float *part, *part_max, *part_sum; /* [chunks, tokens, heads(, head_size)] */
     int64_t chunks;
-    atomic_int arrived, phase;
+    atomic_uint arrived, phase;
 } Engine;
 
 /* ---- small pieces ---- */
@@ -122,7 +135,6 @@ INLINE u16v round_bits(f16v x) { u16v u = (u16v)x; return (u + 0x7fff + ((u >> 1
 INLINE uint16_t narrow1(float x) { uint32_t u; memcpy(&u, &x, 4); return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
 INLINE f16v rounded(f16v x, int is_bf16) { return is_bf16 ? (f16v)(round_bits(x) << 16) : x; }
 INLINE float rounded1(float x, int is_bf16) { return is_bf16 ? widen1(narrow1(x)) : x; }
-INLINE void store_b(uint16_t *p, f16v x) { h16v h = __builtin_convertvector(round_bits(x), h16v); memcpy(p, &h, sizeof h); }
 INLINE f16v load_any(const void *p, int64_t i, int is_bf16) {
     return is_bf16 ? widen((const uint16_t *)p + i) : load_f((const float *)p + i);
 }
@@ -133,21 +145,66 @@ INLINE void store_any1(void *p, int64_t i, float x, int is_bf16) {
     if (is_bf16) ((uint16_t *)p)[i] = narrow1(x); else ((float *)p)[i] = x;
 }
 
-#define FOLD(a, b, low, high) (__builtin_shuffle(a, b, (i16v)low) + __builtin_shuffle(a, b, (i16v)high))
+/* sum + a * b, rounded once where the processor can. Never left to the compiler, which might
+ * fuse in the code for one number of tokens and not in that for another. */
+INLINE f16v add_product(f16v sum, f16v a, f16v b) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    __m256 s[2], x[2], y[2];
+    memcpy(s, &sum, sizeof s);
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 2; i++) s[i] = _mm256_fmadd_ps(x[i], y[i], s[i]);
+    memcpy(&sum, s, sizeof s);
+    return sum;
+#elif defined(__aarch64__)
+    float32x4_t s[4], x[4], y[4];
+    memcpy(s, &sum, sizeof s);
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 4; i++) s[i] = vfmaq_f32(s[i], x[i], y[i]);
+    memcpy(&sum, s, sizeof s);
+    return sum;
+#else
+    return sum + a * b;
+#endif
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i16v){__VA_ARGS__})
+#endif
+/* Which lanes of two vectors are added: neighbours 8, 4, 2 and 1 apart. */
+#define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW4 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define HIGH4 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#define LOW2 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29
+#define HIGH2 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31
+#define LOW1 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define HIGH1 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define FOLD(a, b, low, high) (SHUFFLE(a, b, low) + SHUFFLE(a, b, high))
 /* The sums of 16 vectors, as one vector. */
 INLINE f16v sums16(const f16v *v) {
     f16v a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++)
-        a[i] = FOLD(v[2 * i], v[2 * i + 1], ((i16v){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}),
-                    ((i16v){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}));
-    for (int i = 0; i < 4; i++)
-        b[i] = FOLD(a[2 * i], a[2 * i + 1], ((i16v){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}),
-                    ((i16v){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}));
-    for (int i = 0; i < 2; i++)
-        c[i] = FOLD(b[2 * i], b[2 * i + 1], ((i16v){0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29}),
-                    ((i16v){2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31}));
-    return FOLD(c[0], c[1], ((i16v){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}),
-                ((i16v){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31}));
+    for (int i = 0; i < 8; i++) a[i] = FOLD(v[2 * i], v[2 * i + 1], LOW8, HIGH8);
+    for (int i = 0; i < 4; i++) b[i] = FOLD(a[2 * i], a[2 * i + 1], LOW4, HIGH4);
+    for (int i = 0; i < 2; i++) c[i] = FOLD(b[2 * i], b[2 * i + 1], LOW2, HIGH2);
+    return FOLD(c[0], c[1], LOW1, HIGH1);
+}
+/* table[index], each index 0 … 15. */
+INLINE f16v look_up(f16v table, i16v index) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
+#elif defined(__clang__)
+    f16v found;
+    for (int i = 0; i < LANES; i++) found[i] = table[index[i]];
+    return found;
+#else
+    return __builtin_shuffle(table, index);
+#endif
 }
 INLINE float sum1(f16v v) {
     float b[LANES];
@@ -162,15 +219,15 @@ INLINE f16v exp_v(f16v x) {
     const float big = 12582912.f; /* 1.5 * 2^23: adding it rounds to a whole number */
     x = choose(x < splat(-87.f), splat(-87.f), x);
     x = choose(x > splat(88.f), splat(88.f), x);
-    f16v shifted = x * 1.44269504f + big;
+    f16v shifted = add_product(splat(big), x, splat(1.44269504f));
     f16v n = shifted - big;
-    f16v r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    f16v r = add_product(add_product(x, n, splat(-0.693359375f)), n, splat(2.12194440e-4f));
     f16v p = splat(1.3981999507e-3f);
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
+    p = add_product(splat(8.3334519073e-3f), p, r);
+    p = add_product(splat(4.1665795894e-2f), p, r);
+    p = add_product(splat(1.6666665459e-1f), p, r);
+    p = add_product(splat(5.0000001201e-1f), p, r);
+    p = add_product(r, p * r, r) + 1.f;
     i16v power = (__builtin_convertvector(n, i16v) + 127) << 23;
     return p * (f16v)power;
 }
@@ -185,8 +242,8 @@ INLINE void pause_cpu(void) {
 
 static void barrier(Engine *e, int threads) {
     if (threads == 1) return;
-    int phase = atomic_load_explicit(&e->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&e->arrived, 1, memory_order_acq_rel) == threads - 1) {
+    unsigned phase = atomic_load_explicit(&e->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&e->arrived, 1, memory_order_acq_rel) == (unsigned)threads - 1) {
         atomic_store_explicit(&e->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&e->phase, phase + 1, memory_order_release);
         return;
@@ -272,13 +329,13 @@ INLINE void dot_wide(const int rows, const int tokens, const int format, const v
         for (int i = 0; i < rows; i++) wv[i] = load_weight(format, weight, (first + i) * cols + k);
         for (int t = 0; t < tokens; t++) {
             f16v xv = load_f(x + t * stride + k);
-            for (int i = 0; i < rows; i++) acc[i][t] += wv[i] * xv;
+            for (int i = 0; i < rows; i++) acc[i][t] = add_product(acc[i][t], wv[i], xv);
         }
     }
     if (k < cols) {
         for (int i = 0; i < rows; i++) {
             f16v wv = load_last(format, weight, (first + i) * cols + k, cols - k);
-            for (int t = 0; t < tokens; t++) acc[i][t] += wv * load_last(FORMAT_F32, x, t * stride + k, cols - k);
+            for (int t = 0; t < tokens; t++) acc[i][t] = add_product(acc[i][t], wv, load_last(FORMAT_F32, x, t * stride + k, cols - k));
         }
     }
     for (int i = 0; i < rows; i++)
@@ -331,13 +388,13 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
         const uint8_t *nibbles = p + bytes - 256;
         for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + PREFETCH + i, 0, 2);
 #if HAVE_DOT_BF16
-        const uint32_t *pairs = (const uint32_t *)(x->b + g * GROUP); /* two neighbouring inputs each */
+        const pair *pairs = (const pair *)(x->b + g * GROUP);
         __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         for (int q = 0; q < 4; q++) {
             const __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
             for (int s = 0; s < 4; s++) {
                 const __m512bh two = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4 * s), table);
-                sums[s % 2] = _mm512_dpbf16_ps(sums[s % 2], two, (__m512bh)_mm512_set1_epi32((int)pairs[4 * q + s]));
+                sums[s % 2] = _mm512_dpbf16_ps(sums[s % 2], two, (__m512bh)_mm512_set1_epi32(pairs[4 * q + s]));
             }
         }
         const f16v sum = (f16v)_mm512_add_ps(sums[0], sums[1]);
@@ -348,14 +405,14 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
             memcpy(&w, nibbles + 64 * q, sizeof w);
             for (int s = 0; s < 4; s++) {
                 const uint16_t *xp = x->b + g * GROUP + 8 * q + 2 * s;
-                const f16v low = __builtin_shuffle(table, (i16v)((w >> (4 * s)) & 15));
-                const f16v high = __builtin_shuffle(table, (i16v)((w >> (16 + 4 * s)) & 15));
-                sum += low * widen1(xp[0]) + high * widen1(xp[1]);
+                const f16v low = look_up(table, (i16v)((w >> (4 * s)) & 15));
+                const f16v high = look_up(table, (i16v)((w >> (16 + 4 * s)) & 15));
+                sum = add_product(add_product(sum, low, splat(widen1(xp[0]))), high, splat(widen1(xp[1])));
             }
         }
 #endif
-        total += sum * widen((const uint16_t *)p);
-        if (l->has_centre) total += widen((const uint16_t *)(p + 32)) * x->sums[g];
+        total = add_product(total, sum, widen((const uint16_t *)p));
+        if (l->has_centre) total = add_product(total, widen((const uint16_t *)(p + 32)), splat(x->sums[g]));
     }
     return total;
 }
@@ -404,7 +461,7 @@ static void set_input(Input *x, int64_t cols, int64_t tokens) {
     sum_groups(x);
 }
 
-static void normalise(const Engine *e, const float *weight, int64_t tokens, Input *x) {
+static void normalise(const Engine *e, const float *weight, float epsilon, int64_t tokens, Input *x) {
     const int64_t cols = e->m.hidden;
     const int is_bf16 = e->m.is_bf16;
     for (int64_t t = 0; t < tokens; t++) {
@@ -413,9 +470,9 @@ static void normalise(const Engine *e, const float *weight, int64_t tokens, Inpu
         f16v squares = splat(0.f);
         float tail = 0;
         int64_t k = 0;
-        for (; k + LANES <= cols; k += LANES) { f16v v = load_f(h + k); squares += v * v; }
+        for (; k + LANES <= cols; k += LANES) { f16v v = load_f(h + k); squares = add_product(squares, v, v); }
         for (; k < cols; k++) tail += h[k] * h[k];
-        const float factor = 1.f / sqrtf((sum1(squares) + tail) / (float)cols + e->m.epsilon);
+        const float factor = 1.f / sqrtf((sum1(squares) + tail) / (float)cols + epsilon);
         for (k = 0; k + LANES <= cols; k += LANES)
             store_f(f + k, rounded(rounded(load_f(h + k) * factor, is_bf16) * load_f(weight + k), is_bf16));
         for (; k < cols; k++) f[k] = rounded1(rounded1(h[k] * factor, is_bf16) * weight[k], is_bf16);
@@ -469,8 +526,9 @@ INLINE void score(const int is_bf16, const float *q, const void *keys, int64_t b
                 dot = (f16v)sum;
             }
 #endif
-            for (; d + LANES <= size; d += LANES) dot += load_any(keys, at + d, is_bf16) * load_f(q + d);
-            if (d < size) dot += load_last(is_bf16 ? FORMAT_BF16 : FORMAT_F32, keys, at + d, size - d) * load_last(FORMAT_F32, q, d, size - d);
+            for (; d + LANES <= size; d += LANES) dot = add_product(dot, load_any(keys, at + d, is_bf16), load_f(q + d));
+            if (d < size)
+                dot = add_product(dot, load_last(is_bf16 ? FORMAT_BF16 : FORMAT_F32, keys, at + d, size - d), load_last(FORMAT_F32, q, d, size - d));
             acc[i] = dot;
         }
         store_f(scores + j, choose(lane < (int32_t)(count - j), sums16(acc) * scale, splat(-INFINITY)));
@@ -496,21 +554,26 @@ INLINE float exponentiate(float *scores, int64_t count, float *sum) {
     return most;
 }
 
-/* out[head] += probabilities[head] x values, for `heads` query heads that share the values. */
+/* `vectors` times LANES columns of `weigh`. */
+INLINE void weigh_lanes(const int heads, const int vectors, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base,
+                        int64_t size, int64_t count, float *out) {
+    f16v acc[4][4] = {};
+    for (int64_t j = 0; j < count; j++) {
+        f16v v[4];
+        for (int i = 0; i < vectors; i++) v[i] = load_any(values, base + j * size + i * LANES, is_bf16);
+        for (int h = 0; h < heads; h++)
+            for (int i = 0; i < vectors; i++) acc[h][i] = add_product(acc[h][i], splat(p[h][j]), v[i]);
+    }
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < vectors; i++) store_f(out + h * size + i * LANES, acc[h][i]);
+}
+
+/* out[head] = probabilities[head] x values, for `heads` query heads that share the values. */
 INLINE void weigh(const int heads, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base, int64_t size,
                   int64_t count, float *out) {
     int64_t d = 0;
-    for (; d + 4 * LANES <= size; d += 4 * LANES) {
-        f16v acc[4][4] = {};
-        for (int64_t j = 0; j < count; j++) {
-            f16v v[4];
-            for (int i = 0; i < 4; i++) v[i] = load_any(values, base + j * size + d + i * LANES, is_bf16);
-            for (int h = 0; h < heads; h++)
-                for (int i = 0; i < 4; i++) acc[h][i] += p[h][j] * v[i];
-        }
-        for (int h = 0; h < heads; h++)
-            for (int i = 0; i < 4; i++) store_f(out + h * size + d + i * LANES, acc[h][i]);
-    }
+    for (; d + 4 * LANES <= size; d += 4 * LANES) weigh_lanes(heads, 4, is_bf16, p, values, base + d, size, count, out + d);
+    for (; d + LANES <= size; d += LANES) weigh_lanes(heads, 1, is_bf16, p, values, base + d, size, count, out + d);
     for (; d < size; d++)
         for (int h = 0; h < heads; h++) {
             float sum = 0;
@@ -520,10 +583,10 @@ INLINE void weigh(const int heads, const int is_bf16, const float (*p)[KV_CHUNK]
 }
 
 /* The query heads of one KV head against one chunk of positions, for every token that sees any of them. */
-INLINE void attend_chunk(Engine *e, const int is_bf16, int layer, int64_t start, int64_t tokens, int64_t kv_head, int64_t chunk) {
+INLINE void attend_chunk(Engine *e, const int is_bf16, const SubLayer *s, int64_t start, int64_t tokens, int64_t kv_head, int64_t chunk) {
     const Model *m = &e->m;
     const int64_t size = m->head_size, group = m->heads / m->kv_heads, all = m->heads + 2 * m->kv_heads;
-    const int64_t from = chunk * KV_CHUNK, base = ((layer * m->kv_heads + kv_head) * m->capacity + from) * size;
+    const int64_t from = chunk * KV_CHUNK, base = ((s->layer * m->kv_heads + kv_head) * m->capacity + from) * size;
     float p[HEADS_AT_ONCE][KV_CHUNK];
     for (int64_t t = 0; t < tokens; t++) {
         const int64_t seen = start + t + 1 - from;
@@ -533,7 +596,7 @@ INLINE void attend_chunk(Engine *e, const int is_bf16, int layer, int64_t start,
             const int64_t heads = group - first < HEADS_AT_ONCE ? group - first : HEADS_AT_ONCE;
             const int64_t head = kv_head * group + first, slot = (chunk * MAX_TOKENS + t) * m->heads + head;
             for (int64_t h = 0; h < heads; h++) {
-                score(is_bf16, e->qkv + (t * all + head + h) * size, m->keys, base, size, count, m->scale, p[h]);
+                score(is_bf16, e->qkv + (t * all + head + h) * size, m->keys, base, size, count, s->scale, p[h]);
                 e->part_max[slot + h] = exponentiate(p[h], count, &e->part_sum[slot + h]);
             }
             for (int64_t h = 0; h < heads;) {
@@ -607,16 +670,28 @@ static void store_rows(float *y, int64_t stride, const Linear *l, const Input *x
     }
 }
 
-/* Logits of this thread's rows: kept where there is room for them, and the highest of them. */
+/* The highest of the lanes; of equal ones, the lowest token. */
+static Highest highest_of(const Running *r) {
+    Highest highest = {r->token[0], r->logit[0], 0};
+    for (int i = 1; i < LANES; i++)
+        if (r->logit[i] > highest.logit || (r->logit[i] == highest.logit && r->token[i] < highest.token))
+            highest = (Highest){r->token[i], r->logit[i], 0};
+    highest.sum = sum1(r->sum * exp_v(r->logit - highest.logit));
+    return highest;
+}
+
+/* Logits of this thread's rows: kept where there is room for them, and the highest of each block. */
 static void head_rows(Engine *e, float *logits, const Linear *l, const Input *x, int64_t tokens, int thread, int threads) {
     const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const f16v lowest = splat(-1e30f);
-    Running *running = e->running + thread * MAX_TOKENS;
+    const int64_t units = (l->rows + UNIT - 1) / UNIT;
+    Running running[MAX_TOKENS];
     int64_t from, to;
     f16v out[MAX_TOKENS];
-    for (int64_t t = 0; t < tokens; t++) running[t] = (Running){lowest, splat(0.f), (i16v){}};
-    share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
-    for (int64_t unit = from; unit < to; unit++) {
+    share((units + HEAD_UNITS - 1) / HEAD_UNITS, thread, threads, &from, &to);
+    for (int64_t unit = from * HEAD_UNITS; unit < to * HEAD_UNITS && unit < units; unit++) {
+        if (unit % HEAD_UNITS == 0)
+            for (int64_t t = 0; t < tokens; t++) running[t] = (Running){lowest, splat(0.f), (i16v){}};
         unit_rows(l, unit, x, tokens, out);
         const int64_t n = unit * UNIT, count = l->rows - n < UNIT ? l->rows - n : UNIT;
         const i16v there = lane < (int32_t)count;
@@ -630,22 +705,20 @@ static void head_rows(Engine *e, float *logits, const Linear *l, const Input *x,
             r->token = (higher & (lane + (int32_t)n)) | (~higher & r->token);
             r->logit = highest;
         }
+        if ((unit + 1) % HEAD_UNITS == 0 || unit + 1 == units)
+            for (int64_t t = 0; t < tokens; t++) e->highest[unit / HEAD_UNITS * MAX_TOKENS + t] = highest_of(running + t);
     }
 }
 
-static Best best_of(const Engine *e, int64_t t, int threads) {
-    Best best = {INT64_MAX, -INFINITY, 0};
+/* The highest of all blocks, whose sums are added in their order. */
+static Best best_of(const Engine *e, int64_t rows, int64_t t) {
+    const int64_t blocks = (rows + UNIT * HEAD_UNITS - 1) / (UNIT * HEAD_UNITS);
+    const Highest *h = e->highest + t;
+    Best best = {h->token, h->logit, 0};
     double sum = 0;
-    for (int thread = 0; thread < threads; thread++) {
-        const Running *r = e->running + thread * MAX_TOKENS + t;
-        for (int i = 0; i < LANES; i++)
-            if (r->logit[i] > best.logit || (r->logit[i] == best.logit && r->token[i] < best.token))
-                best = (Best){r->token[i], r->logit[i], 0};
-    }
-    for (int thread = 0; thread < threads; thread++) {
-        const Running *r = e->running + thread * MAX_TOKENS + t;
-        for (int i = 0; i < LANES; i++) sum += r->sum[i] * exp((double)r->logit[i] - best.logit);
-    }
+    for (int64_t i = 1; i < blocks; i++)
+        if (h[i * MAX_TOKENS].logit > best.logit) best = (Best){h[i * MAX_TOKENS].token, h[i * MAX_TOKENS].logit, 0};
+    for (int64_t i = 0; i < blocks; i++) sum += h[i * MAX_TOKENS].sum * exp((double)h[i * MAX_TOKENS].logit - best.logit);
     best.log_sum = best.logit + (float)log(sum);
     return best;
 }
@@ -654,7 +727,7 @@ static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t token
     const Model *m = &e->m;
     Input *x = &e->local[thread];
     const int64_t all = m->heads + 2 * m->kv_heads;
-    normalise(e, s->norm, tokens, x);
+    normalise(e, s->norm, s->epsilon, tokens, x);
     store_rows(e->qkv, all * m->head_size, &s->first, x, tokens, m->is_bf16, thread, threads);
     barrier(e, threads);
     int64_t from, to;
@@ -664,8 +737,8 @@ static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t token
     const int64_t chunks = (start + tokens - 1) / KV_CHUNK + 1;
     share(m->kv_heads * chunks, thread, threads, &from, &to);
     for (int64_t i = from; i < to; i++) {
-        if (m->is_bf16) attend_chunk(e, 1, s->layer, start, tokens, i % m->kv_heads, i / m->kv_heads);
-        else attend_chunk(e, 0, s->layer, start, tokens, i % m->kv_heads, i / m->kv_heads);
+        if (m->is_bf16) attend_chunk(e, 1, s, start, tokens, i % m->kv_heads, i / m->kv_heads);
+        else attend_chunk(e, 0, s, start, tokens, i % m->kv_heads, i / m->kv_heads);
     }
     barrier(e, threads);
     combine(e, start, tokens, x);
@@ -678,7 +751,7 @@ static void mlp(Engine *e, const SubLayer *s, int64_t tokens, int thread, int th
     Input *x = &e->local[thread], *y = &e->shared;
     const Linear *gate = &s->first, *up = &s->second;
     const int64_t width = gate->rows;
-    normalise(e, s->norm, tokens, x);
+    normalise(e, s->norm, s->epsilon, tokens, x);
     int64_t from, to;
     f16v g[MAX_TOKENS], u[MAX_TOKENS];
     share((width + UNIT - 1) / UNIT, thread, threads, &from, &to);
@@ -708,8 +781,8 @@ static void mlp(Engine *e, const SubLayer *s, int64_t tokens, int thread, int th
 
 static void *zeroed(int64_t bytes) {
     void *p = NULL;
-    if (posix_memalign(&p, 64, bytes + 64)) return NULL;
-    memset(p, 0, bytes + 64);
+    if (posix_memalign(&p, 64, bytes)) return NULL;
+    memset(p, 0, bytes);
     return p;
 }
 
@@ -729,7 +802,7 @@ void engine_free(Engine *e) {
     free_input(&e->shared);
     for (int i = 0; e->local && i < e->m.threads; i++) free_input(&e->local[i]);
     free(e->local);
-    free(e->running);
+    free(e->highest);
     free(e);
 }
 
@@ -746,8 +819,8 @@ Engine *engine_new(const Model *m) {
     e->part_max = zeroed(slots * 4);
     e->part_sum = zeroed(slots * 4);
     e->local = zeroed(m->threads * sizeof(Input));
-    e->running = zeroed(m->threads * MAX_TOKENS * sizeof(Running));
-    int ok = e->hidden && e->qkv && e->part && e->part_max && e->part_sum && e->local && e->running && make_input(&e->shared, m->widest);
+    e->highest = zeroed((m->vocabulary / (UNIT * HEAD_UNITS) + 1) * MAX_TOKENS * sizeof(Highest));
+    int ok = e->hidden && e->qkv && e->part && e->part_max && e->part_sum && e->local && e->highest && make_input(&e->shared, m->widest);
     for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
     if (ok) return e;
     engine_free(e);
@@ -759,12 +832,10 @@ Engine *engine_new(const Model *m) {
 void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head,
                 const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
     const Model *m = &e->m;
-    int num_threads = 1;
     atomic_store(&e->arrived, 0);
 #pragma omp parallel num_threads(m->threads)
     {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        if (thread == 0) num_threads = threads;
         int64_t from, to;
         share(count, thread, threads, &from, &to);
         for (int64_t t = from; t < to; t++)
@@ -776,10 +847,10 @@ void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublaye
             if (s->kind == KIND_ATTENTION) attention(e, s, start, count, thread, threads);
             else mlp(e, s, count, thread, threads);
         }
-        normalise(e, m->final_norm, count, &e->local[thread]);
+        normalise(e, m->final_norm, (float)m->epsilon, count, &e->local[thread]);
         head_rows(e, logits, head, &e->local[thread], count, thread, threads);
     }
-    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, t, num_threads);
+    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head->rows, t);
 }
 
 /* An int8 or int4 weight back in the model's type: values [rows, cols]. */

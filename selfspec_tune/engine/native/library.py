@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
-from selfspec_tune.engine.native.build import NativeUnavailableError, library_path
+from selfspec_tune.engine.native.build import NativeUnavailableError, library_path, rebuild
 
 MAX_TOKENS = 32  # of one pass
+MAX_HEAD_SIZE = 512
 INT4_GROUP = 32  # inputs that share one scale
 UNIT = 16  # rows that are computed together
 
@@ -52,11 +53,16 @@ class Linear(ctypes.Structure):
 
 
 class SubLayer(ctypes.Structure):
-    """Attention: fused qkv and output. MLP: gate, up and down. ``norm`` is float32."""
+    """Attention: fused qkv and output, and the ``scale`` of its scores. MLP: gate, up and down.
+
+    ``norm`` is float32, and ``epsilon`` the norm's.
+    """
 
     _fields_ = (
         ("kind", c_int32),
         ("layer", c_int32),
+        ("epsilon", c_float),
+        ("scale", c_float),
         ("norm", c_void_p),
         ("first", Linear),
         ("second", Linear),
@@ -75,9 +81,9 @@ class Model(ctypes.Structure):
         ("kv_heads", c_int64),
         ("head_size", c_int64),
         ("widest", c_int64),
+        ("vocabulary", c_int64),
         ("capacity", c_int64),
-        ("epsilon", c_float),
-        ("scale", c_float),
+        ("epsilon", c_double),
         ("embedding", c_void_p),
         ("final_norm", c_void_p),
         ("cosine", c_void_p),
@@ -87,11 +93,19 @@ class Model(ctypes.Structure):
     )
 
 
+def _opened() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # a file that something has damaged since it was built
+        return ctypes.CDLL(str(rebuild(path)))
+
+
 @cache
 def load_library() -> Any:
     """The kernels. Raises `NativeUnavailableError`."""
     try:
-        library = ctypes.CDLL(str(library_path()))
+        library = _opened()
     except OSError as error:
         raise NativeUnavailableError(f"the built kernels could not be loaded ({error})") from error
     library.engine_new.argtypes, library.engine_new.restype = [POINTER(Model)], c_void_p

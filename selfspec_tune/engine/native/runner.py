@@ -20,26 +20,13 @@ from selfspec_tune.engine.draft_copies import DraftCopies, Key
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.lowbit import LowBitSettings
 from selfspec_tune.engine.native import copies
-from selfspec_tune.engine.native.build import NativeUnavailableError
 from selfspec_tune.engine.native.copies import NativeCopy
-from selfspec_tune.engine.native.library import MAX_TOKENS, UNIT, Best, Linear, Model, SubLayer, load_library
-from selfspec_tune.engine.native.weights import FORMATS, Described, pointers
+from selfspec_tune.engine.native.library import MAX_TOKENS, Best, Model, SubLayer, load_library
+from selfspec_tune.engine.native.weights import Described, Stack
 from selfspec_tune.engine.projection import Dense
 from selfspec_tune.engine.runner import check_cache
+from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel
-
-
-def native_unsupported_reason(loaded: LoadedModel) -> str | None:
-    """Why the native runner cannot serve a model that the fast runner can; None where it does."""
-    if loaded.device.type != "cpu":
-        return f"the native kernels run on a CPU, not on {loaded.device}"
-    if loaded.dtype not in FORMATS:
-        return f"the native kernels read bfloat16 and float32, not {str(loaded.dtype).removeprefix('torch.')}"
-    try:
-        load_library()
-    except NativeUnavailableError as error:
-        return str(error)
-    return None
 
 
 class NativeRunner(FastRunner):
@@ -54,8 +41,8 @@ class NativeRunner(FastRunner):
     def __init__(self, loaded: LoadedModel) -> None:
         self._library = load_library()
         self._engine: int | None = None
-        self._own: tuple[Described, list[SubLayer]] | None = None
-        self._described: dict[Key, tuple[Described, SubLayer]] = {}
+        self._own: list[tuple[Described, SubLayer]] = []
+        self._described: dict[Key, tuple[Described, SubLayer]] = {}  # of the copies held
         super().__init__(loaded)
 
     def __del__(self) -> None:
@@ -72,47 +59,43 @@ class NativeRunner(FastRunner):
     @torch.inference_mode()
     def set_draft(self, draft: Draft) -> None:
         super().set_draft(draft)
-        if self._own is None:
+        if not self._own:
             self._describe_model()
         flags = draft.skip_set.to_flags()
         kept = [self._structure(i, draft.precision.of(i)) for i, skip in enumerate(flags) if not skip]
-        self._drafting = pointers(kept)
-        head = self._draft_head
-        assert isinstance(head, (Dense, NativeCopy))
-        self._drafting_head = Described(), kept
-        self._draft_head_structure = self._drafting_head[0].linear(head)
+        assert isinstance(self._draft_head, Dense | NativeCopy)
+        self._drafting = Stack.of(kept, self._draft_head)
 
     @torch.inference_mode()
     def decode(self, token: int) -> Tensor:
-        return self._logits([token], self._all, self._whole_head)[0]
+        return self._logits([token], self._full)[0]
 
     @torch.inference_mode()
     def draft_step(self, token: int) -> Tensor:
-        return self._logits([token], self._drafting, self._draft_head_structure)[0]
+        return self._logits([token], self._drafting)[0]
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int]) -> Tensor:
-        return torch.cat([self._logits(piece, self._all, self._whole_head) for piece in _pieces(tokens)])
+        return torch.cat([self._logits(piece, self._full) for piece in self._pieces(tokens)])
 
     def decode_greedy(self, token: int) -> int:
-        return int(self._pass([token], self._all, self._whole_head)[0].token)
+        return int(self._pass([token], self._full)[0].token)
 
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
         probabilities: list[float] = []
         for _ in range(count):
-            best = self._pass([token], self._drafting, self._draft_head_structure)[0]
+            best = self._pass([token], self._drafting)[0]
             token = int(best.token)
             tokens.append(token)
             probabilities.append(exp(best.logit - best.log_sum))
         return tokens, probabilities
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        rows = (best for piece in _pieces(tokens) for best in self._pass(piece, self._all, self._whole_head))
-        return [int(best.token) for best in rows]
+        return [int(best.token) for piece in self._pieces(tokens) for best in self._pass(piece, self._full)]
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
-        """What these kernels' own reading of a contiguous ``buffer`` takes: a name, and what reads and returns the bytes."""
+        """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""
         size = buffer.numel() * buffer.element_size()
 
         def read() -> int:
@@ -125,14 +108,8 @@ class NativeRunner(FastRunner):
         if precision is Precision.SAME:
             return None
         widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
-        reasons = [copies.refusal(precision, width, self._copies.settings) for width in sorted(widths)]
-        if precision is Precision.INT4 and self._mlp_width % UNIT:
-            reasons.append(f"its MLPs' {self._mlp_width} inner units are no multiple of {UNIT}")
+        reasons = (copies.refusal(precision, width, self._copies.settings) for width in sorted(widths))
         return next((reason for reason in reasons if reason is not None), None)
-
-    @property
-    def _mlp_width(self) -> int:
-        return int(self._sublayers[1].projections[1].weight.shape[1])
 
     def _new_copies(self) -> DraftCopies:
         made = DraftCopies(self._linear_layers, NativeCopy, copies.copy_bytes)
@@ -144,39 +121,44 @@ class NativeRunner(FastRunner):
             self._described.pop(key, None)
 
     def _describe_model(self) -> None:
-        described = Described()
-        sublayers = [described.sublayer(i, module) for i, module in enumerate(self._sublayers)]
-        self._own = described, sublayers
-        self._all = pointers(sublayers)
-        self._whole_head = described.linear(self._head)
-        self._final_norm = described.floats(self._norm.weight)
+        for index, module in enumerate(self._sublayers):
+            described = Described()
+            self._own.append((described, described.sublayer(index, module)))
+        self._full = Stack.of(self._own, self._head)
 
-    def _structure(self, index: int, precision: Precision) -> SubLayer:
-        assert self._own is not None
+    def _structure(self, index: int, precision: Precision) -> tuple[Described, SubLayer]:
         if precision is Precision.SAME:
-            return self._own[1][index]
+            return self._own[index]
         key = index, precision
         if key not in self._described:
             described = Described()
             made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
             self._described[key] = described, described.sublayer(index, self._sublayers[index], made)
-        return self._described[key][1]
+        return self._described[key]
 
-    def _logits(self, tokens: Sequence[int], sublayers: Any, head: Linear) -> Tensor:
-        logits = torch.empty(len(tokens), head.rows)
-        self._pass(tokens, sublayers, head, logits)
+    def _pieces(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """``tokens`` as passes of no more than the kernels take; refused together where they do not fit."""
+        check_cache(self._length + len(tokens), self._state.capacity)
+        return [tokens[start : start + MAX_TOKENS] for start in range(0, len(tokens), MAX_TOKENS)]
+
+    def _logits(self, tokens: Sequence[int], stack: Stack) -> Tensor:
+        logits = torch.empty(len(tokens), stack.head.rows)
+        self._pass(tokens, stack, logits)
         return logits
 
-    def _pass(self, tokens: Sequence[int], sublayers: Any, head: Linear, logits: Tensor | None = None) -> Any:
+    def _pass(self, tokens: Sequence[int], stack: Stack, logits: Tensor | None = None) -> Any:
         """Run ``tokens`` at the positions that follow the cache; the best token of each, and logits [tokens, rows]."""
         start, count = self._length, len(tokens)
         check_cache(start + count, self._state.capacity)
+        num_embedded = self._embedding.shape[0]
+        if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
+            raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
         best = (Best * count)()
         self._library.engine_run(
             self._engine,
-            sublayers,
-            len(sublayers),
-            ctypes.byref(head),
+            stack.sublayers,
+            len(stack.sublayers),
+            ctypes.byref(stack.head),
             (ctypes.c_int64 * count)(*tokens),
             count,
             start,
@@ -188,9 +170,11 @@ class NativeRunner(FastRunner):
 
     def _open(self) -> None:
         """Scratch memory for the cache's new size."""
-        state, config = self._state, self._loaded.model.config
-        self._tables = state.cos.float().contiguous(), state.signed_sin.float().contiguous()
+        state = self._state
+        tables = state.cos.float().contiguous(), state.signed_sin.float().contiguous()
+        final_norm = self._norm.weight.float().contiguous()
         hidden = int(self._embedding.shape[1])
+        widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
         model = Model(
             self._loaded.dtype == torch.bfloat16,
             torch.get_num_threads(),
@@ -198,22 +182,23 @@ class NativeRunner(FastRunner):
             state.num_heads,
             state.num_kv_heads,
             state.head_size,
-            max(hidden, int(config.intermediate_size), state.num_heads * state.head_size),
+            max(hidden, *widths),
+            self.vocabulary_size,
             state.capacity,
             self._norm.epsilon,
-            self.attention(0).scale,
             self._embedding.data_ptr(),
-            self._final_norm,
-            *(table.data_ptr() for table in self._tables),
+            final_norm.data_ptr(),
+            *(table.data_ptr() for table in tables),
             state.keys.data_ptr(),
             state.values.data_ptr(),
         )
         if self._engine:
             self._library.engine_free(self._engine)
         self._engine = self._library.engine_new(ctypes.byref(model))
+        self._engine_reads = tables, final_norm, state.keys, state.values
         if not self._engine:
-            raise MemoryError("no memory for the native runner's scratch space")
-
-
-def _pieces(tokens: Sequence[int]) -> list[Sequence[int]]:
-    return [tokens[start : start + MAX_TOKENS] for start in range(0, len(tokens), MAX_TOKENS)]
+            state.capacity = 0  # so that no pass runs, and the next reservation tries again
+            raise UsageError(
+                "No memory for the native kernels' scratch space. Use shorter prompts, a smaller --max-new-tokens or "
+                "--extra-memory, or --runner fast."
+            )

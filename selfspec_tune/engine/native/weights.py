@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,18 +26,19 @@ class Described:
 
     def sublayer(self, index: int, module: Attention | Mlp, copies: Sequence[NativeCopy] = ()) -> SubLayer:
         """Sub-layer ``index`` in the order of `SkipSet.to_flags`, with its own weights or their ``copies``."""
-        self._kept += copies
         into, out = copies or module.projections
         norm = self.floats(module.norm.weight)
         if isinstance(module, Attention):
-            return SubLayer(Kind.ATTENTION, index // 2, norm, self.linear(into), self.linear(out), Linear())
+            qkv, output = self.linear(into), self.linear(out)
+            return SubLayer(Kind.ATTENTION, index // 2, module.norm.epsilon, module.scale, norm, qkv, output, Linear())
         width = module.width
         gate, up = self.linear(into, 0, width), self.linear(into, width, width)
-        return SubLayer(Kind.MLP, index // 2, norm, gate, up, self.linear(out))
+        return SubLayer(Kind.MLP, index // 2, module.norm.epsilon, 0.0, norm, gate, up, self.linear(out))
 
     def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
         """A linear layer, or ``rows`` outputs of it from ``start``."""
         if isinstance(layer, NativeCopy):
+            self._kept.append(layer)
             return layer.structure(start, rows)
         end = None if rows is None else start + rows
         weight = layer.weight[start:end]
@@ -53,6 +55,21 @@ class Described:
         return copy.data_ptr()
 
 
-def pointers(sublayers: Sequence[SubLayer]) -> ctypes.Array[ctypes.c_void_p]:
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What a pass runs through, as the kernels read it. ``kept``: all that its addresses point into."""
+
+    sublayers: ctypes.Array[ctypes.c_void_p]
+    head: Linear
+    kept: tuple[tuple[Described, SubLayer], ...]
+    kept_head: Described
+
+    @classmethod
+    def of(cls, sublayers: Iterable[tuple[Described, SubLayer]], head: Dense | NativeCopy) -> Stack:
+        kept, kept_head = tuple(sublayers), Described()
+        return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
+
+
+def _pointers(sublayers: Sequence[SubLayer]) -> ctypes.Array[ctypes.c_void_p]:
     """An array of the structures' addresses; the structures must outlive it."""
     return (ctypes.c_void_p * len(sublayers))(*(ctypes.addressof(sublayer) for sublayer in sublayers))
