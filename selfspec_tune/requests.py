@@ -16,6 +16,7 @@ from selfspec_tune.errors import BudgetError, UsageError
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
 SHORTEST_CONTEXT = 16
+_THRESHOLD_POLICIES = ("threshold", "adaptive")
 
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE)
 _UNITS = {"b": 1} | {
@@ -115,6 +116,13 @@ class DraftOptions:
     ngram: bool = True
     precision: str = "auto"
     extra_memory: ExtraMemory = ExtraMemory(share=0.3)
+
+    def __post_init__(self) -> None:
+        if self.exit_threshold is not None and self.policy not in _THRESHOLD_POLICIES:
+            raise UsageError(
+                f"--exit-threshold {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add --policy "
+                f"{' or '.join(_THRESHOLD_POLICIES)}, or leave it out."
+            )
 
 
 @dataclass(frozen=True, slots=True)

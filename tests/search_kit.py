@@ -44,14 +44,17 @@ def prompt_file(path: Path, count: int = 16) -> str:
     return str(path)
 
 
+SKIPPING_ALONE: dict[str, Any] = {"policy": "threshold", "ngram": False, "precision": "same"}
+
+
 def search_request(out: Path, model: Path, source: str, **fields: Any) -> SearchRequest:
-    """A small search in float32: 16 prompts, 16 new tokens, 3 trials, the whole vocabulary drafted.
+    """A small search of skip sets alone, in float32: 16 prompts, 16 new tokens, 3 trials, the whole vocabulary drafted.
 
     Any field of any part of a request replaces these.
     """
     prompts: dict[str, Any] = {"source": source, "num_prompts": 16, "max_new_tokens": 16, "template": "raw"}
     loading: dict[str, Any] = {"name": str(model), "dtype": "float32", "device": "cpu"}
-    drafting: dict[str, Any] = {"vocabulary": "full"}
+    drafting: dict[str, Any] = {**SKIPPING_ALONE, "vocabulary": "full"}
     budget: dict[str, Any] = {"trials": 3}
     for name, value in fields.items():
         if name in PromptOptions.__dataclass_fields__:

@@ -118,6 +118,12 @@ def test_an_empty_data_set_says_what_was_expected(content: str) -> None:
     check(search("smollm2-135m", "--prompts", "empty.jsonl"), WRONGLY_ASKED, "empty.jsonl", "holds no prompts")
 
 
+@pytest.mark.parametrize("policy", ["cost-aware", "fixed"])
+def test_a_threshold_for_a_policy_without_one_is_refused(policy: str) -> None:
+    result = search("smollm2-135m", "--policy", policy, "--exit-threshold", "0.5")
+    check(result, WRONGLY_ASKED, f"the {policy} policy has no threshold", "--policy threshold or adaptive")
+
+
 def test_too_few_prompts_say_how_many_there_are() -> None:
     check(search("smollm2-135m", "--num-prompts", "40"), WRONGLY_ASKED, "40 prompts were asked for", "has 16")
 

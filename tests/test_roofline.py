@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfspec_tune.cpu_caches import Cache, cpu_caches, last_level_bytes
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.measure import roofline
 from selfspec_tune.measure.roofline import Limit, ReadKernel, find_limit, read_kernels
@@ -52,7 +52,7 @@ def test_a_draft_step_reads_what_it_keeps(traffic: Traffic) -> None:
 
 
 def test_a_copy_at_lower_precision_is_smaller_but_its_norms_are_not(traffic: Traffic) -> None:
-    draft = Draft(SkipSet.empty(4), precision=Precision.INT8)
+    draft = Draft(SkipSet.empty(4), precision=DraftPrecision.uniform(4, Precision.INT8, Precision.INT8))
     matrices = 4 * (ATTENTION + MLP) + HEAD
     assert traffic.draft_step(draft, 0) == traffic.full_step(0) - 3 / 4 * matrices
 
@@ -104,9 +104,9 @@ def test_a_matrix_larger_than_the_least_size_is_taken_as_it_is() -> None:
 
 @pytest.mark.usefixtures("small_buffers")
 def test_a_runners_own_kernel_competes() -> None:
-    runner: Any = SimpleNamespace(read_kernels=lambda: [("stream", lambda: 123)])
+    runner: Any = SimpleNamespace(read_kernels=lambda buffer: [("stream", buffer.numel)])
     kernels = read_kernels(torch.device("cpu"), torch.float32, (96, 64), runner)
-    assert (kernels[-1].name, kernels[-1].run()) == ("stream", 123)
+    assert (kernels[-1].name, kernels[-1].run()) == ("stream", kernels[-2].run() // 4)
 
 
 def test_too_little_memory_is_said_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from selfspec_tune.search.proxy import (
 )
 from selfspec_tune.search.ranking import NUM_PREFIXES, NUM_PROXY_CANDIDATES, Ranker
 from selfspec_tune.skip_set import SkipSet
-from tests.search_kit import Listener, make_item
+from tests.search_kit import SKIPPING_ALONE, Listener, make_item
 
 _SAME = DraftPrecision()
 POSITIONS = 64
@@ -314,7 +314,7 @@ def ranker(
         loaded=SimpleNamespace(num_layers=num_layers, context_length=512), runner=SimpleNamespace(vocabulary_size=1024)
     )
     answers = [answer(number, 60) for number in range(6)]
-    return Ranker(workload, answers, options or DraftOptions(), 0, listener or Listener())
+    return Ranker(workload, answers, options or DraftOptions(**SKIPPING_ALONE), 0, listener or Listener())
 
 
 HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
@@ -349,14 +349,18 @@ def test_without_a_token_exact_scorer_only_prefixes_are_proposed(monkeypatch: py
 
 
 def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(vocabulary="full")).rank(0.05, 0.1)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary="full")).rank(
+        0.05, 0.1
+    )
     assert found.vocabulary is None
 
 
 def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     for option, expected in (("300", 300), ("5000", 1024)):
         scorer = FakeScorer(HARMS)
-        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(vocabulary=option)).rank(0.05, 0.1)
+        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary=option)).rank(
+            0.05, 0.1
+        )
         assert found.vocabulary == expected
         assert all(candidate.draft.vocabulary == expected for candidate in found.candidates)
 
@@ -374,7 +378,7 @@ def test_the_whole_vocabulary_is_chosen_where_a_part_would_miss_tokens(monkeypat
 
 
 def test_a_given_draft_length_and_threshold_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = DraftOptions(max_draft_tokens=7, exit_threshold=0.25)
+    options = DraftOptions(**SKIPPING_ALONE, max_draft_tokens=7, exit_threshold=0.25)
     found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options).rank(0.05, 0.1)
     policies = {candidate.draft.policy for candidate in found.candidates}
     assert policies == {DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, Usag
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import load_prompts
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import SearchRequest
+from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import SearchOutcome, budget, plan_search, run_search
 from selfspec_tune.search.study_folder import StudyFolder
@@ -446,17 +445,39 @@ def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, 
     assert written.provenance["search"]["predicted_decode_speedup"] is not None
 
 
-def test_what_earlier_versions_did_not_know_is_recorded_only_where_it_was_chosen(
-    make_request: Any, engine: ScriptedEngine, tmp_path: Path
+def test_the_study_records_how_its_drafts_were_made(make_request: Any, engine: ScriptedEngine) -> None:
+    request = make_request(extra_memory=ExtraMemory(num_bytes=1 << 20))
+    run_scripted(request)
+    assert StudyConfig.load(request.out / "study.toml").draft == {
+        "policy": "threshold",
+        "vocabulary": "full",
+        "ngram": False,
+        "precision": "same",
+        "extra_memory": "1048576B",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision"),
+    [
+        ({}, "int4 head int4"),
+        ({"extra_memory": ExtraMemory()}, "same"),
+        ({"runner": "reference"}, "same"),
+    ],
+)
+def test_unless_told_otherwise_drafts_are_as_small_as_engine_and_memory_allow(
+    make_request: Any, engine: ScriptedEngine, fields: dict[str, Any], precision: str
 ) -> None:
-    plain = replace(make_request(), out=tmp_path / "plain")
-    chosen = replace(make_request(ngram=True), out=tmp_path / "chosen")
-    records = []
-    for request in (plain, chosen):
-        run_scripted(request)
-        records.append(StudyConfig.load(request.out / "study.toml").draft)
-    assert records[1] == {**records[0], "ngram": True}
-    assert set(records[0]) == {"policy", "vocabulary"}
+    defaults = DraftOptions()
+    chosen = {"policy": defaults.policy, "ngram": defaults.ngram, "precision": defaults.precision}
+    request = make_request(**chosen, **fields)
+    outcome = run_scripted(request)
+    assert StudyConfig.load(request.out / "study.toml").draft["precision"] == precision
+    draft = outcome.skip_config.draft
+    assert (draft.policy, draft.ngram) == ("cost-aware", NgramLookup().to_dict())
+    found = Draft.from_dict(outcome.skip_config.skip_set(), draft.model_dump())
+    assert str(found.precision) == precision
+    assert run_scripted(request).skip_config == outcome.skip_config  # the same command again reads it
 
 
 def test_a_precision_for_layers_that_the_model_lacks_ends_a_search_at_once(make_request: Any) -> None:
