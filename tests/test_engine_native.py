@@ -181,7 +181,9 @@ def test_the_native_runner_agrees_with_the_fast_one(model: LoadedModel, length: 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     else:
         # Single logits of so small a model may differ by more: both runners are that far from float32.
-        assert (ours - theirs).abs().mean(-1).max() <= 0.06 * theirs.abs().max()
+        rows = (ours - theirs).abs().mean(-1) / theirs.abs().max()
+        assert rows.max() <= 0.12
+        assert rows.mean() <= 0.02
 
 
 def test_each_sublayer_has_its_own_epsilon_and_scale(tmp_path: Path) -> None:
