@@ -11,32 +11,44 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Draft, Precision, Source
 
 
 @dataclass(slots=True)
 class Counts:
-    """Rounds of a real or replayed run: tokens drafted and accepted in each."""
+    """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model)."""
 
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens produced: the accepted ones, and one more each round."""
         return sum(self.accepted) + len(self.accepted)
 
+    @property
+    def num_model_drafted(self) -> int:
+        """Tokens that took a draft step each; those looked up took none."""
+        sources = self.sources or [Source.MODEL] * len(self.drafted)
+        return sum(k for k, source in zip(self.drafted, sources, strict=True) if source == Source.MODEL)
+
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
     """Steps of one draft: a plain decode step, a draft step, and a full pass over 1, 2, … tokens.
 
-    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step.
+    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step. Raises
+    ValueError where a full pass takes no time, or a draft step less than none.
     """
 
     decode: float
     draft: float
     verify: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.decode <= 0 or self.draft < 0 or not self.verify or min(self.verify) <= 0:
+            raise ValueError(f"{self}: expected positive seconds and at least one verification")
 
     def verification(self, num_drafted: int) -> float:
         """Verifying ``num_drafted`` tokens; past the last one timed, on the line of the table's second half."""
@@ -49,7 +61,7 @@ class StepCosts:
 
     def seconds(self, counts: Counts) -> float:
         """Decode time of a run with these counts."""
-        return sum(counts.drafted) * self.draft + sum(self.verification(k) for k in counts.drafted)
+        return counts.num_model_drafted * self.draft + sum(self.verification(k) for k in counts.drafted)
 
     def speedup(self, counts: Counts) -> float:
         """Decode speedup of such a run over plain decoding of as many tokens."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.dialects import SKIP_CONFIG, Dialect, read_skip_set, to_dialect
 from selfspec_tune.errors import UnknownModelError, UsageError
 from selfspec_tune.files import read_json, write_atomic
 from selfspec_tune.models.aliases import close_aliases, resolve
-from selfspec_tune.results import BenchResult
-from selfspec_tune.summary import AUTOREGRESSIVE, spec_bench_rows, to_frame
+from selfspec_tune.results import BenchResult, SweepResult
+from selfspec_tune.summary import AUTOREGRESSIVE, spec_bench_rows, sweep_to_frame, to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def export_dialect(source: Path, dialect: Dialect, *, task: str | None = None, model: str | None = None) -> Any:
@@ -49,14 +52,18 @@ def known_num_layers(model: str) -> int:
     return depth
 
 
-def write_csv(result: BenchResult, path: Path) -> None:
-    """A row a method. Raises `StorageError`."""
-    write_atomic(path, to_frame(result).to_csv(index=False))
+def write_csv(result: BenchResult | SweepResult, path: Path) -> None:
+    """A row a method, in a sweep at each value. Raises `StorageError`."""
+    write_atomic(path, _frame(result).to_csv(index=False))
 
 
-def write_parquet(result: BenchResult, path: Path) -> None:
-    """A row a method. Raises `StorageError`."""
-    write_atomic(path, to_frame(result).to_parquet(index=False))
+def write_parquet(result: BenchResult | SweepResult, path: Path) -> None:
+    """A row a method, in a sweep at each value. Raises `StorageError`."""
+    write_atomic(path, _frame(result).to_parquet(index=False))
+
+
+def _frame(result: BenchResult | SweepResult) -> pd.DataFrame:
+    return sweep_to_frame(result) if isinstance(result, SweepResult) else to_frame(result)
 
 
 def write_spec_bench(result: BenchResult, method_id: str, path: Path) -> list[Path]:

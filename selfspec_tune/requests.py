@@ -5,13 +5,24 @@ The command line builds these from its options; library users build them by hand
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from selfspec_tune.errors import BudgetError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
+SHORTEST_CONTEXT = 16
+
+_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE)
+_UNITS = {"b": 1} | {
+    prefix + infix + "b": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for infix, base in (("i", 1024), ("", 1000))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +69,52 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftOptions:
-    """The draft policy to search with. ``vocabulary``: auto, full, or a number of token ids."""
+class ExtraMemory:
+    """What low-precision copies of weights may take beyond the model: a ``share`` of it, or ``num_bytes``."""
 
-    policy: str = "threshold"
+    share: float = 0.0
+    num_bytes: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> ExtraMemory:
+        """Read ``30%``, ``2GiB``, ``512MiB`` or ``0``. Raises `UsageError`."""
+        found = _MEMORY.fullmatch(text.strip())
+        if found is None or (found["unit"] is None and float(found["number"]) != 0):
+            raise UsageError(
+                f"--extra-memory {text!r}: expected a share of the weights such as 30%, a size such as 2GiB or 512MiB, "
+                "or 0 for none."
+            )
+        number, unit = float(found["number"]), (found["unit"] or "").lower()
+        if unit == "%":
+            return cls(share=number / 100)
+        return cls(num_bytes=round(number * _UNITS.get(unit, 0)))
+
+    def bytes(self, of: int) -> int:
+        """Bytes allowed beside weights of ``of`` bytes."""
+        return self.num_bytes + int(self.share * of)
+
+    def __str__(self) -> str:
+        if self.share:
+            return f"{100 * self.share:g}%"
+        return f"{self.num_bytes}B" if self.num_bytes else "0"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """The draft to search with. ``vocabulary``: auto, full, or a number of token ids.
+
+    ``ngram`` looks tokens up in the context first; ``precision`` is the text form of a
+    `DraftPrecision`, whose copies of weights may take ``extra_memory``, or auto: the lowest
+    one that the engine has kernels for and whose copies fit, else the model's own.
+    """
+
+    policy: str = "cost-aware"
     max_draft_tokens: int | None = None
     exit_threshold: float | None = None
     vocabulary: str = "auto"
+    ngram: bool = True
+    precision: str = "auto"
+    extra_memory: ExtraMemory = ExtraMemory(share=0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +160,11 @@ class BenchRequest:
 
     Model and prompts are those of the (first) skip.json or study; the overrides replace single
     fields of its `ModelOptions` and `PromptOptions`, as (field, value) pairs. Where there is no
-    study they replace fields of the defaults, the model's ``name`` among them.
+    study they replace fields of the defaults, the model's ``name`` among them. ``draft_overrides``
+    are fields of `DraftOptions` (policy, ngram, precision) that every skip set then drafts with.
+
+    With a ``log`` (see `log_beside`) raw runs are kept as they come and a bench resumes from
+    them; ``fresh`` puts an earlier log aside and measures anew.
 
     ``rivals``: what a user would pick instead runs on every prompt too, with ``draft_model`` (a
     model's name) and ``early_exit`` (layers kept; None: a third) for those rivals that need one.
@@ -120,6 +174,7 @@ class BenchRequest:
     skip_sets: tuple[str, ...] = ()
     model_overrides: tuple[tuple[str, object], ...] = ()
     prompt_overrides: tuple[tuple[str, object], ...] = ()
+    draft_overrides: tuple[tuple[str, object], ...] = ()
     studies: Path = Path("studies")
     rounds: int = 1
     reference_prompts: int = 8
@@ -128,6 +183,8 @@ class BenchRequest:
     rivals: bool = False
     draft_model: str | None = None
     early_exit: int | None = None
+    log: Path | None = None
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.reference_prompts < 1:
@@ -142,3 +199,59 @@ class BenchRequest:
         for option, value in (("--draft-model", self.draft_model), ("--early-exit", self.early_exit)):
             if value is not None and not self.rivals:
                 raise UsageError(f"{option} {value}: it sets up a rival; add --rivals to measure rivals at all.")
+        if self.fresh and self.log is None:
+            raise UsageError("--fresh measures again what a file holds; give that file with --out.")
+
+
+def log_beside(result: Path) -> Path:
+    """Where the raw runs behind a result file are kept: ``bench.runs.jsonl`` beside ``bench.json``."""
+    stem = result.stem if result.suffix == ".json" else result.name
+    return result.with_name(f"{stem}.runs.jsonl")
+
+
+class SweepKind(StrEnum):
+    """What a sweep varies: prompt tokens, sampling temperature, or the longest draft."""
+
+    CONTEXT = "context"
+    TEMPERATURE = "temperature"
+    MAX_DRAFT = "max-draft"
+
+
+SWEEP_VALUES: dict[SweepKind, tuple[float, ...]] = {
+    SweepKind.CONTEXT: (256, 512, 1024, 2048, 4096),
+    SweepKind.TEMPERATURE: (0.0, 0.3, 0.7, 1.0),
+    SweepKind.MAX_DRAFT: (1, 2, 3, 4, 6, 8, 12, 16),
+}
+_LEAST = {SweepKind.CONTEXT: SHORTEST_CONTEXT, SweepKind.TEMPERATURE: 0, SweepKind.MAX_DRAFT: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """A bench at several ``values`` of one thing, interleaved; None: those of `SWEEP_VALUES` that the model allows."""
+
+    bench: BenchRequest
+    kind: SweepKind
+    values: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is SweepKind.TEMPERATURE and "temperature" in dict(self.bench.prompt_overrides):
+            raise UsageError("--sweep temperature sets the temperature itself; give --sweep-values, not --temperature.")
+        if self.bench.rivals:
+            raise UsageError("--rivals run beside one bench; leave them out with --sweep.")
+        if self.values is None:
+            return
+        if len(set(self.values)) < max(2, len(self.values)):
+            raise UsageError(f"--sweep-values {_joined(self.values)}: expected at least two values, all different.")
+        for value in self.values:
+            self._check(value)
+        object.__setattr__(self, "values", tuple(sorted(self.values)))
+
+    def _check(self, value: float) -> None:
+        least, is_whole = _LEAST[self.kind], self.kind is not SweepKind.TEMPERATURE
+        if not math.isfinite(value) or value < least or (is_whole and value != int(value)):
+            kind = "whole numbers" if is_whole else "numbers"
+            raise UsageError(f"--sweep-values {value:g}: --sweep {self.kind} takes {kind} from {least} on.")
+
+
+def _joined(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -19,6 +19,7 @@ from selfspec_tune.results import (
     MethodResult,
     PairedRun,
     SkipLayers,
+    SweepResult,
     TaskResult,
 )
 from selfspec_tune.skip_set import SkipSet
@@ -218,6 +219,19 @@ def to_frame(result: BenchResult) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame([_flat_row(method) for method in result.methods])
+
+
+def sweep_to_frame(result: SweepResult) -> pd.DataFrame:
+    """A row for each value and method: what was varied, the value, then as in `to_frame`."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {"sweep": result.sweep, "value": point.value, "prompt_tokens": point.prompt_tokens, **_flat_row(method)}
+            for point in result.points
+            for method in point.methods
+        ]
+    )
 
 
 def _scaled_decode_seconds(run: PairedRun) -> float:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.engine import Generation, Limits, Runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs import GraphedRunner
@@ -61,14 +62,24 @@ def prompt_tokens(length: int, seed: int = 0, vocabulary: int = 128) -> list[int
     return Random(seed).choices(range(len(kit.SPECIAL_TOKENS), vocabulary), k=length)
 
 
+# Cheap drafts and generous credit: even in short answers a cost-aware policy drafts from every source.
+STEPS = StepCosts(decode=1.0, draft=0.1, verify=tuple(1 + 0.02 * k for k in range(9)))
+
+
 def policies(max_draft_tokens: int, exit_threshold: float) -> list[DraftPolicy]:
-    """One policy of each kind; the adaptive one moves its threshold far enough to matter in a short answer."""
+    """One policy of each rule; the adaptive one moves its threshold far enough to matter in a short answer."""
     strides = {"step": 0.2, "acceptance_momentum": 0.3, "threshold_momentum": 0.4}
     return [
         DraftPolicy(PolicyKind.FIXED, max_draft_tokens, exit_threshold),
         DraftPolicy(PolicyKind.THRESHOLD, max_draft_tokens, exit_threshold),
         DraftPolicy(PolicyKind.ADAPTIVE, max_draft_tokens, exit_threshold, **strides),
     ]
+
+
+def every_policy(max_draft_tokens: int, exit_threshold: float) -> list[DraftPolicy]:
+    """One policy of each kind; decoding with the last one needs `STEPS`."""
+    cost_aware = DraftPolicy(PolicyKind.COST_AWARE, max_draft_tokens, credit=4.0)
+    return [*policies(max_draft_tokens, exit_threshold), cost_aware]
 
 
 def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> list[int]:
@@ -86,11 +97,18 @@ def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> l
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def check_record(generation: Generation, limits: Limits, policy: DraftPolicy) -> None:
+def check_record(generation: Generation, limits: Limits, draft: Draft) -> None:
     """The raw record of a self-speculative generation is consistent with its tokens."""
     accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
-    assert len(accepted) == len(drafted)
-    assert all(0 <= a <= d <= policy.max_draft_tokens for a, d in zip(accepted, drafted, strict=True))
+    assert len(accepted) == len(drafted) == len(generation.sources)
+    most = {
+        Source.PLAIN: 0,
+        Source.NGRAM: draft.ngram.max_tokens if draft.ngram else 0,
+        Source.MODEL: draft.policy.max_draft_tokens if draft.model_drafts else 0,
+    }
+    for a, d, source in zip(accepted, drafted, generation.sources, strict=True):
+        assert 0 <= a <= d <= most[Source(source)]
+        assert (d == 0) == (source == Source.PLAIN)
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
     dropped = sum(accepted) + len(accepted) - (len(tokens) - 1)
     assert dropped in ({0, 1} if generation.stop_reason == "eos" else {0})
@@ -200,7 +218,7 @@ class ClockedRunner(TableRunner):
         return self.now
 
     def set_draft(self, draft: Draft) -> None:
-        if draft.precision is not Precision.SAME and self._low is None:
+        if not draft.precision.is_same and self._low is None:
             raise UsageError(f"the clocked runner cannot draft at {draft.precision}")
         self._chosen = draft
 
@@ -226,12 +244,16 @@ class ClockedRunner(TableRunner):
         """One token through the kept sub-layers after ``length`` (default: the cached) positions."""
         draft = draft or Draft(SkipSet.empty(self.num_layers))
         attention, mlp, row, call, cache = self._parts
-        share = 1.0 if draft.precision is Precision.SAME else self._low or 1.0
         reading = cache * (self.length if length is None else length)
-        kept_attention = self.num_layers - len(draft.skip_set.attention)
-        kept_mlp = self.num_layers - len(draft.skip_set.mlp)
-        head = call + share * row * (draft.vocabulary or self.vocabulary_size)
-        return head + kept_attention * (share * attention + reading) + kept_mlp * share * mlp
+        seconds = call + self._share(draft.precision.head) * row * (draft.vocabulary or self.vocabulary_size)
+        for index, skipped in enumerate(draft.skip_set.to_flags()):
+            if not skipped:
+                share = self._share(draft.precision.of(index))
+                seconds += share * mlp if index % 2 else share * attention + reading
+        return seconds
+
+    def _share(self, precision: Precision) -> float:
+        return 1.0 if precision is Precision.SAME else self._low or 1.0
 
 
 def chain(vocabulary: int, sharpness: float | Iterable[float], step: int = 1) -> Tensor:

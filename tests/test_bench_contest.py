@@ -103,7 +103,7 @@ def test_every_arm_is_warmed_up_on_the_longest_item_at_its_full_length(
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
     items = [make_item(0), make_item(1, prompt_tokens=30), make_item(2)]
-    make_contest(["x"], ["null"], items=items).run(Listener())
+    make_contest(["x"], ["null"], num_reference_items=1, items=items).run(Listener())
     assert journal.decoded == [(name, "set/1", 8) for name in (BASELINE, "x", "null")]
     assert reserved == [30 + 12]
 

@@ -18,11 +18,11 @@ from selfspec_tune.engine import Generation
 from selfspec_tune.errors import RivalError, UnknownModelError, UsageError
 from selfspec_tune.measure import rivals
 from selfspec_tune.measure.workload import WorkItem
-from selfspec_tune.requests import BenchRequest
+from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import BenchResult, MethodResult
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
-from tests.search_kit import Listener, prompt_file
+from tests.search_kit import Listener, prompt_file, read_rows
 
 SOME = SkipSet(4, (1, 2), (3,))
 ALL = ["autoregressive", "self-speculative", "hf-generate", "hf-prompt-lookup", "hf-early-exit"]
@@ -154,6 +154,38 @@ def test_a_rival_that_fails_in_the_middle_is_dropped_with_its_records(
     assert {run.method for run in result.runs}.isdisjoint({"hf-prompt-lookup"})
     for name in ("self-speculative", "hf-generate", "hf-early-exit"):
         assert row(result, name).num_runs == 3
+
+
+def test_a_rival_that_cannot_run_is_noted_in_the_log_and_tried_again(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    decode, broken = rivals.hf_generate, [True]
+
+    def fail(workload: Any, item: WorkItem, **how: Any) -> Generation:
+        if "prompt_lookup_num_tokens" in how and broken:
+            raise RuntimeError("out of memory")
+        return decode(workload, item, **how)
+
+    monkeypatch.setattr(rivals, "hf_generate", fail)
+    log = tmp_path / "bench.runs.jsonl"
+    first = bench("attn 1", log=log)
+    noted = [row for row in read_rows(log) if "left_out" in row]
+    assert noted == [{"left_out": "hf-prompt-lookup", "reason": "RuntimeError: out of memory", "session": 1}]
+    listener = Listener()
+    again = bench("attn 1", log=log, listener=listener)
+    assert again.runs == first.runs
+    assert row(again, "hf-prompt-lookup").unavailable == "RuntimeError: out of memory"
+    assert any("is finished but for hf-prompt-lookup" in notice for notice in listener.notices)
+    assert not any("resuming" in notice for notice in listener.notices)
+    assert [session["session"] for session in again.provenance["sessions"]] == [1]
+    broken.clear()
+    mended = row(bench("attn 1", log=log), "hf-prompt-lookup")
+    assert (mended.unavailable, mended.num_prompts, mended.lossless.identical) == (None, 3, 3)
+
+
+def test_rivals_do_not_take_part_in_a_sweep() -> None:
+    with pytest.raises(UsageError, match="--rivals run beside one bench"):
+        SweepRequest(BenchRequest(rivals=True), SweepKind.MAX_DRAFT, (1, 2))
 
 
 # Policies of other systems

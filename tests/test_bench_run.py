@@ -34,6 +34,7 @@ def bench(tiny_llama_dir: Path, source: str) -> Any:
         *skip_sets: str, files: Sequence[Path] = (), listener: Listener | None = None, **fields: Any
     ) -> BenchResult:
         model = {"name": str(tiny_llama_dir), "dtype": fields.pop("dtype", "float32"), "device": "cpu"}
+        model["runner"] = fields.pop("runner", "auto")
         prompts = {"source": source, "num_prompts": 4, "max_new_tokens": 8, "template": "raw"}
         for name in ("temperature", "max_new_tokens", "num_prompts"):
             if name in fields:
@@ -129,6 +130,17 @@ def test_a_set_that_skips_every_attention_can_be_benched(bench: Any) -> None:
     assert bench("attn 0-3").methods[1].lossless.mismatches == 0
 
 
+def test_a_cost_aware_bench_with_a_lookup_is_lossless_and_says_who_drafted(bench: Any) -> None:
+    options = (("policy", "cost-aware"), ("ngram", True))
+    result = bench("attn 2", draft_overrides=options, max_new_tokens=24)
+    main = result.methods[1]
+    assert (main.lossless.mismatches, main.num_prompts) == (0, 4)
+    assert "cost-aware" in main.description
+    runs = [run.candidate for run in result.runs if run.method == main.id]
+    assert all(len(run.sources) == len(run.drafted) for run in runs)
+    assert {source for run in runs for source in run.sources} <= {"plain", "ngram", "model"}
+
+
 def test_sampled_decoding_is_benched_by_time_per_token(bench: Any) -> None:
     result = bench("attn 2", temperature=0.8)
     assert {run.lossless for run in result.runs} == {"sampled"}
@@ -138,11 +150,17 @@ def test_sampled_decoding_is_benched_by_time_per_token(bench: Any) -> None:
 
 
 def test_in_bfloat16_nothing_skipped_is_the_yardstick_for_ties(bench: Any) -> None:
-    result = bench("attn 2", dtype="bfloat16", uniform_and_random=False)
+    result = bench("attn 2", dtype="bfloat16", runner="fast", uniform_and_random=False)
     assert ids(result) == ["autoregressive", "self-speculative", "hf-generate", "empty-skip-set"]
     assert result.provenance["numeric_floor"] > 0
     assert result.methods[3].acceptance_rate is not None
     assert result.methods[1].lossless.mismatches == 0
+
+
+def test_in_bfloat16_the_native_kernels_leave_no_ties(bench: Any) -> None:
+    result = bench("attn 2", dtype="bfloat16", runner="native", uniform_and_random=False)
+    assert result.provenance["numeric_floor"] == 0
+    assert result.methods[1].lossless.identical == 4
 
 
 def test_a_layer_that_the_model_lacks_is_refused(bench: Any) -> None:

@@ -16,10 +16,11 @@ from selfspec_tune.bench.sources import (
     gather,
     model_options,
     newest_study,
+    overridden,
     prompt_options,
 )
 from selfspec_tune.dialects import DIALECTS, to_dialect
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.errors import FileFormatError, PromptError, SkipSetError, UsageError
 from selfspec_tune.prompts import Splits, default_split_sizes, load_prompts, split_prompts
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
@@ -145,6 +146,32 @@ def test_our_own_file_brings_its_policy_and_vocabulary() -> None:
     source = Source("skip.json", config=skip_config(draft=settings))
     draft = source.draft(loaded_model(), None)
     assert draft == Draft(SKIP, DraftPolicy(PolicyKind.THRESHOLD, 8, 0.6), vocabulary=900)
+
+
+def test_a_request_overrides_policy_lookup_and_precision() -> None:
+    draft = Draft(SKIP, DraftPolicy(PolicyKind.THRESHOLD, 9, 0.3), ngram=NgramLookup(5, 1, 7))
+
+    def request(**options: object) -> BenchRequest:
+        return BenchRequest(draft_overrides=tuple(options.items()))
+
+    assert overridden(draft, request()) == draft
+    assert overridden(draft, request(policy="cost-aware")).policy == DraftPolicy(PolicyKind.COST_AWARE, 9, 0.3)
+    assert overridden(draft, request(ngram=False)).ngram is None
+    assert overridden(draft, request(ngram=True)) == draft  # its own lookup, not the default one
+    assert overridden(replace(draft, ngram=None), request(ngram=True)).ngram == NgramLookup()
+    precise = overridden(draft, request(precision="int4 mlp 11"))
+    assert precise.precision == DraftPrecision.parse("int4 mlp 11", 12)
+
+
+def test_a_precision_for_layers_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="12 layers"):
+        overridden(Draft(SKIP), BenchRequest(draft_overrides=(("precision", "int4 attn 12"),)))
+
+
+def test_a_lookup_alone_cannot_do_without_its_lookup() -> None:
+    alone = Draft(SKIP, ngram=NgramLookup(), model_drafts=False)
+    with pytest.raises(UsageError, match="neither a lookup nor the model"):
+        overridden(alone, BenchRequest(draft_overrides=(("ngram", False),)))
 
 
 def test_a_text_with_a_layer_that_the_model_lacks_is_refused() -> None:

@@ -18,7 +18,7 @@ from selfspec_tune.cli.edge import RESUMABLE
 from selfspec_tune.errors import PromptError, StorageError
 from selfspec_tune.models.aliases import ALIASES
 from selfspec_tune.reporting import Progress, Reporter
-from selfspec_tune.requests import BenchRequest, DraftOptions, ModelOptions, PromptOptions, SearchRequest
+from selfspec_tune.requests import BenchRequest, DraftOptions, ExtraMemory, ModelOptions, PromptOptions, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
 from tests.results_kit import SKIP, bench_result, save_study, skip_config
 
@@ -122,14 +122,16 @@ def test_search_options_reach_the_request(library: Library) -> None:
     options = "--model org/Tiny --prompts set.jsonl --num-prompts 40 --max-new-tokens 96 --temperature 0.7"
     options += " --top-p 0.9 --top-k 50 --template raw --out here --trials 9 --timeout 1h --seed 3 --dtype bfloat16"
     options += " --device cuda:1 --runner reference --policy adaptive --max-draft-tokens 8 --exit-threshold 0.5"
-    options += " --draft-vocab 8192 --trust-remote-code --allow-pickle"
+    options += (
+        " --draft-vocab 8192 --ngram --draft-precision int4 --extra-memory 2GiB --trust-remote-code --allow-pickle"
+    )
     assert run("search", *options.split()).exit_code == 0
     assert library.searches == [
         SearchRequest(
             out=Path("here"),
             model=ModelOptions("org/Tiny", "bfloat16", "cuda:1", "reference", True, True),
             prompts=PromptOptions("set.jsonl", 40, 96, "raw", 0.7, 0.9, 50, 3),
-            draft=DraftOptions("adaptive", 8, 0.5, "8192"),
+            draft=DraftOptions("adaptive", 8, 0.5, "8192", True, "int4", ExtraMemory(num_bytes=2 << 30)),
             trials=9,
             timeout_seconds=3600,
         )
@@ -207,6 +209,10 @@ def test_a_dry_run_prints_the_plan_and_searches_nothing(library: Library) -> Non
         ("--max-new-tokens 1", "--max-new-tokens 1: expected at least 2"),
         ("--top-p 0", "--top-p 0.0: expected above 0"),
         ("--draft-vocab many", "--draft-vocab 'many': expected auto, full"),
+        ("--policy greedy", "greedy"),
+        ("--draft-precision int3", "'int3' in the draft precision 'int3' is not same, int8 or int4"),
+        ("--extra-memory lots", "--extra-memory 'lots': expected a share of the weights such as 30%"),
+        ("--extra-memory 5", "a size such as 2GiB or 512MiB, or 0 for none"),
         ("--dtype int3", "int3"),
         ("--max-draft-tokens 0", "--max-draft-tokens"),
     ],
@@ -216,6 +222,32 @@ def test_a_bad_option_exits_with_2_before_anything_runs(library: Library, option
     assert result.exit_code == 2
     assert message in result.stderr
     assert library.searches == []
+
+
+def test_a_bench_takes_the_draft_from_the_file_unless_told_otherwise(library: Library) -> None:
+    run("bench")
+    run("bench", "--policy", "cost-aware", "--no-ngram", "--draft-precision", "int8 attn 0; head int4")
+    run("bench", "--ngram")
+    overrides = [dict(request.draft_overrides) for request in library.benches]
+    assert overrides == [
+        {},
+        {"policy": "cost-aware", "ngram": False, "precision": "int8 attn 0; head int4"},
+        {"ngram": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "never"], "never"),
+        (["--draft-precision", "int4 attn 1; int8 attn 1"], "names attn 1 twice"),
+    ],
+)
+def test_a_bad_draft_for_a_bench_exits_with_2(library: Library, options: list[str], message: str) -> None:
+    result = run("bench", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert library.benches == []
 
 
 def test_a_usage_error_of_the_library_is_one_line_and_exits_with_2(library: Library) -> None:

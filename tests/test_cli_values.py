@@ -4,8 +4,9 @@ import pytest
 
 from selfspec_tune.cli.options import Dtype, complete_model
 from selfspec_tune.cli.search import budget_seconds, default_folder
-from selfspec_tune.cli.values import given, parse_duration, parse_vocabulary, slug
+from selfspec_tune.cli.values import given, parse_duration, parse_extra_memory, parse_precision, parse_vocabulary, slug
 from selfspec_tune.errors import BudgetError, UsageError
+from selfspec_tune.requests import DraftOptions, ExtraMemory
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,41 @@ def test_a_study_is_named_after_model_and_prompts() -> None:
 def test_the_shell_completes_aliases() -> None:
     assert "llama-2-13b" in complete_model("Llama-2")
     assert complete_model("nothing-like-it") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "number"),
+    [
+        ("30%", 1000, 300),
+        ("12.5%", 1000, 125),
+        ("0", 1000, 0),
+        ("0%", 1000, 0),
+        ("2GiB", 1, 2 << 30),
+        ("512 MiB", 1, 512 << 20),
+        ("1.5gb", 1, 1_500_000_000),
+        ("700B", 1, 700),
+    ],
+)
+def test_extra_memory_is_a_share_of_the_weights_or_a_size(text: str, of: int, number: int) -> None:
+    memory = parse_extra_memory(text)
+    assert memory is not None
+    assert memory.bytes(of=of) == number
+    assert ExtraMemory.parse(str(memory)) == memory
+
+
+@pytest.mark.parametrize("text", ["", "lots", "5", "-1GiB", "30 percent", "2PiB", "1e9B"])
+def test_other_amounts_of_memory_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="such as 30%, a size such as 2GiB or 512MiB, or 0 for none"):
+        parse_extra_memory(text)
+
+
+def test_what_was_not_given_stays_open() -> None:
+    assert parse_extra_memory(None) is None
+    assert parse_precision(None) is None
+    assert str(DraftOptions().extra_memory) == "30%"
+
+
+def test_a_precision_is_checked_before_there_is_a_model() -> None:
+    assert parse_precision("int4 attn 0-79; head int8") == "int4 attn 0-79; head int8"
+    with pytest.raises(UsageError, match="is not same, int8 or int4"):
+        parse_precision("int5")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from selfspec_tune.costs import ContextCosts, CostModel, Counts, StepCosts
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.skip_set import SkipSet
 
 SAME, INT4 = Precision.SAME, Precision.INT4
@@ -25,7 +25,7 @@ LONG = replace(
 
 
 def draft(attention: tuple[int, ...] = (), mlp: tuple[int, ...] = (), precision: Precision = SAME) -> Draft:
-    return Draft(SkipSet(2, attention, mlp), precision=precision)
+    return Draft(SkipSet(2, attention, mlp), precision=DraftPrecision.uniform(2, precision, precision))
 
 
 def test_a_draft_step_costs_what_it_keeps() -> None:
@@ -100,6 +100,17 @@ def test_a_cost_model_survives_a_file() -> None:
     whole = replace(LONG, vocabularies={64: 0.2, 16: 0.05}, vocabulary=64, residual=0.01)
     assert CostModel.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     assert CostModel.from_dict(COSTS.to_dict()) == COSTS
+
+
+def test_tokens_that_were_looked_up_cost_no_draft_step() -> None:
+    found = Counts([2, 3, 0], [2, 0, 0], ["model", "ngram", "plain"])
+    assert COSTS.steps(draft((1,), (0, 1))).seconds(found) == pytest.approx(2 * 0.3 + 1.2 + 1.5 + 1.0)
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.1, (1.0,)), (1.0, -0.1, (1.0,)), (1.0, 0.1, ()), (1.0, 0.1, (0.0,))])
+def test_steps_that_take_no_time_are_refused(values: tuple[float, float, tuple[float, ...]]) -> None:
+    with pytest.raises(ValueError, match="expected positive seconds"):
+        StepCosts(*values)
 
 
 def test_tokens_are_the_accepted_and_one_a_round() -> None:

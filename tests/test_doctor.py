@@ -23,7 +23,9 @@ from selfspec_tune.diagnosis import (
 )
 from selfspec_tune.doctor import examination, machine
 from selfspec_tune.doctor.findings import find_out
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
 from selfspec_tune.measure import roofline
+from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
 
@@ -91,7 +93,7 @@ def test_json_without_a_model_is_one_object_of_the_schema() -> None:
 def test_a_model_is_timed_at_every_context(tiny_llama_dir: Path) -> None:
     found = diagnosed(tiny_llama_dir, "--contexts", "64,16", "--skip-set", "attn 1-2 · mlp 3")
     assert [context.length for context in found.contexts] == [64, 16]
-    assert found.runner == "fast"
+    assert found.runner in ("native", "fast")
     assert found.left_out == []
     for context in found.contexts:
         assert [kernel.name for kernel in context.kernels] == ["reduction", "copy", "gemv"]
@@ -152,6 +154,20 @@ def test_a_skip_set_may_be_a_file(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert found.draft is not None
     assert found.draft.skip_set != "none"
     assert found.draft.source == str(file)
+
+
+def test_a_draft_by_cost_and_lookup_at_a_low_precision_is_timed_too(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = DraftPolicy(PolicyKind.COST_AWARE, 4)
+    draft = Draft(SkipSet(4, (1,), ()), policy, DraftPrecision.uniform(4, Precision.INT8), ngram=NgramLookup(2, 1, 3))
+    monkeypatch.setattr(examination, "_draft", lambda request, workload: (draft, "as given"))
+    found = diagnosed(tiny_llama_dir, "--contexts", "16")
+    assert found.draft is not None
+    assert found.draft.policy["policy"] == "cost-aware"
+    assert found.draft.predicted_step is not None
+    assert found.overhead is not None
+    assert found.overhead.over_steps > 0
 
 
 @pytest.mark.parametrize(

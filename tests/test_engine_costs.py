@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
 from selfspec_tune.engine import Runner
 from selfspec_tune.engine.costs import (
     CostPlan,
@@ -22,6 +22,7 @@ from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
 
 SAME, INT8, INT4 = Precision.SAME, Precision.INT8, Precision.INT4
+EIGHT, FOUR = (DraftPrecision.uniform(6, low, low) for low in (INT8, INT4))
 CONTEXT = prompt_tokens(50, vocabulary=32)
 PLAN = CostPlan(context_length=4096, home=200, seconds=1e9, most_rounds=3)
 
@@ -65,13 +66,23 @@ def test_every_vocabulary_has_a_head_of_its_own() -> None:
 
 def test_low_precisions_are_timed_where_the_runner_takes_them() -> None:
     runner = ClockedRunner(low=0.5)
-    costs = measure_costs(runner, CONTEXT, replace(PLAN, precisions=(INT8,)), clock=runner.clock)
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, precisions=(EIGHT,)), clock=runner.clock)
     assert costs.mlp == pytest.approx({SAME: 0.05, INT8: 0.025})
     assert costs.attention == pytest.approx({SAME: 0.022, INT8: 0.012})
     assert costs.heads == pytest.approx({SAME: 0.042, INT8: 0.026})
     refusing = ClockedRunner()
-    costs = measure_costs(refusing, CONTEXT, replace(PLAN, precisions=(INT8, INT4)), clock=refusing.clock)
+    costs = measure_costs(refusing, CONTEXT, replace(PLAN, precisions=(EIGHT, FOUR)), clock=refusing.clock)
     assert set(costs.mlp) == {SAME}
+
+
+def test_a_mixed_precision_tells_its_parts_apart() -> None:
+    runner = ClockedRunner(low=0.5)
+    mixed = DraftPrecision((INT8, SAME, *(SAME, INT8) * 5), INT8)
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, precisions=(mixed,)), clock=runner.clock)
+    assert costs.mlp == pytest.approx({SAME: 0.05, INT8: 0.025})
+    assert costs.attention == pytest.approx({SAME: 0.022, INT8: 0.012})
+    draft = Draft(SkipSet(6, (2,), (3, 4)), precision=mixed)
+    assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
 
 
 def test_the_residual_tells_of_an_engine_that_is_not_the_sum_of_its_parts() -> None:
@@ -131,6 +142,12 @@ def test_quick_step_costs_are_the_drafts() -> None:
     assert runner.length == 50
 
 
+def test_a_lookup_that_drafts_alone_has_no_draft_step() -> None:
+    runner = ClockedRunner()
+    draft = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    assert measure_step_costs(runner, CONTEXT, draft, clock=runner.clock).draft == 0.0
+
+
 def test_a_very_short_context_bounds_what_is_verified() -> None:
     runner = ClockedRunner()
     costs = measure_step_costs(runner, CONTEXT, Draft(SkipSet.empty(6)), context_length=8, clock=runner.clock)
@@ -169,12 +186,11 @@ def test_real_runners_are_measured_through_their_interface(name: str, tiny_llama
     assert costs.draft_step(Draft(SkipSet.empty(4))) > 0
 
 
-@pytest.mark.parametrize("name", RUNNERS)
-def test_our_plain_runners_refuse_a_precision_that_they_do_not_have(name: str, tiny_llama_dir: Path) -> None:
-    runner: Runner = RUNNERS[name](load(tiny_llama_dir))
+def test_a_runner_without_copies_refuses_other_precisions(tiny_llama_dir: Path) -> None:
+    runner: Runner = RUNNERS["reference"](load(tiny_llama_dir))
     with pytest.raises(UsageError, match="cannot draft at int4"):
-        runner.set_draft(Draft(SkipSet.empty(4), precision=INT4))
-    assert accepted_precisions(runner, (INT8, INT4)) == []
+        runner.set_draft(Draft(SkipSet.empty(4), precision=DraftPrecision.uniform(4, INT4)))
+    assert accepted_precisions(runner, [DraftPrecision.uniform(4, INT8), DraftPrecision.uniform(4, INT4)]) == []
 
 
 def test_what_the_policy_asks_for_is_part_of_a_draft_step(tiny_llama_dir: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, PolicyState
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import Generation, Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.policies import start
+from selfspec_tune.policies.rules import RuleState
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import (
@@ -68,7 +70,7 @@ def _decode_both(runner: Runner, prompt: Sequence[int], limits: Limits, draft: D
     plain = autoregressive(runner, prompt, limits, GREEDY)
     check_times(plain)
     speculative = self_speculative(runner, prompt, limits, GREEDY, draft)
-    check_record(speculative, limits, draft.policy)
+    check_record(speculative, limits, draft)
     assert speculative.stop_reason == plain.stop_reason
     return plain, speculative
 
@@ -223,7 +225,7 @@ def test_an_unlikely_token_that_was_wrong_is_replaced_by_the_models() -> None:
 
 
 def test_a_probability_at_the_threshold_is_high_enough() -> None:
-    state = DraftPolicy(PolicyKind.THRESHOLD, 2, 0.5).start()
+    state = start(DraftPolicy(PolicyKind.THRESHOLD, 2, 0.5))
     assert state.wants_more(1, 0.5)
     assert not state.wants_more(1, 0.4999)
     assert not state.wants_more(2, 1.0)
@@ -253,7 +255,7 @@ def test_an_end_of_sequence_that_only_the_draft_saw_ends_nothing() -> None:
 
 def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
     """m ← .5 m + .5 a/d; new = th + .01 if m < .9, th at full length, else th - .01; th ← .9 th + .1 new."""
-    state = DraftPolicy(PolicyKind.ADAPTIVE, max_draft_tokens=6, exit_threshold=0.6).start()
+    state = RuleState(DraftPolicy(PolicyKind.ADAPTIVE, max_draft_tokens=6, exit_threshold=0.6))
     rounds = [
         (6, 6, 0.5, 0.601),
         (6, 6, 0.75, 0.602),
@@ -272,7 +274,7 @@ def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
 
 def test_only_an_adaptive_threshold_moves() -> None:
     for kind in (PolicyKind.FIXED, PolicyKind.THRESHOLD):
-        state = PolicyState(DraftPolicy(kind, exit_threshold=0.6))
+        state = RuleState(DraftPolicy(kind, exit_threshold=0.6))
         state.update(0, 6)
         assert (state.threshold, state.acceptance) == (0.6, 0.0)
 
@@ -288,10 +290,11 @@ def test_decoding_feeds_the_adaptive_threshold_and_obeys_it() -> None:
 
 def test_however_high_the_threshold_has_climbed_a_round_drafts_at_least_one_token() -> None:
     """Self-SD's rule has no clamp; without a draft there would be nothing to bring the threshold down again."""
-    state = DraftPolicy(PolicyKind.ADAPTIVE, 6, exit_threshold=1.0).start()
+    state = RuleState(DraftPolicy(PolicyKind.ADAPTIVE, 6, exit_threshold=1.0))
     state.update(0, 1)
     assert state.threshold > 1.0
-    assert state.wants_more(0, 1.0)
+    assert state.begin(room=4).num_tokens == 4
+    assert not state.wants_more(1, 1.0)
 
 
 def test_a_policy_refuses_values_that_mean_nothing() -> None:

@@ -97,8 +97,8 @@ def test_the_bytes_are_known_before_a_copy_is_made(rows: int, columns: int, dtyp
     dense = _dense(rows, columns, dtype)
     for precision in (INT8, INT4):
         made = make_copy(dense, precision)
-        assert made.num_bytes == copy_bytes((rows, columns), dtype, precision, LowBitSettings())
-    assert copy_bytes((rows, columns), dtype, SAME, LowBitSettings()) == 0
+        assert made.num_bytes == copy_bytes(dense, precision, LowBitSettings())
+    assert copy_bytes(dense, SAME, LowBitSettings()) == 0
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,8 @@ def test_copies_are_made_once_and_only_for_what_is_kept(loaded: LoadedModel) -> 
     everything = DraftPrecision.uniform(4, INT4)
     runner.set_draft(_draft(everything, SkipSet(4, (0, 1, 2, 3), (1, 2, 3))))
     one_mlp = runner.draft_copy_bytes
-    assert one_mlp == sum(copy_bytes((n, k), torch.float32, INT4, LowBitSettings()) for n, k in ((256, 64), (64, 128)))
+    layers = (_dense(256, 64), _dense(64, 128))
+    assert one_mlp == sum(copy_bytes(dense, INT4, LowBitSettings()) for dense in layers)
     first = runner._copies.get((1, INT4))
     runner.set_draft(_draft(everything))
     assert runner._copies.get((1, INT4)) is first

@@ -500,10 +500,12 @@ def test_the_probe_reaches_the_attention_of_long_prompts(loaded: LoadedModel, mo
 
 
 def _assert_not_chosen(loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfspec_tune.engine.probe.FastRunner", wrong)
+    for name in ("FastRunner", "NativeRunner"):
+        monkeypatch.setattr(f"selfspec_tune.engine.probe.{name}", wrong)
     notices: list[str] = []
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
-    assert "differ from the reference" in notices[0]
+    assert len(notices) == 2  # of the native kernels, and of the fast runner
+    assert all("differ from the reference" in notice for notice in notices)
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(

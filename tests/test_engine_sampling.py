@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import inf
 
@@ -13,18 +13,25 @@ from scipy.stats import chi2
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.sampling import accept
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
-from tests.engine_kit import RUNNERS, TableRunner, load, policies, prompt_tokens
+from tests.engine_kit import RUNNERS, STEPS, TableRunner, every_policy, load, policies, prompt_tokens
 
 VOCABULARY = 5
 NUM_TOKENS = 4  # counted jointly; one more is generated, so that a draft may be three tokens long
 PROMPT = [3, 4]
 POLICIES = policies(max_draft_tokens=3, exit_threshold=0.3)
+EVERY_POLICY = every_policy(max_draft_tokens=3, exit_threshold=0.3)
+# In a vocabulary of five the last token has often been there before; the lookup alone, and with the model after it.
+LOOKUP = NgramLookup(max_match=2, min_match=1, max_tokens=3)
+COMBINED: dict[str, tuple[NgramLookup | None, bool]] = {
+    "lookup": (LOOKUP, False),
+    "lookup, then model": (NgramLookup(2, 2, 2), True),
+}
 # A right rule fails one test in a hundred thousand; a broken one is to be far beyond.
 ACCEPTABLE, CAUGHT = 1e-5, 1e-9
 
@@ -64,10 +71,15 @@ def _p_value(counts: Counter[tuple[int, ...]], joint: Joint) -> float:
 
 
 def _answers(
-    runner: Runner, sampler: Sampler, draft: Draft, count: int, eos: frozenset[int] = frozenset()
+    runner: Runner,
+    sampler: Sampler,
+    draft: Draft,
+    count: int,
+    eos: frozenset[int] = frozenset(),
+    prompt: Sequence[int] = PROMPT,
 ) -> Counter[tuple[int, ...]]:
     limits = Limits(NUM_TOKENS + 1, eos)
-    runs = (self_speculative(runner, PROMPT, limits, sampler, draft) for _ in range(count))
+    runs = (self_speculative(runner, prompt, limits, sampler, draft, STEPS) for _ in range(count))
     return Counter(tuple(run.tokens[:NUM_TOKENS]) for run in runs)
 
 
@@ -118,6 +130,38 @@ def test_speculative_answers_follow_the_targets_joint_distribution(
     assert _p_value(counts, _joint(_table_logits, sampler, eos)) > ACCEPTABLE
 
 
+# A prompt whose every token occurs in it more than once, so that most rounds begin with something found.
+REPETITIVE = [0, 1, 3, 4, 2, 0, 3, 4, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("policy", EVERY_POLICY, ids=lambda policy: policy.kind)
+@pytest.mark.parametrize("sources", COMBINED)
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "eos"),
+    [
+        ("plain", None, frozenset()),
+        ("plain", 2, frozenset({1, 4})),
+        ("top-k", 4, frozenset()),
+        ("all three", 3, frozenset({2})),
+    ],
+)
+def test_looked_up_tokens_leave_the_targets_joint_distribution_as_it_is(
+    name: str, vocabulary: int | None, eos: frozenset[int], sources: str, policy: DraftPolicy
+) -> None:
+    sampler, (ngram, model_drafts) = _sampler(name), COMBINED[sources]
+    draft = Draft(SkipSet.empty(1), policy, vocabulary=vocabulary, ngram=ngram, model_drafts=model_drafts)
+    counts = _answers(TableRunner(TARGET, GUESS), sampler, draft, 1200, eos, REPETITIVE)
+    assert _p_value(counts, _joint(_table_logits, sampler, eos)) > ACCEPTABLE
+
+
+def test_a_cost_aware_model_draft_follows_the_targets_joint_distribution() -> None:
+    sampler, draft = _sampler("plain"), Draft(SkipSet.empty(1), EVERY_POLICY[-1])
+    runner = TableRunner(TARGET, GUESS)
+    counts = _answers(runner, sampler, draft, 1500)
+    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) > ACCEPTABLE
+    assert len(runner.verified) > 750  # it did draft
+
+
 def test_plain_answers_follow_the_same_distribution() -> None:
     sampler, runner = _sampler("all three"), TableRunner(TARGET)
     runs = (autoregressive(runner, PROMPT, Limits(NUM_TOKENS), sampler) for _ in range(1200))
@@ -126,13 +170,13 @@ def test_plain_answers_follow_the_same_distribution() -> None:
 
 
 def _accept_everything(
-    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor], target_probabilities: Tensor
+    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor | None], target_probabilities: Tensor
 ) -> tuple[int, int]:
     return len(drafted), sampler.draw(target_probabilities[len(drafted)])
 
 
 def _resample_from_target(
-    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor], target_probabilities: Tensor
+    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor | None], target_probabilities: Tensor
 ) -> tuple[int, int]:
     """The right rule but for the residual."""
     num_accepted, following = accept(sampler, drafted, draft_probabilities, target_probabilities)
@@ -142,10 +186,10 @@ def _resample_from_target(
 
 
 def _accept_by_target_alone(
-    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor], target_probabilities: Tensor
+    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor | None], target_probabilities: Tensor
 ) -> tuple[int, int]:
     """Accepts with the target's probability instead of its ratio to the draft's."""
-    certain = [torch.ones_like(probabilities) for probabilities in draft_probabilities]
+    certain: list[Tensor | None] = [torch.ones_like(p) for p in draft_probabilities if p is not None]
     num_accepted, following = accept(sampler, drafted, certain, target_probabilities)
     if num_accepted == len(drafted):
         return num_accepted, following
@@ -168,10 +212,22 @@ def test_a_broken_acceptance_rule_is_caught(policy: DraftPolicy) -> None:
     assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) < CAUGHT
 
 
+@pytest.mark.parametrize("rule", [_accept_everything, _resample_from_target], ids=["everything", "from target"])
+@pytest.mark.parametrize("policy", EVERY_POLICY, ids=lambda policy: policy.kind)
+def test_a_broken_rule_for_looked_up_tokens_is_caught(
+    policy: DraftPolicy, rule: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", rule)
+    sampler = _sampler("plain")
+    draft = Draft(SkipSet.empty(1), policy, ngram=LOOKUP, model_drafts=False)
+    counts = _answers(TableRunner(TARGET, GUESS), sampler, draft, 1200, prompt=REPETITIVE)
+    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) < CAUGHT
+
+
 # -- the real runners --------------------------------------------------------------------------------------------
 
 SKIPPED = SkipSet(2, (1,), (0,))
-NUM_ANSWERS = {"fast": 500, "reference": 350}
+NUM_ANSWERS = {"fast": 500, "reference": 350, "graphs": 350, "native": 500}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +255,23 @@ def test_both_runners_sample_from_the_models_joint_distribution(
 ) -> None:
     sampler = Sampler(seed=3, temperature=0.9, top_k=4, top_p=0.95)
     draft = Draft(SKIPPED, policy, vocabulary=4)
+    counts = _answers(RUNNERS[name](tiny), sampler, draft, NUM_ANSWERS[name])
+    assert _p_value(counts, _joint(model_logits, sampler, frozenset())) > ACCEPTABLE
+
+
+@pytest.mark.parametrize("policy", [EVERY_POLICY[1], EVERY_POLICY[-1]], ids=lambda policy: policy.kind)
+@pytest.mark.parametrize("sources", ["model", *COMBINED])
+@pytest.mark.parametrize("name", RUNNERS)
+def test_both_runners_sample_right_from_every_source(
+    tiny: LoadedModel,
+    model_logits: Callable[[tuple[int, ...]], Tensor],
+    name: str,
+    sources: str,
+    policy: DraftPolicy,
+) -> None:
+    sampler = Sampler(seed=4, temperature=0.9, top_k=4, top_p=0.95)
+    ngram, model_drafts = COMBINED.get(sources, (None, True))
+    draft = Draft(SKIPPED, policy, vocabulary=4, ngram=ngram, model_drafts=model_drafts)
     counts = _answers(RUNNERS[name](tiny), sampler, draft, NUM_ANSWERS[name])
     assert _p_value(counts, _joint(model_logits, sampler, frozenset())) > ACCEPTABLE
 
@@ -280,6 +353,14 @@ def test_a_token_that_the_target_excludes_is_never_accepted() -> None:
         num_accepted, following = accept(sampler, [0], [drafted], target)
         assert num_accepted == 0
         assert following in (1, 2)
+
+
+def test_a_looked_up_token_is_accepted_as_often_as_the_target_draws_it() -> None:
+    sampler, target = Sampler(1.0, seed=0), torch.tensor([[0.3, 0.2, 0.5], [0.0, 1.0, 0.0]])
+    outcomes = Counter(accept(sampler, [0], [None], target) for _ in range(600))
+    assert set(outcomes) == {(1, 1), (0, 1), (0, 2)}
+    assert outcomes[1, 1] / 600 == pytest.approx(0.3, abs=0.08)
+    assert outcomes[0, 1] / 600 == pytest.approx(0.2, abs=0.08)
 
 
 def test_a_rejected_draft_is_replaced_from_what_the_target_has_more_of() -> None:

@@ -21,7 +21,7 @@ ROOT = Path(selfspec_tune.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"cpu_caches", "files", "requests", "skip_set", "statistics"}),
-    frozenset({"costs", "dialects", "draft", "reporting"}),
+    frozenset({"costs", "dialects", "draft", "policies", "reporting"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
     frozenset({"engine"}),
@@ -43,6 +43,7 @@ TORCH_FREE = frozenset(
         "export",
         "files",
         "models.aliases",
+        "policies",
         "prompts",
         "provenance",
         "report",

@@ -26,7 +26,7 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, Verdict, numeric_floor
-from selfspec_tune.measure.pairs import Block, arm_run, blocks, draft_text, measure_block, ordered, turned
+from selfspec_tune.measure.pairs import Block, arm_run, blocks, measure_block, ordered, turned
 from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
@@ -132,11 +132,12 @@ def test_every_arm_of_a_block_draws_the_same_random_numbers(workload: Workload) 
 
 
 def test_a_record_keeps_the_raw_numbers_of_a_generation() -> None:
-    generation = Generation([1, 2, 3, 4], [2], [3], 0.1, 0.2, 0.3, 0.6, "eos")
+    generation = Generation([1, 2, 3, 4], [2], [3], 0.1, 0.2, 0.3, 0.6, "eos", sources=["ngram"])
     run = arm_run(generation)
     assert (run.num_tokens, run.accepted, run.drafted, run.stop_reason) == (4, [2], [3], "eos")
     assert (run.prefill_seconds, run.draft_seconds, run.verify_seconds, run.decode_seconds) == (0.1, 0.2, 0.3, 0.6)
     assert run.total_seconds == generation.total_seconds
+    assert run.sources == ["ngram"]
 
 
 def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) -> None:
@@ -171,8 +172,8 @@ def test_the_baselines_text_is_kept_beside_its_runs(workload: Workload) -> None:
 
 
 def test_a_draft_reads_as_one_line() -> None:
-    assert draft_text(SOME) == "attn 1,3 · mlp 2 (fixed 3, exit 0.6)"
-    assert draft_text(Draft(SkipSet.empty(4), vocabulary=99)) == "none (threshold 6, exit 0.6, vocabulary 99)"
+    assert SOME.describe() == "attn 1,3 · mlp 2 (fixed 3, exit 0.6)"
+    assert Draft(SkipSet.empty(4), vocabulary=99).describe() == "none (threshold 6, exit 0.6, vocabulary 99)"
 
 
 # -- losslessness ------------------------------------------------------------------------------------------------
@@ -395,7 +396,7 @@ def test_opening_a_workload_says_what_was_chosen(tiny_llama_dir: Path) -> None:
     model = ModelOptions(str(tiny_llama_dir), dtype="float32", device="cpu")
     opened = open_workload(model, PromptOptions(), reporter)
     runner: Runner = opened.runner
-    assert runner.name == "fast"
+    assert runner.name in ("native", "fast")
     assert reporter.stages == [("load", str(tiny_llama_dir))]
     assert "LlamaForCausalLM, 4 layers" in reporter.notices[-1]
-    assert "float32 on cpu, fast runner" in reporter.notices[-1]
+    assert f"float32 on cpu, {runner.name} runner" in reporter.notices[-1]

@@ -200,7 +200,20 @@ def test_a_skip_config_without_provenance_is_shown_all_the_same() -> None:
 
 def test_a_fixed_draft_has_no_threshold() -> None:
     draft = DraftSettings(policy="fixed", max_draft_tokens=4, exit_threshold=0.6, vocabulary=8192)
-    assert draft_line(draft) == "fixed, at most 4 tokens, of the first 8192 token ids"
+    assert draft_line(draft, 12) == "fixed, at most 4 tokens, of the first 8192 token ids"
+
+
+def test_the_draft_line_names_precision_and_lookup() -> None:
+    draft = DraftSettings(
+        policy="cost-aware",
+        max_draft_tokens=16,
+        exit_threshold=0.6,
+        precision={"int4": {"attention": [0], "mlp": []}, "head": "int8"},
+        ngram={"max_match": 4, "min_match": 2, "max_tokens": 10},
+    )
+    line = draft_line(draft, 12)
+    assert line == "cost-aware, at most 16 tokens, at int4 attn 0; head int8, n-gram 2-4, 10 tokens"
+    assert draft_line(draft.model_copy(update={"model_drafts": False}), 12).endswith("10 tokens alone")
 
 
 def test_model_names_are_printed_whole() -> None:

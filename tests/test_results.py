@@ -140,6 +140,10 @@ def test_a_result_cannot_be_changed_into_a_lossy_one() -> None:
 
 
 def test_a_round_cannot_accept_more_than_it_drafted() -> None:
+    with pytest.raises(ValidationError, match="1 sources for 2 rounds"):
+        ArmRun(
+            num_tokens=3, prefill_seconds=0.1, decode_seconds=0.2, accepted=[0, 1], drafted=[1, 1], sources=["model"]
+        )
     with pytest.raises(ValidationError, match="accepted more tokens"):
         ArmRun(num_tokens=3, prefill_seconds=1, decode_seconds=1, accepted=[3], drafted=[2])
     with pytest.raises(ValidationError, match="2 accepted counts for 1 drafted"):

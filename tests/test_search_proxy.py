@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.engine.costs import CostPlan
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 from selfspec_tune.requests import DraftOptions
@@ -30,6 +30,7 @@ from selfspec_tune.search.ranking import NUM_PREFIXES, NUM_PROXY_CANDIDATES, Ran
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import Listener, make_item
 
+_SAME = DraftPrecision()
 POSITIONS = 64
 FIXED_4 = [DraftPolicy(PolicyKind.FIXED, 4, 0.0)]
 
@@ -44,7 +45,7 @@ class FakeScorer:
     asked: list[tuple[SkipSet, int | None]] = field(default_factory=list)
     fewest_tokens: int = 0
 
-    def trace(self, skip_set: SkipSet, vocabulary: int | None = None) -> Trace:
+    def trace(self, skip_set: SkipSet, vocabulary: int | None = None, precision: DraftPrecision = _SAME) -> Trace:
         self.asked.append((skip_set, vocabulary))
         harm = min(1.0, sum(self.harms[index] for index in skip_set.indices))
         if vocabulary is not None and vocabulary < self.fewest_tokens:

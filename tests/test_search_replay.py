@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfspec_tune.costs import Counts, StepCosts
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.search.replay import (
     DRAFT_LENGTHS,
     EXIT_THRESHOLDS,
+    LookedUp,
+    acceptance_prior,
     best_policy,
     policies,
     replay,
@@ -31,6 +33,9 @@ FIXED, THRESHOLD, ADAPTIVE = PolicyKind.FIXED, PolicyKind.THRESHOLD, PolicyKind.
 def steps(draft: float) -> StepCosts:
     """Verifying 1, 2, 3, 4 tokens, and a draft step of ``draft`` seconds."""
     return StepCosts(1.0, draft, (1.0, 1.1, 1.2, 1.5))
+
+
+STEPS = StepCosts(decode=1.0, draft=0.2, verify=(1.0, 1.05, 1.1, 1.15, 1.2))
 
 
 def counts(match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None) -> Counts:
@@ -95,6 +100,33 @@ def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() 
     assert 0 not in counts([False] * 3 + [True] * 20, policy).drafted
 
 
+def test_what_a_lookup_finds_is_taken_first_and_costs_no_draft_step() -> None:
+    lookups = [LookedUp(3, 2, 2), *[LookedUp()] * 6]
+    found = replay([[False] * 7], [[1.0] * 7], fixed(2), lookups=[lookups])
+    assert (found.sources[:2], found.drafted[:2], found.accepted[:2]) == (["ngram", "model"], [3, 2], [2, 0])
+    assert found.num_model_drafted == sum(found.drafted) - 3
+    assert Counts([2, 3], [0, 0]).num_model_drafted == 5  # of a record that does not say who drafted
+
+
+def test_a_cost_aware_policy_is_not_replayed_without_costs() -> None:
+    with pytest.raises(ValueError, match="needs the step costs"):
+        counts([True], DraftPolicy(PolicyKind.COST_AWARE))
+
+
+def test_a_traces_prior_is_its_acceptance_by_confidence() -> None:
+    matches = [[True, True, False], [False] * 6]
+    confidences = [[0.9, 0.9, 0.9], [0.1] * 6]
+    prior = acceptance_prior(matches, confidences)
+    assert prior.mean == pytest.approx(2 / 9, abs=1e-4)
+    assert prior.by_confidence[0] == pytest.approx((0 + 4 * 0.1) / 10, abs=1e-4)
+    assert prior.by_confidence[5] == pytest.approx((2 + 4 * 0.885) / 7, abs=1e-4)
+    assert prior.by_confidence[9] == pytest.approx(0.9975, abs=1e-4)  # nothing seen: its confidence
+
+
+def test_the_grid_of_a_cost_aware_policy_is_one_policy() -> None:
+    assert list(policies(PolicyKind.COST_AWARE, (3, 8, 4), (0.2, 0.9))) == [DraftPolicy(PolicyKind.COST_AWARE, 8)]
+
+
 def test_windows_are_replayed_one_after_another() -> None:
     found = replay([[True, True], [False]], [[1.0, 1.0], [1.0]], fixed(2))
     assert (found.drafted, found.accepted) == ([2, 1], [2, 0])
@@ -117,11 +149,12 @@ def test_replayed_counts_are_those_of_a_possible_run(
 ) -> None:
     matches = [[match for match, _ in window] for window in trace]
     confidences = [[confidence for _, confidence in window] for window in trace]
-    found = replay(matches, confidences, policy)
+    found = replay(matches, confidences, policy, STEPS)
     positions = sum(len(window) for window in trace)
     assert len(found.drafted) == len(found.accepted)
     assert all(0 <= a <= d for a, d in zip(found.accepted, found.drafted, strict=True))
-    assert all(1 <= drafted <= policy.max_draft_tokens for drafted in found.drafted)
+    least = 0 if policy.kind is PolicyKind.COST_AWARE else 1
+    assert all(least <= drafted <= policy.max_draft_tokens for drafted in found.drafted)
     assert found.num_tokens >= len(found.drafted)
     assert positions <= found.num_tokens <= positions + len(trace)
     assert sum(found.accepted) <= sum(sum(window) for window in matches)
@@ -185,17 +218,19 @@ def run_for_real(runner: FastRunner, draft: Draft, num_positions: int) -> Genera
     """A run whose first token comes from the prefill and whose drafts are capped as in a window."""
     from selfspec_tune.engine import Limits, Sampler, self_speculative
 
-    return self_speculative(runner, PROMPT, Limits(num_positions + 2), Sampler(), draft)
+    return self_speculative(runner, PROMPT, Limits(num_positions + 2), Sampler(), draft, STEPS)
 
 
 def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> Counts:
     from selfspec_tune.engine import Limits, Sampler, autoregressive
     from selfspec_tune.engine.teacher_forcing import Window, make_scorer
+    from selfspec_tune.search.lookups import look_up
 
     answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
     window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
     trace = make_scorer(runner, loaded, [window]).trace(draft.skip_set)
-    return replay(trace.matches, trace.confidences, draft.policy)
+    lookups = [look_up(window, draft.ngram)] if draft.ngram else None
+    return replay(trace.matches, trace.confidences, draft.policy, STEPS, lookups, draft.ngram)
 
 
 def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> None:
@@ -204,6 +239,7 @@ def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft,
     last = [0] if found.num_tokens == num_positions else []
     assert real.drafted == found.drafted + last
     assert real.accepted == found.accepted + last
+    assert real.sources == found.sources + ["plain"] * len(last)
 
 
 @settings(max_examples=25, deadline=None)
@@ -212,6 +248,15 @@ def test_replaying_the_empty_skip_sets_trace_gives_a_real_runs_counts(
     runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int
 ) -> None:
     check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy), num_positions)
+
+
+@settings(max_examples=25, deadline=None)
+@given(policy=POLICIES, num_positions=st.integers(1, 40), max_tokens=st.integers(1, 6), min_match=st.integers(1, 2))
+def test_replaying_with_a_lookup_gives_a_real_runs_counts(
+    runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int, max_tokens: int, min_match: int
+) -> None:
+    draft = Draft(SkipSet.empty(4), policy, ngram=NgramLookup(3, min_match, max_tokens))
+    check_against_reality(runner, loaded, draft, num_positions)
 
 
 @settings(max_examples=15, deadline=None)

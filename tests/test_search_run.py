@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import load_prompts
@@ -428,3 +429,36 @@ def test_answers_that_all_end_with_their_first_token_leave_nothing_to_predict(
 ) -> None:
     engine.rounds = ()
     assert run_scripted(make_request()).bench is not None
+
+
+def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, engine: ScriptedEngine) -> None:
+    request = make_request(policy="cost-aware", ngram=True, precision="int4 attn 1; head int8", trials=3)
+    outcome = run_scripted(request)
+    drafts = [draft for draft in engine.drafts if draft.ngram is not None]
+    assert {draft.ngram for draft in drafts} == {NgramLookup()}
+    assert {str(draft.precision) for draft in drafts} == {"int4 attn 1; head int8"}
+    (policy,) = {draft.policy for draft in drafts}
+    assert policy.prior is not None
+    assert policy == DraftPolicy(PolicyKind.COST_AWARE, 16, prior=policy.prior)
+    written = SkipConfig.load(request.out / "skip.json")
+    assert written == outcome.skip_config
+    assert Draft.from_dict(written.skip_set(), written.draft.model_dump()) in drafts
+    assert written.provenance["search"]["predicted_decode_speedup"] is not None
+
+
+def test_what_earlier_versions_did_not_know_is_recorded_only_where_it_was_chosen(
+    make_request: Any, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    plain = replace(make_request(), out=tmp_path / "plain")
+    chosen = replace(make_request(ngram=True), out=tmp_path / "chosen")
+    records = []
+    for request in (plain, chosen):
+        run_scripted(request)
+        records.append(StudyConfig.load(request.out / "study.toml").draft)
+    assert records[1] == {**records[0], "ngram": True}
+    assert set(records[0]) == {"policy", "vocabulary"}
+
+
+def test_a_precision_for_layers_that_the_model_lacks_ends_a_search_at_once(make_request: Any) -> None:
+    with pytest.raises(UsageError, match="Cannot read the layers in the draft precision"):
+        run_scripted(make_request(precision="int4 attn 99"))

@@ -277,7 +277,7 @@ def test_tpe_learns_from_stopped_and_lossy_trials_without_tripping(
 ) -> None:
     ScriptedEngine(mixed).install(monkeypatch)
     study = open_study(tmp_path, kind=kind)
-    threshold = 0.0 if kind is PolicyKind.FIXED else 0.6
+    threshold = 0.0 if kind is PolicyKind.FIXED else 0.6  # a cost-aware policy does not use its own
     everything = SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3))
     study.enqueue(predictions(SkipSet(4, (1, 2, 3), (1, 2)), A, everything, policy=DraftPolicy(kind, 4, threshold)))
     for _ in range(14):
@@ -288,7 +288,9 @@ def test_tpe_learns_from_stopped_and_lossy_trials_without_tripping(
     assert {"lossy" for trial in trials if trial.user_attrs[LOSSY]} == {"lossy"}
     drafts = [study.draft_of(trial.params) for trial in trials]
     assert {draft.policy.kind for draft in drafts} == {kind}
-    assert all(("exit_threshold" in trial.params) == (kind is not PolicyKind.FIXED) for trial in trials)
+    assert all(
+        ("exit_threshold" in trial.params) == (kind in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE)) for trial in trials
+    )
     values = [trial.value or 0.0 for trial in study.ranking]
     assert values == sorted(values, reverse=True)
 

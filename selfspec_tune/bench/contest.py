@@ -10,10 +10,17 @@ from selfspec_tune.errors import RivalError
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.measure.arms import Arm, autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
-from selfspec_tune.measure.pairs import Block, blocks, measure_block
+from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.results import PairedRun
+
+_WARM_UP_TOKENS = 8
+Key = tuple[str, str, str, int]
+
+
+class MeasurementInterrupted(KeyboardInterrupt):
+    """Ctrl-C within a contest; its message says how far it came and how to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +29,13 @@ class Contest:
 
     ``contenders`` run on every item; ``references`` in the first round on the first
     ``num_reference_items`` only. With a ``log``, each block's records are appended to it
-    as they come, and blocks that it holds already are not measured again.
+    as they come, marked with ``point`` (the value of a sweep) and ``session``. What the log
+    holds of this point already is not measured again; an arm that a block of the log lacks
+    is measured in a block of its own, beside a baseline of its own.
 
     A rival that cannot decode here, from the start or from some item on, is left out and
-    its records with it: ``unavailable`` then holds the reason by the arm's id.
+    its records with it: ``unavailable`` then holds the reason by the arm's id, and so does a
+    line of the log.
     """
 
     workload: Workload
@@ -36,6 +46,8 @@ class Contest:
     num_reference_items: int = 0
     rounds: int = 1
     log: Path | None = None
+    point: float | None = None
+    session: int | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
     _baseline: Arm = field(init=False)
 
@@ -47,6 +59,16 @@ class Contest:
         """Every arm but the baseline."""
         return [*self.contenders, *self.references]
 
+    @property
+    def sequence(self) -> list[Block]:
+        """Every block, in order."""
+        return list(blocks(self.items, self.rounds))
+
+    @property
+    def longest(self) -> WorkItem:
+        """The item that needs most positions."""
+        return max(self.items, key=_positions)
+
     def arms_of(self, block: Block) -> list[Arm]:
         """The arms that take part in ``block``."""
         with_references = block.index < self.num_reference_items
@@ -54,62 +76,131 @@ class Contest:
         return [arm for arm in arms if arm.id not in self.unavailable]
 
     def run(self, reporter: Reporter) -> list[PairedRun]:
-        """Measure every block that is not in the log; all records, logged ones included."""
-        sequence = list(blocks(self.items, self.rounds))
-        logged = self._logged()
-        runs: list[PairedRun] = []
-        pending: list[Block] = []
-        for block in sequence:
-            records = [logged.get((arm.id, *_key(block))) for arm in self.arms_of(block)]
-            if all(records):
-                runs += [record for record in records if record is not None]
-            else:
-                pending.append(block)
-        if pending:
-            self._warm_up(reporter)
-        for done, block in enumerate(pending, start=len(sequence) - len(pending)):
-            reporter.progress(Progress(done, len(sequence), detail=block.item.id))
-            measured = self._measure(block, reporter)
-            if self.log is not None:
-                append_jsonl(self.log, *(record.to_dict() for record in measured))
-            runs += measured
-        reporter.progress(Progress(len(sequence), len(sequence)))
-        return [run for run in runs if run.method not in self.unavailable]
+        """Measure what is not in the log; all records, logged ones included, block by block."""
+        return run_together([self], reporter)[0]
 
-    def _measure(self, block: Block, reporter: Reporter) -> list[PairedRun]:
-        """The block's records; where a rival fails, all of it again without that one."""
-        while True:
+    def logged(self) -> dict[Key, PairedRun]:
+        """The log's records of this point, the last of each arm and block."""
+        rows = read_jsonl(self.log) if self.log is not None else []
+        records = [PairedRun.model_validate(row) for row in rows if "method" in row and row.get("point") == self.point]
+        return {_key_of(record): record for record in records}
+
+    def missing(self, known: dict[Key, PairedRun]) -> list[tuple[Block, list[Arm]]]:
+        """The blocks that are to be measured, each with the arms whose records are not ``known``."""
+        lacking = [
+            (block, [arm for arm in self.arms_of(block) if _key(arm, block) not in known]) for block in self.sequence
+        ]
+        return [(block, arms) for block, arms in lacking if arms]
+
+    def warm_up(self, arms: Sequence[Arm], reporter: Reporter) -> None:
+        """The baseline and ``arms`` once, at full length on the longest item, so that nothing grows while timed."""
+        self.workload.runner.reserve(_positions(self.longest))
+        for arm in [self._baseline, *arms]:
             try:
-                return measure_block(self.workload, self._baseline, self.arms_of(block), block, self.check)
+                arm.decode(shortened(self.longest, _WARM_UP_TOKENS))
             except RivalError as error:
                 self._leave_out(error, reporter)
+
+    def measure(self, block: Block, arms: Sequence[Arm], reporter: Reporter) -> list[PairedRun]:
+        """One block with those of ``arms`` that can run, appended to the log.
+
+        Where a rival fails, all of it again without that one.
+        """
+        while competing := [arm for arm in arms if arm.id not in self.unavailable]:
+            try:
+                measured = measure_block(self.workload, self._baseline, competing, block, self.check)
+            except RivalError as error:
+                self._leave_out(error, reporter)
+            else:
+                return self._kept(measured)
+        return []
+
+    def _kept(self, measured: Sequence[PairedRun]) -> list[PairedRun]:
+        """The records with the marks of this contest, as the log now holds them."""
+        marks = {"session": self.session, "point": self.point}
+        records = [record.model_copy(update=marks) for record in measured]
+        if self.log is not None:
+            append_jsonl(self.log, *(record.to_dict() for record in records))
+        return records
 
     def _leave_out(self, error: RivalError, reporter: Reporter) -> None:
         self.unavailable[error.arm_id] = str(error)
         reporter.notice(f"{error.arm_id} is left out: {error}")
+        if self.log is not None:
+            append_jsonl(self.log, {"left_out": error.arm_id, "reason": str(error), "session": self.session})
 
-    def _warm_up(self, reporter: Reporter) -> None:
-        """Every arm once, at full length on the longest item, so that nothing grows while timed."""
-        longest = max(self.items, key=lambda item: len(item.tokens) + item.limits.max_new_tokens)
-        self.workload.runner.reserve(len(longest.tokens) + longest.limits.max_new_tokens)
-        for arm in [self._baseline, *self.arms]:
-            try:
-                arm.decode(shortened(longest, 8))
-            except RivalError as error:
-                self._leave_out(error, reporter)
-
-    def _logged(self) -> dict[tuple[str, str, str, int], PairedRun]:
-        """Records of the log by method, item, prompt and round."""
-        rows = read_jsonl(self.log) if self.log is not None else []
-        records = [PairedRun.model_validate(row) for row in rows]
-        return {(run.method, run.prompt_id, run.prompt_hash, run.round): run for run in records}
+    def in_order(self, known: dict[Key, PairedRun]) -> list[PairedRun]:
+        """Those of the ``known`` records that are of this contest, block by block, in the arms' order."""
+        keys = (_key(arm, block) for block in self.sequence for arm in self.arms_of(block))
+        return [known[key] for key in keys if key in known]
 
 
-def _key(block: Block) -> tuple[str, str, int]:
-    return block.item.id, block.item.prompt.hash, block.round
+def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[PairedRun]]:
+    """Run contests with their blocks interleaved, so that a drift of the machine meets all of them alike.
+
+    Which contest comes first turns from block to block. Returns each contest's records.
+    Raises `MeasurementInterrupted` on Ctrl-C.
+    """
+    known = [contest.logged() for contest in contests]
+    missing = [contest.missing(records) for contest, records in zip(contests, known, strict=True)]
+    pending = _in_turns(missing)
+    total = sum(len(contest.sequence) for contest in contests)
+    done = total - len(pending)
+    try:
+        _warm_up(contests, missing, reporter)
+        for number, block, arms in pending:
+            contest = contests[number]
+            reporter.progress(Progress(done, total, detail=_detail(contest, block)))
+            known[number] |= {_key_of(record): record for record in contest.measure(block, arms, reporter)}
+            done += 1
+    except KeyboardInterrupt:
+        raise MeasurementInterrupted(_how_far(done, total, contests[0].log)) from None
+    reporter.progress(Progress(total, total))
+    return [contest.in_order(records) for contest, records in zip(contests, known, strict=True)]
 
 
 def shortened(item: WorkItem, max_new_tokens: int) -> WorkItem:
     """The same item with a smaller limit."""
     limits = type(item.limits)(min(max_new_tokens, item.limits.max_new_tokens), item.limits.eos_token_ids)
     return WorkItem(item.id, item.prompt, item.tokens, limits)
+
+
+def _in_turns(missing: Sequence[Sequence[tuple[Block, list[Arm]]]]) -> list[tuple[int, Block, list[Arm]]]:
+    """All blocks as (contest's number, block, arms): by block, the contests' order turning with it."""
+    everything = [(number, block, arms) for number, of_contest in enumerate(missing) for block, arms in of_contest]
+    numbers = range(len(missing))
+    return sorted(everything, key=lambda entry: (entry[1].index, turned(numbers, entry[1].index).index(entry[0])))
+
+
+def _warm_up(
+    contests: Sequence[Contest], missing: Sequence[Sequence[tuple[Block, list[Arm]]]], reporter: Reporter
+) -> None:
+    """Every arm that is still to be measured; the longest contest first, so that the cache grows once."""
+    for contest, of_contest in sorted(
+        zip(contests, missing, strict=True), key=lambda entry: -_positions(entry[0].longest)
+    ):
+        wanted = {arm.id for _, arms in of_contest for arm in arms}
+        if wanted:
+            contest.warm_up([arm for arm in contest.arms if arm.id in wanted], reporter)
+
+
+def _how_far(done: int, total: int, log: Path | None) -> str:
+    if log is None:
+        return f"interrupted after {done} of {total} blocks; nothing was kept, --out FILE makes a bench resumable"
+    return f"interrupted after {done} of {total} blocks, which {log} keeps; run the same command to resume"
+
+
+def _detail(contest: Contest, block: Block) -> str:
+    return block.item.id if contest.point is None else f"{contest.point:g} · {block.item.id}"
+
+
+def _positions(item: WorkItem) -> int:
+    return len(item.tokens) + item.limits.max_new_tokens
+
+
+def _key(arm: Arm, block: Block) -> Key:
+    return arm.id, block.item.id, block.item.prompt.hash, block.round
+
+
+def _key_of(record: PairedRun) -> Key:
+    return record.method, record.prompt_id, record.prompt_hash, record.round

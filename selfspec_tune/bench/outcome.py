@@ -56,7 +56,7 @@ def bench_result(
         methods=methods,
         a_a=null,
         baseline_vs_generate=ratio,
-        warnings=withheld + _noise(main, null, runs),
+        warnings=withheld + _noise(main, null, runs, _load(provenance)),
         in_sample=in_sample,
         split=split,
         provenance=provenance,
@@ -121,11 +121,18 @@ def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, 
     return reasons
 
 
-def _noise(main: MethodResult | None, null: NullRun | None, runs: Sequence[PairedRun]) -> list[str]:
+def _load(provenance: Mapping[str, Any]) -> float | None:
+    """The highest load average of the sessions that measured; without a log, this moment's."""
+    if "sessions" not in provenance:
+        return load_average()
+    return max((session["load_average"] or 0.0 for session in provenance["sessions"]), default=None)
+
+
+def _noise(main: MethodResult | None, null: NullRun | None, runs: Sequence[PairedRun], load: float | None) -> list[str]:
     return noise_warnings(
         a_a=null.end_to_end if null else None,
         seconds=_repeats(runs),
-        load_average=load_average(),
+        load_average=load,
         cores=num_cores(),
         num_prompts=main.num_prompts if main else None,
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.bench.log import opened
+from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.rivals import System, rival_arms, system_of
-from selfspec_tune.bench.sources import Source, gather, model_options, prompt_options
-from selfspec_tune.draft import Draft
+from selfspec_tune.bench.sources import Source, gather, model_options, overridden, prompt_options
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import autoregressive, describe_numerics
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
@@ -26,7 +28,6 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
-from selfspec_tune.measure.pairs import draft_text
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
@@ -39,39 +40,74 @@ _FLOOR_ITEMS = 4
 _FLOOR_TOKENS = 24
 
 
+@dataclass(frozen=True, slots=True)
+class BenchSetting:
+    """What a request comes to: prompts that may be measured on, a loaded model, the arms of skip sets and rivals."""
+
+    workload: Workload
+    prompts: list[Prompt]
+    in_sample: bool
+    contenders: list[Arm]
+    rivals: list[Arm]
+
+    @property
+    def split(self) -> str:
+        """Which prompts a result is about."""
+        return "in_sample" if self.in_sample else "test"
+
+    def provenance(self, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
+        """`bench_provenance` with the prompts' options and the hash of every prompt that is measured."""
+        record = {**asdict(self.workload.options), "test": [prompt.hash for prompt in self.prompts]}
+        return bench_provenance(self.workload, check, prompts=record, **extra)
+
+
 def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read."""
+    setting = open_bench(request, reporter)
+    workload, items = setting.workload, setting.workload.items(setting.prompts)
+    competing = [*setting.contenders, *setting.rivals]
+    references = reference_arms(workload, setting.contenders[0], uniform_and_random=request.uniform_and_random)
+    with opened(request.log, measurement(workload, {"": items}, request), reporter, fresh=request.fresh) as log:
+        contest = Contest(
+            workload,
+            make_check(workload, items, log.numeric_floor() if log else None),
+            items,
+            competing,
+            [arm for arm in references if arm.id not in {arm.id for arm in competing}],
+            num_reference_items=min(request.reference_prompts, len(items)),
+            rounds=request.rounds,
+            log=log.path if log else None,
+            session=log.session if log else None,
+        )
+        if log:
+            log.begin([contest], setting.provenance(contest.check), reporter)
+        reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
+        runs = contest.run(reporter)
+    return bench_result(
+        workload,
+        contest.arms,
+        runs,
+        unavailable=contest.unavailable,
+        split=setting.split,
+        in_sample=setting.in_sample,
+        provenance=log.provenance(runs) if log else setting.provenance(contest.check),
+    )
+
+
+def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
+    """Read skip sets and prompts first (cheap, may be wrong), then load the model."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
-    contenders = _contenders(workload, sources, with_systems=request.rivals)
-    references = reference_arms(workload, contenders[0], uniform_and_random=request.uniform_and_random)
-    if request.rivals:
-        contenders += rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
-        on_every_item = {arm.id for arm in contenders}
-        references = [arm for arm in references if arm.id not in on_every_item]
-    items = workload.items(prompts)
-    contest = Contest(
-        workload,
-        make_check(workload, items),
-        items,
-        contenders,
-        references,
-        num_reference_items=min(request.reference_prompts, len(items)),
-        rounds=request.rounds,
+    contenders = contender_arms(workload, sources, request)
+    rivals = (
+        rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
+        if request.rivals
+        else []
     )
-    reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
-    return bench_result(
-        workload,
-        contest.arms,
-        contest.run(reporter),
-        unavailable=contest.unavailable,
-        split="in_sample" if in_sample else "test",
-        in_sample=in_sample,
-        provenance=bench_provenance(workload, contest.check, prompts={**asdict(options), "test": _hashes(prompts)}),
-    )
+    return BenchSetting(workload, prompts, in_sample, contenders, rivals)
 
 
 def choose_prompts(
@@ -107,11 +143,13 @@ def choose_prompts(
     return unread, False
 
 
-def make_check(workload: Workload, items: Sequence[WorkItem]) -> LosslessCheck:
-    """A lossless check whose numeric floor is the largest found on the answers to a few items."""
+def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | None = None) -> LosslessCheck:
+    """A lossless check whose numeric floor is ``floor``, else the largest found on the answers to a few items."""
     runner, dtype = workload.runner, workload.loaded.dtype
     if dtype == torch.float32 or not workload.sampler.greedy:
         return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
+    if floor is not None:
+        return LosslessCheck(runner, floor)
     floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
@@ -137,20 +175,20 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
     )
 
 
-def _contenders(workload: Workload, sources: Sequence[Source], *, with_systems: bool) -> list[Arm]:
-    """An arm for each skip set, the one that the bench is about first.
+def contender_arms(workload: Workload, sources: Sequence[Source], request: BenchRequest) -> list[Arm]:
+    """An arm for every distinct draft of the sources, the one that the bench is about first.
 
-    ``with_systems``: a set in another system's form drafts by that system's policy and under its
+    With rivals a set in another system's form drafts by that system's policy and under its
     name. Should there be no other, the first such set is what the bench is about.
     """
     arms: dict[str, Arm] = {}
     default: Draft | None = None
     for source in sources:
         draft = source.draft(workload.loaded, default)
-        system = system_of(source.dialect(workload.loaded.num_layers)) if with_systems else None
+        system = system_of(source.dialect(workload.loaded.num_layers)) if request.rivals else None
         if system is None:
             default = default or draft
-            arm = contender(workload, draft)
+            arm = contender(workload, overridden(draft, request))
         else:
             arm = system_arm(workload, draft.skip_set, system)
         arms.setdefault(arm.id, arm)
@@ -163,13 +201,13 @@ def _contenders(workload: Workload, sources: Sequence[Source], *, with_systems: 
 def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
     """A skip set under the policy of the ``system`` that it comes from."""
     draft = Draft(skip_set, system.policy)
-    arm = self_speculative_arm(workload, draft, f"{system.name}:{short_hash(draft_text(draft))[:8]}", system.name)
+    arm = self_speculative_arm(workload, draft, f"{system.name}:{short_hash(draft.describe())[:8]}", system.name)
     return replace(arm, description=system.description)
 
 
 def contender(workload: Workload, draft: Draft) -> Arm:
     """A self-speculative arm whose id tells this draft from every other, in logs too."""
-    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft_text(draft))[:8]}"
+    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
     return self_speculative_arm(workload, draft, arm_id)
 
 
@@ -180,7 +218,10 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
     skip_set = main.draft.skip_set
     if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
         # What verification alone does to the output: the yardstick for numerical ties.
-        empty = Draft(SkipSet.empty(skip_set.num_layers), main.draft.policy)
+        policy = main.draft.policy
+        if policy.kind is PolicyKind.COST_AWARE:  # that would never draft at the full model's cost
+            policy = DraftPolicy(max_draft_tokens=policy.max_draft_tokens)
+        empty = Draft(SkipSet.empty(skip_set.num_layers), policy)
         arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
     if not uniform_and_random or skip_set.is_empty:
         return arms
@@ -193,7 +234,3 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
     for name, other in others.items():
         arms.append(self_speculative_arm(workload, replace(main.draft, skip_set=other), name, name))
     return arms
-
-
-def _hashes(prompts: Sequence[Prompt]) -> list[str]:
-    return [prompt.hash for prompt in prompts]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.dialects import parse_skip_set, read_skip_set
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
@@ -39,6 +39,18 @@ class Source:
         if self.text is None or not Path(self.text.partition("#")[0]).is_file():
             return None
         return read_skip_set(self.text, num_layers=num_layers)[1]
+
+
+def overridden(draft: Draft, request: BenchRequest) -> Draft:
+    """``draft`` with what the request says of policy, lookup and precision."""
+    options: dict[str, Any] = dict(request.draft_overrides)
+    if "policy" in options:
+        draft = replace(draft, policy=replace(draft.policy, kind=PolicyKind(options["policy"])))
+    if "ngram" in options:
+        draft = replace(draft, ngram=(draft.ngram or NgramLookup()) if options["ngram"] else None)
+    if "precision" in options:
+        draft = replace(draft, precision=DraftPrecision.parse(options["precision"], draft.skip_set.num_layers))
+    return draft
 
 
 def gather(request: BenchRequest) -> list[Source]:

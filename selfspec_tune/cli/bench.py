@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfspec_tune.cli import options, output
+from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.values import given
-from selfspec_tune.requests import BenchRequest
+from selfspec_tune.cli.sweep import SweepFiles, run_sweep
+from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
+from selfspec_tune.errors import UsageError
+from selfspec_tune.requests import BenchRequest, SweepRequest, log_beside
 
 if TYPE_CHECKING:
     from selfspec_tune.results import BenchResult
@@ -18,19 +21,22 @@ if TYPE_CHECKING:
 @at_edge()
 def bench(
     skip_files: options.SkipFiles = None,
-    model: options.ModelName = None,
+    model: bench_options.ModelName = None,
     skip_set: options.SkipSets = None,
-    prompts: options.PromptSource = None,
-    num_prompts: options.NumPrompts = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    template: options.TemplateName = None,
-    seed: options.Seed = None,
-    dtype: options.DtypeName = None,
+    prompts: bench_options.PromptSource = None,
+    num_prompts: bench_options.NumPrompts = None,
+    max_new_tokens: bench_options.MaxNewTokens = None,
+    temperature: bench_options.Temperature = None,
+    top_p: bench_options.TopP = None,
+    top_k: bench_options.TopK = None,
+    template: bench_options.TemplateName = None,
+    seed: bench_options.Seed = None,
+    dtype: bench_options.DtypeName = None,
     device: options.Device = None,
     runner: options.RunnerName = None,
+    policy: bench_options.Policy = None,
+    ngram: bench_options.Ngram = None,
+    draft_precision: bench_options.Precision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     rounds: options.Rounds = 1,
@@ -40,30 +46,37 @@ def bench(
     draft_model: options.DraftModel = None,
     early_exit: options.EarlyExit = None,
     allow_calibration: options.AllowCalibration = False,
+    sweep: bench_options.Sweep = None,
+    sweep_values: bench_options.SweepValues = None,
+    plot: bench_options.Plot = None,
     csv: options.Csv = None,
     parquet: options.Parquet = None,
     spec_bench: options.SpecBench = None,
-    out: options.BenchFile = None,
+    out: bench_options.BenchFile = None,
+    fresh: bench_options.Fresh = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure skip sets against plain decoding, in interleaved pairs.
 
-    Model and prompts are those of the study unless other ones are given.
+    Model and prompts are those of the study unless other ones are given. With --out, raw runs are
+    kept as they come: after Ctrl-C or a crash the same command resumes.
     """
-    from selfspec_tune.bench import run_bench
-
-    output.prepare_outputs(csv, parquet, spec_bench, out)
+    output.prepare_outputs(csv, parquet, spec_bench, out, plot)
     loading = given(name=model, dtype=dtype, device=device, runner=runner)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
     decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    drafting = given(policy=policy, precision=parse_precision(draft_precision))
+    if ngram is not None:
+        drafting["ngram"] = ngram
     request = BenchRequest(
         skip_files=tuple(skip_files or ()),
         skip_sets=tuple(skip_set or ()),
         model_overrides=tuple(loading.items()),
         prompt_overrides=tuple(decoding.items()),
+        draft_overrides=tuple(drafting.items()),
         studies=options.STUDIES,
         rounds=rounds,
         reference_prompts=reference_prompts,
@@ -72,28 +85,57 @@ def bench(
         rivals=rivals,
         draft_model=draft_model,
         early_exit=early_exit,
+        log=log_beside(out) if out else None,
+        fresh=fresh,
     )
+    if sweep is None:
+        _refuse_without_sweep(sweep_values=sweep_values, plot=plot)
+        _run(request, BenchFiles(csv, parquet, spec_bench, out), json=json, quiet=quiet)
+    elif spec_bench is not None:
+        raise UsageError("--spec-bench takes the answers of one bench; leave it out with --sweep.")
+    else:
+        asked = SweepRequest(request, sweep, parse_sweep_values(sweep_values))
+        run_sweep(asked, SweepFiles(csv, parquet, plot, out), json=json, quiet=quiet)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFiles:
+    """Where a bench's result is written, as far as it is asked for."""
+
+    csv: Path | None
+    parquet: Path | None
+    spec_bench: Path | None
+    out: Path | None
+
+
+def _refuse_without_sweep(**given_options: object) -> None:
+    for name, value in given_options.items():
+        if value is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for a sweep; name one with --sweep, or leave it out.")
+
+
+def _run(request: BenchRequest, files: BenchFiles, *, json: bool, quiet: bool) -> None:
+    from selfspec_tune.bench import run_bench
+
     with output.progress(quiet=quiet) as reporter:
         result = run_bench(request, reporter)
     _print(result, json=json)  # first, so that a full disk loses no measurement
-    _write(result, csv=csv, parquet=parquet, spec_bench=spec_bench, out=out)
+    _write(result, files)
 
 
-def _write(
-    result: BenchResult, *, csv: Path | None, parquet: Path | None, spec_bench: Path | None, out: Path | None
-) -> None:
+def _write(result: BenchResult, files: BenchFiles) -> None:
     from selfspec_tune import export
     from selfspec_tune.report.verdict import headline_method
 
-    if out is not None:
-        result.save(out)
-    if csv is not None:
-        export.write_csv(result, csv)
-    if parquet is not None:
-        export.write_parquet(result, parquet)
-    if spec_bench is not None:
+    if files.out is not None:
+        result.save(files.out)
+    if files.csv is not None:
+        export.write_csv(result, files.csv)
+    if files.parquet is not None:
+        export.write_parquet(result, files.parquet)
+    if files.spec_bench is not None:
         method = headline_method(result) or result.methods[0]
-        written = export.write_spec_bench(result, method.id, spec_bench)
+        written = export.write_spec_bench(result, method.id, files.spec_bench)
         print(f"note: Spec-Bench rows: {', '.join(map(str, written))}", file=sys.stderr)
 
 

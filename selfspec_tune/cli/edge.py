@@ -21,8 +21,8 @@ P = ParamSpec("P")
 def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Wraps a command: what it raises ends as one message on standard error and an exit code.
 
-    `SelfSpecError` exits with its own code, Ctrl-C with 130 and the words ``interrupted``,
-    anything unexpected with 1. A command's ``debug`` argument adds the traceback.
+    `SelfSpecError` exits with its own code, Ctrl-C with 130 and what it says itself or else the
+    words ``interrupted``, anything unexpected with 1. A command's ``debug`` argument adds the traceback.
     """
 
     def wrap(command: Callable[P, None]) -> Callable[P, None]:
@@ -32,8 +32,8 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
                 command(*args, **kwargs)
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
-            except KeyboardInterrupt:
-                stop(interrupted, EXIT_INTERRUPTED)
+            except KeyboardInterrupt as interrupt:
+                stop(str(interrupt) or interrupted, EXIT_INTERRUPTED)
             except Exception as error:
                 _explain(error, is_debug=bool(kwargs.get("debug")))
 

@@ -78,7 +78,10 @@ Device = Annotated[
 RunnerName = Annotated[
     Runner | None,
     typer.Option(
-        "--runner", help="Engine; native needs a CPU and a C compiler, graphs a GPU.", show_default=_MODEL.runner, rich_help_panel=_PANEL_MODEL
+        "--runner",
+        help="Engine; native needs a CPU and a C compiler, graphs a GPU.",
+        show_default=_MODEL.runner,
+        rich_help_panel=_PANEL_MODEL,
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -208,6 +211,35 @@ DraftVocabulary = Annotated[
     ),
 ]
 
+Ngram = Annotated[
+    bool | None,
+    typer.Option(
+        "--ngram/--no-ngram",
+        help="Draft from the context first, where its last tokens occurred before.",
+        show_default="ngram",
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-precision",
+        metavar="TEXT",
+        help="Weights to draft with: auto, or such as same, int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
+        show_default=_DRAFT.precision,
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+ExtraMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--extra-memory",
+        metavar="30%|2GiB|0",
+        help="Most memory for low-precision copies of weights.",
+        show_default=str(_DRAFT.extra_memory),
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
 StudyFolder = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>"),
@@ -293,16 +325,6 @@ SpecBench = Annotated[
     Path | None,
     typer.Option(metavar="F.jsonl", help="Write Spec-Bench answer rows.", rich_help_panel=_PANEL_FILES),
 ]
-BenchFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="bench.json",
-        help="Write the result with its raw runs.",
-        rich_help_panel=_PANEL_FILES,
-    ),
-]
-
 Json = Annotated[
     bool,
     typer.Option(

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
-from selfspec_tune.cli.values import given, parse_duration, parse_vocabulary, slug
+from selfspec_tune.cli.values import (
+    given,
+    parse_duration,
+    parse_extra_memory,
+    parse_precision,
+    parse_vocabulary,
+    slug,
+)
 from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest
 
 if TYPE_CHECKING:
@@ -35,6 +42,9 @@ def search(
     max_draft_tokens: options.MaxDraftTokens = None,
     exit_threshold: options.ExitThreshold = None,
     draft_vocab: options.DraftVocabulary = None,
+    ngram: options.Ngram = None,
+    draft_precision: options.Precision = None,
+    extra_memory: options.ExtraMemory = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     dry_run: options.DryRun = False,
@@ -52,6 +62,10 @@ def search(
     decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
     drafting |= given(vocabulary=parse_vocabulary(draft_vocab))
+    drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
+    drafting |= given(
+        precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
+    )
     model_options, prompt_options = ModelOptions(**loading), PromptOptions(**decoding)
     request = SearchRequest(
         out=out or default_folder(model_options.name, prompt_options.source),

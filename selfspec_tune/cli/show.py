@@ -9,10 +9,11 @@ import typer
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.cli.sweep import print_result
 from selfspec_tune.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from selfspec_tune.results import BenchResult, SkipConfig
+    from selfspec_tune.results import BenchResult, SkipConfig, SweepResult
 
 SKIP_FILE = "skip.json"
 BENCH_FILE = "bench.json"
@@ -24,7 +25,7 @@ def show(
         Path | None,
         typer.Argument(
             metavar="[PATH]",
-            help="A study's folder, a skip.json or a bench.json; with --model any dialect's file.",
+            help="A study's folder, a skip.json, a bench's or a sweep's result; with --model any dialect's file.",
             show_default="the newest study",
         ),
     ] = None,
@@ -36,6 +37,10 @@ def show(
     chosen = path if path is not None else newest_study(options.STUDIES)
     if model is not None:
         _show_dialect(chosen, model, json=json)
+        return
+    sweep = read_sweep(chosen)
+    if sweep is not None:
+        print_result(sweep, json=json)
         return
     config, bench = read_results(chosen)
     if json:
@@ -68,6 +73,16 @@ def newest_study(studies: Path) -> Path:
             "Name a file or folder, or make one with `selfspec-tune search`."
         )
     return found[-1].parent
+
+
+def read_sweep(path: Path) -> SweepResult | None:
+    """The sweep that a file holds, None if it is something else. Raises `FileFormatError`."""
+    from selfspec_tune.files import read_json
+    from selfspec_tune.results import SweepResult
+
+    value = None if path.is_dir() else read_json(path)
+    is_sweep = isinstance(value, dict) and value.get("schema") == SweepResult.SCHEMA
+    return SweepResult.from_dict(value, origin=str(path)) if is_sweep else None
 
 
 def read_results(path: Path) -> tuple[SkipConfig | None, BenchResult | None]:

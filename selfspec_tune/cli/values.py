@@ -6,8 +6,11 @@ import re
 from enum import StrEnum
 from typing import Any
 
+from selfspec_tune.draft import DraftPrecision
 from selfspec_tune.errors import BudgetError, UsageError
+from selfspec_tune.requests import ExtraMemory
 
+_MOST_LAYERS = 1000  # more than any model has
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
 
 
@@ -44,6 +47,31 @@ def parse_contexts(text: str | None) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise UsageError(f"--contexts {text!r}: expected numbers of tokens, separated by commas, such as 128,1024.")
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
+    """The numbers of ``256,512,1024``, None where none are given. Raises `UsageError`."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--sweep-values {text!r}: expected numbers and commas, such as 256,512,1024.") from None
+
+
+def parse_precision(text: str | None, *, auto: bool = False) -> str | None:
+    """The text form of a `DraftPrecision`, checked as far as can be without a model; ``auto`` where it is allowed.
+
+    Raises `UsageError`.
+    """
+    if text is not None and not (auto and text == "auto"):
+        DraftPrecision.parse(text, _MOST_LAYERS)
+    return text
+
+
+def parse_extra_memory(text: str | None) -> ExtraMemory | None:
+    """``30%``, ``2GiB`` or ``0``. Raises `UsageError`."""
+    return None if text is None else ExtraMemory.parse(text)
 
 
 def slug(text: str) -> str:

@@ -11,7 +11,7 @@ from selfspec_tune.diagnosis import Diagnosis, DraftTiming, RoundOverhead
 from selfspec_tune.doctor.findings import find_out
 from selfspec_tune.doctor.machine import check_native
 from selfspec_tune.doctor.rows import DRAFT, context_rows
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.costs import CONTEXTS, CostPlan, fitted, time_contexts
 from selfspec_tune.engine.timing import Step, draft_step
@@ -100,7 +100,9 @@ class _Examination:
             lengths=tuple(lengths[1:]),
             insist=insist,
             vocabularies=tuple(dict.fromkeys((self._draft.vocabulary, None))),
-            precisions=(Precision.INT8, Precision.INT4),
+            precisions=tuple(
+                DraftPrecision.uniform(runner.num_layers, low, low) for low in (Precision.INT8, Precision.INT4)
+            ),
             others=beside,
             seconds=_SECONDS,
             most_rounds=_MOST_ROUNDS,
@@ -113,10 +115,10 @@ class _Examination:
         prompt = self._tokens[: max(1, min(_PROMPT_TOKENS, workload.loaded.context_length - new_tokens))]
         limits = Limits(new_tokens)  # no token ends it
         runs = [
-            self_speculative(workload.runner, prompt, limits, workload.sampler, self._draft)
+            self_speculative(workload.runner, prompt, limits, workload.sampler, self._draft, steps)
             for _ in range(_GENERATIONS + 1)
         ][1:]  # the first warms up
-        alone = [steps.seconds(Counts(run.drafted, run.accepted)) for run in runs]
+        alone = [steps.seconds(Counts(run.drafted, run.accepted, run.sources)) for run in runs]
         return RoundOverhead(
             generations=len(runs),
             rounds=sum(len(run.drafted) for run in runs),

@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 
 from selfspec_tune.costs import CostModel, StepCosts
-from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft import Draft, DraftPrecision
 from selfspec_tune.engine.cost_fit import DraftTiming, fit_costs
 from selfspec_tune.engine.runner import Runner
 from selfspec_tune.engine.timing import Clock, Rounds, Step, decode_step, draft_step, time_steps, verify_step
@@ -37,7 +37,7 @@ class CostPlan:
         home: tokens of context at which everything is timed; elsewhere a few drafts are.
         lengths: further lengths; one that ``seconds`` do not allow is left out unless ``insist``.
         vocabularies: how many token ids drafts cover; the first one's head is the model's.
-        precisions: which to time beside the full one, where the runner accepts them.
+        precisions: which to time beside the model's own, where the runner accepts them.
         others: further steps to interleave with these, at every context.
         seconds: time for all of it, prefills included.
     """
@@ -47,7 +47,7 @@ class CostPlan:
     lengths: tuple[int, ...] = ()
     insist: bool = False
     vocabularies: tuple[int | None, ...] = (None,)
-    precisions: tuple[Precision, ...] = ()
+    precisions: tuple[DraftPrecision, ...] = ()
     others: Mapping[str, Step] = field(default_factory=dict)
     seconds: float = 30.0
     most_rounds: int = 7
@@ -118,8 +118,8 @@ def measure_step_costs(
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats``; verifications between the few that are timed lie on
-    a line. ``context_length``, the model's, cuts the context where it leaves no room for the steps.
-    Overwrites the cache and the draft.
+    a line. A draft step is 0 where the lookup drafts alone. ``context_length``, the model's,
+    cuts the context where it leaves no room for the steps. Overwrites the cache and the draft.
     """
     room = context_length or len(context) + MOST_DRAFTED + 2
     widest = max(0, min(MOST_DRAFTED, room - 3))
@@ -127,11 +127,13 @@ def measure_step_costs(
     _fill(runner, context, length, widest + 2, clock)
     drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)})
     steps = {f"verify({k})": verify_step(runner, context[-1], k) for k in drafted if k > 0}
-    steps |= {"verify(0)": decode_step(runner, context[-1]), "draft": draft_step(runner, context[-1], draft)}
+    steps["verify(0)"] = decode_step(runner, context[-1])
+    if draft.model_drafts:
+        steps["draft"] = draft_step(runner, context[-1], draft)
     seconds = time_steps(runner, steps, Rounds(least=repeats, most=repeats), clock)
     typical = {name: median(values) for name, values in seconds.items()}
     verify = _between(drafted, [typical[f"verify({k})"] for k in drafted])
-    return StepCosts(verify[0], typical["draft"], verify)
+    return StepCosts(verify[0], typical.get("draft", 0.0), verify)
 
 
 def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
@@ -156,29 +158,26 @@ def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
 
 
 def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
-    """Every skip set at the first vocabulary; two at each other one, five at each other precision."""
+    """Every skip set at the first vocabulary; two at others; five at other precisions, all at a mixed one."""
     sets = designed_skip_sets(runner.num_layers)
     first, *other_sizes = plan.vocabularies
     yield from (Draft(skip_set, vocabulary=first) for skip_set in sets)
     for size in other_sizes:
         yield from (Draft(skip_set, vocabulary=size) for skip_set in (sets[0], sets[-1]))
     for precision in accepted_precisions(runner, plan.precisions):
-        for skip_set in dict.fromkeys([*sets[:4], sets[-1]]):
-            yield Draft(skip_set, precision=_all_at(runner, precision), vocabulary=first)
+        is_mixed = len(set(precision.sublayers)) > 1
+        for skip_set in sets if is_mixed else dict.fromkeys([*sets[:4], sets[-1]]):
+            yield Draft(skip_set, precision=precision, vocabulary=first)
 
 
-def _all_at(runner: Runner, precision: Precision) -> DraftPrecision:
-    return DraftPrecision.uniform(runner.num_layers, precision, precision)
-
-
-def accepted_precisions(runner: Runner, precisions: Sequence[Precision]) -> list[Precision]:
+def accepted_precisions(runner: Runner, precisions: Sequence[DraftPrecision]) -> list[DraftPrecision]:
     """Those of ``precisions`` that the runner can draft at."""
     return [precision for precision in precisions if _accepts(runner, precision)]
 
 
-def _accepts(runner: Runner, precision: Precision) -> bool:
+def _accepts(runner: Runner, precision: DraftPrecision) -> bool:
     try:
-        runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=_all_at(runner, precision)))
+        runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=precision))
     except (SelfSpecError, NotImplementedError, ValueError):
         return False
     return True

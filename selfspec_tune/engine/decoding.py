@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, PolicyState
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.drafting import Drafted, Drafter
 from selfspec_tune.engine.generation import Generation
-from selfspec_tune.engine.runner import DraftsOnDevice, Runner
+from selfspec_tune.engine.greedy import greedy_steps
+from selfspec_tune.engine.ngram import common_prefix
+from selfspec_tune.engine.runner import GreedySteps, Runner
 from selfspec_tune.engine.sampling import Sampler, accept
+from selfspec_tune.policies import start
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,11 @@ def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sample
     """Decode one token per full forward pass: the baseline of every pair."""
     output = _Output(limits)
     record = output.generation
+    greedy = greedy_steps(runner) if sampler.greedy else None
     token, started = _prefill(runner, prompt, limits, sampler, record)
     ended = output.emit([token])
     while not ended:
-        logits = runner.decode(token)
-        token = _pick(logits, sampler)
+        token = _decode(runner, greedy, token, sampler)
         ended = output.emit([token])
     runner.synchronize()
     record.decode_seconds = record.verify_seconds = perf_counter() - started
@@ -67,30 +71,40 @@ def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sample
 
 
 def self_speculative(
-    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, draft: Draft
+    runner: Runner,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampler: Sampler,
+    draft: Draft,
+    costs: StepCosts | None = None,
 ) -> Generation:
-    """Decode by drafting with sub-layers skipped and verifying in one full pass.
+    """Decode by drafting cheaply, by the model in part or from the context, and verifying in one full pass.
 
     The output equals `autoregressive`'s: token for token when greedy, in distribution
-    when sampling (Draft & Verify, Zhang et al., ACL 2024, algorithm 1).
+    when sampling (Draft & Verify, Zhang et al., ACL 2024, algorithm 1). Raises ValueError
+    for a cost-aware policy without the ``costs`` of its steps.
     """
     output = _Output(limits)
     record = output.generation
+    policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
-    policy = draft.policy.start()
     token, started = _prefill(runner, prompt, limits, sampler, record)
+    greedy = greedy_steps(runner, needs_probability=policy.needs_probability) if sampler.greedy else None
+    drafter = Drafter(runner, greedy, draft.ngram, policy, sampler, output.is_eos, [*prompt, token])
     ended = output.emit([token])
     while not ended:
         begun = perf_counter()
-        drafted, distributions = _draft(runner, token, policy, sampler, output)
+        drafted = drafter.draft(token, output.remaining - 1)
         drafted_at = perf_counter()
-        num_accepted, token = _verify(runner, token, drafted, distributions, sampler)
+        num_accepted, token = _verify(runner, greedy, token, drafted, sampler)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
-        record.drafted.append(len(drafted))
+        record.drafted.append(len(drafted.tokens))
         record.accepted.append(num_accepted)
-        policy.update(num_accepted, len(drafted))
-        ended = output.emit([*drafted[:num_accepted], token])
+        record.sources.append(drafted.source.value)
+        tokens = [*drafted.tokens[:num_accepted], token]
+        drafter.learn(drafted, num_accepted, tokens)
+        ended = output.emit(tokens)
     record.decode_seconds = perf_counter() - started
     return record
 
@@ -112,67 +126,24 @@ def _pick(logits: Tensor, sampler: Sampler) -> int:
     return int(logits.argmax()) if sampler.greedy else sampler.draw(sampler.probabilities(logits))
 
 
-def _draft(
-    runner: Runner, token: int, policy: PolicyState, sampler: Sampler, output: _Output
-) -> tuple[list[int], list[Tensor]]:
-    """Draft until the policy stops, an end-of-sequence token, or all but one of the remaining tokens.
-
-    Returns the drafted tokens and, when sampling, the distributions that they were drawn from.
-    """
-    verified = runner.length
-    drafted: list[int] = []
-    distributions: list[Tensor] = []
-    probability = 1.0
-    if sampler.greedy and not policy.policy.needs_probability and isinstance(runner, DraftsOnDevice):
-        count = min(output.remaining - 1, policy.policy.max_draft_tokens)
-        drafted = _through_eos(runner.draft_greedy(token, count)[0], output) if count > 0 else []
-        runner.rewind(verified)
-        return drafted, distributions
-    while len(drafted) < output.remaining - 1 and policy.wants_more(len(drafted), probability):
-        if sampler.greedy:
-            token, probability = _draft_greedily(runner, token, policy)
-        else:
-            distribution = sampler.probabilities(runner.draft_step(token))
-            token = sampler.draw(distribution)
-            distributions.append(distribution)
-            probability = float(distribution[token])
-        drafted.append(token)
-        if output.is_eos(token):
-            break
-    runner.rewind(verified)
-    return drafted, distributions
-
-
-def _draft_greedily(runner: Runner, token: int, policy: PolicyState) -> tuple[int, float]:
-    """The most probable token after ``token``, and its probability where the policy needs it."""
-    if isinstance(runner, DraftsOnDevice):
-        tokens, probabilities = runner.draft_greedy(token, 1)
-        return tokens[0], probabilities[0]
-    logits = runner.draft_step(token)
-    token = int(logits.argmax())
-    if not policy.policy.needs_probability:
-        return token, 1.0
-    return token, float(torch.exp(logits[token].float() - logits.float().logsumexp(-1)))
-
-
-def _through_eos(tokens: list[int], output: _Output) -> list[int]:
-    """``tokens`` up to and including the first end of sequence."""
-    end = next((i + 1 for i, token in enumerate(tokens) if output.is_eos(token)), len(tokens))
-    return tokens[:end]
+def _decode(runner: Runner, greedy: GreedySteps | None, token: int, sampler: Sampler) -> int:
+    """One plain step; the token that follows."""
+    return greedy.decode_greedy(token) if greedy is not None else _pick(runner.decode(token), sampler)
 
 
 def _verify(
-    runner: Runner, token: int, drafted: list[int], distributions: list[Tensor], sampler: Sampler
+    runner: Runner, greedy: GreedySteps | None, token: int, drafted: Drafted, sampler: Sampler
 ) -> tuple[int, int]:
     """One full pass over the last token and the drafts; how many are accepted, and the token after them."""
+    if not drafted.tokens:
+        return 0, _decode(runner, greedy, token, sampler)
     verified = runner.length
-    logits = runner.verify([token, *drafted])
-    if sampler.greedy:
-        targets = logits.argmax(-1).tolist()
-        matches = (d == t for d, t in zip(drafted, targets, strict=False))
-        num_accepted = next((i for i, same in enumerate(matches) if not same), len(drafted))
-        following = int(targets[num_accepted])
+    if greedy is not None:
+        targets = greedy.verify_greedy([token, *drafted.tokens])
+        num_accepted = common_prefix(drafted.tokens, targets)
+        following = targets[num_accepted]
     else:
-        num_accepted, following = accept(sampler, drafted, distributions, sampler.probabilities(logits))
+        target = sampler.probabilities(runner.verify([token, *drafted.tokens]))
+        num_accepted, following = accept(sampler, drafted.tokens, drafted.distributions, target)
     runner.rewind(verified + num_accepted + 1)
     return num_accepted, following

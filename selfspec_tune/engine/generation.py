@@ -13,7 +13,8 @@ class Generation:
     """Token ids and what producing them took; rates are derived from it later.
 
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
-    plain decoding). Times are seconds of synchronised work; ``verify_seconds`` is the time
+    plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
+    that is not known). Times are seconds of synchronised work; ``verify_seconds`` is the time
     in full-model forward passes after prefill, plain decode steps included.
     ``decode_seconds`` is everything after prefill, overhead included. ``first_tokens`` came
     out of the prefill: one, or more where drafts were verified in the same pass.
@@ -28,6 +29,7 @@ class Generation:
     decode_seconds: float = 0.0
     stop_reason: StopReason = "length"
     first_tokens: int = 1
+    sources: list[str] = field(default_factory=list)
 
     @property
     def total_seconds(self) -> float:

@@ -36,15 +36,18 @@ class _Candidate:
     without: str  # what a model runs without where this runner cannot serve it
 
 
-_FAST = _Candidate("fast", unsupported_reason, FastRunner, "our own loop")
+_FAST = _Candidate("fast", unsupported_reason, lambda loaded: FastRunner(loaded), "our own loop")
 _NATIVE = _Candidate(
     "native",
     lambda loaded: unsupported_reason(loaded) or native_unsupported_reason(loaded),
-    NativeRunner,
+    lambda loaded: NativeRunner(loaded),
     "our native kernels, so decoding is slower",
 )
 _GRAPHS = _Candidate(
-    "graphs", unsupported_reason, GraphedRunner, "CUDA graphs, so each small kernel is launched by itself"
+    "graphs",
+    unsupported_reason,
+    lambda loaded: GraphedRunner(loaded),
+    "CUDA graphs, so each small kernel is launched by itself",
 )
 _CANDIDATES = {candidate.name: candidate for candidate in (_NATIVE, _GRAPHS, _FAST)}
 RUNNERS = ("auto", *_CANDIDATES, "reference")

@@ -57,15 +57,25 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class DraftsOnDevice(Protocol):
-    """What a runner may offer beyond `Runner`: greedy drafting that feeds tokens back without asking the host."""
+class GreedySteps(Protocol):
+    """What a runner may offer beyond `Runner`: greedy steps that choose their tokens where the logits are.
+
+    The same passes as `Runner`'s: no logits leave the device, or are even written down. A step
+    gives the most probable token; of equal ones the first.
+    """
+
+    def decode_greedy(self, token: int) -> int:
+        """`Runner.decode`; the token that follows."""
 
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
         """``count`` draft steps from ``token``, each on the most probable token of the one before.
 
-        Returns the drafted tokens and the probability of each, which is 1.0 where the
-        policy of `set_draft` does not need it. Waits for the device once, at the end.
+        Returns the drafted tokens and the probability of each, which may be 1.0 where the
+        policy of `set_draft` does not need it. Asks no policy between the steps.
         """
+
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        """`Runner.verify`; the token that follows each of the k + 1."""
 
 
 def check_cache(end: int, capacity: int) -> None:

@@ -61,22 +61,27 @@ def _outside_nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def accept(
-    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor], target_probabilities: Tensor
+    sampler: Sampler, drafted: list[int], draft_probabilities: list[Tensor | None], target_probabilities: Tensor
 ) -> tuple[int, int]:
     """Speculative rejection sampling (Leviathan et al. 2023, algorithm 1).
 
     ``draft_probabilities``: one [draft vocabulary] per drafted token, a prefix of the
-    vocabulary; ``target_probabilities``: [k + 1, vocabulary]. Returns how many drafted
-    tokens are accepted and the token that follows them, so that the whole is distributed
-    as the target's own sampling.
+    vocabulary, or None for a token that was not drawn at all (a point mass);
+    ``target_probabilities``: [k + 1, vocabulary]. Returns how many drafted tokens are
+    accepted and the token that follows them, so that the whole is distributed as the
+    target's own sampling.
     """
     for position, token in enumerate(drafted):
         target, draft = target_probabilities[position], draft_probabilities[position]
-        if sampler.uniform() * float(draft[token]) < float(target[token]):
+        share = 1.0 if draft is None else float(draft[token])
+        if sampler.uniform() * share < float(target[token]):
             continue
         residual = target.clone()
-        residual[: draft.shape[0]] -= draft
-        residual.clamp_(min=0.0)
+        if draft is None:
+            residual[token] = 0.0
+        else:
+            residual[: draft.shape[0]] -= draft
+            residual.clamp_(min=0.0)
         total = residual.sum()
         # Rounding can leave nothing where the two distributions are equal.
         return position, sampler.draw(residual / total if total > 0 else target)

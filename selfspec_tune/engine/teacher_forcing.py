@@ -14,11 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from selfspec_tune.draft import Draft, DraftPrecision
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.reference import ReferenceRunner, skipped
-from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.runner import Runner, check_same_precision
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
+
+_SAME = DraftPrecision()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,11 @@ class DraftScorer(Protocol):
     windows: Sequence[Window]
     is_token_exact: bool
 
-    def trace(self, skip_set: SkipSet, vocabulary: int | None = None) -> Trace:
-        """The draft's trace with ``skip_set``, restricted to the first ``vocabulary`` tokens."""
+    def trace(self, skip_set: SkipSet, vocabulary: int | None = None, precision: DraftPrecision = _SAME) -> Trace:
+        """The draft's trace with ``skip_set`` at ``precision``, restricted to the first ``vocabulary`` tokens.
+
+        At a low precision the runner's draft becomes this one. Raises `UsageError` where it has none such.
+        """
 
 
 def make_scorer(runner: Runner, loaded: LoadedModel, windows: Sequence[Window]) -> DraftScorer:
@@ -99,7 +105,9 @@ class TokenExactScorer:
         return [self._runner.keys_and_values(layer) for layer in range(self._runner.num_layers)]
 
     @torch.inference_mode()
-    def trace(self, skip_set: SkipSet, vocabulary: int | None = None) -> Trace:
+    def trace(self, skip_set: SkipSet, vocabulary: int | None = None, precision: DraftPrecision = _SAME) -> Trace:
+        if not precision.is_same:
+            self._runner.set_draft(Draft(skip_set, precision=precision, vocabulary=vocabulary))  # makes its copies
         hidden = self._hidden
         cos, signed_sin = self._rotation
         for index, skip in enumerate(skip_set.to_flags()):
@@ -107,9 +115,9 @@ class TokenExactScorer:
                 continue
             layer, is_mlp = divmod(index, 2)
             if is_mlp:
-                hidden = self._runner.mlp(layer)(hidden, 0)
+                hidden = self._runner.mlp(layer, precision.of(index))(hidden, 0)
             else:
-                attention = self._runner.attention(layer)
+                attention = self._runner.attention(layer, precision.of(index))
                 queries, keys, values = attention.project(hidden, cos, signed_sin)
                 attended = [
                     attention.attend_masked(
@@ -121,7 +129,7 @@ class TokenExactScorer:
                     for (a, b), prefix, mask in zip(self._bounds, self._prefixes, self._masks, strict=True)
                 ]
                 hidden = attention.add(hidden, torch.cat(attended))
-        return _to_trace(self._runner.head(hidden, vocabulary), self.windows)
+        return _to_trace(self._runner.head(hidden, vocabulary, precision.head), self.windows)
 
 
 class DraftKvScorer:
@@ -138,7 +146,8 @@ class DraftKvScorer:
         self.windows = windows
 
     @torch.inference_mode()
-    def trace(self, skip_set: SkipSet, vocabulary: int | None = None) -> Trace:
+    def trace(self, skip_set: SkipSet, vocabulary: int | None = None, precision: DraftPrecision = _SAME) -> Trace:
+        check_same_precision(Draft(skip_set, precision=precision), "reference")
         logits = []
         with skipped(self._loaded, skip_set):
             for window in self.windows:

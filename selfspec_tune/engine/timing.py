@@ -11,6 +11,7 @@ from math import inf
 from time import perf_counter
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.runner import Runner
 
 Clock = Callable[[], float]
@@ -35,13 +36,14 @@ class Rounds:
 
 def decode_step(runner: Runner, token: int) -> Step:
     """A plain decode step, the greedy choice of its token included: a step ends when its token is known."""
-    return Step(lambda: int(runner.decode(token).argmax()))
+    greedy = greedy_steps(runner)
+    return Step(lambda: greedy.decode_greedy(token))
 
 
 def verify_step(runner: Runner, token: int, num_drafted: int) -> Step:
     """Verification of ``num_drafted`` tokens: one full pass over one more."""
-    tokens = [token] * (num_drafted + 1)
-    return Step(lambda: runner.verify(tokens).argmax(-1).tolist())
+    greedy, tokens = greedy_steps(runner), [token] * (num_drafted + 1)
+    return Step(lambda: greedy.verify_greedy(tokens))
 
 
 def draft_step(runner: Runner, token: int, draft: Draft) -> Step:
@@ -56,13 +58,8 @@ def draft_step(runner: Runner, token: int, draft: Draft) -> Step:
         runner.draft_step(token)
         runner.rewind(prefix)
 
-    def run() -> None:
-        logits = runner.draft_step(token)
-        chosen = int(logits.argmax())
-        if draft.policy.needs_probability:
-            float((logits[chosen].float() - logits.float().logsumexp(-1)).exp())
-
-    return Step(run, prepare)
+    greedy = greedy_steps(runner, needs_probability=draft.policy.needs_probability)
+    return Step(lambda: greedy.draft_greedy(token, 1), prepare)
 
 
 def time_steps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine import Generation, autoregressive, self_speculative
 from selfspec_tune.measure.hf_generate import hf_generate
 from selfspec_tune.measure.workload import WorkItem, Workload
@@ -26,6 +26,7 @@ class Arm:
     decode: Callable[[WorkItem], Generation]
     draft: Draft | None = None
     description: str = ""
+    by_transformers: bool = False  # the model's own forward pass computes it, not our runner
 
 
 def autoregressive_arm(workload: Workload, arm_id: str = BASELINE) -> Arm:
@@ -40,12 +41,14 @@ def autoregressive_arm(workload: Workload, arm_id: str = BASELINE) -> Arm:
 def self_speculative_arm(
     workload: Workload, draft: Draft, arm_id: str = SELF_SPECULATIVE, name: str = SELF_SPECULATIVE
 ) -> Arm:
-    """Self-speculative decoding with ``draft``."""
+    """Self-speculative decoding with ``draft``; a cost-aware policy has its step costs measured at first use."""
+    needs_costs = draft.policy.kind is PolicyKind.COST_AWARE
 
     def decode(item: WorkItem) -> Generation:
-        return self_speculative(workload.runner, item.tokens, item.limits, workload.sampler, draft)
+        costs = workload.step_costs(draft) if needs_costs else None
+        return self_speculative(workload.runner, item.tokens, item.limits, workload.sampler, draft, costs)
 
-    return Arm(arm_id, name, decode, draft, description=str(draft.skip_set))
+    return Arm(arm_id, name, decode, draft, description=draft.describe())
 
 
 def generate_arm(workload: Workload) -> Arm:
@@ -54,4 +57,4 @@ def generate_arm(workload: Workload) -> Arm:
     def decode(item: WorkItem) -> Generation:
         return hf_generate(workload, item)
 
-    return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers")
+    return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers", by_transformers=True)

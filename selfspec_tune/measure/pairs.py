@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
 from selfspec_tune.measure.arms import Arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import ArmRun, PairedRun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def measure_block(
     plain = generations[baseline.id]
     text = workload.loaded.tokenizer.decode(plain.tokens, skip_special_tokens=True)
     return [
-        _pair(block, candidate, plain, generations[candidate.id], order, baseline.id, check).model_copy(
+        _pair(workload, block, candidate, plain, generations[candidate.id], order, baseline.id, check).model_copy(
             update={"text": text}
         )
         for candidate in candidates
@@ -62,14 +64,15 @@ def ordered(arms: Sequence[Arm], block: Block) -> list[Arm]:
     return turned(arms, mirrored * number + (block.position + block.round) % number)
 
 
-def turned(arms: Sequence[Arm], index: int) -> list[Arm]:
-    """The arms in the order of block ``index``: rotated by it, and mirrored every other turn of the circle."""
+def turned(arms: Sequence[T], index: int) -> list[T]:
+    """The arms, or contests, in the order of block ``index``: rotated by it, mirrored every other turn."""
     shift = index % len(arms)
     order = [*arms[shift:], *arms[:shift]]
     return order[::-1] if (index // len(arms)) % 2 else order
 
 
 def _pair(
+    workload: Workload,
     block: Block,
     candidate: Arm,
     plain: Generation,
@@ -78,7 +81,8 @@ def _pair(
     baseline_id: str,
     check: LosslessCheck,
 ) -> PairedRun:
-    verdict = check(block.item, plain.tokens, generation.tokens)
+    model = workload.loaded.model if candidate.by_transformers else None
+    verdict = check(block.item, plain.tokens, generation.tokens, model)
     return PairedRun(
         method=candidate.id,
         prompt_id=block.item.id,
@@ -106,13 +110,7 @@ def arm_run(generation: Generation) -> ArmRun:
         verify_seconds=generation.verify_seconds,
         accepted=generation.accepted,
         drafted=generation.drafted,
+        sources=generation.sources,
         stop_reason=generation.stop_reason,
         first_tokens=generation.first_tokens,
     )
-
-
-def draft_text(draft: Draft) -> str:
-    """A draft in one line, for tables."""
-    policy = draft.policy
-    vocabulary = f", vocabulary {draft.vocabulary}" if draft.vocabulary else ""
-    return f"{draft.skip_set} ({policy.kind} {policy.max_draft_tokens}, exit {policy.exit_threshold:g}{vocabulary})"

@@ -38,7 +38,7 @@ def prompt_lookup_arm(workload: Workload) -> Arm:
         return hf_generate(workload, item, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
 
     about = f"transformers' prompt lookup, up to {PROMPT_LOOKUP_TOKENS} tokens after a match of up to 2"
-    return guarded(Arm(PROMPT_LOOKUP, PROMPT_LOOKUP, decode, description=about))
+    return guarded(Arm(PROMPT_LOOKUP, PROMPT_LOOKUP, decode, description=about, by_transformers=True))
 
 
 def early_exit_arm(workload: Workload, exit_layer: int) -> Arm:
@@ -56,7 +56,7 @@ def early_exit_arm(workload: Workload, exit_layer: int) -> Arm:
     reason = why_no_early_exit(loaded, exit_layer)
     if reason is not None:
         return unavailable_arm(EARLY_EXIT, reason, description=about)
-    return guarded(Arm(EARLY_EXIT, EARLY_EXIT, decode, description=about))
+    return guarded(Arm(EARLY_EXIT, EARLY_EXIT, decode, description=about, by_transformers=True))
 
 
 def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
@@ -82,7 +82,7 @@ def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
     reason = why_not_drafted_by(workload.loaded, drafter)
     if reason is not None:
         return unavailable_arm(DRAFT_MODEL, reason, description=about)
-    return guarded(Arm(DRAFT_MODEL, DRAFT_MODEL, decode, description=about))
+    return guarded(Arm(DRAFT_MODEL, DRAFT_MODEL, decode, description=about, by_transformers=True))
 
 
 def unavailable_arm(arm_id: str, reason: str, *, description: str = "") -> Arm:

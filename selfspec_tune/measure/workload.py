@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from random import Random
 
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
+from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
@@ -27,16 +31,31 @@ class WorkItem:
 
 @dataclass(slots=True)
 class Workload:
-    """A loaded model, the runner that serves it, and how prompts become items."""
+    """A loaded model, the runner that serves it, and how prompts become items.
+
+    ``cost_context``: after how many tokens the steps are timed that a cost-aware policy counts on.
+    """
 
     loaded: LoadedModel
     runner: Runner
     options: PromptOptions
+    cost_context: int = 128
     sampler: Sampler = field(init=False)
+    _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
         self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+
+    def step_costs(self, draft: Draft) -> StepCosts:
+        """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy."""
+        steps = replace(draft, policy=DraftPolicy())
+        if steps not in self._step_costs:
+            # Which tokens they are has no influence on the time.
+            context = Random(0).choices(range(self.runner.vocabulary_size), k=self.cost_context)
+            limit = self.loaded.context_length
+            self._step_costs[steps] = measure_step_costs(self.runner, context, draft, context_length=limit)
+        return self._step_costs[steps]
 
     def limits(self, max_new_tokens: int | None = None) -> Limits:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfspec_tune.draft import DraftPrecision, NgramLookup
 from selfspec_tune.report import text
 from selfspec_tune.report.tables import model_line
 from selfspec_tune.report.verdict import STYLES, score_verdict
@@ -27,7 +28,7 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim")
     facts.add_row("skip set", Text(str(skip_set)))
-    facts.add_row("draft", Text(draft_line(config.draft)))
+    facts.add_row("draft", Text(draft_line(config.draft, config.model.num_layers)))
     for name, value in _score_facts(config.score):
         facts.add_row(name, value)
     facts.add_row("model", Text(f"{config.model.id}, fingerprint {config.model.fingerprint}"))
@@ -37,12 +38,17 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
     console.print(Text(score_verdict(config.score), style=STYLES[config.score.verdict]))
 
 
-def draft_line(draft: DraftSettings) -> str:
+def draft_line(draft: DraftSettings, num_layers: int) -> str:
     """``threshold 0.60, at most 6 tokens, of the first 8192 token ids``."""
-    threshold = "" if draft.policy == "fixed" else f" {draft.exit_threshold:.2f}"
+    threshold = "" if draft.policy in ("fixed", "cost-aware") else f" {draft.exit_threshold:.2f}"
     parts = [f"{draft.policy}{threshold}", f"at most {draft.max_draft_tokens} tokens"]
     if draft.vocabulary is not None:
         parts.append(f"of the first {draft.vocabulary} token ids")
+    if draft.precision != "same":
+        parts.append(f"at {DraftPrecision.from_json(draft.precision, num_layers)}")
+    if draft.ngram is not None:
+        then = "" if draft.model_drafts else " alone"
+        parts.append(f"{NgramLookup.from_dict(draft.ngram)}{then}")
     return ", ".join(parts)
 
 

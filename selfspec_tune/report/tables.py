@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -124,7 +124,16 @@ def check_lines(result: BenchResult) -> list[str]:
         )
     if result.baseline_vs_generate is not None:
         lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
-    return lines
+    return lines + sessions_lines(result.provenance)
+
+
+def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
+    """That a measurement was resumed, where it was."""
+    sessions = provenance.get("sessions", [])
+    if len(sessions) < 2:
+        return []
+    runs = ", ".join(str(session["runs"]) for session in sessions)
+    return [f"Measured in {len(sessions)} sessions ({runs} pairs); each pair is of one session."]
 
 
 def rival_lines(result: BenchResult) -> list[str]:

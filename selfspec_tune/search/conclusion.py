@@ -63,7 +63,7 @@ def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostMo
     """
     plain = speculative = 0.0
     for run in runs:
-        counts = Counts(run.candidate.drafted, run.candidate.accepted)
+        counts = Counts(run.candidate.drafted, run.candidate.accepted, run.candidate.sources)
         steps = costs.steps(draft, run.prompt_tokens + run.candidate.num_tokens / 2)
         plain += counts.num_tokens * steps.decode
         speculative += steps.seconds(counts)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, DraftPrecision, NgramLookup
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Trace
-from selfspec_tune.search.replay import best_policy
+from selfspec_tune.search.lookups import look_up
+from selfspec_tune.search.replay import acceptance_prior, best_policy
 from selfspec_tune.skip_set import SkipSet
 
 _SHORTLIST = 8
 _PATIENCE = 4
+_SAME = DraftPrecision()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,41 @@ class Proxy:
     """Predicts the decode speedup of skip sets; remembers what it has scored."""
 
     def __init__(
-        self, scorer: DraftScorer, costs: CostModel, grid: Sequence[DraftPolicy], vocabulary: int | None
+        self,
+        scorer: DraftScorer,
+        costs: CostModel,
+        grid: Sequence[DraftPolicy],
+        vocabulary: int | None,
+        *,
+        precision: DraftPrecision = _SAME,
+        ngram: NgramLookup | None = None,
     ) -> None:
         self._scorer = scorer
         self._grid = grid
         self._vocabulary = vocabulary
+        self._precision = precision
+        self._ngram = ngram
+        self._lookups = None if ngram is None else [look_up(window, ngram) for window in scorer.windows]
         self._known: dict[SkipSet, Prediction] = {}
         self.costs = costs
 
     def __call__(self, skip_set: SkipSet, origin: str) -> Prediction:
         if skip_set not in self._known:
-            trace = self._scorer.trace(skip_set, self._vocabulary)
+            trace = self._scorer.trace(skip_set, self._vocabulary, self._precision)
             self._known[skip_set] = self._predict(skip_set, trace, origin)
         return self._known[skip_set]
 
     def _predict(self, skip_set: SkipSet, trace: Trace, origin: str) -> Prediction:
-        steps = self.costs.steps(Draft(skip_set, vocabulary=self._vocabulary))
-        policy, speedup = best_policy(trace.matches, trace.confidences, steps, self._grid)
-        return Prediction(Draft(skip_set, policy, vocabulary=self._vocabulary), speedup, origin)
+        draft = Draft(skip_set, precision=self._precision, vocabulary=self._vocabulary, ngram=self._ngram)
+        policy, speedup = best_policy(
+            trace.matches, trace.confidences, self.costs.steps(draft), self._grid, self._lookups, self._ngram
+        )
+        return Prediction(replace(draft, policy=policy), speedup, origin)
+
+    def prior(self, skip_set: SkipSet) -> AcceptancePrior:
+        """What acceptance to expect of a draft with ``skip_set``."""
+        trace = self._scorer.trace(skip_set, self._vocabulary, self._precision)
+        return acceptance_prior(trace.matches, trace.confidences)
 
     @property
     def num_known(self) -> int:

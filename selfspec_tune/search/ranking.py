@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
 from time import monotonic
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine.costs import CONTEXTS, CostPlan, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
@@ -27,6 +27,7 @@ from selfspec_tune.search.proxy import (
     prefixes,
 )
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, best_policy, policies
+from selfspec_tune.search.setting import draft_lookup, draft_precision
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
 
@@ -66,6 +67,7 @@ class Ranker:
         self._seed = seed
         self._reporter = reporter
         self._num_layers = workload.loaded.num_layers
+        self._precision = draft_precision(options, self._num_layers)
 
     def rank(self, seconds: float, cost_seconds: float) -> Ranking:
         """Importance, step costs in about ``cost_seconds``, then candidates by proxy for at most ``seconds``.
@@ -80,13 +82,20 @@ class Ranker:
         vocabulary = self._choose_vocabulary(narrow, rises, costs)
         costs = costs.with_vocabulary(vocabulary or self._workload.runner.vocabulary_size)
         ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
-        proxy = Proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
+        proxy = self._proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
         if narrow.is_token_exact:
             self._reporter.stage("proxy", "candidates predicted without decoding")
             self._propose(proxy, rises, ladder, seconds)
-        wide = Proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
+        wide = self._proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
         candidates = self._shortlist(proxy, wide, ladder)
+        if self._options.policy == PolicyKind.COST_AWARE:
+            candidates = with_prior(candidates, wide.prior(candidates[0].draft.skip_set))
         return Ranking(costs, rises, vocabulary, candidates)
+
+    def _proxy(
+        self, scorer: DraftScorer, costs: CostModel, grid: Sequence[DraftPolicy], vocabulary: int | None
+    ) -> Proxy:
+        return Proxy(scorer, costs, grid, vocabulary, precision=self._precision, ngram=draft_lookup(self._options))
 
     def _scorer(self, most: int, length: int) -> DraftScorer:
         spread = spread_windows(self._answers, length=length, most=most, seed=self._seed)
@@ -109,6 +118,7 @@ class Ranker:
             home=round(median(lengths)),
             lengths=CONTEXTS,
             vocabularies=self._vocabularies(),
+            precisions=() if self._precision.is_same else (self._precision,),
             seconds=seconds,
         )
         answer = self._answers[0]
@@ -139,7 +149,8 @@ class Ranker:
         grid = self._grid((3, 4, 6), (0.4, 0.6, 0.8))
         speedups: dict[int | None, float] = {}
         for size in sizes:
-            trace, steps = scorer.trace(skip_set, size), costs.with_vocabulary(size or whole).steps(Draft(skip_set))
+            trace = scorer.trace(skip_set, size, self._precision)
+            steps = costs.with_vocabulary(size or whole).steps(Draft(skip_set, precision=self._precision))
             speedups[size] = best_policy(trace.matches, trace.confidences, steps, grid)[1]
         return max(speedups, key=lambda size: speedups[size])
 
@@ -172,6 +183,12 @@ class Ranker:
         ranked = sorted((wide(skip_set, "prefix") for skip_set in ladder), key=lambda p: -p.speedup)
         known = {prediction.draft.skip_set for prediction in chosen}
         return chosen + [prediction for prediction in ranked if prediction.draft.skip_set not in known]
+
+
+def with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
+    """The candidates with one prior for all: a study's drafts then differ in what it searches only."""
+    drafts = (replace(c.draft, policy=replace(c.draft.policy, prior=prior)) for c in candidates)
+    return [replace(c, draft=draft) for c, draft in zip(candidates, drafts, strict=True)]
 
 
 def _candidate(number: int, prediction: Prediction) -> Candidate:

@@ -7,43 +7,107 @@ cost model turns counts into a predicted speedup.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import product
+from dataclasses import dataclass
+from itertools import pairwise, product
 
 from selfspec_tune.costs import Counts, StepCosts
-from selfspec_tune.draft import DraftPolicy, PolicyKind
+from selfspec_tune.draft import CONFIDENCE_EDGES, AcceptancePrior, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.policies import PolicyState, start
 
 DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_PRIOR_STRENGTH = 4.0  # positions that each interval's own confidence counts for
 
 
-def replay(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]], policy: DraftPolicy) -> Counts:
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What a lookup found at a position of a known text, and how many of its tokens, from the first, were right."""
+
+    num_found: int = 0
+    match_length: int = 0
+    num_right: int = 0
+
+
+NOT_FOUND = LookedUp()
+
+
+def replay(
+    matches: Sequence[Sequence[bool]],
+    confidences: Sequence[Sequence[float]],
+    policy: DraftPolicy,
+    costs: StepCosts | None = None,
+    lookups: Sequence[Sequence[LookedUp]] | None = None,
+    ngram: NgramLookup | None = None,
+) -> Counts:
     """Run ``policy`` over every window of a trace, one generation a window.
 
     Position i of a window says whether the token drafted after it matches, and how
-    probable the draft found it.
+    probable the draft found it; ``lookups`` say what ``ngram`` finds there. Raises
+    ValueError for a cost-aware policy without ``costs``.
     """
     counts = Counts()
-    for match, confidence in zip(matches, confidences, strict=True):
-        state, position, last = policy.start(), 0, len(match)
-        while position < last:
-            drafted, accepted, probability, agrees = 0, 0, 1.0, True
-            while position + drafted < last and state.wants_more(drafted, probability):
+    found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in matches]
+    for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
+        _replay_window(counts, start(policy, costs, ngram=ngram), match, confidence, looked_up)
+    return counts
+
+
+def _replay_window(
+    counts: Counts,
+    state: PolicyState,
+    match: Sequence[bool],
+    confidence: Sequence[float],
+    lookups: Sequence[LookedUp],
+) -> None:
+    position, last = 0, len(match)
+    while position < last:
+        found = lookups[position]
+        plan = state.begin(last - position, found.num_found, found.match_length)
+        drafted = accepted = 0
+        if plan.source is Source.NGRAM:
+            drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
+        elif plan.source is Source.MODEL:
+            agrees = True
+            while drafted < plan.num_tokens:
                 probability = confidence[position + drafted]
                 agrees = agrees and match[position + drafted]
                 accepted += agrees
                 drafted += 1
-            counts.drafted.append(drafted)
-            counts.accepted.append(accepted)
-            state.update(accepted, drafted)
-            position += accepted + 1
-    return counts
+                if not state.wants_more(drafted, probability):
+                    break
+        counts.drafted.append(drafted)
+        counts.accepted.append(accepted)
+        counts.sources.append(plan.source.value)
+        state.update(accepted, drafted, min(found.num_right, accepted + 1))
+        position += accepted + 1
+
+
+def acceptance_prior(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]]) -> AcceptancePrior:
+    """What a trace tells a cost-aware policy to expect; where it has few positions, acceptance equals confidence."""
+    bounds = (0.0, *CONFIDENCE_EDGES, 1.0)
+    rights = [_PRIOR_STRENGTH * (low + high) / 2 for low, high in pairwise(bounds)]
+    counts = [_PRIOR_STRENGTH] * len(rights)
+    flat = [pair for window in zip(matches, confidences, strict=True) for pair in zip(*window, strict=True)]
+    for match, confidence in flat:
+        index = bisect_right(CONFIDENCE_EDGES, confidence)
+        rights[index] += match
+        counts[index] += 1
+    by_confidence = tuple(round(right / count, 4) for right, count in zip(rights, counts, strict=True))
+    return AcceptancePrior(round(sum(match for match, _ in flat) / len(flat), 4), by_confidence)
 
 
 def policies(
     kind: PolicyKind, lengths: Sequence[int] = DRAFT_LENGTHS, thresholds: Sequence[float] = EXIT_THRESHOLDS
 ) -> Iterator[DraftPolicy]:
-    """The grid of policies of one kind that replaying chooses from."""
+    """The grid of policies of one kind that replaying chooses from.
+
+    A cost-aware policy finds its own lengths: it comes with the largest as its limit.
+    """
+    if kind is PolicyKind.COST_AWARE:
+        yield DraftPolicy(kind, max_draft_tokens=max(lengths))
+        return
     if kind is PolicyKind.FIXED:
         thresholds = (0.0,)
     for length, threshold in product(lengths, thresholds):
@@ -55,8 +119,11 @@ def best_policy(
     confidences: Sequence[Sequence[float]],
     steps: StepCosts,
     grid: Sequence[DraftPolicy],
+    lookups: Sequence[Sequence[LookedUp]] | None = None,
+    ngram: NgramLookup | None = None,
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup."""
-    scored = ((steps.speedup(replay(matches, confidences, policy)), i) for i, policy in enumerate(grid))
+    replays = (replay(matches, confidences, policy, steps, lookups, ngram) for policy in grid)
+    scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup

@@ -37,7 +37,7 @@ from selfspec_tune.search.conclusion import agreement, predicted_from_counts, pr
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
-from selfspec_tune.search.setting import Setting, open_setting
+from selfspec_tune.search.setting import Setting, draft_lookup, draft_precision, open_setting
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
 from selfspec_tune.skip_set import SkipSet
@@ -166,8 +166,11 @@ class _Search:
             kind,
             ranking.vocabulary,
             self._seed,
-            DRAFT_LENGTHS if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
+            _lengths(kind) if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
             EXIT_THRESHOLDS if draft.exit_threshold is None else (draft.exit_threshold,),
+            draft_precision(draft, self._workload.loaded.num_layers),
+            draft_lookup(draft),
+            ranking.candidates[0].draft.policy.prior,
         )
         study = MeasuredStudy(self._folder.path, settings)
         study.enqueue(ranking.candidates)
@@ -282,6 +285,11 @@ class _Search:
             "test_measurements": self._folder.num_tested(SELF_SPECULATIVE),
             "stopped_early": sum(bool(trial.user_attrs.get(STOPPED_EARLY)) for trial in study.ended),
         }
+
+
+def _lengths(kind: PolicyKind) -> tuple[int, ...]:
+    """Draft lengths to search; a cost-aware policy finds its own up to the longest."""
+    return (max(DRAFT_LENGTHS),) if kind is PolicyKind.COST_AWARE else DRAFT_LENGTHS
 
 
 def _speedup(runs: Sequence[PairedRun]) -> float:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
+from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Precision
+from selfspec_tune.engine import Runner
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import SearchRequest
+from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
+from selfspec_tune.skip_set import SkipSet
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Setting:
             prompts=prompts.pop("source"),
             trials=request.trials,
             timeout_seconds=request.timeout_seconds,
-            draft=_without_none(asdict(request.draft)),
+            draft=_draft_record(request.draft),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
         )
@@ -72,7 +78,7 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     workload = open_workload(request.model, options, reporter)
     return Setting(
-        request,
+        replace(request, draft=_admitted(workload, request.draft)),
         workload,
         splits,
         workload.items(splits.calibration),
@@ -81,5 +87,53 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     )
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _admitted(workload: Workload, options: DraftOptions) -> DraftOptions:
+    """The options with a precision for ``auto``; bounds the memory of low-precision copies and makes them.
+
+    So what no draft could use later is refused now.
+    """
+    num_layers, runner = workload.loaded.num_layers, workload.runner
+    allowed = 0
+    if isinstance(runner, FastRunner):
+        parameters = workload.loaded.model.parameters()
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        runner.extra_memory_bytes = allowed = options.extra_memory.bytes(weights)
+    if options.precision == AUTO:
+        options = replace(options, precision=str(_lowest_precision(runner, num_layers, allowed)))
+    runner.set_draft(Draft(SkipSet.empty(num_layers), precision=draft_precision(options, num_layers)))
+    return options
+
+
+def _lowest_precision(runner: Runner, num_layers: int, allowed_bytes: int) -> DraftPrecision:
+    """The lowest precision of all sub-layers and the head that the runner has kernels and memory for."""
+    if isinstance(runner, FastRunner):
+        for precision in (Precision.INT4, Precision.INT8):
+            uniform = DraftPrecision.uniform(num_layers, precision, precision)
+            needed = runner.copy_bytes(Draft(SkipSet.empty(num_layers), precision=uniform))
+            if runner.precision_refusal(precision) is None and needed <= allowed_bytes:
+                return uniform
+    return DraftPrecision()
+
+
+def draft_precision(options: DraftOptions, num_layers: int) -> DraftPrecision:
+    """The precision that every draft of a search keeps. Raises `UsageError` where it names layers too many."""
+    return DraftPrecision.parse(options.precision, num_layers)
+
+
+def draft_lookup(options: DraftOptions) -> NgramLookup | None:
+    """The lookup that every draft of a search begins with."""
+    return NgramLookup() if options.ngram else None
+
+
+def _draft_record(options: DraftOptions) -> dict[str, Any]:
+    """The draft options for study.toml."""
+    record = {
+        "policy": options.policy,
+        "max_draft_tokens": options.max_draft_tokens,
+        "exit_threshold": options.exit_threshold,
+        "vocabulary": options.vocabulary,
+        "ngram": options.ngram,
+        "precision": options.precision,
+        "extra_memory": str(options.extra_memory),
+    }
+    return {key: value for key, value in record.items() if value is not None}

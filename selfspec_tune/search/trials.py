@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.files import append_jsonl, storage_error
 from selfspec_tune.measure.arms import autoregressive_arm, self_speculative_arm
 from selfspec_tune.measure.lossless import LosslessCheck
@@ -28,7 +28,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.results import PairedRun
 from selfspec_tune.search.proxy import Prediction
-from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval, ratio_of_totals
 from selfspec_tune.summary import acceptance_rate, end_to_end_times, summarise
@@ -38,6 +38,7 @@ LOSSY = "lossy"
 _ORIGIN = "origin"
 # The pruner's test cannot reach 5 % with fewer pairs than five.
 _FEWEST_PAIRS = 5
+_SAME = DraftPrecision()
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -52,6 +53,14 @@ class TrialSettings:
     seed: int
     draft_lengths: tuple[int, ...] = DRAFT_LENGTHS
     exit_thresholds: tuple[float, ...] = EXIT_THRESHOLDS
+    precision: DraftPrecision = _SAME
+    ngram: NgramLookup | None = None
+    prior: AcceptancePrior | None = None
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether the policy knows an exit threshold to search."""
+        return self.policy in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE)
 
 
 class MeasuredStudy:
@@ -170,18 +179,18 @@ class MeasuredStudy:
         """The draft that a trial's parameters stand for."""
         num_layers = self._settings.num_layers
         flags = [bool(parameters[name]) for name in _sublayer_parameters(num_layers)]
-        policy = DraftPolicy(
-            self._settings.policy,
-            int(parameters["max_draft_tokens"]),
-            float(parameters.get("exit_threshold", 0.0)),
+        settings = self._settings
+        (policy,) = policies(
+            settings.policy, [int(parameters["max_draft_tokens"])], [float(parameters.get("exit_threshold", 0.0))]
         )
-        return Draft(SkipSet.from_flags(flags), policy, vocabulary=self._settings.vocabulary)
+        policy = replace(policy, prior=settings.prior)
+        return Draft(SkipSet.from_flags(flags), policy, settings.precision, settings.vocabulary, settings.ngram)
 
     def _parameters(self, draft: Draft) -> dict[str, Any]:
         names = _sublayer_parameters(self._settings.num_layers)
         parameters: dict[str, Any] = dict(zip(names, draft.skip_set.to_flags(), strict=True))
         parameters["max_draft_tokens"] = draft.policy.max_draft_tokens
-        if self._settings.policy is not PolicyKind.FIXED:
+        if self._settings.has_threshold:
             parameters["exit_threshold"] = draft.policy.exit_threshold
         return parameters
 
@@ -189,7 +198,7 @@ class MeasuredStudy:
         names = _sublayer_parameters(self._settings.num_layers)
         space: dict[str, Any] = {name: CategoricalDistribution((False, True)) for name in names}
         space["max_draft_tokens"] = CategoricalDistribution(self._settings.draft_lengths)
-        if self._settings.policy is not PolicyKind.FIXED:
+        if self._settings.has_threshold:
             space["exit_threshold"] = CategoricalDistribution(self._settings.exit_thresholds)
         return space
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft import Draft
 from selfspec_tune.engine.draft_copies import Key
 from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, SubLayer
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
@@ -75,9 +75,8 @@ class GraphedRunner(FastRunner):
 
     def set_draft(self, draft: Draft) -> None:
         super().set_draft(draft)
-        policy = draft.policy
-        self._needs_probability = policy.kind is not PolicyKind.FIXED
-        self._max_draft_tokens = min(policy.max_draft_tokens, MAX_MASKED_TOKENS - 1)
+        self._needs_probability = draft.policy.needs_probability
+        self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
         self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, self._needs_probability)
         self._drafts.pop(self._draft_key, None)
@@ -87,13 +86,13 @@ class GraphedRunner(FastRunner):
 
     @torch.inference_mode()
     def decode(self, token: int) -> Tensor:
-        return self._full([token])[0]
+        return self._pass([token])[0].clone()
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int]) -> Tensor:
         if len(tokens) > MAX_MASKED_TOKENS:
             return super().verify(tokens)
-        return self._full(tokens)
+        return self._pass(tokens).clone()
 
     @torch.inference_mode()
     def draft_step(self, token: int) -> Tensor:
@@ -103,8 +102,18 @@ class GraphedRunner(FastRunner):
         return self._logits[0, : self._draft_width].clone()
 
     @torch.inference_mode()
+    def decode_greedy(self, token: int) -> int:
+        return int(self._pass([token])[0].argmax())
+
+    @torch.inference_mode()
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        logits = self._pass(tokens) if len(tokens) <= MAX_MASKED_TOKENS else super().verify(tokens)
+        following: list[int] = logits.argmax(-1).tolist()
+        return following
+
+    @torch.inference_mode()
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
-        """See `DraftsOnDevice`."""
+        """All steps in a row; waits for the device once, at the end."""
         tokens, probabilities = [token], list[float]()
         while len(probabilities) < count:
             part = min(count - len(probabilities), MAX_MASKED_TOKENS - 1)  # as many as there are slots
@@ -123,14 +132,14 @@ class GraphedRunner(FastRunner):
         self._inputs.drafted([int(row[0]) for row in drafted], count)
         return drafted
 
-    def _full(self, tokens: Sequence[int]) -> Tensor:
-        """Logits [tokens, vocabulary] of the full model; a copy, for the next pass overwrites its own."""
+    def _pass(self, tokens: Sequence[int]) -> Tensor:
+        """Logits [tokens, vocabulary] of the full model, which the next pass overwrites."""
         end = self._length + len(tokens)
         check_cache(end, self.capacity)
         self._inputs.expect_pass(self._length, tokens)
         self._replay((_FULL, len(tokens), self._bucket(end)))
         self._length = end
-        return self._logits[: len(tokens)].clone()
+        return self._logits[: len(tokens)]
 
     def _step(self) -> None:
         """One draft step from the slot that is next on the device."""
@@ -226,6 +235,11 @@ class GraphedRunner(FastRunner):
         for draft in drafts:
             del self._drafts[draft]
         self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in drafts}
+
+
+def _most_drafted(draft: Draft) -> int:
+    """The longest draft of the model's or of the lookup's."""
+    return max(draft.policy.max_draft_tokens, draft.ngram.max_tokens if draft.ngram else 0)
 
 
 def _probability(logits: Tensor, token: Tensor) -> Tensor:

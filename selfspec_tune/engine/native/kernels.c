@@ -426,8 +426,9 @@ static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tok
         f16v acc[MAX_TOKENS * UNIT];
         if (count < UNIT) memset(acc, 0, sizeof(f16v) * UNIT * tokens);
         const int64_t pieces = (tokens + TOKENS_PER_PASS - 1) / TOKENS_PER_PASS;
-        for (int64_t row = 0; row < count; row += 4) {
-            const int rows = count - row < 4 ? (int)(count - row) : 4;
+        const int64_t abreast = tokens <= 2 ? 1 : 4; /* one row after the other reads fastest; four share the loads of inputs */
+        for (int64_t row = 0; row < count; row += abreast) {
+            const int rows = count - row < abreast ? (int)(count - row) : (int)abreast;
             for (int64_t piece = 0; piece < pieces; piece++) {
                 const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
                 dot_some(rows, (int)(to - from), l, first + row, x, from, acc + from * UNIT + row);

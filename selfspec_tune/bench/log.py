@@ -1,0 +1,187 @@
+"""The log of a bench: raw runs as they come, under a heading that says what is measured.
+
+A JSON-lines file of four kinds of lines: one heading (``schema``, ``version``, ``measurement``,
+``numeric_floors``), a line for each session that measured something (``started_session``,
+``methods``, ``provenance``), the paired runs, each with the number of its session, and a line for
+each rival that could not run (``left_out``, ``reason``, ``session``). Such a rival is tried again
+in every session.
+
+What defines the measurement must be the same whenever the log is used; methods may come
+later, since every run carries the baseline of its own block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from selfspec_tune.bench.contest import Contest
+from selfspec_tune.bench.measurement import first_difference, methods_of
+from selfspec_tune.errors import FileFormatError, UsageError
+from selfspec_tune.files import append_jsonl, read_jsonl, storage_error
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.results import PairedRun
+
+SCHEMA, VERSION = "selfspec-tune/bench-log", 1
+_WAYS_OUT = "Give the same options to resume it, --fresh to measure again (the old runs are kept), or another --out."
+
+
+class BenchLog:
+    """One log, checked against the measurement that is asked for.
+
+    Raises `FileFormatError` where the file is no log, `UsageError` where it holds another measurement.
+    """
+
+    def __init__(self, path: Path, measurement: Mapping[str, Any]) -> None:
+        self.path = path
+        self._measurement = dict(measurement)
+        rows = read_jsonl(path)
+        self._heading: dict[str, Any] | None = _heading(rows, path)
+        self._sessions: list[dict[str, Any]] = [row for row in rows if "started_session" in row]
+        self._left_out: set[str] = {row["left_out"] for row in rows if "left_out" in row}
+        if self._heading is not None:
+            difference = first_difference(self._heading.get("measurement", {}), self._measurement)
+            if difference:
+                raise UsageError(f"{path} holds another measurement: {difference}. {_WAYS_OUT}")
+
+    @property
+    def session(self) -> int:
+        """The number of this session, should it measure anything."""
+        return len(self._sessions) + 1
+
+    def numeric_floor(self, point: str = "") -> float | None:
+        """The floor that the first session found at this point; every run is judged by the same."""
+        floors: dict[str, float] = (self._heading or {}).get("numeric_floors", {})
+        return floors.get(point)
+
+    def begin(self, contests: Sequence[Contest], provenance: Mapping[str, Any], reporter: Reporter) -> None:
+        """Note this session, unless nothing is left to measure; says so, and from where it goes on.
+
+        Raises `UsageError` where the log holds another method of the same id.
+        """
+        methods = methods_of(contests)
+        known = {id_: method for session in self._sessions for id_, method in session["methods"].items()}
+        self._check_methods(known, methods)
+        total = sum(len(contest.sequence) for contest in contests)
+        missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing(contest.logged())]
+        pending = sum(bool(arms - self._left_out) for arms in missing)
+        if not missing:
+            reporter.notice(f"{self.path} is finished: nothing was measured now. --fresh measures again.")
+        elif not pending:
+            again = ", ".join(sorted(set().union(*missing)))
+            reporter.notice(f"{self.path} is finished but for {again}, which could not run and is tried again")
+        elif self._sessions:
+            reporter.notice(f"resuming {self.path}: {total - pending} of {total} blocks are there")
+            self._tell_of_new(methods.keys() - known.keys(), reporter)
+        if known.keys() - methods.keys():
+            number = len(known.keys() - methods.keys())
+            reporter.notice(f"{self.path} also holds {number} methods that were not asked for; they are left out")
+        if missing:
+            self._write(contests, methods, provenance)
+
+    def provenance(self, runs: Sequence[PairedRun]) -> dict[str, Any]:
+        """Of the last session that measured any of ``runs``, with all of them listed under ``sessions``."""
+        sessions = [self._summary(session, runs) for session in self._sessions]
+        took_part = [(session, about) for session, about in zip(self._sessions, sessions, strict=True) if about["runs"]]
+        newest: dict[str, Any] = took_part[-1][0]["provenance"]
+        return {**newest, "sessions": [about for _, about in took_part], "resumed": len(took_part) - 1}
+
+    def _check_methods(self, known: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+        for method_id in known.keys() & methods.keys():
+            difference = first_difference(known[method_id], methods[method_id])
+            if difference:
+                raise UsageError(f"{self.path} holds another method {method_id}: {difference}. {_WAYS_OUT}")
+
+    def _tell_of_new(self, new: Any, reporter: Reporter) -> None:
+        if new:
+            reporter.notice(f"{len(new)} methods are new to the log: measured now, each block beside its own baseline")
+
+    def _write(self, contests: Sequence[Contest], methods: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        if self._heading is None:
+            floors = {_point(contest): contest.check.floor for contest in contests}
+            heading = {"schema": SCHEMA, "version": VERSION, "measurement": self._measurement}
+            self._heading = heading | {"numeric_floors": floors}
+            append_jsonl(self.path, self._heading)
+        session = {"started_session": self.session, "methods": dict(methods), "provenance": dict(provenance)}
+        append_jsonl(self.path, session)
+        self._sessions.append(session)
+
+    @staticmethod
+    def _summary(session: Mapping[str, Any], runs: Sequence[PairedRun]) -> dict[str, Any]:
+        number, provenance = session["started_session"], session["provenance"]
+        return {
+            "session": number,
+            "started": provenance.get("created"),
+            "commit": provenance.get("selfspec_tune", {}).get("commit"),
+            "load_average": provenance.get("hardware", {}).get("load_average"),
+            "clock_mhz": provenance.get("hardware", {}).get("clock_mhz"),
+            "runs": sum(run.session == number for run in runs),
+        }
+
+
+@contextmanager
+def opened(
+    path: Path | None, measurement: Mapping[str, Any], reporter: Reporter, *, fresh: bool = False
+) -> Iterator[BenchLog | None]:
+    """The log at ``path``, owned until the block ends; None where no log is asked for.
+
+    ``fresh`` puts an existing log aside first. Raises `UsageError` where another bench is writing to it.
+    """
+    if path is None:
+        yield None
+        return
+    with _owned(path):
+        if fresh and path.exists():
+            aside = _put_aside(path)
+            reporter.notice(f"the earlier runs are kept in {aside}")
+        yield BenchLog(path, measurement)
+
+
+@contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{path} is in use by another bench. Wait for it, or give another --out.") from None
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename the log to the first free ``NAME.1``, ``NAME.2``, …; nothing measured is ever lost."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def _heading(rows: Sequence[Any], path: Path) -> dict[str, Any] | None:
+    """The heading of a log's rows, None of an empty one. Raises `FileFormatError`."""
+    if not rows:
+        return None
+    heading = rows[0]
+    if not isinstance(heading, dict) or heading.get("schema") != SCHEMA:
+        raise FileFormatError(f"{path} is no log of a bench (expected schema {SCHEMA} in its first line). {_WAYS_OUT}")
+    if heading.get("version") != VERSION:
+        raise FileFormatError(
+            f"{path} is version {heading.get('version')} of {SCHEMA}; this program reads {VERSION}. "
+            "Update selfspec-tune, or give another --out."
+        )
+    return heading
+
+
+def _point(contest: Contest) -> str:
+    return "" if contest.point is None else f"{contest.point:g}"

@@ -1,0 +1,103 @@
+"""Options of bench alone, and those it shares with search where its defaults are the study's."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from typer.models import OptionInfo
+
+from selfspec_tune.cli import options
+from selfspec_tune.draft import PolicyKind
+from selfspec_tune.prompts.render import Template
+from selfspec_tune.requests import SWEEP_VALUES, SweepKind
+
+_PANEL_SWEEP, _PANEL_FILES = "Sweep", "Files"
+_OF_SKIP_FILE = "the skip.json's"
+
+
+def _of_study(option: Any, *, help: str | None = None, default: str | None = None) -> OptionInfo:
+    """A search's option as bench has it: what is not given is the study's, else the search's default."""
+    info = copy(next(part for part in get_args(option) if isinstance(part, OptionInfo)))
+    info.show_default = default or f"the study's; without one {info.show_default}"
+    info.help = help or info.help
+    return info
+
+
+ModelName = Annotated[
+    str | None, _of_study(options.ModelName, default="the study's; needed with a skip set that names none")
+]
+DtypeName = Annotated[options.Dtype | None, _of_study(options.DtypeName)]
+PromptSource = Annotated[str | None, _of_study(options.PromptSource)]
+NumPrompts = Annotated[
+    int | None,
+    _of_study(
+        options.NumPrompts,
+        help="Prompts to measure, of those that no search read.",
+        default="the study's test split; without a study 64, or all where there are fewer",
+    ),
+]
+MaxNewTokens = Annotated[int | None, _of_study(options.MaxNewTokens)]
+Temperature = Annotated[float | None, _of_study(options.Temperature)]
+TopP = Annotated[float | None, _of_study(options.TopP)]
+TopK = Annotated[int | None, _of_study(options.TopK)]
+TemplateName = Annotated[Template | None, _of_study(options.TemplateName)]
+Seed = Annotated[int | None, _of_study(options.Seed, help="Of prompts, sampling and random skipping.")]
+# What changes every draft that is measured.
+Policy = Annotated[PolicyKind | None, _of_study(options.PolicyName, default=_OF_SKIP_FILE)]
+Ngram = Annotated[bool | None, _of_study(options.Ngram, default=_OF_SKIP_FILE)]
+Precision = Annotated[str | None, _of_study(options.Precision, default=_OF_SKIP_FILE)]
+
+
+def _usual(kind: SweepKind) -> str:
+    return ",".join(f"{value:g}" for value in SWEEP_VALUES[kind])
+
+
+Sweep = Annotated[
+    SweepKind | None,
+    typer.Option(
+        "--sweep",
+        help="Measure how the speedup moves: with the prompts' length (other prompts of the source before them, "
+        "nothing repeated), the sampling temperature, or the longest draft. All values are interleaved in one run.",
+        show_default=False,
+        rich_help_panel=_PANEL_SWEEP,
+    ),
+]
+SweepValues = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,…",
+        help="Values to measure.",
+        show_default="; ".join(f"{kind} {_usual(kind)}" for kind in SweepKind) + "; as far as the model allows",
+        rich_help_panel=_PANEL_SWEEP,
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="F.png|F.svg",
+        help="Draw the sweep; needs matplotlib, which the extra named plots brings.",
+        show_default=False,
+        rich_help_panel=_PANEL_SWEEP,
+    ),
+]
+BenchFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="bench.json",
+        help="Write the result with its raw runs. They go to bench.runs.jsonl beside it as they come, and the same "
+        "command resumes from there; methods added later are measured beside a baseline of their own.",
+        rich_help_panel=_PANEL_FILES,
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Measure again what --out holds; the earlier runs are kept as bench.runs.jsonl.1, .2, …",
+        rich_help_panel=_PANEL_FILES,
+    ),
+]

@@ -1,0 +1,74 @@
+"""A draft: everything that decides which tokens are proposed, and how they are kept in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.policy import DraftPolicy
+from selfspec_tune.draft.precision import DraftPrecision
+from selfspec_tune.errors import UsageError
+from selfspec_tune.skip_set import SkipSet
+
+_POLICY, _SAME = DraftPolicy(), DraftPrecision()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """How tokens are drafted: `SkipSet`, `DraftPolicy`, precision of the kept sub-layers, lookup.
+
+    ``vocabulary`` restricts the model's drafts to the first so many token ids: only those
+    rows of the output head are read, a view of the same tensor. BPE vocabularies are
+    ordered by merge rank, so frequent tokens come first. Verification always sees the whole
+    vocabulary, so a token outside is never lost, only never drafted. None: all of it.
+
+    With ``ngram``, tokens are looked up in the context first, and the model drafts where
+    nothing is found; with ``model_drafts`` false the lookup drafts alone.
+    """
+
+    skip_set: SkipSet
+    policy: DraftPolicy = _POLICY
+    precision: DraftPrecision = _SAME
+    vocabulary: int | None = None
+    ngram: NgramLookup | None = None
+    model_drafts: bool = True
+
+    def __post_init__(self) -> None:
+        self.precision.check(self.skip_set.num_layers)
+        if self.ngram is None and not self.model_drafts:
+            raise UsageError("A draft with neither a lookup nor the model drafts nothing; give it one of them.")
+
+    def describe(self) -> str:
+        """The draft in one line that no other draft of the same model shares."""
+        parts = [str(self.policy)]
+        if self.vocabulary:
+            parts.append(f"vocabulary {self.vocabulary}")
+        if not self.precision.is_same:
+            parts.append(f"precision {self.precision}")
+        if self.ngram is not None:
+            parts.append(f"{self.ngram}" if self.model_drafts else f"{self.ngram} alone")
+        return f"{self.skip_set} ({', '.join(parts)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``draft`` object of skip.json (the skip set stands beside it there)."""
+        return {
+            **self.policy.to_dict(),
+            "precision": self.precision.to_json(),
+            "vocabulary": self.vocabulary,
+            "ngram": None if self.ngram is None else self.ngram.to_dict(),
+            "model_drafts": self.model_drafts,
+        }
+
+    @classmethod
+    def from_dict(cls, skip_set: SkipSet, draft: dict[str, Any]) -> Draft:
+        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults."""
+        ngram = draft.get("ngram")
+        return cls(
+            skip_set,
+            DraftPolicy.from_dict(draft),
+            DraftPrecision.from_json(draft.get("precision", "same"), skip_set.num_layers),
+            draft.get("vocabulary"),
+            None if ngram is None else NgramLookup.from_dict(ngram),
+            bool(draft.get("model_drafts", True)),
+        )

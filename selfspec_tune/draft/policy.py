@@ -1,0 +1,127 @@
+"""When to draft and when to stop: the settings. How they act is in `selfspec_tune.policies`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+from selfspec_tune.errors import UsageError
+
+# Inner bounds of the intervals of a drafted token's probability; finer where most tokens fall.
+CONFIDENCE_EDGES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98, 0.995)
+
+_EXIT_THRESHOLD = 0.6
+
+
+class PolicyKind(StrEnum):
+    """When a draft ends, apart from its maximum length."""
+
+    FIXED = "fixed"
+    THRESHOLD = "threshold"
+    ADAPTIVE = "adaptive"
+    COST_AWARE = "cost-aware"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptancePrior:
+    """What is known of a draft's acceptance before a generation begins, say from calibration text.
+
+    ``mean``: share of drafted tokens accepted at positions of any confidence.
+    ``by_confidence``: that share in each interval that `CONFIDENCE_EDGES` bounds.
+    """
+
+    mean: float
+    by_confidence: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        expected = len(CONFIDENCE_EDGES) + 1
+        if len(self.by_confidence) != expected or not all(0 <= p <= 1 for p in (self.mean, *self.by_confidence)):
+            raise UsageError(f"{self}: expected a mean and {expected} acceptance rates, all from 0 to 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"mean": self.mean, "by_confidence": list(self.by_confidence)}
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPolicy:
+    """Draft length rule.
+
+    ``fixed`` drafts ``max_draft_tokens`` every round. ``threshold`` also stops at the
+    first token whose draft probability is below ``exit_threshold`` (that token is still
+    verified). ``adaptive`` moves the threshold after each verification by the rule of
+    Draft & Verify (Zhang et al., ACL 2024, section 3.3): an exponential mean ``m`` of the
+    acceptance rate is held near ``target_acceptance``; the constants are the paper's.
+    ``cost-aware`` weighs each token's expected gain against its measured cost and decodes
+    plainly where drafting does not pay; its predicted time never exceeds plain decoding's
+    by more than the share ``max_loss`` and ``credit`` plain steps. ``prior`` is what it
+    believes of the draft at first (None: acceptance equals confidence).
+    """
+
+    kind: PolicyKind = PolicyKind.THRESHOLD
+    max_draft_tokens: int = 6
+    exit_threshold: float = _EXIT_THRESHOLD
+    target_acceptance: float = 0.9
+    step: float = 0.01
+    acceptance_momentum: float = 0.5
+    threshold_momentum: float = 0.9
+    max_loss: float = 0.02
+    credit: float = 1.0
+    prior: AcceptancePrior | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_draft_tokens < 1:
+            raise UsageError(f"max_draft_tokens is {self.max_draft_tokens}; expected at least 1.")
+        if not 0.0 <= self.exit_threshold <= 1.0:
+            raise UsageError(f"exit_threshold is {self.exit_threshold}; expected a probability from 0 to 1.")
+        if not 0.0 <= self.max_loss < 1.0:
+            raise UsageError(f"max_loss is {self.max_loss}; expected a share from 0 to below 1.")
+        if self.credit < 0.0:
+            raise UsageError(f"credit is {self.credit}; expected 0 or more plain steps.")
+
+    @property
+    def needs_probability(self) -> bool:
+        """Whether drafting must compute each drafted token's probability."""
+        return self.kind is not PolicyKind.FIXED
+
+    def __str__(self) -> str:
+        has_exit = self.kind is not PolicyKind.COST_AWARE or self.exit_threshold != _EXIT_THRESHOLD
+        rule = f", exit {exact(self.exit_threshold)}" if has_exit else ""
+        others = "".join(f", {name} {_text(value)}" for name, value in self._unusual())
+        return f"{self.kind} {self.max_draft_tokens}{rule}{others}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; settings with a default are written where they differ from it."""
+        written = {"policy": self.kind.value, "max_draft_tokens": self.max_draft_tokens}
+        unusual = {name: value.to_dict() if name == "prior" else value for name, value in self._unusual()}
+        return written | {"exit_threshold": self.exit_threshold} | unusual
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> DraftPolicy:
+        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults."""
+        known: dict[str, Any] = {f.name: value[f.name] for f in fields(cls) if value.get(f.name) is not None}
+        if "prior" in known:
+            prior = known["prior"]
+            known["prior"] = AcceptancePrior(float(prior["mean"]), tuple(map(float, prior["by_confidence"])))
+        return cls(kind=PolicyKind(value.get("policy", PolicyKind.THRESHOLD)), **known)
+
+    def _unusual(self) -> Iterator[tuple[str, Any]]:
+        """Further settings that differ from their defaults."""
+        for field in fields(self)[3:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                yield field.name, value
+
+
+def exact(number: float) -> str:
+    """The shortest text of a number that no other number shares."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _text(value: float | AcceptancePrior) -> str:
+    if isinstance(value, AcceptancePrior):
+        return " ".join(exact(p) for p in (value.mean, *value.by_confidence))
+    return exact(value)

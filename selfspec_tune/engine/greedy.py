@@ -1,0 +1,50 @@
+"""Greedy steps of any runner: its own where it has them, else chosen from its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.engine.runner import GreedySteps, Runner
+
+
+def greedy_steps(runner: Runner, *, needs_probability: bool = False) -> GreedySteps:
+    """The runner itself where it has `GreedySteps`, else an adapter.
+
+    ``needs_probability``: whether drafted tokens' probabilities will be asked for. Look once
+    a generation, not once a step.
+    """
+    return runner if isinstance(runner, GreedySteps) else _FromLogits(runner, needs_probability=needs_probability)
+
+
+class _FromLogits:
+    """`GreedySteps` of a runner that gives logits alone."""
+
+    def __init__(self, runner: Runner, *, needs_probability: bool) -> None:
+        self._runner = runner
+        self._needs_probability = needs_probability
+
+    def decode_greedy(self, token: int) -> int:
+        return int(self._runner.decode(token).argmax())
+
+    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        for _ in range(count):
+            logits = self._runner.draft_step(token)
+            token = int(logits.argmax())
+            tokens.append(token)
+            probabilities.append(_probability(logits, token) if self._needs_probability else 1.0)
+        return tokens, probabilities
+
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        following: list[int] = self._runner.verify(tokens).argmax(-1).tolist()
+        return following
+
+
+def _probability(logits: Tensor, token: int) -> float:
+    """The softmax of logits [vocabulary] at ``token``."""
+    scores = logits.float()
+    return float(torch.exp(scores[token] - scores.logsumexp(-1)))

@@ -1,0 +1,155 @@
+"""The cost-aware policy: draft while a token's expected gain exceeds its cost, and never lose.
+
+Drafting is an optimal stopping problem of a ratio, tokens over time. Where tokens are to
+be had at ``rate`` a plain step, one more drafted token is worth having if
+
+    P(all before it accepted) · P(it is accepted)  >  rate · (what drafting and verifying it costs)
+
+with the rate that the policy itself achieves, at least plain decoding's 1: the condition
+under which a ratio is largest (Dinkelbach 1967). The same rates decide between looked-up
+tokens, the model's drafts and a plain step. All times here are in plain steps.
+"""
+
+from __future__ import annotations
+
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import DraftPolicy, NgramLookup, Source
+from selfspec_tune.policies.acceptance import LookupAcceptance, ModelAcceptance, RunningMean
+from selfspec_tune.policies.ledger import Ledger
+from selfspec_tune.policies.state import PLAIN, Plan
+
+# A token must promise this much more than it costs: estimates err, and a stop costs less than a wrong draft.
+_MARGIN = 1.1
+# The whole credit (and up to this much more of it) is granted where the first guess is a gain of so much.
+_CLEAR_GAIN, _MOST_CREDIT = 0.25, 1.3
+_LOOKUP_CREDIT = 0.25  # at least, with a lookup: its tokens cost next to nothing
+_RATE = {"strength": 2.0, "memory": 0.8}
+# Rounds without the model before it is tried again; doubled each time that it still looks bad.
+_FIRST_PAUSE, _LONGEST_PAUSE = 10, 64
+
+
+class CostAwareState:
+    """The cost-aware policy within one generation; see `PolicyState`."""
+
+    needs_probability = True
+
+    def __init__(
+        self, policy: DraftPolicy, costs: StepCosts, *, ngram: NgramLookup | None = None, model_drafts: bool = True
+    ) -> None:
+        self._most = policy.max_draft_tokens if model_drafts else 0
+        longest = max(self._most, ngram.max_tokens if ngram else 0)
+        self._step = costs.draft / costs.decode
+        self._verify = [1.0, *(costs.verification(k) / costs.decode for k in range(1, longest + 1))]
+        self._model = ModelAcceptance(policy.prior)
+        self._lookup = LookupAcceptance()
+        guess = self._model_rate(self._most)
+        self._tokens, self._time = RunningMean(guess, **_RATE), RunningMean(1.0, **_RATE)
+        self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(guess, has_lookup=ngram is not None))
+        self._pause, self._paused, self._is_trying = _FIRST_PAUSE, 0, False
+        self._plan = PLAIN
+        self._num_found = self._match_length = 0
+        self._confidences: list[float] = []
+        self._survival = 1.0
+
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+        self._num_found, self._match_length = num_found, match_length
+        self._confidences.clear()
+        self._survival = 1.0
+        self._plan = self._choose(room)
+        return self._plan
+
+    def wants_more(self, num_drafted: int, probability: float) -> bool:
+        self._confidences.append(probability)
+        self._survival *= self._model.calibrated(probability)
+        if num_drafted >= self._plan.num_tokens or not self._may_draft(num_drafted + 1):
+            return False
+        price = _MARGIN * self._rate
+        before = self._model_cost(num_drafted)
+        gain, chance = 0.0, self._survival
+        # Where the first token more does not pay, it may still open the way to cheaper ones.
+        for longer in range(num_drafted + 1, self._plan.num_tokens + 1):
+            chance *= self._model.following.value
+            gain += chance
+            if gain > price * (self._model_cost(longer) - before):
+                return True
+        return False
+
+    def update(self, accepted: int, drafted: int, agreed: int = 0) -> None:
+        is_model = self._plan.source is Source.MODEL
+        cost = self._model_cost(drafted) if is_model else self._verify[drafted]
+        self._ledger.book(cost, accepted + 1)
+        # Whatever was decoded shows what the lookup would have been worth.
+        seen = min(self._num_found, agreed + 1, accepted + 1)
+        self._lookup.observe(self._match_length, agreed, seen)
+        if self._plan.source is not Source.NGRAM:
+            self._tokens.add(accepted + 1.0)
+            self._time.add(cost)
+        if is_model:
+            self._model.observe(self._confidences, accepted)
+            self._note_trial()
+
+    @property
+    def _rate(self) -> float:
+        """Tokens a plain step that new text gives lately, by drafting with the model or plainly."""
+        return max(1.0, self._tokens.value / self._time.value)
+
+    def _choose(self, room: int) -> Plan:
+        self._is_trying = False
+        model_rate = self._model_rate(min(self._most, room))
+        length, lookup_rate = self._best_lookup(min(self._num_found, room))
+        if length and lookup_rate >= max(1.0, model_rate):
+            return Plan(Source.NGRAM, length)
+        if room < 1 or not self._most or not self._may_draft(1):
+            return PLAIN
+        if model_rate <= 1.0:
+            self._paused += 1
+            if self._paused < self._pause:
+                return PLAIN
+            self._is_trying = True
+        return Plan(Source.MODEL, min(room, self._most))
+
+    def _note_trial(self) -> None:
+        """After a round of the model's: when to try it again if it looks bad."""
+        self._paused = 0
+        if self._model_rate(self._most) > 1.0:
+            self._pause = _FIRST_PAUSE
+        elif self._is_trying:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _model_cost(self, num_drafted: int) -> float:
+        return num_drafted * self._step + self._verify[num_drafted]
+
+    def _may_draft(self, num_drafted: int) -> bool:
+        """Whether the ledger bears a round of so many tokens of the model's, all rejected."""
+        return self._model_cost(num_drafted) - 1.0 <= self._ledger.stake
+
+    def _model_rate(self, most: int) -> float:
+        """Tokens a plain step that the model's drafts promise at the best length up to ``most``; 0 without any."""
+        best, tokens, chance = 0.0, 1.0, self._model.first.value
+        for length in range(1, most + 1):
+            tokens += chance
+            chance *= self._model.following.value
+            best = max(best, tokens / self._model_cost(length))
+        return best
+
+    def _best_lookup(self, most: int) -> tuple[int, float]:
+        """How many of the looked-up tokens to take, and the tokens a plain step that they promise."""
+        rate, stake = self._rate, self._ledger.stake
+        best_length, best_gain, best_rate = 0, 0.0, 0.0
+        tokens = chance = 1.0
+        for length in range(1, most + 1):
+            cost = self._verify[length]
+            if cost - 1.0 > stake:
+                break
+            chance *= self._lookup.after(self._match_length + length - 1)
+            tokens += chance
+            gain = tokens - rate * cost
+            if not best_length or gain > best_gain:
+                best_length, best_gain, best_rate = length, gain, tokens / cost
+        return best_length, best_rate
+
+
+def _share_of_credit(guess: float, *, has_lookup: bool) -> float:
+    """More credit where the draft promises more at first: the generation may end before it could show."""
+    share = min(max((guess - 1.0) / _CLEAR_GAIN, 0.0), _MOST_CREDIT)
+    return max(share, _LOOKUP_CREDIT) if has_lookup else share

@@ -1,0 +1,47 @@
+"""The policies that follow a rule alone: fixed, threshold, adaptive."""
+
+from __future__ import annotations
+
+from selfspec_tune.draft import DraftPolicy, PolicyKind, Source
+from selfspec_tune.policies.state import PLAIN, Plan
+
+
+class RuleState:
+    """Takes what the lookup found, whole; else drafts with the model by the policy's rule."""
+
+    def __init__(self, policy: DraftPolicy, *, model_drafts: bool = True) -> None:
+        self._policy = policy
+        self._model_drafts = model_drafts
+        self._source = Source.MODEL
+        self.needs_probability = policy.needs_probability
+        self.threshold = policy.exit_threshold
+        self.acceptance = 0.0
+
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+        if room < 1 or (num_found < 1 and not self._model_drafts):
+            return PLAIN
+        # However high an adaptive threshold has climbed (it is not clamped), one token is drafted: without it there
+        # would be nothing to bring the threshold down again.
+        self._source = Source.NGRAM if num_found else Source.MODEL
+        return Plan(self._source, min(room, num_found or self._policy.max_draft_tokens))
+
+    def wants_more(self, num_drafted: int, probability: float) -> bool:
+        if num_drafted >= self._policy.max_draft_tokens:
+            return False
+        return self._policy.kind is PolicyKind.FIXED or probability >= self.threshold
+
+    def update(self, accepted: int, drafted: int, agreed: int = 0) -> None:
+        """Move an adaptive threshold; what was looked up says nothing about it."""
+        policy = self._policy
+        if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._source is Source.NGRAM:
+            return
+        momentum = policy.acceptance_momentum
+        self.acceptance = momentum * self.acceptance + (1 - momentum) * accepted / drafted
+        if self.acceptance < policy.target_acceptance:
+            proposal = self.threshold + policy.step
+        elif drafted >= policy.max_draft_tokens:
+            proposal = self.threshold
+        else:
+            proposal = self.threshold - policy.step
+        momentum = policy.threshold_momentum
+        self.threshold = momentum * self.threshold + (1 - momentum) * proposal

@@ -1,0 +1,70 @@
+"""A sweep as a picture, by matplotlib: an optional dependency, imported when a plot is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+from pathlib import Path
+
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import write_atomic
+from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves
+from selfspec_tune.report.tables import model_line
+from selfspec_tune.results import SweepResult
+from selfspec_tune.statistics import Interval
+
+SUFFIXES = (".png", ".svg")
+
+
+def check_plot(path: Path) -> None:
+    """Raise `UsageError` where no plot could be written in the end: another kind of file, or no matplotlib."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {path}: expected a file that ends in {' or '.join(SUFFIXES)}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed: pip install 'selfspec-tune[plots]'. "
+            "Without --plot the sweep is drawn in the terminal."
+        )
+
+
+def write_plot(result: SweepResult, path: Path) -> None:
+    """Decode and end-to-end speedup with their 95 % intervals over the values. Raises `StorageError`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, curve in enumerate(curves(result)):
+        for kind, style in (("decode", "o-"), ("end to end", "s--")):
+            values, ratios, errors = series(curve, kind)
+            if values:
+                label = kind if curve.label == "self-speculative" else f"{kind}, {curve.label}"
+                axes.errorbar(values, ratios, yerr=errors, fmt=style, capsize=3, color=f"C{number}", label=label)
+    axes.axhline(1.0, color="0.4", linewidth=0.8)
+    if result.sweep != "temperature":
+        axes.set_xscale("log", base=2)
+    ticks = [point.value for point in result.points]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(AXIS_LABELS[result.sweep])
+    axes.set_ylabel("speedup over plain decoding, 95 % interval")
+    axes.set_title(model_line(result.model), fontsize="medium")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.lower().removeprefix("."), dpi=160)
+    write_atomic(path, buffer.getvalue())
+
+
+def series(curve: Curve, kind: str) -> tuple[list[float], list[float], list[list[float]]]:
+    """A curve's values, its ratios, and how far the intervals reach below and above; lossy points are left out."""
+    found: list[tuple[float, Interval]] = []
+    for point, method in curve.points:
+        interval = method.decode_speedup if kind == "decode" else method.end_to_end_speedup
+        if interval is not None:
+            found.append((point.value, interval))
+    below = [interval.value - interval.low for _, interval in found]
+    above = [interval.high - interval.value if math.isfinite(interval.high) else 0.0 for _, interval in found]
+    return [value for value, _ in found], [interval.value for _, interval in found], [below, above]

@@ -1,0 +1,127 @@
+"""A sweep as a table, and as a plot of characters: how the speedup moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.report import text
+from selfspec_tune.report.tables import LEGEND, lossless, model_line, sessions_lines, skip_text
+from selfspec_tune.report.verdict import SELF_SPECULATIVE
+from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
+
+AXIS_LABELS = {"context": "prompt tokens", "temperature": "temperature", "max-draft": "longest draft"}
+PLOT_LEGEND = "●: decode speedup, ─: its 95 % interval, │: 1.0×."
+_PLOT_WIDTH = 56
+_WIDE, _WIDER = 100, 132
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One skip set over all values; ``points`` hold its figures where it was measured."""
+
+    label: str
+    points: tuple[tuple[SweepPoint, MethodResult], ...]
+
+
+def curves(result: SweepResult) -> list[Curve]:
+    """A curve for every skip set, named by the set where there are several."""
+    ids = list(dict.fromkeys(m.id for point in result.points for m in point.methods if m.name == SELF_SPECULATIVE))
+    found = {method_id: [(p, m) for p in result.points for m in p.methods if m.id == method_id] for method_id in ids}
+    labels = [skip_text(pairs[0][1], result.model.num_layers) for pairs in found.values()]
+    if len(set(labels)) < len(labels):
+        labels = ids
+    if len(ids) == 1:
+        labels = [SELF_SPECULATIVE]
+    return [Curve(label, tuple(pairs)) for label, pairs in zip(labels, found.values(), strict=True)]
+
+
+def print_sweep(console: Console, result: SweepResult) -> None:
+    """Table and plot of every skip set, how the points were made, and the warnings."""
+    console.print(sweep_report(result, console.width))
+
+
+def sweep_report(result: SweepResult, width: int) -> Group:
+    """Everything a sweep says."""
+    read = ", which the search had read" if result.in_sample else ""
+    title = f"{model_line(result.model)} · {AXIS_LABELS[result.sweep]} · {result.split} prompts{read}"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    for curve in curves(result):
+        if curve.label != SELF_SPECULATIVE:
+            parts.append(Text(f"\n{curve.label}"))
+        parts.append(curve_table(result, curve, width))
+        parts += [*map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))), Text("")]
+    parts += [Text(line, style="dim") for line in (PLOT_LEGEND, LEGEND, result.description)]
+    parts.append(Text(""))
+    parts += [Text(line) for line in _check_lines(result)]
+    parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
+    return Group(*parts)
+
+
+def curve_table(result: SweepResult, curve: Curve, width: int) -> Table:
+    """A row for each value; a narrow console gets fewer columns and the intervals under the figures."""
+    gap = " " if width >= _WIDE else "\n"
+    table = text.table()
+    table.add_column(AXIS_LABELS[result.sweep], justify="right")
+    for header, least in (("decode", 0), ("end to end", 0), ("accept", 0), ("MAT", 0), ("tok/s", 66), ("A-A", _WIDER)):
+        if width >= least:
+            table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("lossless", no_wrap=True)
+    for point, method in curve.points:
+        cells = [
+            f"{point.value:g}",
+            text.speedup(method.decode_speedup, gap),
+            text.speedup(method.end_to_end_speedup, gap),
+            text.percent(method.acceptance_rate),
+            text.figure(method.mean_accepted_tokens, 2),
+        ]
+        if width >= 66:
+            cells.append(text.figure(method.tokens_per_second, 1))
+        if width >= _WIDER:
+            cells.append(text.speedup(point.a_a.decode if point.a_a else None))
+        table.add_row(*map(Text, cells), Text(lossless(method.lossless, full=width >= _WIDE)))
+    return table
+
+
+def plot_rows(curve: Curve, width: int) -> list[str]:
+    """The decode speedup at every value as a line of characters (`PLOT_LEGEND`), and the scale below."""
+    intervals = [(point, method.decode_speedup) for point, method in curve.points]
+    bounds = [x for _, i in intervals if i for x in (i.value, i.low, i.high) if math.isfinite(x)]
+    if not bounds:
+        return []
+    low, high = min(1.0, *bounds), max(1.0, *bounds)
+    span = max(high - low, 0.01)
+
+    def column(ratio: float) -> int:
+        return round((min(max(ratio, low), high) - low) / span * (width - 1))
+
+    rows = []
+    for point, interval in intervals:
+        cells = [" "] * width
+        if interval:
+            for place in range(column(interval.low), column(interval.high) + 1):
+                cells[place] = "─"
+        cells[column(1.0)] = "┼" if cells[column(1.0)] == "─" else "│"
+        if interval:
+            cells[column(interval.value)] = "●"
+        rows.append(f"{point.value:>8g}  {''.join(cells)}".rstrip())
+    scale = f"{low:.2f}×" + f"{high:.2f}×".rjust(width - len(f"{low:.2f}×"))
+    return [*rows, f"{'decode':>8}  {scale}"]
+
+
+def _check_lines(result: SweepResult) -> list[str]:
+    return [*_baseline_lines(result), *sessions_lines(result.provenance)]
+
+
+def _baseline_lines(result: SweepResult) -> Iterator[str]:
+    null = [point.a_a.decode.value for point in result.points if point.a_a]
+    if null:
+        yield f"Baseline against itself: {min(null):.2f}–{max(null):.2f}× decode over the values."
+    ratios = [point.baseline_vs_generate for point in result.points if point.baseline_vs_generate is not None]
+    if ratios:
+        yield f"Our baseline is {min(ratios):.2f}–{max(ratios):.2f}× as fast as model.generate."

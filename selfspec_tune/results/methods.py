@@ -1,0 +1,95 @@
+"""Figures of one way of decoding. A method whose output was not lossless cannot carry a speedup."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from selfspec_tune.results.record import Record
+from selfspec_tune.statistics import Interval
+
+
+def _unbounded_when_null(value: Any) -> Any:
+    """JSON has no infinity: an interval's missing upper bound is written as null."""
+    if isinstance(value, dict) and value.get("high", 0.0) is None:
+        return {**value, "high": math.inf}
+    return value
+
+
+Ratio = Annotated[Interval, BeforeValidator(_unbounded_when_null)]
+
+
+class LosslessCount(Record):
+    """How many runs gave the baseline's tokens, and how the others differed."""
+
+    identical: int = 0
+    numerical_ties: int = 0
+    mismatches: int = 0
+    sampled: int = 0
+
+
+class TaskResult(Record):
+    """A method's figures over the prompts of one task."""
+
+    num_prompts: int
+    decode_speedup: Ratio | None = None
+    end_to_end_speedup: Ratio | None = None
+    acceptance_rate: float | None = None
+
+
+class SkipLayers(Record):
+    """Skipped 0-based layers, as written in files; `SkipSet` is the value to work with."""
+
+    attention: list[int] = []
+    mlp: list[int] = []
+
+
+class MethodResult(Record):
+    """What one way of decoding achieved.
+
+    ``tokens_per_second`` counts new tokens over prefill and decoding together.
+    ``geometric_mean_speedup`` is of the prompts' end-to-end ratios. ``mean_accepted_tokens``
+    is Spec-Bench's MAT, the bonus token included. ``draft_cost_fraction`` is the time of a
+    drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
+    baseline's time for a decoded token. ``unavailable`` says why a method could not run on
+    this model: it then has no runs and no figures.
+    """
+
+    name: str
+    id: str
+    description: str = ""
+    skip: SkipLayers | None = None
+    num_prompts: int
+    num_runs: int
+    tokens_per_second: float | None
+    decode_speedup: Ratio | None = None
+    end_to_end_speedup: Ratio | None = None
+    geometric_mean_speedup: float | None = None
+    acceptance_rate: float | None = None
+    mean_accepted_tokens: float | None = None
+    draft_cost_fraction: float | None = None
+    verify_cost_fraction: float | None = None
+    lossless: LosslessCount
+    per_task: dict[str, TaskResult] = {}
+    unavailable: str | None = None
+
+    @model_validator(mode="after")
+    def _forbid_lossy_speedup(self) -> Self:
+        speedups: list[Any] = [self.decode_speedup, self.end_to_end_speedup, self.geometric_mean_speedup]
+        for task in self.per_task.values():
+            speedups += [task.decode_speedup, task.end_to_end_speedup]
+        if self.lossless.mismatches and any(speedup is not None for speedup in speedups):
+            raise ValueError(f"{self.lossless.mismatches} runs were lossy, so no speedup may be stated")
+        if self.unavailable and (self.num_runs or any(speedup is not None for speedup in speedups)):
+            raise ValueError("a method that could not run has no runs and no speedup")
+        return self
+
+
+class NullRun(Record):
+    """The baseline against itself: intervals that should hold 1.0."""
+
+    end_to_end: Ratio
+    decode: Ratio
+    num_prompts: int

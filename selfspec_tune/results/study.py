@@ -1,0 +1,63 @@
+"""``study.toml``: what a search was asked for."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import Any, ClassVar, Literal, Self
+
+import tomli_w
+from pydantic import Field
+
+from selfspec_tune import files
+from selfspec_tune.errors import FileFormatError
+from selfspec_tune.results.record import Document, Path
+
+
+class StudyConfig(Document):
+    """``study.toml``: the resolved configuration of a search, what a resumed one must match.
+
+    Fields that are None are left out of the file. Any further plain field is kept.
+    """
+
+    SCHEMA: ClassVar[str] = "selfspec-tune/study"
+
+    schema_name: Literal["selfspec-tune/study"] = Field(default="selfspec-tune/study", alias="schema")
+    version: Literal[1] = 1
+    model: str
+    model_fingerprint: str
+    dtype: str
+    device: str
+    prompts: str = "builtin"
+    prompts_hash: str = ""
+    num_prompts: int | None = None
+    template: str = "auto"
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    trials: int | None = None
+    timeout_seconds: float | None = None
+    seed: int = 0
+    runner: str = "fast"
+    draft: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read study.toml. Raises `FileFormatError`: missing, corrupt, other schema, newer version."""
+        try:
+            value = tomllib.loads(files.read_text(path))
+        except tomllib.TOMLDecodeError as error:
+            raise FileFormatError(f"{os.fspath(path)} is not valid TOML ({error}). Fix that line.") from error
+        return cls.from_dict(value, origin=os.fspath(path))
+
+    def save(self, path: Path) -> None:
+        """Write study.toml atomically. Raises `StorageError`."""
+        plain = {key: value for key, value in self.to_dict().items() if value is not None}
+        files.write_atomic(path, tomli_w.dumps(plain))
+
+    def differences(self, other: StudyConfig) -> dict[str, tuple[Any, Any]]:
+        """Fields whose values differ, each with ours and the other's."""
+        ours, theirs = self.to_dict(), other.to_dict()
+        pairs = {key: (ours.get(key), theirs.get(key)) for key in ours | theirs}
+        return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
