@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,11 +23,14 @@ from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
+HAS_COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+
 RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {
     "reference": ReferenceRunner,
     "fast": FastRunner,
     "graphs": GraphedRunner,
-    "native": NativeRunner,
+    **({"native": NativeRunner} if HAS_COMPILER else {}),
 }
 
 
