@@ -11,6 +11,7 @@ import pytest
 from selfspec_tune.bench import run_sweep
 from selfspec_tune.bench.contest import MeasurementInterrupted
 from selfspec_tune.errors import PromptError, UsageError
+from selfspec_tune.measure import workload
 from selfspec_tune.prompts import load_prompts
 from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
@@ -64,6 +65,20 @@ def test_a_sweep_of_contexts_lengthens_the_same_prompts(sweep: Any) -> None:
     assert of_point[100] == of_point[200] == of_point[400]
     assert {run.prompt_tokens for run in result.runs if run.point == 400} <= set(range(388, 401))
     assert "seeded order" in result.description
+
+
+def test_a_cost_aware_policy_counts_on_steps_timed_at_each_context(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    measure = workload.measure_step_costs
+
+    def noted(runner: Any, context: Any, *arguments: Any, **options: Any) -> Any:
+        lengths.append(len(context))
+        return measure(runner, context, *arguments, **options)
+
+    monkeypatch.setattr(workload, "measure_step_costs", noted)
+    result = sweep("context", 100, 400, draft_overrides=(("policy", "cost-aware"), ("ngram", True)))
+    assert sorted(lengths) == [100, 400]
+    assert [main(point).lossless.identical for point in result.points] == [NUM_PROMPTS, NUM_PROMPTS]
 
 
 def test_temperatures_are_greedy_at_0_and_sampled_above(sweep: Any) -> None:
