@@ -28,6 +28,11 @@
 #endif
 #endif
 
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16") /* so that sums stay in registers */
+#endif
 #define INLINE static inline __attribute__((always_inline, unused))
 #define LANES 16
 #define UNIT 16        /* rows of a weight that are computed together */
@@ -36,9 +41,13 @@
 #define MAX_HEAD_SIZE 512
 #define HEADS_AT_ONCE 8 /* query heads of one KV head */
 #define GROUP 32       /* inputs that share one int4 scale */
+#define BLOCK 32       /* inputs that one bfloat16 instruction takes */
 #define HEAD_UNITS 16  /* units of the output head whose exponentials are summed before such sums are added */
 #define PREFETCH 8192  /* bytes that the memory is asked for ahead of their use, at least */
+#define STREAM_AHEAD 16384 /* the same where one row is read after the other */
+#define INPUT_BLOCK 16384  /* bytes of inputs that stay in the first cache beside the weights */
 #define TOKENS_PER_PASS 6
+#define STREAMED_TOKENS 12 /* most tokens of which one row's sums fit the registers */
 
 typedef float f16v __attribute__((vector_size(64)));
 typedef int32_t i16v __attribute__((vector_size(64)));
@@ -85,7 +94,7 @@ typedef struct {
 
 typedef struct {
     float *f;      /* [tokens, cols] */
-    uint16_t *b;   /* the same as bfloat16 */
+    uint16_t *b;   /* the same as bfloat16, BLOCK inputs of every token beside each other: [cols / BLOCK][tokens][BLOCK] */
     float *sums;   /* first token only: sum of each GROUP inputs */
     int64_t cols;
 } Input;
@@ -262,37 +271,78 @@ INLINE void share(int64_t count, int thread, int threads, int64_t *from, int64_t
 /* ---- linear layers: UNIT rows against all tokens; out[token][row] ---- */
 
 #if HAVE_DOT_BF16
-INLINE void dot_bf16(const int rows, const int tokens, const uint16_t *w, int64_t cols, const uint16_t *x, int64_t stride,
-                     f16v *out /* [tokens][UNIT] */) {
-    /* Rows are read side by side, so the memory is asked for what comes after them, in order. */
-    const uint16_t *next = w + (2 * rows * cols > PREFETCH ? rows * cols : PREFETCH / 2);
-    __m512 acc[4][6];
-    for (int i = 0; i < rows; i++)
-        for (int t = 0; t < tokens; t++) acc[i][t] = _mm512_setzero_ps();
-    int64_t k = 0;
-    for (; k + 32 <= cols; k += 32) {
+/* Adds `steps` blocks of inputs to the sums of a few rows: out[token][row]. `ahead`: bytes. */
+INLINE void dot_bf16(const int rows, const int tokens, const uint16_t *w, int64_t cols, int64_t ahead, const uint16_t *x, int64_t stride,
+                     int64_t steps, f16v *out) {
+    __m512 acc[4][STREAMED_TOKENS];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int t = 0; t < tokens; t++) acc[i][t] = (__m512)out[t * UNIT + i];
+    for (int64_t k = 0; k < steps; k++) {
         __m512bh wv[4];
-        for (int i = 0; i < rows; i++) {
-            __builtin_prefetch(next + k * rows + 32 * i, 0, 2);
-            wv[i] = (__m512bh)_mm512_loadu_si512(w + i * cols + k);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const uint16_t *p = w + i * cols + k * BLOCK;
+            __builtin_prefetch((const uint8_t *)p + ahead, 0, 3);
+            wv[i] = (__m512bh)_mm512_loadu_si512(p);
         }
-        for (int t = 0; t < tokens; t++) {
-            __m512bh xv = (__m512bh)_mm512_loadu_si512(x + t * stride + k);
-            for (int i = 0; i < rows; i++) acc[i][t] = _mm512_dpbf16_ps(acc[i][t], wv[i], xv);
+        UNROLL for (int t = 0; t < tokens; t++) {
+            const __m512bh xv = (__m512bh)_mm512_loadu_si512(x + (k * stride + t) * BLOCK);
+            UNROLL for (int i = 0; i < rows; i++) acc[i][t] = _mm512_dpbf16_ps(acc[i][t], wv[i], xv);
         }
     }
-    if (k < cols) {
-        __mmask32 mask = ((__mmask32)1 << (cols - k)) - 1;
-        for (int i = 0; i < rows; i++) {
-            __m512bh wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + i * cols + k);
-            for (int t = 0; t < tokens; t++) {
-                __m512bh xv = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * stride + k);
-                acc[i][t] = _mm512_dpbf16_ps(acc[i][t], wv, xv);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int t = 0; t < tokens; t++) out[t * UNIT + i] = (f16v)acc[i][t];
+}
+
+#define DOT_CASE(rows, tokens) case tokens: dot_bf16(rows, tokens, w, cols, ahead, x, stride, steps, out); return;
+static void dot_bf16_some(int rows, int64_t tokens, const uint16_t *w, int64_t cols, int64_t ahead, const uint16_t *x, int64_t stride,
+                          int64_t steps, f16v *out) {
+    if (rows == 4)
+        switch (tokens) { DOT_CASE(4, 1) DOT_CASE(4, 2) DOT_CASE(4, 3) DOT_CASE(4, 4) DOT_CASE(4, 5) DOT_CASE(4, 6) }
+    switch (tokens) {
+        DOT_CASE(1, 1) DOT_CASE(1, 2) DOT_CASE(1, 3) DOT_CASE(1, 4) DOT_CASE(1, 5) DOT_CASE(1, 6)
+        DOT_CASE(1, 7) DOT_CASE(1, 8) DOT_CASE(1, 9) DOT_CASE(1, 10) DOT_CASE(1, 11) DOT_CASE(1, 12)
+    }
+}
+
+/* The last `cols` % BLOCK inputs. */
+static void dot_bf16_rest(const Linear *l, int64_t first, int64_t count, const Input *x, int64_t tokens, f16v *out) {
+    const int64_t from = l->cols / BLOCK * BLOCK;
+    const __mmask32 mask = ((__mmask32)1 << (l->cols - from)) - 1;
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t *w = (const uint16_t *)l->data + (first + i) * l->cols + from;
+        const __m512bh wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w);
+        for (int64_t t = 0; t < tokens; t++) {
+            const __m512bh xv = (__m512bh)_mm512_maskz_loadu_epi16(mask, x->b + from * tokens + t * BLOCK);
+            out[t * UNIT + i] = (f16v)_mm512_dpbf16_ps((__m512)out[t * UNIT + i], wv, xv);
+        }
+    }
+}
+
+/* The sums of `count` rows from `first`, lane by lane: out[token][row].
+ * Memory is read fastest in its own order, one row after the other, with the inputs of all tokens in the first
+ * cache. Where they are too many for that, four rows share each load of an input, a part of the inputs at a time. */
+static void dot_bf16_unit(const Linear *l, int64_t first, int64_t count, const Input *x, int64_t tokens, f16v *out) {
+    const uint16_t *w = (const uint16_t *)l->data + first * l->cols;
+    const int64_t cols = l->cols, steps = cols / BLOCK, bytes = tokens * cols * 2;
+    const int streamed = tokens == 1 || (tokens <= STREAMED_TOKENS && bytes <= INPUT_BLOCK + INPUT_BLOCK / 4);
+    const int64_t abreast = streamed ? 1 : 4, most = streamed ? STREAMED_TOKENS : TOKENS_PER_PASS;
+    const int64_t pieces = (tokens + most - 1) / most, parts = streamed ? 1 : (bytes + INPUT_BLOCK - 1) / INPUT_BLOCK;
+    memset(out, 0, sizeof(f16v) * UNIT * tokens);
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t k = steps * part / parts, n = steps * (part + 1) / parts - k;
+        const int64_t taken = abreast * (n ? n : 1) * BLOCK * 2; /* bytes until the next rows come */
+        const int64_t ahead = streamed ? STREAM_AHEAD : abreast * cols * 2 * ((PREFETCH + taken - 1) / taken);
+        for (int64_t row = 0; row < count;) {
+            const int rows = count - row < abreast ? 1 : (int)abreast;
+            for (int64_t piece = 0; piece < pieces; piece++) {
+                const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
+                dot_bf16_some(rows, to - from, w + row * cols + k * BLOCK, cols, ahead, x->b + (k * tokens + from) * BLOCK, tokens, n,
+                              out + from * UNIT + row);
             }
+            row += rows;
         }
     }
-    for (int i = 0; i < rows; i++)
-        for (int t = 0; t < tokens; t++) out[t * UNIT + i] = (f16v)acc[i][t];
+    if (cols % BLOCK) dot_bf16_rest(l, first, count, x, tokens, out);
 }
 #endif
 
@@ -344,13 +394,6 @@ INLINE void dot_wide(const int rows, const int tokens, const int format, const v
 
 INLINE void dot_rows(const int rows, const int tokens, const Linear *l, int64_t first, const Input *x, int64_t token, f16v *out) {
     const float *f = x->f + token * x->cols;
-#if HAVE_DOT_BF16
-    if (l->format == FORMAT_BF16) {
-        const uint16_t *w = (const uint16_t *)l->data + first * l->cols;
-        dot_bf16(rows, tokens, w, l->cols, x->b + token * x->cols, x->cols, out);
-        return;
-    }
-#endif
     if (l->format == FORMAT_BF16) dot_wide(rows, tokens, FORMAT_BF16, l->data, first, l->cols, f, x->cols, out);
     else if (l->format == FORMAT_INT8) dot_wide(rows, tokens, FORMAT_INT8, l->data, first, l->cols, f, x->cols, out);
     else dot_wide(rows, tokens, FORMAT_F32, l->data, first, l->cols, f, x->cols, out);
@@ -368,6 +411,19 @@ INLINE void dot_rows(const int rows, const int tokens, const Linear *l, int64_t 
 static void dot_some(int rows, int tokens, const Linear *l, int64_t first, const Input *x, int64_t token, f16v *out) {
     if (rows == 4) { ROWS_FOR(4) return; }
     for (int i = 0; i < rows; i++, first++, out++) ROWS_FOR(1)
+}
+
+static void dot_wide_unit(const Linear *l, int64_t first, int64_t count, const Input *x, int64_t tokens, f16v *out) {
+    const int64_t pieces = (tokens + TOKENS_PER_PASS - 1) / TOKENS_PER_PASS;
+    const int64_t abreast = tokens <= 2 ? 1 : 4; /* one row after the other reads fastest; four share the loads of inputs */
+    if (count < UNIT) memset(out, 0, sizeof(f16v) * UNIT * tokens);
+    for (int64_t row = 0; row < count; row += abreast) {
+        const int rows = count - row < abreast ? (int)(count - row) : (int)abreast;
+        for (int64_t piece = 0; piece < pieces; piece++) {
+            const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
+            dot_some(rows, (int)(to - from), l, first + row, x, from, out + from * UNIT + row);
+        }
+    }
 }
 
 /* int4: tiles of 16 rows; per GROUP inputs 16 bfloat16 scales, 16 centres where there are any, then
@@ -424,16 +480,11 @@ static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tok
         out[0] = dot_int4(l, unit, x);
     } else {
         f16v acc[MAX_TOKENS * UNIT];
-        if (count < UNIT) memset(acc, 0, sizeof(f16v) * UNIT * tokens);
-        const int64_t pieces = (tokens + TOKENS_PER_PASS - 1) / TOKENS_PER_PASS;
-        const int64_t abreast = tokens <= 2 ? 1 : 4; /* one row after the other reads fastest; four share the loads of inputs */
-        for (int64_t row = 0; row < count; row += abreast) {
-            const int rows = count - row < abreast ? (int)(count - row) : (int)abreast;
-            for (int64_t piece = 0; piece < pieces; piece++) {
-                const int64_t from = tokens * piece / pieces, to = tokens * (piece + 1) / pieces;
-                dot_some(rows, (int)(to - from), l, first + row, x, from, acc + from * UNIT + row);
-            }
-        }
+#if HAVE_DOT_BF16
+        if (l->format == FORMAT_BF16) dot_bf16_unit(l, first, count, x, tokens, acc);
+        else
+#endif
+        dot_wide_unit(l, first, count, x, tokens, acc);
         for (int64_t t = 0; t < tokens; t++) out[t] = sums16(acc + t * UNIT);
         if (l->format == FORMAT_INT8) {
             f16v s = splat(0.f);
@@ -455,10 +506,20 @@ static void sum_groups(Input *x) {
         x->sums[g] = sum1(widen(x->b + g * GROUP) + widen(x->b + g * GROUP + LANES));
 }
 
+/* Inputs k … of token t, at most as many as there are to the end of their block. */
+INLINE void narrow_to(const Input *x, int64_t tokens, int64_t t, int64_t k, f16v v, int64_t count) {
+    const h16v h = __builtin_convertvector(round_bits(v), h16v);
+    memcpy(x->b + (k / BLOCK * tokens + t) * BLOCK + k % BLOCK, &h, count * sizeof(uint16_t));
+}
+
 static void set_input(Input *x, int64_t cols, int64_t tokens) {
     x->cols = cols;
-    for (int64_t i = 0; i < tokens * cols; i++) x->b[i] = narrow1(x->f[i]);
-    sum_groups(x);
+    for (int64_t t = 0; t < tokens; t++) {
+        int64_t k = 0;
+        for (; k + LANES <= cols; k += LANES) narrow_to(x, tokens, t, k, load_f(x->f + t * cols + k), LANES);
+        for (; k < cols; k++) narrow_to(x, tokens, t, k, splat(x->f[t * cols + k]), 1);
+    }
+    if (tokens == 1) sum_groups(x); /* int4 weights are for one token alone */
 }
 
 static void normalise(const Engine *e, const float *weight, float epsilon, int64_t tokens, Input *x) {
@@ -764,8 +825,7 @@ static void mlp(Engine *e, const SubLayer *s, int64_t tokens, int thread, int th
             v = rounded(v / (1.f + exp_v(-v)), is_bf16) * rounded(u[t], is_bf16);
             v = rounded(v, is_bf16);
             memcpy(y->f + t * width + n, &v, count * sizeof(float));
-            h16v h = __builtin_convertvector(round_bits(v), h16v);
-            memcpy(y->b + t * width + n, &h, count * sizeof(uint16_t));
+            narrow_to(y, tokens, t, n, v, count);
         }
     }
     barrier(e, threads);
@@ -789,7 +849,7 @@ static void *zeroed(int64_t bytes) {
 static int make_input(Input *x, int64_t cols) {
     x->cols = cols;
     x->f = zeroed(MAX_TOKENS * cols * 4);
-    x->b = zeroed(MAX_TOKENS * cols * 2);
+    x->b = zeroed(MAX_TOKENS * (cols + BLOCK) * 2);
     x->sums = zeroed((cols / GROUP + 1) * 4);
     return x->f && x->b && x->sums;
 }
