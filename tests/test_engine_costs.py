@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
 from selfspec_tune.engine import Runner
 from selfspec_tune.engine.costs import (
@@ -140,6 +141,18 @@ def test_quick_step_costs_are_the_drafts() -> None:
     assert costs.verify == pytest.approx([runner.step_seconds(length=50) * (1 + 0.1 * k) for k in range(17)])
     assert costs.decode == costs.verify[0]
     assert runner.length == 50
+
+
+def test_of_another_draft_only_its_own_step_is_timed() -> None:
+    runner = ClockedRunner()
+    known = StepCosts(2.0, 0.7, (2.0, 2.5))
+    draft = Draft(SkipSet(6, (1, 2), (3,)), vocabulary=16)
+    costs = measure_step_costs(runner, CONTEXT, draft, known, clock=runner.clock)
+    to_decode = runner.step_seconds(draft, 50) / runner.step_seconds(length=50)
+    assert (costs.decode, costs.verify) == (2.0, (2.0, 2.5))
+    assert costs.draft == pytest.approx(2.0 * to_decode)
+    lookup = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    assert measure_step_costs(runner, CONTEXT, lookup, known, clock=runner.clock) == StepCosts(2.0, 0.0, (2.0, 2.5))
 
 
 def test_a_lookup_that_drafts_alone_has_no_draft_step() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.costs import StepCosts
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.costs import CostModel, StepCosts
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Precision
 from selfspec_tune.engine import Limits, choose_runner
 from selfspec_tune.measure import workload as module
 from selfspec_tune.measure.arms import autoregressive_arm, self_speculative_arm
@@ -29,8 +29,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Draft]]:
     seen: list[tuple[int, Draft]] = []
     measure = module.measure_step_costs
 
-    def counted(runner: Any, context: Sequence[int], draft: Draft, **options: Any) -> StepCosts:
-        costs = measure(runner, context, draft, repeats=1, **options)
+    def counted(runner: Any, context: Sequence[int], draft: Draft, *known: Any, **options: Any) -> StepCosts:
+        costs = measure(runner, context, draft, *known, repeats=1, **options)
         seen.append((runner.length, draft))
         return costs
 
@@ -50,8 +50,19 @@ def test_the_steps_of_a_draft_are_measured_once_whatever_its_policy(
     costs = workload.step_costs(FIRST)
     assert workload.step_costs(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.COST_AWARE, 9))) is costs
     assert len(costs.verify) == 17
-    workload.step_costs(SECOND)
+    assert workload.step_costs(SECOND).verify == costs.verify  # the full model's, for every draft
     assert measured == [(128, FIRST), (128, SECOND)]
+
+
+def test_a_known_cost_model_takes_the_place_of_measurements(
+    workload: Workload, measured: list[tuple[int, Draft]]
+) -> None:
+    costs = CostModel((4.0, 5.0), {Precision.SAME: 1.0}, {Precision.SAME: 0.1}, {Precision.SAME: 0.2}, 4)
+    known = replace(workload, costs=costs)
+    steps = known.step_costs(SECOND)
+    assert (steps.decode, steps.verify) == (4.0, (4.0, 5.0))
+    assert steps.draft == pytest.approx(1.0 + 0.3 + 0.8)
+    assert measured == []
 
 
 def test_they_are_measured_after_as_much_context_as_is_asked_for_and_fits(

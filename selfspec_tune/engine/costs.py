@@ -7,7 +7,7 @@ MLP and the head cost is fitted by least squares to draft steps with several ski
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -110,6 +110,7 @@ def measure_step_costs(
     runner: Runner,
     context: Sequence[int],
     draft: Draft,
+    known: StepCosts | None = None,
     *,
     context_length: int | None = None,
     repeats: int = 3,
@@ -118,20 +119,26 @@ def measure_step_costs(
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats``; verifications between the few that are timed lie on
-    a line. A draft step is 0 where the lookup drafts alone. ``context_length``, the model's,
-    cuts the context where it leaves no room for the steps. Overwrites the cache and the draft.
+    a line. A draft step is 0 where the lookup drafts alone. Of another draft's costs, ``known``,
+    those of the full model are kept, and only the draft step is timed, beside a plain one.
+    ``context_length``, the model's, cuts the context where it leaves no room for the steps.
+    Overwrites the cache and the draft.
     """
+    if known is not None and not draft.model_drafts:
+        return replace(known, draft=0.0)
     room = context_length or len(context) + MOST_DRAFTED + 2
     widest = max(0, min(MOST_DRAFTED, room - 3))
     length = min(len(context), max(1, room - widest - 2))
     _fill(runner, context, length, widest + 2, clock)
-    drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)})
+    drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)}) if known is None else [0]
     steps = {f"verify({k})": verify_step(runner, context[-1], k) for k in drafted if k > 0}
     steps["verify(0)"] = decode_step(runner, context[-1])
     if draft.model_drafts:
         steps["draft"] = draft_step(runner, context[-1], draft)
     seconds = time_steps(runner, steps, Rounds(least=repeats, most=repeats), clock)
     typical = {name: median(values) for name, values in seconds.items()}
+    if known is not None:
+        return replace(known, draft=known.decode * typical["draft"] / typical["verify(0)"])
     verify = _between(drafted, [typical[f"verify({k})"] for k in drafted])
     return StepCosts(verify[0], typical.get("draft", 0.0), verify)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from selfspec_tune.costs import StepCosts
+from selfspec_tune.costs import CostModel, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.engine.costs import measure_step_costs
@@ -34,13 +34,16 @@ class Workload:
     """A loaded model, the runner that serves it, and how prompts become items.
 
     ``cost_context``: after how many tokens the steps are timed that a cost-aware policy counts on.
+    ``costs``: the model of the engine's steps that it counts on instead, where one is known for every draft.
     """
 
     loaded: LoadedModel
     runner: Runner
     options: PromptOptions
     cost_context: int = 128
+    costs: CostModel | None = None
     sampler: Sampler = field(init=False)
+    _full_steps: StepCosts | None = field(init=False, default=None)
     _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,13 +51,19 @@ class Workload:
         self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
 
     def step_costs(self, draft: Draft) -> StepCosts:
-        """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy."""
+        """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy.
+
+        The full model's steps are the same for all drafts, so that they differ in their draft steps alone.
+        """
+        if self.costs is not None:
+            return self.costs.steps(draft, self.cost_context)
         steps = replace(draft, policy=DraftPolicy())
         if steps not in self._step_costs:
             # Which tokens they are has no influence on the time.
             context = Random(0).choices(range(self.runner.vocabulary_size), k=self.cost_context)
             limit = self.loaded.context_length
-            self._step_costs[steps] = measure_step_costs(self.runner, context, draft, context_length=limit)
+            measured = measure_step_costs(self.runner, context, draft, self._full_steps, context_length=limit)
+            self._full_steps = self._step_costs[steps] = measured
         return self._step_costs[steps]
 
     def limits(self, max_new_tokens: int | None = None) -> Limits:

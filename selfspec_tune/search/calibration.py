@@ -10,18 +10,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from selfspec_tune.engine import Limits
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Limits, autoregressive, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.files import read_json, write_json_atomic
-from selfspec_tune.measure.hf_generate import generation_config, only_settings, within
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 
-_BATCH = 16
 _SHORTEST_ANSWER = 8
 _GOLDEN_RATIO = 0.618034
 
@@ -34,34 +30,29 @@ class Answer:
     tokens: tuple[int, ...]
 
 
-def calibrate(workload: Workload, items: Sequence[WorkItem], file: Path, reporter: Reporter) -> list[Answer]:
-    """Continue every item by the full model, in batches; kept in ``file``, from which it resumes."""
+def calibrate(
+    workload: Workload, items: Sequence[WorkItem], draft: Draft | None, file: Path, reporter: Reporter
+) -> list[Answer]:
+    """Continue every item by the full model; kept in ``file``, from which it resumes.
+
+    One after the other, by the engine itself: a batch of prompts would take several times the
+    memory of any measurement. With a ``draft`` decoding is self-speculative, which changes no token.
+    """
     known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
-    missing = sorted((item for item in items if item.prompt.hash not in known), key=lambda item: len(item.tokens))
-    for start in range(0, len(missing), _BATCH):
-        reporter.progress(Progress(len(known), len(items), detail="continuations by the full model"))
-        batch = missing[start : start + _BATCH]
-        for item, tokens in zip(batch, _continue(workload, batch), strict=True):
-            known[item.prompt.hash] = tokens
-        write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
+    for item in items:
+        if item.prompt.hash not in known:
+            reporter.progress(Progress(len(known), len(items), detail="continuations by the full model"))
+            known[item.prompt.hash] = _continue(workload, item, draft)
+            write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
     reporter.progress(Progress(len(items), len(items)))
     return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
 
 
-@torch.inference_mode()
-def _continue(workload: Workload, batch: Sequence[WorkItem]) -> list[list[int]]:
-    """Answers to a batch of items in one run of ``model.generate``, padded on the left."""
-    longest = max(len(item.tokens) for item in batch)
-    eos = sorted(batch[0].limits.eos_token_ids)
-    pad = eos[0] if eos else 0
-    rows = [[pad] * (longest - len(item.tokens)) + list(item.tokens) for item in batch]
-    input_ids = torch.tensor(rows, device=workload.loaded.device)
-    mask = torch.tensor([[0] * (longest - len(i.tokens)) + [1] * len(i.tokens) for i in batch])
-    torch.manual_seed(workload.options.seed)
-    model: Any = workload.loaded.model
-    with only_settings(model, generation_config(workload, batch[0], eos)):
-        output = model.generate(input_ids, attention_mask=mask.to(input_ids.device))
-    return [within(row, batch[0].limits) for row in output[:, longest:].tolist()]
+def _continue(workload: Workload, item: WorkItem, draft: Draft | None) -> list[int]:
+    runner, sampler = workload.runner, workload.sampler
+    if draft is None:
+        return autoregressive(runner, item.tokens, item.limits, sampler).tokens
+    return self_speculative(runner, item.tokens, item.limits, sampler, draft).tokens
 
 
 def spread_windows(answers: Sequence[Answer], *, length: int, most: int, seed: int) -> list[tuple[Answer, Window]]:

@@ -93,7 +93,9 @@ class _Search:
     def run(self) -> SearchOutcome:
         reporter = self._reporter
         reporter.stage("calibrate", f"{len(self._setting.calibration)} prompts")
-        answers = calibrate(self._workload, self._setting.calibration, self._folder.calibration, reporter)
+        answers = calibrate(
+            self._workload, self._setting.calibration, self._setting.first_draft(), self._folder.calibration, reporter
+        )
         self._tick()
         if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=self._seed):
             raise BudgetError(
@@ -103,6 +105,7 @@ class _Search:
         self._check = make_check(self._workload, self._setting.calibration)
         self._check_timeout()
         ranking = self._rank(answers)
+        self._workload.costs = ranking.costs
         self._tick()
         study = self._study(ranking)
         try:

@@ -55,6 +55,12 @@ class Setting:
             **prompts,
         )
 
+    def first_draft(self) -> Draft | None:
+        """A draft that needs no search: nothing skipped, kept sub-layers at the request's low precision, if any."""
+        num_layers = self.workload.loaded.num_layers
+        precision = draft_precision(self.request.draft, num_layers)
+        return None if precision.is_same else Draft(SkipSet.empty(num_layers), precision=precision)
+
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
         return {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **self.splits.hashes()}
