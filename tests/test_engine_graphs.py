@@ -10,10 +10,11 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, choose_runner, self_speculative
-from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, FastRunner
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs import GraphedRunner
 from selfspec_tune.engine.graphs.backend import DryGraphs, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
+from selfspec_tune.engine.llama_layers import MAX_MASKED_TOKENS
 from selfspec_tune.engine.numerics import describe_numerics
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import GreedySteps

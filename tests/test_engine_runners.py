@@ -13,10 +13,11 @@ from transformers import AutoConfig, LlamaConfig
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Limits, Runner, choose_runner
-from selfspec_tune.engine.fast import FastRunner, unsupported_reason
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.fused import fuse
 from selfspec_tune.engine.probe import probe_difference
 from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.engine.structure import unsupported_reason
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.draft_copies import Key
-from selfspec_tune.engine.fast import MAX_MASKED_TOKENS, Attention, FastRunner, SubLayer
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
+from selfspec_tune.engine.llama_layers import MAX_MASKED_TOKENS, Attention, SubLayer
 from selfspec_tune.engine.runner import check_cache
 from selfspec_tune.models import LoadedModel
 

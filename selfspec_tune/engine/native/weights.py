@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfspec_tune.engine.fast import Attention, Mlp
+from selfspec_tune.engine.llama_layers import Attention, Mlp
 from selfspec_tune.engine.native.copies import NativeCopy
 from selfspec_tune.engine.native.library import Format, Kind, Linear, SubLayer
 from selfspec_tune.engine.projection import Dense
