@@ -176,6 +176,7 @@ class BenchRequest:
 
     ``rivals``: what a user would pick instead runs on every prompt too, with ``draft_model`` (a
     model's name) and ``early_exit`` (layers kept; None: a third) for those rivals that need one.
+    ``parts``: so do the parts of the first skip set's draft, and that draft under the other policies.
     """
 
     skip_files: tuple[Path, ...] = ()
@@ -191,6 +192,7 @@ class BenchRequest:
     rivals: bool = False
     draft_model: str | None = None
     early_exit: int | None = None
+    parts: bool = False
     log: Path | None = None
     fresh: bool = False
 
@@ -246,6 +248,8 @@ class SweepRequest:
             raise UsageError("--sweep temperature sets the temperature itself; give --sweep-values, not --temperature.")
         if self.bench.rivals:
             raise UsageError("--rivals run beside one bench; leave them out with --sweep.")
+        if self.bench.parts:
+            raise UsageError("--parts run beside one bench; leave them out with --sweep.")
         if self.values is None:
             return
         if len(set(self.values)) < max(2, len(self.values)):

@@ -302,6 +302,11 @@ def test_bench_passes_on_only_what_was_given(library: Library) -> None:
     ]
 
 
+def test_bench_passes_on_that_the_parts_are_asked_for(library: Library) -> None:
+    assert run("bench", "--parts").exit_code == 0
+    assert library.benches == [BenchRequest(parts=True)]
+
+
 def test_bench_passes_on_the_rivals_that_were_asked_for(library: Library) -> None:
     assert run("bench", "--rivals", "--draft-model", "small", "--early-exit", "9").exit_code == 0
     assert library.benches == [BenchRequest(rivals=True, draft_model="small", early_exit=9)]

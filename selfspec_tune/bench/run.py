@@ -12,6 +12,7 @@ from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.log import opened
 from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
+from selfspec_tune.bench.parts import part_arms
 from selfspec_tune.bench.rivals import System, rival_arms, system_of
 from selfspec_tune.bench.sources import Source, gather, model_options, overridden, prompt_options
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
@@ -42,12 +43,16 @@ _FLOOR_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class BenchSetting:
-    """What a request comes to: prompts that may be measured on, a loaded model, the arms of skip sets and rivals."""
+    """What a request comes to: prompts that may be measured on, a loaded model, the arms.
+
+    ``contenders`` are the skip sets, ``parts`` those of the first one's draft.
+    """
 
     workload: Workload
     prompts: list[Prompt]
     in_sample: bool
     contenders: list[Arm]
+    parts: list[Arm]
     rivals: list[Arm]
 
     @property
@@ -65,7 +70,7 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read."""
     setting = open_bench(request, reporter)
     workload, items = setting.workload, setting.workload.items(setting.prompts)
-    competing = [*setting.contenders, *setting.rivals]
+    competing = [*setting.contenders, *setting.parts, *setting.rivals]
     references = reference_arms(workload, setting.contenders[0], uniform_and_random=request.uniform_and_random)
     with opened(request.log, measurement(workload, {"": items}, request), reporter, fresh=request.fresh) as log:
         contest = Contest(
@@ -102,12 +107,13 @@ def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
     prompts, in_sample = choose_prompts(request, options, configs)
     workload = open_workload(model_options(request, configs), options, reporter)
     contenders = contender_arms(workload, sources, request)
+    parts = part_arms(workload, contenders) if request.parts else []
     rivals = (
         rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
         if request.rivals
         else []
     )
-    return BenchSetting(workload, prompts, in_sample, contenders, rivals)
+    return BenchSetting(workload, prompts, in_sample, contenders, parts, rivals)
 
 
 def choose_prompts(

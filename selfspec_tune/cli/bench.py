@@ -45,6 +45,7 @@ def bench(
     rivals: options.Rivals = False,
     draft_model: options.DraftModel = None,
     early_exit: options.EarlyExit = None,
+    parts: options.Parts = False,
     allow_calibration: options.AllowCalibration = False,
     sweep: bench_options.Sweep = None,
     sweep_values: bench_options.SweepValues = None,
@@ -85,6 +86,7 @@ def bench(
         rivals=rivals,
         draft_model=draft_model,
         early_exit=early_exit,
+        parts=parts,
         log=log_beside(out) if out else None,
         fresh=fresh,
     )

@@ -315,6 +315,18 @@ EarlyExit = Annotated[
         rich_help_panel=_PANEL_RIVALS,
     ),
 ]
+Parts = Annotated[
+    bool,
+    typer.Option(
+        "--parts",
+        help=(
+            "On every prompt also what the (first) draft is made of: its skip set alone, its low-precision copies "
+            "alone, with the skip set and with the lookup, its lookup alone; and the whole draft under every other "
+            "policy."
+        ),
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
 AllowCalibration = Annotated[
     bool,
     typer.Option("--allow-calibration", help="Use prompts that the search read; marks the result in sample."),

@@ -137,7 +137,7 @@ def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def rival_lines(result: BenchResult) -> list[str]:
-    """How each rival drafts, for those that ran."""
+    """How each rival and each part of the draft drafts, for those that ran."""
     return [
         f"{_label(method, result)}: {method.description}."
         for method in result.methods

@@ -1,0 +1,109 @@
+"""Whether a draft ever loses: prompts of a bench as the cost model sees them, and the worst of them measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from _study import checks, decoded, prompt_ratios, runs_of
+
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import read_json
+from selfspec_tune.measure.arms import NULL
+from selfspec_tune.report import text
+from selfspec_tune.report.verdict import headline_method
+from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.search.conclusion import predicted_from_counts
+from selfspec_tune.search.ranking_file import read_ranking
+from selfspec_tune.statistics import Interval, cluster_bootstrap
+from selfspec_tune.summary import decode_times
+
+NEVER_BELOW, WORST = 0.97, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """One prompt's decode speedup as the cost model gives it for the counts that occurred, and as measured once."""
+
+    prompt_id: str
+    predicted: float
+    measured: float | None
+
+
+def read_costs(file: Path, draft: Draft) -> CostModel:
+    """The cost model of a ``doctor --json`` output or of a study's ranking.json, for the draft's vocabulary.
+
+    Raises `UsageError` where the file has none, or not for that vocabulary and precision, and `FileFormatError`.
+    """
+    value = read_json(file)
+    if "cost_model_seconds" in value:
+        costs = read_ranking(file, draft.skip_set.num_layers).costs
+    elif value.get("cost_model"):
+        costs = CostModel.from_dict(value["cost_model"])
+    else:
+        raise UsageError(f"{file} holds no cost model; give the output of doctor --json, or a study's ranking.json")
+    try:
+        costs = costs if draft.vocabulary is None else costs.with_vocabulary(draft.vocabulary)
+        costs.draft_step(draft)
+    except ValueError as error:
+        raise UsageError(f"{file} does not fit the draft: {error}; give the ranking.json of its search.") from error
+    return costs
+
+
+def foresee(result: BenchResult, draft: Draft, costs: CostModel) -> list[Foreseen]:
+    """Every prompt of the main draft, those that gain least first."""
+    main = headline_method(result)
+    runs = runs_of(result, main.id) if main else []
+    measured = prompt_ratios(runs)
+    found = []
+    for prompt_id, ratio in measured.items():
+        of_prompt = [run for run in runs if run.prompt_id == prompt_id]
+        predicted = predicted_from_counts(of_prompt, draft, costs)
+        if predicted is not None:
+            found.append(Foreseen(prompt_id, predicted, ratio if main and main.decode_speedup else None))
+    return sorted(found, key=lambda entry: entry.predicted)
+
+
+def predicted_lines(foreseen: Sequence[Foreseen], first: BenchResult) -> list[str]:
+    """How many prompts are predicted to lose."""
+    below = sum(entry.predicted < NEVER_BELOW for entry in foreseen)
+    least, middle = foreseen[0].predicted, median(entry.predicted for entry in foreseen)
+    return [
+        f"{len(foreseen)} prompts, decode predicted from their recorded counts and the cost model: **{below} below "
+        f"{NEVER_BELOW}×** of plain decoding ({'**missed**' if below else '**met**'}: none should be); "
+        f"{least:.3f}× at least, {middle:.2f}× in the median.",
+        "",
+        *checks(first),
+    ]
+
+
+def measured_lines(foreseen: Sequence[Foreseen], again: BenchResult) -> list[str]:
+    """The worst prompts beside their measurement over ``again``'s rounds, and the baseline against itself."""
+    main = headline_method(again)
+    runs = decoded(runs_of(again, main.id)) if main and main.decode_speedup else []
+    null = prompt_ratios(runs_of(again, NULL))
+    rounds = len({run.round for run in again.runs})
+    lines = [f"The worst {min(WORST, len(foreseen))} again, decode, {rounds} rounds:", ""]
+    lines += ["| prompt | predicted | measured at first, once | again | baseline against itself, once |"]
+    lines += ["| --- " * 5 + "|"]
+    for entry in foreseen[:WORST]:
+        mine = [run for run in runs if run.prompt_id == entry.prompt_id]
+        once, itself = (
+            text.UNKNOWN if ratio is None else text.times(ratio)
+            for ratio in (entry.measured, null.get(entry.prompt_id))
+        )
+        measured = text.speedup(over_rounds(mine)) if mine else text.UNKNOWN
+        lines.append(f"| {entry.prompt_id} | {entry.predicted:.3f}× | {once} | {measured} | {itself} |")
+    together = text.speedup(main.decode_speedup) if main else text.UNKNOWN
+    null_run = text.speedup(again.a_a.decode) if again.a_a else text.UNKNOWN
+    return [*lines, f"| all of them | | | {together} | {null_run} |", "", *checks(again)]
+
+
+def over_rounds(runs: Sequence[PairedRun]) -> Interval:
+    """One prompt's decode speedup; its interval is over the rounds, not over prompts."""
+    times = decode_times(runs)
+    return cluster_bootstrap(times.baseline, times.candidate, [run.round for run in runs])
