@@ -56,7 +56,7 @@ class Workload:
         The full model's steps are the same for all drafts, so that they differ in their draft steps alone.
         """
         if self.costs is not None:
-            return self.costs.steps(draft, self.cost_context)
+            return self.costs.steps(draft)
         steps = replace(draft, policy=DraftPolicy())
         if steps not in self._step_costs:
             # Which tokens they are has no influence on the time.

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
-from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import load_prompts
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
@@ -19,45 +17,7 @@ from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import verdict
 from tests import kit
-from tests.search_kit import Listener, ScriptedEngine, hurry, prompt_file, read_rows, search_request, steady
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four layers and no early end of sequence on these prompts."""
-    return kit.tiny_llama(tmp_path_factory.mktemp("model"), vocab=256, seed=3)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return prompt_file(tmp_path_factory.mktemp("prompts") / "set.jsonl", 20)
-
-
-@pytest.fixture
-def make_request(tmp_path: Path, model: Path, source: str) -> Any:
-    """Requests on the tiny model, into ``tmp_path / "study"``."""
-
-    def make(**fields: Any) -> SearchRequest:
-        return search_request(tmp_path / "study", model, source, **fields)
-
-    return make
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    """Nothing is timed: everything skipped makes decoding a little faster."""
-    return ScriptedEngine(by_number_skipped).install(monkeypatch)
-
-
-def by_number_skipped(draft: Draft, item: WorkItem) -> tuple[float, float, str]:
-    return 1.0, 1.0 + 0.1 * draft.skip_set.num_skipped, "identical"
+from tests.search_kit import Listener, ScriptedEngine, read_rows, search_request, steady
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,61 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft
 from selfspec_tune.errors import UsageError
-from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate
-from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.search import budget, run_search
 from selfspec_tune.search import run as run_module
 from selfspec_tune.search.study_folder import StudyFolder
-from tests import kit
-from tests.search_kit import Listener, ScriptedEngine, hurry, prompt_file, read_rows, search_request
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_a_hurry() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four layers and no early end of sequence on these prompts."""
-    return kit.tiny_llama(tmp_path_factory.mktemp("model"), vocab=256, seed=3)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return prompt_file(tmp_path_factory.mktemp("prompts") / "set.jsonl", 20)
-
-
-@pytest.fixture
-def make_request(tmp_path: Path, model: Path, source: str) -> Any:
-    """Requests on the tiny model, into ``tmp_path / "study"``."""
-
-    def make(**fields: Any) -> SearchRequest:
-        return search_request(tmp_path / "study", model, source, **fields)
-
-    return make
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    """Nothing is timed: everything skipped makes decoding a little faster."""
-    return ScriptedEngine(by_number_skipped).install(monkeypatch)
-
-
-def by_number_skipped(draft: Draft, item: WorkItem) -> tuple[float, float, str]:
-    return 1.0, 1.0 + 0.1 * draft.skip_set.num_skipped, "identical"
+from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, search_request
 
 
 def test_ctrl_c_during_the_trials_keeps_the_best_so_far(make_request: Any, engine: ScriptedEngine) -> None:
