@@ -57,6 +57,20 @@ def test_any_draft_is_predicted_at_any_context() -> None:
             assert costs.steps(draft, length).decode == pytest.approx(runner.step_seconds(length=length))
 
 
+def test_a_machine_that_is_slower_at_another_context_does_not_bend_the_costs() -> None:
+    class Drifting(ClockedRunner):
+        def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+            at = self.length if length is None else length
+            return super().step_seconds(draft, length) * (1.5 if at < 150 else 1.0)
+
+    runner, steady = Drifting(), ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, lengths=(100, 400)), clock=runner.clock)
+    assert costs.residual < 1e-9
+    assert [entry.verify[0] for entry in costs.contexts] == pytest.approx(
+        [steady.step_seconds(length=length) for length in (100, 200, 400)]
+    )
+
+
 def test_every_vocabulary_has_a_head_of_its_own() -> None:
     runner = ClockedRunner()
     costs = measure_costs(runner, CONTEXT, replace(PLAN, vocabularies=(None, 16, 8)), clock=runner.clock)

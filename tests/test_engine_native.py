@@ -54,6 +54,8 @@ SHAPES: dict[str, dict[str, object]] = {
         "tie_word_embeddings": True,
     },
     "seven queries a KV head": {"hidden_size": 56, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 16},
+    # so that the inputs of a few tokens are too many to stay in the first cache
+    "wide": {"hidden_size": 672, "intermediate_size": 2101, "num_attention_heads": 4, "head_dim": 16},
     "tiny": {"hidden_size": 18, "intermediate_size": 7, "num_attention_heads": 2, "head_dim": 2},
 }
 DTYPES = ["bfloat16", "float32"]

@@ -24,7 +24,7 @@ CONTEXTS = (128, 512, 2048, 8192)
 MOST_DRAFTED = 16
 _NUM_RANDOM_SETS = 8
 _LEAST_KEPT = 0.25  # of the attentions, and of the MLPs, in a random skip set
-_NUM_ELSEWHERE = 4  # skip sets timed at other contexts than the first
+_NUM_ELSEWHERE = 4  # skip sets timed at other contexts than the first, beside the one without attention
 _QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, MOST_DRAFTED)
 
 
@@ -70,6 +70,7 @@ def measure_costs(runner: Runner, context: Sequence[int], plan: CostPlan, clock:
 
 def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) -> CostModel:
     """The cost model of ``timings``, the first of which is the home context's."""
+    timings = at_one_speed(timings)
     verify = {timing.length: tuple(median(seconds) for seconds in timing.verify) for timing in timings}
     drafts = [draft for timing in timings for draft in timing.drafts]
     return fit_costs(
@@ -80,6 +81,16 @@ def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) ->
         full_vocabulary=runner.vocabulary_size,
         num_layers=runner.num_layers,
     )
+
+
+def at_one_speed(timings: Sequence[ContextTimings]) -> list[ContextTimings]:
+    """The timings as if the machine had been as fast at every context as it was at the first.
+
+    Contexts are timed one after the other, and a shared machine's memory may be half as fast in
+    the next minute. Told by the draft without attention, which costs the same after any context.
+    """
+    references = [median(_without_attention(timing).seconds) for timing in timings]
+    return [_scaled(timing, references[0] / then) for timing, then in zip(timings, references, strict=True)]
 
 
 def time_contexts(
@@ -101,7 +112,7 @@ def time_contexts(
         rate = max(rate, prefilled / length)
         share = (left - prefilled) / (len(lengths) + 1 - number)
         rounds = Rounds(most=plan.most_rounds, seconds=share)
-        timed = drafts if number == 0 else drafts[:_NUM_ELSEWHERE]
+        timed = drafts if number == 0 else [*drafts[:_NUM_ELSEWHERE], next(filter(_has_no_attention, drafts))]
         timings.append(_time_context(runner, context[-1], timed, plan.others, widest, rounds, clock))
     return timings
 
@@ -188,6 +199,28 @@ def _accepts(runner: Runner, precision: DraftPrecision) -> bool:
     except (SelfSpecError, NotImplementedError, ValueError):
         return False
     return True
+
+
+def _has_no_attention(draft: Draft) -> bool:
+    """Whether a draft keeps MLPs alone, all of them."""
+    skipped = draft.skip_set
+    return len(skipped.attention) == skipped.num_layers and not skipped.mlp
+
+
+def _without_attention(timing: ContextTimings) -> DraftTiming:
+    return next(timed for timed in timing.drafts if _has_no_attention(timed.draft))
+
+
+def _scaled(timing: ContextTimings, factor: float) -> ContextTimings:
+    def scaled(seconds: Sequence[float]) -> list[float]:
+        return [factor * value for value in seconds]
+
+    return replace(
+        timing,
+        verify=tuple(map(scaled, timing.verify)),
+        drafts=tuple(replace(timed, seconds=scaled(timed.seconds)) for timed in timing.drafts),
+        others={name: scaled(seconds) for name, seconds in timing.others.items()},
+    )
 
 
 def _fill(runner: Runner, context: Sequence[int], length: int, room: int, clock: Clock) -> float:

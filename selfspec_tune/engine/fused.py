@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_PAGE_OUT = 21  # MADV_PAGEOUT of Linux
+from selfspec_tune.engine.resident import let_go
 
 
 def fuse(projections: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
@@ -41,30 +37,10 @@ def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         end = start + parameter.shape[0]
         stack[start:end] = parameter.data
-        _let_go(parameter.data)
+        let_go(parameter.data)
         parameter.data = stack[start:end]
         start = end
     return stack
-
-
-def _let_go(tensor: Tensor) -> None:
-    """Let the system take back the memory of a tensor that was read from a file and is no longer used.
-
-    A checkpoint is mapped as a whole, so the pages of a tensor stay resident after its last use.
-    Asking is safe whatever the memory is: no content is lost. Whole pages alone, and only on Linux.
-    """
-    if tensor.device.type != "cpu" or not sys.platform.startswith("linux") or not tensor.is_contiguous():
-        return
-    page = mmap.PAGESIZE
-    begin = -(-tensor.data_ptr() // page) * page
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page
-    if end > begin:
-        _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _PAGE_OUT)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _adjacent(parameters: Sequence[nn.Parameter]) -> bool:
