@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.results import PairedRun
 from selfspec_tune.skip_set import SkipSet
+from tests.runs import paired_run
 from tests.search_kit import Listener, ScriptedEngine, make_item, read_rows, steady
 
 ITEMS = [make_item(number) for number in range(6)]
@@ -273,6 +275,49 @@ def test_a_rival_that_fails_while_warming_up_never_competes(
     runs = replace(contest, contenders=[*contest.contenders, Arm("rival", "rival", decode)]).run(Listener())
     assert {run.method for run in runs} == {"x"}
     assert len(engine.measured) == len(ITEMS)
+
+
+def timed_block(seconds: dict[str, float]) -> Callable[..., list[PairedRun]]:
+    """Stands in for ``measure_block``: every arm takes its ``seconds``."""
+
+    def measure(workload: Any, baseline: Arm, arms: Sequence[Arm], block: Block, check: Any) -> list[PairedRun]:
+        prompt = block.item.prompt
+        return [
+            paired_run(
+                block.item.id,
+                method=arm.id,
+                prompt_hash=prompt.hash,
+                round=block.round,
+                baseline=(11, 0.0, 1.0),
+                candidate=(11, 0.0, seconds[arm.id]),
+            )
+            for arm in arms
+        ]
+
+    return measure
+
+
+@pytest.mark.parametrize(("slow", "by_transformers", "measured"), [(9.0, True, 4), (7.0, True, 6), (9.0, False, 6)])
+def test_a_hopelessly_slow_rival_is_not_measured_on_every_prompt(
+    make_contest: Callable[..., Contest],
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    slow: float,
+    by_transformers: bool,
+    measured: int,
+) -> None:
+    monkeypatch.setattr(contest_module, "measure_block", timed_block({"ours": 0.5, "hf-generate": 2.0, "slow": slow}))
+    rivals = [replace(journal.arm(name, name), by_transformers=by_transformers) for name in ("hf-generate", "slow")]
+    contest = make_contest(["ours"], log=tmp_path / "runs.jsonl")
+    contest = replace(contest, contenders=[*contest.contenders, *rivals])
+    listener = Listener()
+    runs = contest.run(listener)
+    assert Counter(run.method for run in runs) == {"ours": 6, "hf-generate": 6, "slow": measured}
+    assert [notice for notice in listener.notices if "not measured on more" in notice] == listener.notices
+    assert len(listener.notices) == (measured == 4)
+    again = replace(contest, given_up=set())  # resumed, nothing more is measured either
+    assert again.run(Listener()) == runs
 
 
 def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(

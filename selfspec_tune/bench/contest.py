@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfspec_tune.errors import RivalError
 from selfspec_tune.files import append_jsonl, read_jsonl
-from selfspec_tune.measure.arms import Arm, autoregressive_arm
+from selfspec_tune.measure.arms import GENERATE, Arm, autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
 from selfspec_tune.measure.workload import WorkItem, Workload
@@ -16,6 +16,8 @@ from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.results import PairedRun
 
 _WARM_UP_TOKENS = 8
+# A rival that takes so many times as long as model.generate on each of so many prompts is not measured on more.
+_HOPELESS, _ENOUGH_PROMPTS = 4.0, 4
 Key = tuple[str, str, str, int]
 
 
@@ -33,8 +35,9 @@ class Contest:
     holds of this point already is not measured again; an arm that a block of the log lacks
     is measured in a block of its own, beside a baseline of its own.
 
-    A rival that cannot decode here, from the start or from some item on, is left out and
-    its records with it: ``unavailable`` then holds the reason by the arm's id, and so does a
+    A rival of transformers that is hopelessly slow on the first items is not measured on the rest: one such may take
+    longer than all other arms together. A rival that cannot decode here, from the start or from some item on, is left
+    out and its records with it: ``unavailable`` then holds the reason by the arm's id, and so does a
     line of the log.
     """
 
@@ -49,6 +52,7 @@ class Contest:
     point: float | None = None
     session: int | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
+    given_up: set[str] = field(default_factory=set)
     _baseline: Arm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +119,25 @@ class Contest:
                 return self._kept(measured)
         return []
 
+    def worth_measuring(self, arms: Sequence[Arm], known: dict[Key, PairedRun], reporter: Reporter) -> list[Arm]:
+        """Those of ``arms`` that the ``known`` records do not show to be hopelessly slow."""
+        return [arm for arm in arms if not (arm.by_transformers and self._is_hopeless(arm, known, reporter))]
+
+    def _is_hopeless(self, arm: Arm, known: dict[Key, PairedRun], reporter: Reporter) -> bool:
+        if arm.id in self.given_up:
+            return True
+        usual = {key[1:]: record.candidate.total_seconds for key, record in known.items() if key[0] == GENERATE}
+        runs = {key[1:]: record.candidate.total_seconds for key, record in known.items() if key[0] == arm.id}
+        compared = [seconds > _HOPELESS * usual[block] for block, seconds in runs.items() if block in usual]
+        if len(compared) < _ENOUGH_PROMPTS or not all(compared):
+            return False
+        self.given_up.add(arm.id)
+        reporter.notice(
+            f"{arm.id} took more than {_HOPELESS:g} times as long as model.generate on each of {len(compared)} "
+            "prompts; it is not measured on more"
+        )
+        return True
+
     def _kept(self, measured: Sequence[PairedRun]) -> list[PairedRun]:
         """The records with the marks of this contest, as the log now holds them."""
         marks = {"session": self.session, "point": self.point}
@@ -151,7 +174,8 @@ def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[P
         for number, block, arms in pending:
             contest = contests[number]
             reporter.progress(Progress(done, total, detail=_detail(contest, block)))
-            known[number] |= {_key_of(record): record for record in contest.measure(block, arms, reporter)}
+            promising = contest.worth_measuring(arms, known[number], reporter)
+            known[number] |= {_key_of(record): record for record in contest.measure(block, promising, reporter)}
             done += 1
     except KeyboardInterrupt:
         raise MeasurementInterrupted(_how_far(done, total, contests[0].log)) from None
