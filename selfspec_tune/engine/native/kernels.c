@@ -132,12 +132,22 @@ typedef struct {
 
 INLINE f16v load_f(const float *p) { f16v v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store_f(float *p, f16v v) { memcpy(p, &v, sizeof v); }
-INLINE f16v splat(float x) { return (f16v){} + x; }
+INLINE f16v splat(float x) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_set1_ps(x);
+#else
+    return (f16v){} + x;
+#endif
+}
 INLINE f16v choose(i16v where, f16v yes, f16v no) { return (f16v)((where & (i16v)yes) | (~where & (i16v)no)); }
 INLINE f16v widen(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (f16v)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#else
     h16v h;
     memcpy(&h, p, sizeof h);
     return (f16v)(__builtin_convertvector(h, u16v) << 16);
+#endif
 }
 INLINE float widen1(uint16_t h) { uint32_t u = (uint32_t)h << 16; float f; memcpy(&f, &u, 4); return f; }
 INLINE u16v round_bits(f16v x) { u16v u = (u16v)x; return (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
@@ -563,36 +573,59 @@ static void rotate_and_cache(Engine *e, int layer, int64_t start, int64_t token,
     for (int64_t i = 0; i < size; i++) store_any1(is_key ? m->keys : m->values, at + i, row[i], is_bf16);
 }
 
-/* Scores of one query against `count` keys, LANES at a time; those past the end are minus infinity. */
-INLINE void score(const int is_bf16, const float *q, const void *keys, int64_t base, int64_t size, int64_t count, float scale,
-                  float *scores) {
-    const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* One query times LANES keys from `base`, of which the last may be the same one several times; sums lane by lane. */
+INLINE void dot_keys(const int is_bf16, const float *q, const void *keys, int64_t base, int64_t size, int64_t count, f16v *out) {
+    for (int i = 0; i < LANES; i++) {
+        const int64_t at = base + (i < count ? i : count - 1) * size;
+        int64_t d = 0;
+        f16v dot = splat(0.f);
+        for (; d + LANES <= size; d += LANES) dot = add_product(dot, load_any(keys, at + d, is_bf16), load_f(q + d));
+        if (d < size)
+            dot = add_product(dot, load_last(is_bf16 ? FORMAT_BF16 : FORMAT_F32, keys, at + d, size - d), load_last(FORMAT_F32, q, d, size - d));
+        out[i] = dot;
+    }
+}
+
 #if HAVE_DOT_BF16
-    uint16_t narrow[MAX_HEAD_SIZE]; /* exact: queries are rounded to the model's type already */
+/* The same for `heads` queries [heads][BLOCK * steps] that share each load of a key. */
+INLINE void dot_keys_bf16(const int steps, int64_t heads, const uint16_t *q, const uint16_t *keys, int64_t count, f16v (*out)[LANES]) {
+    for (int i = 0; i < LANES; i++) {
+        const uint16_t *key = keys + (i < count ? i : count - 1) * steps * BLOCK;
+        __m512bh k[8];
+        UNROLL for (int s = 0; s < steps; s++) k[s] = (__m512bh)_mm512_loadu_si512(key + s * BLOCK);
+        for (int64_t h = 0; h < heads; h++) {
+            __m512 sum = _mm512_setzero_ps();
+            UNROLL for (int s = 0; s < steps; s++)
+                sum = _mm512_dpbf16_ps(sum, k[s], (__m512bh)_mm512_loadu_si512(q + (h * steps + s) * BLOCK));
+            out[h][i] = (f16v)sum;
+        }
+    }
+}
+#endif
+
+/* Scores of `heads` queries [heads][size] against `count` keys, LANES at a time; those past the end are minus infinity. */
+INLINE void score(const int is_bf16, int64_t heads, const float *q, const void *keys, int64_t base, int64_t size, int64_t count, float scale,
+                  float (*scores)[KV_CHUNK]) {
+    const i16v lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    f16v sums[HEADS_AT_ONCE][LANES];
+#if HAVE_DOT_BF16
+    uint16_t narrow[HEADS_AT_ONCE * MAX_HEAD_SIZE]; /* exact: queries are rounded to the model's type already */
     if (is_bf16)
-        for (int64_t d = 0; d < size; d++) narrow[d] = narrow1(q[d]);
+        for (int64_t d = 0; d < heads * size; d++) narrow[d] = narrow1(q[d]);
 #endif
     for (int64_t j = 0; j < count; j += LANES) {
-        f16v acc[LANES];
-        for (int i = 0; i < LANES; i++) {
-            const int64_t at = base + (j + i < count ? j + i : count - 1) * size;
-            int64_t d = 0;
-            f16v dot = splat(0.f);
+        const int64_t at = base + j * size, left = count - j;
 #if HAVE_DOT_BF16
-            if (is_bf16) {
-                __m512 sum = _mm512_setzero_ps();
-                for (; d + 32 <= size; d += 32)
-                    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512((const uint16_t *)keys + at + d),
-                                           (__m512bh)_mm512_loadu_si512(narrow + d));
-                dot = (f16v)sum;
-            }
+        const uint16_t *k = (const uint16_t *)keys + at;
+        if (is_bf16 && size == 64) dot_keys_bf16(2, heads, narrow, k, left, sums);
+        else if (is_bf16 && size == 96) dot_keys_bf16(3, heads, narrow, k, left, sums);
+        else if (is_bf16 && size == 128) dot_keys_bf16(4, heads, narrow, k, left, sums);
+        else if (is_bf16 && size == 256) dot_keys_bf16(8, heads, narrow, k, left, sums);
+        else
 #endif
-            for (; d + LANES <= size; d += LANES) dot = add_product(dot, load_any(keys, at + d, is_bf16), load_f(q + d));
-            if (d < size)
-                dot = add_product(dot, load_last(is_bf16 ? FORMAT_BF16 : FORMAT_F32, keys, at + d, size - d), load_last(FORMAT_F32, q, d, size - d));
-            acc[i] = dot;
-        }
-        store_f(scores + j, choose(lane < (int32_t)(count - j), sums16(acc) * scale, splat(-INFINITY)));
+        for (int64_t h = 0; h < heads; h++) dot_keys(is_bf16, q + h * size, keys, at, size, left, sums[h]);
+        for (int64_t h = 0; h < heads; h++)
+            store_f(scores[h] + j, choose(lane < (int32_t)left, sums16(sums[h]) * scale, splat(-INFINITY)));
     }
 }
 
@@ -618,15 +651,17 @@ INLINE float exponentiate(float *scores, int64_t count, float *sum) {
 /* `vectors` times LANES columns of `weigh`. */
 INLINE void weigh_lanes(const int heads, const int vectors, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base,
                         int64_t size, int64_t count, float *out) {
-    f16v acc[4][4] = {};
+    f16v acc[6][4];
+    UNROLL for (int h = 0; h < heads; h++)
+        UNROLL for (int i = 0; i < vectors; i++) acc[h][i] = splat(0.f);
     for (int64_t j = 0; j < count; j++) {
         f16v v[4];
-        for (int i = 0; i < vectors; i++) v[i] = load_any(values, base + j * size + i * LANES, is_bf16);
-        for (int h = 0; h < heads; h++)
-            for (int i = 0; i < vectors; i++) acc[h][i] = add_product(acc[h][i], splat(p[h][j]), v[i]);
+        UNROLL for (int i = 0; i < vectors; i++) v[i] = load_any(values, base + j * size + i * LANES, is_bf16);
+        UNROLL for (int h = 0; h < heads; h++)
+            UNROLL for (int i = 0; i < vectors; i++) acc[h][i] = add_product(acc[h][i], splat(p[h][j]), v[i]);
     }
-    for (int h = 0; h < heads; h++)
-        for (int i = 0; i < vectors; i++) store_f(out + h * size + i * LANES, acc[h][i]);
+    UNROLL for (int h = 0; h < heads; h++)
+        UNROLL for (int i = 0; i < vectors; i++) store_f(out + h * size + i * LANES, acc[h][i]);
 }
 
 /* out[head] = probabilities[head] x values, for `heads` query heads that share the values. */
@@ -656,17 +691,20 @@ INLINE void attend_chunk(Engine *e, const int is_bf16, const SubLayer *s, int64_
         for (int64_t first = 0; first < group; first += HEADS_AT_ONCE) {
             const int64_t heads = group - first < HEADS_AT_ONCE ? group - first : HEADS_AT_ONCE;
             const int64_t head = kv_head * group + first, slot = (chunk * MAX_TOKENS + t) * m->heads + head;
-            for (int64_t h = 0; h < heads; h++) {
-                score(is_bf16, e->qkv + (t * all + head + h) * size, m->keys, base, size, count, s->scale, p[h]);
-                e->part_max[slot + h] = exponentiate(p[h], count, &e->part_sum[slot + h]);
-            }
+            score(is_bf16, heads, e->qkv + (t * all + head) * size, m->keys, base, size, count, s->scale, p);
+            for (int64_t h = 0; h < heads; h++) e->part_max[slot + h] = exponentiate(p[h], count, &e->part_sum[slot + h]);
             for (int64_t h = 0; h < heads;) {
-                const int64_t left = heads - h;
+                const int64_t left = heads - h, taken = left > 6 ? 4 : left; /* as many as the registers hold */
                 float *out = e->part + (slot + h) * size;
-                if (left == 3 || left == 6) { weigh(3, is_bf16, p + h, m->values, base, size, count, out); h += 3; }
-                else if (left >= 4) { weigh(4, is_bf16, p + h, m->values, base, size, count, out); h += 4; }
-                else if (left == 2) { weigh(2, is_bf16, p + h, m->values, base, size, count, out); h += 2; }
-                else { weigh(1, is_bf16, p + h, m->values, base, size, count, out); h += 1; }
+                switch (taken) {
+                    case 1: weigh(1, is_bf16, p + h, m->values, base, size, count, out); break;
+                    case 2: weigh(2, is_bf16, p + h, m->values, base, size, count, out); break;
+                    case 3: weigh(3, is_bf16, p + h, m->values, base, size, count, out); break;
+                    case 4: weigh(4, is_bf16, p + h, m->values, base, size, count, out); break;
+                    case 5: weigh(5, is_bf16, p + h, m->values, base, size, count, out); break;
+                    default: weigh(6, is_bf16, p + h, m->values, base, size, count, out);
+                }
+                h += taken;
             }
         }
     }
@@ -796,8 +834,8 @@ static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t token
     for (int64_t i = from; i < to; i++) rotate_and_cache(e, s->layer, start, i / all, i % all);
     barrier(e, threads);
     const int64_t chunks = (start + tokens - 1) / KV_CHUNK + 1;
-    share(m->kv_heads * chunks, thread, threads, &from, &to);
-    for (int64_t i = from; i < to; i++) {
+    /* In turns: the last chunks, seldom full, come to different threads. */
+    for (int64_t i = thread; i < m->kv_heads * chunks; i += threads) {
         if (m->is_bf16) attend_chunk(e, 1, s, start, tokens, i % m->kv_heads, i / m->kv_heads);
         else attend_chunk(e, 0, s, start, tokens, i % m->kv_heads, i / m->kv_heads);
     }
