@@ -32,8 +32,8 @@ class FastRunner:
     def __init__(self, loaded: LoadedModel) -> None:
         model: Any = loaded.model
         self._loaded = loaded
-        self._embedding: Tensor = model.get_input_embeddings().weight.data
         self._head = Dense.of(model.get_output_embeddings())
+        self._embedding: Tensor = model.get_input_embeddings().weight.data  # after the head, which may have moved it
         self._norm = Norm(model.base_model.norm)
         self.num_layers = loaded.num_layers
         self.vocabulary_size = int(self._head.weight.shape[0])

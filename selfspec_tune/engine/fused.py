@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from selfspec_tune.engine.resident import let_go
+from selfspec_tune.engine.resident import is_mapped, let_go, roomy
 
 
 def fuse(projections: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """Stack linear layers over one input into one weight [sum of outputs, inputs] and one bias.
 
     Afterwards each layer's parameters are views of the stack: `model.generate` still runs
-    and no weight is held twice. Layers that are already views of one stack are left alone.
+    and no weight is held twice. Layers that are already views of one stack are left alone,
+    unless that stack is a file mapped into memory: every step reads them, so they get memory of their own.
     """
     weight = _stack([layer.weight for layer in projections])
     biases = [layer.bias for layer in projections if layer.bias is not None]
@@ -30,9 +30,9 @@ def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
     first = parameters[0].data
     rows = sum(p.shape[0] for p in parameters)
     shape = (rows, *first.shape[1:])
-    if _adjacent(parameters):
+    if _adjacent(parameters) and not is_mapped(first):
         return first.as_strided(shape, first.stride())
-    stack = torch.empty(shape, dtype=first.dtype, device=first.device)
+    stack = roomy(shape, first.dtype, first.device)
     start = 0
     for parameter in parameters:
         end = start + parameter.shape[0]

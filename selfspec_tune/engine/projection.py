@@ -27,10 +27,7 @@ class Dense:
     @classmethod
     def of(cls, *layers: Any) -> Dense:
         """One linear layer, or several over one input fused into one."""
-        if len(layers) > 1:
-            return cls(*fuse(layers))
-        bias = layers[0].bias
-        return cls(layers[0].weight.data, None if bias is None else bias.data)
+        return cls(*fuse(layers))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias)

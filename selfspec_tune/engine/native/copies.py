@@ -18,6 +18,7 @@ from selfspec_tune.engine.lowbit import LowBitSettings, row_chunks
 from selfspec_tune.engine.native.library import INT4_GROUP, UNIT, Format, Linear, load_library
 from selfspec_tune.engine.projection import Dense
 from selfspec_tune.engine.quantize import lies_on_a_grid, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.resident import roomy
 from selfspec_tune.errors import UnsupportedPrecisionError
 
 _SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
@@ -105,7 +106,7 @@ class NativeCopy:
 
 def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [rows, columns] and scales float32 [rows]."""
-    codes, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    codes, scales = roomy(weight.shape, torch.int8), torch.empty(weight.shape[0])
     for start, rows in row_chunks(weight):
         chunk = quantize_symmetric(rows, 8, rows.shape[1], torch.float32)
         codes[start : start + rows.shape[0]] = chunk.signed_codes
@@ -116,7 +117,7 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack_codebook(weight: Tensor) -> Tensor:
     """Bytes [tiles, groups, 288]: levels of the kernels' codebook; columns must be a multiple of 32."""
     rows, columns = weight.shape
-    packed = torch.empty(-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES, dtype=torch.uint8)
+    packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES), torch.uint8)
     is_bf16 = weight.dtype == torch.bfloat16
     load_library().pack_codebook(weight.data_ptr(), is_bf16, rows, columns, packed.data_ptr(), torch.get_num_threads())
     return packed
@@ -125,7 +126,7 @@ def pack_codebook(weight: Tensor) -> Tensor:
 def pack_grid(weight: Tensor) -> Tensor:
     """Bytes [tiles, groups, 320]: evenly spaced levels between each group's ends; columns must be a multiple of 32."""
     rows, columns = weight.shape
-    packed = torch.empty(-(-rows // UNIT), columns // INT4_GROUP, 2 * _SCALE_BYTES + _CODE_BYTES, dtype=torch.uint8)
+    packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, 2 * _SCALE_BYTES + _CODE_BYTES), torch.uint8)
     find_grid = lies_on_a_grid(weight, 4, INT4_GROUP)
     for start, part in row_chunks(weight):
         padded = F.pad(part, (0, 0, 0, -part.shape[0] % UNIT))
