@@ -16,11 +16,15 @@ from selfspec_tune.draft import Draft, Precision, Source
 
 @dataclass(slots=True)
 class Counts:
-    """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model)."""
+    """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model).
+
+    ``passes``: draft passes through the model in each round (empty: one for each token that it drafted).
+    """
 
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -28,8 +32,10 @@ class Counts:
         return sum(self.accepted) + len(self.accepted)
 
     @property
-    def num_model_drafted(self) -> int:
-        """Tokens that took a draft step each; those looked up took none."""
+    def num_passes(self) -> int:
+        """Draft passes through the model; tokens looked up took none."""
+        if self.passes:
+            return sum(self.passes)
         sources = self.sources or [Source.MODEL] * len(self.drafted)
         return sum(k for k, source in zip(self.drafted, sources, strict=True) if source == Source.MODEL)
 
@@ -61,7 +67,7 @@ class StepCosts:
 
     def seconds(self, counts: Counts) -> float:
         """Decode time of a run with these counts."""
-        return counts.num_model_drafted * self.draft + sum(self.verification(k) for k in counts.drafted)
+        return counts.num_passes * self.draft + sum(self.verification(k) for k in counts.drafted)
 
     def speedup(self, counts: Counts) -> float:
         """Decode speedup of such a run over plain decoding of as many tokens."""

@@ -100,7 +100,7 @@ def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> l
 def check_record(generation: Generation, limits: Limits, draft: Draft) -> None:
     """The raw record of a self-speculative generation is consistent with its tokens."""
     accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
-    assert len(accepted) == len(drafted) == len(generation.sources)
+    assert len(accepted) == len(drafted) == len(generation.sources) == len(generation.passes)
     most = {
         Source.PLAIN: 0,
         Source.NGRAM: draft.ngram.max_tokens if draft.ngram else 0,
@@ -109,6 +109,8 @@ def check_record(generation: Generation, limits: Limits, draft: Draft) -> None:
     for a, d, source in zip(accepted, drafted, generation.sources, strict=True):
         assert 0 <= a <= d <= most[Source(source)]
         assert (d == 0) == (source == Source.PLAIN)
+    for d, source, passes in zip(drafted, generation.sources, generation.passes, strict=True):
+        assert (1 <= passes <= max(d, most[Source.MODEL])) if source == Source.MODEL else passes == 0
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
     dropped = sum(accepted) + len(accepted) - (len(tokens) - 1)
     assert dropped in ({0, 1} if generation.stop_reason == "eos" else {0})
@@ -130,7 +132,7 @@ class TableRunner:
     """A `Runner` without a model: ``target`` and ``draft`` [vocabulary, vocabulary, vocabulary] hold
     the logits after each pair of tokens (a lone token follows token 0).
 
-    ``verified`` keeps the tokens of every verification.
+    ``verified`` keeps the tokens of every verification, ``draft_passes`` those of every draft pass over several.
     """
 
     name = "table"
@@ -143,6 +145,7 @@ class TableRunner:
         self.vocabulary_size = target.shape[-1]
         self.tokens: list[int] = []
         self.verified: list[list[int]] = []
+        self.draft_passes: list[list[int]] = []
 
     @property
     def length(self) -> int:
@@ -170,6 +173,10 @@ class TableRunner:
     def draft_step(self, token: int) -> Tensor:
         self.tokens.append(token)
         return self._after(self._draft)[: self._draft_vocabulary]
+
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        self.draft_passes.append(list(tokens))
+        return torch.stack([self.draft_step(token) for token in tokens])
 
     def verify(self, tokens: Sequence[int]) -> Tensor:
         self.verified.append(list(tokens))

@@ -9,7 +9,11 @@ import pytest
 
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine.drafting import Drafted, Drafter
+from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.policies.rules import RuleState
+from selfspec_tune.policies.state import Plan
 from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
 
@@ -100,6 +104,46 @@ def test_the_lookup_comes_first_and_the_model_drafts_where_it_finds_nothing() ->
     assert sources[:3] == ["model", "model", "model"]
     assert sources[3] == "ngram"  # 0 1 … 7 0 1: the pair (0, 1) has come again
     assert runner.verified[3] == [2, 3, 4, 5] or runner.verified[3][1:] == [3, 4, 5]
+
+
+REPEATED = [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+
+
+def _drafting_only(draft_tokens: int, policy: DraftPolicy, guess_step: int = 1) -> tuple[TableRunner, Drafted]:
+    """Lookup that finds at once, under a policy that has the model draft all the same."""
+    lookup = NgramLookup(2, 2, 8, draft_tokens)
+    runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
+    runner.prefill(REPEATED)
+    drafter = Drafter(runner, greedy_steps(runner), lookup, _ByModel(policy), GREEDY, lambda token: False, REPEATED)
+    drafted = drafter.draft(REPEATED[-1], 100)
+    return runner, drafted
+
+
+class _ByModel(RuleState):
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+        return super().begin(room)
+
+
+@pytest.mark.parametrize(("draft_tokens", "passes"), [(0, 6), (1, 3), (2, 2), (4, 2), (8, 1)])
+def test_tokens_that_the_draft_agrees_with_need_no_pass_of_their_own(draft_tokens: int, passes: int) -> None:
+    runner, drafted = _drafting_only(draft_tokens, DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1))
+    assert drafted.tokens == [4, 5, 6, 7, 0, 1]
+    assert drafted.num_passes == passes
+    assert runner.length == len(REPEATED)
+
+
+def test_a_wrong_guess_costs_the_draft_nothing_but_its_width() -> None:
+    runner, drafted = _drafting_only(4, DraftPolicy(PolicyKind.THRESHOLD, 3, 0.1), guess_step=2)
+    assert drafted.tokens == [5, 7, 1]
+    assert drafted.num_passes == 3
+    assert runner.draft_passes[0] == [3, 4, 5]  # no more guesses than are wanted
+
+
+def test_the_index_forgets_what_was_only_drafted() -> None:
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1), ngram=NgramLookup(2, 2, 8, 4))
+    wrong = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
+    generation = self_speculative(wrong, REPEATED, Limits(30), GREEDY, draft, STEPS)
+    assert generation.tokens == [(4 + i) % 8 for i in range(30)]
 
 
 def test_a_lookup_alone_never_runs_the_draft() -> None:

@@ -74,6 +74,23 @@ def test_drafting_follows_its_own_tokens_and_knows_their_probability(runner: Run
     assert runner.length == 35
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_a_draft_pass_puts_after_each_token_what_a_step_would(runner: Runner, count: int) -> None:
+    tokens = prompt_tokens(count, seed=4)
+    expected, confidences = [], []
+    for token in tokens:
+        logits = runner.draft_step(token).float()
+        expected.append(int(logits.argmax()))
+        confidences.append(float(logits.softmax(-1).max()))
+    runner.rewind(30)
+    following, probabilities = greedy_steps(runner, needs_probability=True).draft_pass_greedy(tokens)
+    assert following == expected
+    assert probabilities == pytest.approx(confidences, rel=0.02)
+    assert runner.length == 30 + count
+    runner.rewind(30)
+    assert runner.draft_pass(tokens).argmax(-1).tolist() == expected
+
+
 class NoLogits:
     """Takes the passes that give logits away from a runner after its prefill."""
 
@@ -82,6 +99,9 @@ class NoLogits:
 
     def draft_step(self, token: int) -> torch.Tensor:
         raise AssertionError("logits of a draft step were built")
+
+    def draft_pass(self, tokens: object) -> torch.Tensor:
+        raise AssertionError("logits of a draft pass were built")
 
     def verify(self, tokens: object) -> torch.Tensor:
         raise AssertionError("logits of a verification were built")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.engine.activations import Meter, Moments
 from selfspec_tune.engine.lowbit import LowBitSettings
 from selfspec_tune.engine.native import NativeRunner
 from selfspec_tune.engine.native.copies import NativeCopy, copy_bytes, refusal
@@ -24,6 +25,7 @@ pytestmark = needs_compiler
 
 INT8, INT4, SAME = Precision.INT8, Precision.INT4, Precision.SAME
 CODEBOOK, GRID = LowBitSettings(symmetric=True), LowBitSettings(symmetric=False)
+INT4_EVERYWHERE = DraftPrecision.parse("int4", 3)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -52,6 +54,61 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def loaded(tmp_path: Path) -> LoadedModel:
     """A float32 model of the test's own, with biases and a vocabulary that is no multiple of 16."""
     return load(llama(tmp_path, vocab_size=121, attention_bias=True, mlp_bias=True))
+
+
+# -- what errors cost ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [256, 192, 160])
+def test_a_copy_that_knows_its_inputs_errs_less_on_them(columns: int, dtype: torch.dtype) -> None:
+    dense = _dense(40, columns, dtype)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(500, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    meter = Meter(dense)
+    meter.note(inputs)
+
+    def cost(copy: NativeCopy) -> float:
+        wrong = _values(copy, columns, dtype).float() - dense.weight.float()
+        return float((inputs @ wrong.T).square().sum())
+
+    told = cost(NativeCopy(dense, INT4, CODEBOOK, meter.moments))
+    assert told < 0.95 * cost(NativeCopy(dense, INT4, CODEBOOK))
+
+
+def test_inputs_that_are_all_alike_and_independent_change_nothing(dtype: torch.dtype) -> None:
+    dense = _dense(33, 96, dtype)
+    alike = Moments.of(4.0 * torch.eye(96)[None])
+    told = NativeCopy(dense, INT4, CODEBOOK, alike)
+    assert torch.equal(_values(told, 96, dtype), _values(NativeCopy(dense, INT4, CODEBOOK), 96, dtype))
+
+
+def test_inputs_that_are_never_anything_but_zero_leave_a_copy_of_numbers() -> None:
+    dense = _dense(16, 64, torch.float32)
+    copy = NativeCopy(dense, INT4, CODEBOOK, Moments.of(torch.zeros(1, 64, 64)))
+    assert bool(_values(copy, 64, torch.float32).isfinite().all())
+
+
+def test_moments_are_those_of_the_model_s_own_layers(loaded: LoadedModel) -> None:
+    runner = NativeRunner(loaded)
+    tokens = [token % 121 for token in prompt_tokens(60, 5)]
+    layer, seen = loaded.model.base_model.layers[1].mlp.down_proj, []  # type: ignore[union-attr, index]
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))  # type: ignore[union-attr]
+    with torch.inference_mode():
+        loaded.model(torch.tensor([tokens]))
+    handle.remove()
+    expected = seen[0][8:].square().mean(0)  # without a text's first tokens
+    found = runner.input_moments(tokens)[runner.mlp(1).projections[1]]
+    torch.testing.assert_close(found.mean_squares, expected, rtol=0.02, atol=0.02 * float(expected.mean()))
+
+
+def test_making_copies_keeps_what_is_cached(loaded: LoadedModel) -> None:
+    runner, prompt = NativeRunner(loaded), [token % 121 for token in prompt_tokens(40, 2)]
+    runner.prefill(prompt)
+    expected = runner.decode(7)
+    runner.rewind(40)
+    runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=INT4_EVERYWHERE))
+    assert runner.length == 40
+    torch.testing.assert_close(runner.decode(7), expected, rtol=0, atol=0)
 
 
 # -- values and bytes --------------------------------------------------------------------------------------------
@@ -231,3 +288,24 @@ def test_copies_made_in_another_way_replace_those_there(loaded: LoadedModel) -> 
         runner.rewind(9)
     assert torch.equal(steps[0], steps[2])
     assert not torch.equal(steps[0], steps[1])
+
+
+# -- several tokens at once ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [CODEBOOK, GRID], ids=["codebook", "grid"])
+@pytest.mark.parametrize("precision", ["int4", "int8", "int4 mlp 0-1; int8 attn 1; head int4"])
+@pytest.mark.parametrize("count", [2, 4, 5, 6, 11])
+def test_a_draft_pass_over_several_tokens_is_as_many_steps(
+    loaded: LoadedModel, settings: LowBitSettings, precision: str, count: int
+) -> None:
+    runner = NativeRunner(loaded)
+    runner.configure_copies(settings)
+    runner.set_draft(Draft(SkipSet(3, (1,), ()), precision=DraftPrecision.parse(precision, 3)))
+    prompt, tokens = ([token % 121 for token in prompt_tokens(n, seed)] for n, seed in ((20, 1), (count, 2)))
+    runner.prefill(prompt)
+    steps = torch.stack([runner.draft_step(token) for token in tokens])
+    runner.rewind(20)
+    torch.testing.assert_close(runner.draft_pass(tokens), steps, rtol=0, atol=0)
+    runner.rewind(20)
+    assert runner.draft_pass_greedy(tokens)[0] == steps.argmax(-1).tolist()

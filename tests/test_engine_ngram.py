@@ -49,6 +49,18 @@ def test_it_finds_what_a_search_finds_however_the_context_grew(
     assert (index.find() == NOTHING) == (expected is None)
 
 
+@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=12), st.integers(1, 3))
+def test_a_rewound_index_is_what_it_was(kept: list[int], taken_back: list[int], least: int) -> None:
+    lookup = NgramLookup(least + 1, least, 4)
+    index = NgramIndex(lookup, kept)
+    index.extend(taken_back)
+    index.rewind(len(kept))
+    assert index.length == len(kept)
+    assert index.find() == NgramIndex(lookup, kept).find()
+    index.extend(taken_back)
+    assert index.find() == NgramIndex(lookup, [*kept, *taken_back]).find()
+
+
 def test_the_longest_match_wins_and_among_equals_the_latest() -> None:
     assert find([1, 2, 3, 9, 2, 3, 8, 1, 2, 3]).tokens == (9, 2, 3, 8)
     assert find([2, 3, 9, 9, 2, 3, 8, 8, 2, 3]).tokens == (8, 8, 2, 3)

@@ -60,7 +60,7 @@ def parts_of(main: Draft) -> Iterator[Part]:
         yield Part(COPIES_AND_LOOKUP, "the draft with nothing skipped", replace(main, skip_set=nothing_skipped))
     if main.ngram is not None:
         alone = Draft(nothing_skipped, main.policy, ngram=main.ngram, model_drafts=False)
-        yield Part(LOOKUP, f"the lookup alone ({main.ngram})", alone)
+        yield Part(LOOKUP, f"the lookup alone ({main.ngram.alone})", alone)
     for kind, name in zip(PolicyKind, POLICIES, strict=True):
         if kind is not main.policy.kind:
             yield Part(name, "the draft under another policy", replace(main, policy=rule(main.policy, kind)))

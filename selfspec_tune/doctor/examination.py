@@ -118,7 +118,7 @@ class _Examination:
             self_speculative(workload.runner, prompt, limits, workload.sampler, self._draft, steps)
             for _ in range(_GENERATIONS + 1)
         ][1:]  # the first warms up
-        alone = [steps.seconds(Counts(run.drafted, run.accepted, run.sources)) for run in runs]
+        alone = [steps.seconds(Counts(run.drafted, run.accepted, run.sources, run.passes)) for run in runs]
         return RoundOverhead(
             generations=len(runs),
             rounds=sum(len(run.drafted) for run in runs),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import DraftPolicy
-from selfspec_tune.draft.precision import DraftPrecision
+from selfspec_tune.draft.precision import DraftPrecision, Precision
 from selfspec_tune.errors import UsageError
 from selfspec_tune.skip_set import SkipSet
 
@@ -38,6 +40,38 @@ class Draft:
         self.precision.check(self.skip_set.num_layers)
         if self.ngram is None and not self.model_drafts:
             raise UsageError("A draft with neither a lookup nor the model drafts nothing; give it one of them.")
+        if self.ngram is not None and not self.model_drafts:  # so that drafts which do the same are equal
+            object.__setattr__(self, "ngram", self.ngram.alone)
+
+    @property
+    def sublayers(self) -> tuple[Precision | None, ...]:
+        """At which precision each sub-layer drafts, in running order; None where it is skipped."""
+        flags = self.skip_set.to_flags()
+        return tuple(None if skip else self.precision.of(index) for index, skip in enumerate(flags))
+
+    def with_sublayers(self, sublayers: Sequence[Precision | None]) -> Draft:
+        """The same draft with its sub-layers so.
+
+        What is skipped is noted at the precision that most others have, so that drafts which
+        compute the same are equal.
+        """
+        kept = Counter(precision for precision in sublayers if precision is not None)
+        usual = kept.most_common(1)[0][0] if kept else Precision.SAME
+        return replace(
+            self,
+            skip_set=SkipSet.from_flags([precision is None for precision in sublayers]),
+            precision=replace(self.precision, sublayers=tuple(precision or usual for precision in sublayers)),
+        )
+
+    def with_sublayer(self, index: int, precision: Precision | None) -> Draft:
+        """The same draft with sub-layer ``index`` at ``precision``; None: skipped."""
+        sublayers = list(self.sublayers)
+        sublayers[index] = precision
+        return self.with_sublayers(sublayers)
+
+    def with_head(self, precision: Precision) -> Draft:
+        """The same draft with its output head at ``precision``."""
+        return replace(self, precision=replace(self.precision, head=precision))
 
     def describe(self) -> str:
         """The draft in one line that no other draft of the same model shares."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfspec_tune.errors import UsageError
@@ -14,11 +14,15 @@ class NgramLookup:
 
     Where they occurred before, up to ``max_tokens`` tokens that followed their most recent
     occurrence are drafted (prompt lookup decoding, Saxena 2023). That costs no forward pass.
+
+    Where the model drafts instead, each of its passes tries up to ``draft_tokens`` of those tokens
+    beside the last one: as many as it agrees with need no pass of their own.
     """
 
     max_match: int = 4
     min_match: int = 2
     max_tokens: int = 10
+    draft_tokens: int = 4
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_match <= self.max_match:
@@ -27,9 +31,17 @@ class NgramLookup:
             )
         if self.max_tokens < 1:
             raise UsageError(f"An n-gram lookup that drafts {self.max_tokens} tokens; expected at least 1.")
+        if self.draft_tokens < 0:
+            raise UsageError(f"An n-gram lookup that tries {self.draft_tokens} tokens in a draft; expected 0 or more.")
 
     def __str__(self) -> str:
-        return f"n-gram {self.min_match}-{self.max_match}, {self.max_tokens} tokens"
+        tried = f", {self.draft_tokens} in drafts" if self.draft_tokens else ""
+        return f"n-gram {self.min_match}-{self.max_match}, {self.max_tokens} tokens{tried}"
+
+    @property
+    def alone(self) -> NgramLookup:
+        """The same where the model drafts nothing."""
+        return replace(self, draft_tokens=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -37,5 +49,9 @@ class NgramLookup:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> NgramLookup:
-        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults."""
-        return cls(**{name: int(value[name]) for name in cls.__dataclass_fields__ if name in value})
+        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults.
+
+        Files from before ``draft_tokens`` were measured without it.
+        """
+        known = {"draft_tokens": 0, **value}
+        return cls(**{name: int(known[name]) for name in cls.__dataclass_fields__ if name in known})

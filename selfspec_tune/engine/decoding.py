@@ -102,6 +102,7 @@ def self_speculative(
         record.drafted.append(len(drafted.tokens))
         record.accepted.append(num_accepted)
         record.sources.append(drafted.source.value)
+        record.passes.append(drafted.num_passes)
         tokens = [*drafted.tokens[:num_accepted], token]
         drafter.learn(drafted, num_accepted, tokens)
         ended = output.emit(tokens)

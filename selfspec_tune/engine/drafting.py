@@ -14,16 +14,18 @@ from selfspec_tune.engine.sampling import Sampler
 from selfspec_tune.policies import PolicyState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drafted:
     """The tokens of one round and, when sampling, the distribution that each was drawn from.
 
     A distribution is [draft vocabulary]; None is a point mass on the token itself.
+    ``num_passes``: of the draft through the model.
     """
 
     source: Source
     tokens: list[int] = field(default_factory=list)
     distributions: list[Tensor | None] = field(default_factory=list)
+    num_passes: int = 0
 
 
 class Drafter:
@@ -44,8 +46,10 @@ class Drafter:
     ) -> None:
         self._runner = runner
         self._greedy = greedy
+        self._draft_tokens = lookup.draft_tokens if lookup is not None else 0
         # A policy that stops for nothing: all steps at once, so that the device need not wait for the host.
-        self._is_unasked = isinstance(runner, GreedySteps) and not policy.needs_probability
+        is_own = isinstance(runner, GreedySteps) and not self._draft_tokens
+        self._is_unasked = is_own and not policy.needs_probability
         self._sampler = sampler
         self._is_eos = is_eos
         self._policy = policy
@@ -65,7 +69,7 @@ class Drafter:
     def learn(self, drafted: Drafted, num_accepted: int, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
-        self._policy.update(num_accepted, len(drafted.tokens), agreed)
+        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes)
         if self._index is not None:
             self._index.extend(tokens)
 
@@ -78,36 +82,73 @@ class Drafter:
     def _by_model(self, token: int, most: int) -> Drafted:
         """Draft until the policy stops, an end-of-sequence token, or ``most`` tokens."""
         verified = self._runner.length
-        if self._greedy is None:
-            drafted = self._by_drawing(token, most)
-        elif self._is_unasked:
-            drafted = Drafted(Source.MODEL, self._until_eos(self._greedy.draft_greedy(token, most)[0]))
+        if self._greedy is not None and self._is_unasked:
+            tokens = self._until_eos(self._greedy.draft_greedy(token, most)[0])
+            drafted = Drafted(Source.MODEL, tokens, num_passes=most)
         else:
-            drafted = self._greedily(self._greedy, token, most)
+            drafted = self._in_passes(token, most)
         self._runner.rewind(verified)
         return drafted
 
-    def _greedily(self, greedy: GreedySteps, token: int, most: int) -> Drafted:
+    def _in_passes(self, token: int, most: int) -> Drafted:
+        """Pass by pass: each over the last token and what the lookup finds after it, of which the agreed part is kept.
+
+        A token that differs from the guess is the draft's own all the same: what it is drawn
+        from depends on the tokens before it alone.
+        """
+        verified, context = self._runner.length, self._index.length if self._index else 0
         drafted = Drafted(Source.MODEL)
-        while len(drafted.tokens) < most:
-            (token,), (probability,) = greedy.draft_greedy(token, 1)
-            drafted.tokens.append(token)
-            if self._is_enough(drafted, probability):
-                break
+        is_enough = most < 1
+        while not is_enough:
+            self._runner.rewind(verified + len(drafted.tokens))
+            guess = self._guess(most - len(drafted.tokens) - 1)
+            drafted.num_passes += 1
+            is_enough = self._take(drafted, guess, *self._pass([token, *guess])) or len(drafted.tokens) >= most
+            token = drafted.tokens[-1]
+        if self._index is not None:
+            self._index.rewind(context)
         return drafted
 
-    def _by_drawing(self, token: int, most: int) -> Drafted:
-        drafted = Drafted(Source.MODEL)
-        while len(drafted.tokens) < most:
-            distribution = self._sampler.probabilities(self._runner.draft_step(token))
-            token = self._sampler.draw(distribution)
-            drafted.tokens.append(token)
-            drafted.distributions.append(distribution)
-            if self._is_enough(drafted, float(distribution[token])):
-                break
-        return drafted
+    def _guess(self, most: int) -> list[int]:
+        """Tokens to try in a draft pass: those that the lookup finds after what is drafted so far."""
+        if self._index is None or not self._draft_tokens:
+            return []
+        return list(self._index.find().tokens[: min(most, self._draft_tokens)]) if most > 0 else []
 
-    def _is_enough(self, drafted: Drafted, probability: float) -> bool:
-        """Whether drafting ends after the last token, which had this probability."""
-        wants_more = self._policy.wants_more(len(drafted.tokens), probability)
+    def _pass(self, tokens: Sequence[int]) -> tuple[list[int], list[float], list[Tensor | None]]:
+        """What the draft puts after each of ``tokens``: the token, its probability and its distribution."""
+        is_step = len(tokens) == 1  # which a runner may have on its device already
+        if self._greedy is not None:
+            greedy = self._greedy
+            chosen = greedy.draft_greedy(tokens[0], 1) if is_step else greedy.draft_pass_greedy(tokens)
+            return *chosen, [None] * len(tokens)
+        logits = self._runner.draft_step(tokens[0])[None] if is_step else self._runner.draft_pass(tokens)
+        distributions = [self._sampler.probabilities(row) for row in logits]
+        drawn = [self._sampler.draw(distribution) for distribution in distributions]
+        probabilities = [float(row[token]) for row, token in zip(distributions, drawn, strict=True)]
+        return drawn, probabilities, list(distributions)
+
+    def _take(
+        self,
+        drafted: Drafted,
+        guess: Sequence[int],
+        following: Sequence[int],
+        probabilities: Sequence[float],
+        distributions: Sequence[Tensor | None],
+    ) -> bool:
+        """Keep what a pass put after the last token and after each right guess; whether that is enough."""
+        num_agreed = common_prefix(guess, following)
+        for place in range(num_agreed + 1):
+            drafted.tokens.append(following[place])
+            if self._greedy is None:
+                drafted.distributions.append(distributions[place])
+            if self._index is not None:
+                self._index.extend(following[place : place + 1])
+            if self._is_enough(drafted, probabilities[place], num_agreed - place):
+                return True
+        return False
+
+    def _is_enough(self, drafted: Drafted, probability: float, num_ahead: int) -> bool:
+        """Whether drafting ends after the last token, which had this probability; ``num_ahead`` more are known."""
+        wants_more = self._policy.wants_more(len(drafted.tokens), probability, num_ahead)
         return not wants_more or self._is_eos(drafted.tokens[-1])

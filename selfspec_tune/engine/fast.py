@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.engine.activations import Meter, Moments
 from selfspec_tune.engine.draft_copies import DraftCopies, Key
 from selfspec_tune.engine.llama_layers import Attention, CacheState, Mlp, Norm, SubLayer
 from selfspec_tune.engine.lowbit import LowBitSettings, refusal
@@ -121,6 +122,10 @@ class FastRunner:
         return self._draft_head(self._norm(hidden))[0]
 
     @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return self._draft_head(self._norm(self._run(self.embed(tokens), self._draft_sublayers)))
+
+    @torch.inference_mode()
     def verify(self, tokens: Sequence[int]) -> Tensor:
         return self.head(self._run(self.embed(tokens), self._sublayers))
 
@@ -158,6 +163,32 @@ class FastRunner:
     def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:
         """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
         return self._head_at(precision, vocabulary)(self._norm(hidden))
+
+    @torch.inference_mode()
+    def input_moments(self, tokens: Sequence[int]) -> dict[Dense, Moments]:
+        """What the inputs of every linear layer are like along ``tokens``.
+
+        Left out are layers whose number of inputs is no multiple of 32. What is cached is kept.
+        """
+        meters: dict[Dense, Meter] = {}
+
+        def metered(dense: Dense) -> Projection:
+            return meters.setdefault(dense, Meter(dense)) if dense.weight.shape[1] % 32 == 0 else dense
+
+        sublayers = [s.with_projections(*map(metered, s.projections)) for s in self._sublayers]
+        head = metered(self._head)
+        length = self._length
+        held = self._state.copy(length) if length else None
+        tokens = tokens[: self._loaded.context_length]
+        self.reserve(len(tokens))
+        self._length = 0
+        hidden = self._norm(self._run(self.embed(tokens), sublayers))
+        if isinstance(head, Meter):
+            head.note(hidden)
+        if held is not None:
+            self._state.restore(held)
+        self._length = length
+        return {dense: meter.moments for dense, meter in meters.items()}
 
     def rotation(self, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Rotary cosines and signed sines at ``positions``, all below ``capacity``."""

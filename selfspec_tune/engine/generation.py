@@ -14,10 +14,11 @@ class Generation:
 
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
     plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
-    that is not known). Times are seconds of synchronised work; ``verify_seconds`` is the time
-    in full-model forward passes after prefill, plain decode steps included.
-    ``decode_seconds`` is everything after prefill, overhead included. ``first_tokens`` came
-    out of the prefill: one, or more where drafts were verified in the same pass.
+    that is not known), ``passes`` the draft's passes through the model in it. Times are seconds
+    of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
+    prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
+    overhead included. ``first_tokens`` came out of the prefill: one, or more where drafts were
+    verified in the same pass.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Generation:
     stop_reason: StopReason = "length"
     first_tokens: int = 1
     sources: list[str] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
 
     @property
     def total_seconds(self) -> float:

@@ -36,15 +36,21 @@ class _FromLogits:
             logits = self._runner.draft_step(token)
             token = int(logits.argmax())
             tokens.append(token)
-            probabilities.append(_probability(logits, token) if self._needs_probability else 1.0)
+            probabilities.append(self._probability(logits, token))
         return tokens, probabilities
+
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        logits = self._runner.draft_pass(tokens)
+        following: list[int] = logits.argmax(-1).tolist()
+        return following, [self._probability(row, token) for row, token in zip(logits, following, strict=True)]
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
         following: list[int] = self._runner.verify(tokens).argmax(-1).tolist()
         return following
 
-
-def _probability(logits: Tensor, token: int) -> float:
-    """The softmax of logits [vocabulary] at ``token``."""
-    scores = logits.float()
-    return float(torch.exp(scores[token] - scores.logsumexp(-1)))
+    def _probability(self, logits: Tensor, token: int) -> float:
+        """The softmax of logits [vocabulary] at ``token``, where anybody asks for it."""
+        if not self._needs_probability:
+            return 1.0
+        scores = logits.float()
+        return float(torch.exp(scores[token] - scores.logsumexp(-1)))

@@ -73,6 +73,15 @@ class CacheState:
         self._open, self._closed = (torch.tensor(value, dtype=dtype, device=device) for value in (0.0, -torch.inf))
         self.capacity = capacity
 
+    def copy(self, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first ``length`` positions."""
+        return self.keys[:, :, :length].clone(), self.values[:, :, :length].clone()
+
+    def restore(self, held: tuple[Tensor, Tensor]) -> None:
+        """The inverse of `copy`."""
+        keys, values = held
+        self.keys[:, :, : keys.shape[2]], self.values[:, :, : values.shape[2]] = keys, values
+
     def _make_band(self, capacity: int) -> Tensor:
         """[tokens * group, 2 * capacity]: row t (each ``group`` times) sees columns up to capacity + t."""
         columns = torch.arange(2 * capacity, device=self._loaded.device)

@@ -33,18 +33,38 @@ class NgramIndex:
         self._lookup = lookup
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
+        self._before: list[list[tuple[tuple[int, ...], int | None]]] = []  # what each token's n-grams replaced
         self.extend(tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the context."""
+        return len(self._tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Add ``tokens`` to the end of the context."""
         lengths = range(self._lookup.min_match, self._lookup.max_match + 1)
         for token in tokens:
             end = len(self._tokens)
+            replaced = []
             for length in lengths:
                 if length > end:
                     break
-                self._after[tuple(self._tokens[end - length :])] = end
+                ngram = tuple(self._tokens[end - length :])
+                replaced.append((ngram, self._after.get(ngram)))
+                self._after[ngram] = end
             self._tokens.append(token)
+            self._before.append(replaced)
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        while len(self._tokens) > length:
+            self._tokens.pop()
+            for ngram, place in self._before.pop():
+                if place is None:
+                    del self._after[ngram]
+                else:
+                    self._after[ngram] = place
 
     def find(self) -> Found:
         """What followed the longest suffix that occurred before, at its most recent occurrence."""

@@ -61,8 +61,11 @@ class ReferenceRunner:
         return self._forward([token], keep=1)[-1]
 
     def draft_step(self, token: int) -> Tensor:
+        return self.draft_pass([token])[-1]
+
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
         with skipped(self._loaded, self._draft.skip_set):
-            return self._forward([token], keep=1)[-1, : self._draft.vocabulary]
+            return self._forward(tokens, keep=len(tokens))[:, : self._draft.vocabulary]
 
     def verify(self, tokens: Sequence[int]) -> Tensor:
         return self._forward(tokens, keep=len(tokens))

@@ -46,6 +46,9 @@ class Runner(Protocol):
     def draft_step(self, token: int) -> Tensor:
         """One step with the draft's sub-layers skipped; logits [draft vocabulary]."""
 
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        """One pass of the draft over k tokens; logits [k, draft vocabulary]."""
+
     def verify(self, tokens: Sequence[int]) -> Tensor:
         """One full-model pass over k + 1 tokens; logits [k + 1, vocabulary]."""
 
@@ -73,6 +76,9 @@ class GreedySteps(Protocol):
         Returns the drafted tokens and the probability of each, which may be 1.0 where the
         policy of `set_draft` does not need it. Asks no policy between the steps.
         """
+
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        """`Runner.draft_pass`; the token that follows each, and its probability as in `draft_greedy`."""
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
         """`Runner.verify`; the token that follows each of the k + 1."""

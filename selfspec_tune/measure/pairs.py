@@ -111,6 +111,7 @@ def arm_run(generation: Generation) -> ArmRun:
         accepted=generation.accepted,
         drafted=generation.drafted,
         sources=generation.sources,
+        passes=generation.passes,
         stop_reason=generation.stop_reason,
         first_tokens=generation.first_tokens,
     )

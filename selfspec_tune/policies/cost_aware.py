@@ -24,6 +24,7 @@ _MARGIN = 1.1
 _CLEAR_GAIN, _MOST_CREDIT = 0.25, 1.3
 _LOOKUP_CREDIT = 0.25  # at least, with a lookup: its tokens cost next to nothing
 _RATE = {"strength": 2.0, "memory": 0.8}
+_PASSES = {"strength": 3.0, "memory": 0.9}
 # Rounds without the model before it is tried again; doubled each time that it still looks bad.
 _FIRST_PAUSE, _LONGEST_PAUSE = 10, 64
 
@@ -42,6 +43,7 @@ class CostAwareState:
         self._verify = [1.0, *(costs.verification(k) / costs.decode for k in range(1, longest + 1))]
         self._model = ModelAcceptance(policy.prior)
         self._lookup = LookupAcceptance()
+        self._passes = RunningMean(1.0, **_PASSES)  # a drafted token
         guess = self._model_rate(self._most)
         self._tokens, self._time = RunningMean(guess, **_RATE), RunningMean(1.0, **_RATE)
         self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(guess, has_lookup=ngram is not None))
@@ -58,7 +60,7 @@ class CostAwareState:
         self._plan = self._choose(room)
         return self._plan
 
-    def wants_more(self, num_drafted: int, probability: float) -> bool:
+    def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
         self._confidences.append(probability)
         self._survival *= self._model.calibrated(probability)
         if num_drafted >= self._plan.num_tokens or not self._may_draft(num_drafted + 1):
@@ -70,13 +72,15 @@ class CostAwareState:
         for longer in range(num_drafted + 1, self._plan.num_tokens + 1):
             chance *= self._model.following.value
             gain += chance
-            if gain > price * (self._model_cost(longer) - before):
+            saved = min(num_ahead, longer - num_drafted) * self._step * self._passes.value
+            if gain > price * (self._model_cost(longer) - before - saved):
                 return True
         return False
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0) -> None:
+    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
         is_model = self._plan.source is Source.MODEL
-        cost = self._model_cost(drafted) if is_model else self._verify[drafted]
+        num_passes = drafted if num_passes is None else num_passes
+        cost = self._verify[drafted] + (num_passes * self._step if is_model else 0.0)
         self._ledger.book(cost, accepted + 1)
         # Whatever was decoded shows what the lookup would have been worth.
         seen = min(self._num_found, agreed + 1, accepted + 1)
@@ -86,6 +90,7 @@ class CostAwareState:
             self._time.add(cost)
         if is_model:
             self._model.observe(self._confidences, accepted)
+            self._passes.add(num_passes / max(drafted, 1))
             self._note_trial()
 
     @property
@@ -117,7 +122,8 @@ class CostAwareState:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _model_cost(self, num_drafted: int) -> float:
-        return num_drafted * self._step + self._verify[num_drafted]
+        """A round that drafts so many tokens, in as many passes as such drafts took lately."""
+        return num_drafted * self._passes.value * self._step + self._verify[num_drafted]
 
     def _may_draft(self, num_drafted: int) -> bool:
         """Whether the ledger bears a round of so many tokens of the model's, all rejected."""

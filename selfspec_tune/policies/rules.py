@@ -25,12 +25,12 @@ class RuleState:
         self._source = Source.NGRAM if num_found else Source.MODEL
         return Plan(self._source, min(room, num_found or self._policy.max_draft_tokens))
 
-    def wants_more(self, num_drafted: int, probability: float) -> bool:
+    def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
         if num_drafted >= self._policy.max_draft_tokens:
             return False
         return self._policy.kind is PolicyKind.FIXED or probability >= self.threshold
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0) -> None:
+    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
         """Move an adaptive threshold; what was looked up says nothing about it."""
         policy = self._policy
         if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._source is Source.NGRAM:

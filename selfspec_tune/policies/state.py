@@ -35,11 +35,16 @@ class PolicyState(Protocol):
         The lookup found ``num_found`` tokens after a match of ``match_length``.
         """
 
-    def wants_more(self, num_drafted: int, probability: float) -> bool:
-        """Whether the model should draft on after ``num_drafted`` tokens, the last one at ``probability``."""
+    def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
+        """Whether the model should draft on after ``num_drafted`` tokens, the last one at ``probability``.
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0) -> None:
+        ``num_ahead`` further tokens are known already, from the same pass.
+        """
+
+    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
         """Learn that the verification accepted ``accepted`` of the round's ``drafted`` tokens.
+
+        ``num_passes`` of the draft made them (default: one each, where the model drafted).
 
         ``agreed``: how many of the tokens that the lookup found, taken or not, were those
         that the round gave (its accepted ones and one more), up to the first difference.

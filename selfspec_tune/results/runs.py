@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from selfspec_tune.costs import Counts
 from selfspec_tune.results.record import Record
 
 StopReason = Literal["eos", "length", "stop_string"]
@@ -20,7 +21,8 @@ class ArmRun(Record):
     ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
     ``accepted`` and ``drafted`` count tokens per round (the token that verification itself adds
     is in neither), ``sources`` who drafted in each ("plain": nobody; empty where that is not
-    known, as in older files); plain decoding has no rounds.
+    known, as in older files), ``passes`` the draft's passes through the model in each (empty likewise);
+    plain decoding has no rounds.
     """
 
     num_tokens: int = Field(ge=0)
@@ -31,6 +33,7 @@ class ArmRun(Record):
     accepted: list[int] = []
     drafted: list[int] = []
     sources: list[str] = []
+    passes: list[int] = []
     stop_reason: StopReason = "length"
     first_tokens: int = Field(default=1, ge=0)
 
@@ -42,7 +45,14 @@ class ArmRun(Record):
             raise ValueError("a round accepted more tokens than it drafted")
         if self.sources and len(self.sources) != len(self.drafted):
             raise ValueError(f"{len(self.sources)} sources for {len(self.drafted)} rounds")
+        if self.passes and len(self.passes) != len(self.drafted):
+            raise ValueError(f"passes of {len(self.passes)} rounds for {len(self.drafted)} rounds")
         return self
+
+    @property
+    def counts(self) -> Counts:
+        """The rounds, as the cost model counts them."""
+        return Counts(self.drafted, self.accepted, self.sources, self.passes)
 
     @property
     def total_seconds(self) -> float:

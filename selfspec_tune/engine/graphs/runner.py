@@ -23,6 +23,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
 from selfspec_tune.engine.llama_layers import MAX_MASKED_TOKENS, Attention, SubLayer
+from selfspec_tune.engine.projection import Projection
 from selfspec_tune.engine.runner import check_cache
 from selfspec_tune.models import LoadedModel
 
@@ -30,7 +31,8 @@ _SMALLEST_BUCKET = 256
 _MAX_DRAFTS = 8  # drafts whose graphs are kept; a search goes through hundreds
 
 _FULL = "full"
-_GraphKey = tuple[Any, int, int]  # what: _FULL or a draft's key; how many tokens; bucket
+# What: _FULL or a draft's key; how many tokens; bucket; whether they are given, or the device's own last one.
+_GraphKey = tuple[Any, int, int, bool]
 
 
 class GraphedRunner(FastRunner):
@@ -78,6 +80,7 @@ class GraphedRunner(FastRunner):
         super().set_draft(draft)
         self._needs_probability = draft.policy.needs_probability
         self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
+        self._most_tried = draft.ngram.draft_tokens if draft.ngram and draft.model_drafts else 0
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
         self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, self._needs_probability)
         self._drafts.pop(self._draft_key, None)
@@ -101,6 +104,18 @@ class GraphedRunner(FastRunner):
         self._step()
         self._inputs.drafted()
         return self._logits[0, : self._draft_width].clone()
+
+    @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return self._pass(tokens, self._draft_key)[:, : self._draft_width].clone()
+
+    @torch.inference_mode()
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        logits = self._pass(tokens, self._draft_key)[:, : self._draft_width]
+        following = logits.argmax(-1)
+        confidence = _probability if self._needs_probability else _certainty
+        chosen: list[list[float]] = torch.stack((following.double(), confidence(logits, following)), -1).tolist()
+        return [int(row[0]) for row in chosen], [row[1] for row in chosen]
 
     @torch.inference_mode()
     def decode_greedy(self, token: int) -> int:
@@ -133,19 +148,19 @@ class GraphedRunner(FastRunner):
         self._inputs.drafted([int(row[0]) for row in drafted], count)
         return drafted
 
-    def _pass(self, tokens: Sequence[int]) -> Tensor:
-        """Logits [tokens, vocabulary] of the full model, which the next pass overwrites."""
+    def _pass(self, tokens: Sequence[int], what: Any = _FULL) -> Tensor:
+        """Logits [tokens, vocabulary] of the full model or of a draft, which the next pass overwrites."""
         end = self._length + len(tokens)
         check_cache(end, self.capacity)
         self._inputs.expect_pass(self._length, tokens)
-        self._replay((_FULL, len(tokens), self._bucket(end)))
+        self._replay((what, len(tokens), self._bucket(end), True))
         self._length = end
         return self._logits[: len(tokens)]
 
     def _step(self) -> None:
         """One draft step from the slot that is next on the device."""
         check_cache(self._length + 1, self.capacity)
-        self._replay((self._draft_key, 1, self._bucket(self._length + 1)))
+        self._replay((self._draft_key, 1, self._bucket(self._length + 1), False))
         self._length += 1
 
     def _replay(self, key: _GraphKey) -> None:
@@ -161,8 +176,9 @@ class GraphedRunner(FastRunner):
     def _capture_ahead(self, capacity: int) -> None:
         """Capture decode, draft step and each verification at every bucket; the cache stays as it is."""
         for bucket in self.buckets(capacity):
-            wanted: list[_GraphKey] = [(_FULL, count, bucket) for count in range(1, self._max_draft_tokens + 2)]
-            wanted.append((self._draft_key, 1, bucket))
+            wanted: list[_GraphKey] = [(_FULL, count, bucket, True) for count in range(1, self._max_draft_tokens + 2)]
+            wanted.append((self._draft_key, 1, bucket, False))
+            wanted += [(self._draft_key, count, bucket, True) for count in range(2, self._most_tried + 2)]
             missing = [key for key in wanted if key not in self._graphs and key[1] <= bucket]
             if missing:
                 self._capture_at_end(bucket, missing)
@@ -173,8 +189,8 @@ class GraphedRunner(FastRunner):
         caches = (self._state.keys, self._state.values)
         before = [cache[:, :, overwritten].clone() for cache in caches]
         for key in keys:
-            what, count, _ = key
-            if what is _FULL:
+            _, count, _, is_given = key
+            if is_given:
                 self._inputs.expect_pass(bucket - count, [0] * count)
                 self._replay(key)
             else:
@@ -185,20 +201,26 @@ class GraphedRunner(FastRunner):
             cache[:, :, overwritten] = kept
 
     def _make_pass(self, key: _GraphKey) -> Pass:
-        what, count, bucket = key
-        return self._full_pass(count, bucket) if what is _FULL else self._draft_pass(bucket)
+        what, count, bucket, is_given = key
+        if not is_given:
+            return self._step_of_draft(bucket)
+        if what is _FULL:
+            return self._pass_over(count, bucket, self._sublayers, self._head)
+        return self._pass_over(count, bucket, self._draft_sublayers, self._draft_head)
 
-    def _full_pass(self, count: int, bucket: int) -> Pass:
-        inputs, logits = self._inputs, self._logits[:count]
+    def _pass_over(self, count: int, bucket: int, sublayers: Sequence[SubLayer], head: Projection) -> Pass:
+        """A pass over given tokens. What it runs through is bound now: by a later call the draft may be another."""
+        inputs = self._inputs
 
         def forward() -> None:
             positions = inputs.start + self._offsets[:count]
             hidden = F.embedding(inputs.tokens[:count], self._embedding)
-            logits.copy_(self.head(self._through(self._sublayers, hidden, positions, bucket)))
+            logits = head(self._norm(self._through(sublayers, hidden, positions, bucket)))
+            self._logits[:count, : logits.shape[-1]].copy_(logits)
 
         return forward
 
-    def _draft_pass(self, bucket: int) -> Pass:
+    def _step_of_draft(self, bucket: int) -> Pass:
         # Bound now: the draft may have changed by the time that a dry pass is called again.
         sublayers, head = self._draft_sublayers, self._draft_head
         inputs, logits = self._inputs, self._logits[:1, : self._draft_width]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.draft import Precision
+from selfspec_tune.engine.activations import Moments
 from selfspec_tune.engine.lowbit import LowBitSettings, row_chunks
 from selfspec_tune.engine.native.library import INT4_GROUP, UNIT, Format, Linear, load_library
 from selfspec_tune.engine.projection import Dense
@@ -23,6 +24,7 @@ from selfspec_tune.errors import UnsupportedPrecisionError
 
 _SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
 _CODE_BYTES = UNIT * INT4_GROUP // 2
+_PIECE_BYTES = 4 << 20  # of a weight dequantised at once: fits the last-level cache of any machine
 
 
 def refusal(precision: Precision, num_inputs: int, settings: LowBitSettings) -> str | None:
@@ -48,9 +50,14 @@ def copy_bytes(dense: Dense, precision: Precision, settings: LowBitSettings) -> 
 
 
 class NativeCopy:
-    """A copy of one linear layer. Called, it computes with the values that its codes stand for."""
+    """A copy of one linear layer. Called, it computes with the values that its codes stand for.
 
-    def __init__(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> None:
+    With the ``moments`` of its inputs, an int4 copy by the codebook errs little on inputs like those.
+    """
+
+    def __init__(
+        self, dense: Dense, precision: Precision, settings: LowBitSettings, moments: Moments | None = None
+    ) -> None:
         rows, columns = (int(size) for size in dense.weight.shape)
         reason = refusal(precision, columns, settings)
         if reason is not None:
@@ -64,7 +71,8 @@ class NativeCopy:
         if precision is Precision.INT8:
             self._codes, self._scales = pack_int8(dense.weight)
         else:
-            self._codes = (pack_codebook if settings.symmetric else pack_grid)(dense.weight)
+            symmetric = settings.symmetric
+            self._codes = pack_codebook(dense.weight, moments) if symmetric else pack_grid(dense.weight)
         self._has_centre = precision is Precision.INT4 and not settings.symmetric
 
     @property
@@ -96,12 +104,23 @@ class NativeCopy:
         return part
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        # Many rows at once are a search scoring a text: dequantising is little beside them.
-        weight = torch.empty_like(self._dense.weight)
+        # Many rows at once are a search scoring a text. Dequantised piece by piece, the weight stays in the caches.
+        rows, columns = (int(size) for size in self._dense.weight.shape)
+        at_once = max(_PIECE_BYTES // (columns * hidden.element_size()) // UNIT * UNIT, UNIT)
+        piece = torch.empty(min(at_once, rows), columns, dtype=hidden.dtype)
+        outputs = []
+        for start in range(0, rows, at_once):
+            weight = piece[: min(at_once, rows - start)]
+            self._dequantise(start, weight)
+            bias = None if self._dense.bias is None else self._dense.bias[start : start + weight.shape[0]]
+            outputs.append(F.linear(hidden, weight, bias))
+        return torch.cat(outputs, -1)
+
+    def _dequantise(self, start: int, weight: Tensor) -> None:
+        """Fill ``weight`` with the values of the rows from ``start``."""
+        structure = self.structure(start, int(weight.shape[0]))
         is_bf16 = weight.dtype == torch.bfloat16
-        structure = self.structure()
         load_library().dequantise(ctypes.byref(structure), weight.data_ptr(), is_bf16, torch.get_num_threads())
-        return F.linear(hidden, weight, self._dense.bias)
 
 
 def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,12 +133,21 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def pack_codebook(weight: Tensor) -> Tensor:
-    """Bytes [tiles, groups, 288]: levels of the kernels' codebook; columns must be a multiple of 32."""
+def pack_codebook(weight: Tensor, moments: Moments | None = None) -> Tensor:
+    """Bytes [tiles, groups, 288]: levels of the kernels' codebook; columns must be a multiple of 32.
+
+    With ``moments`` of the inputs by GPTQ (Frantar et al., ICLR 2023), within their blocks: the weights after
+    each make up for its error. Without, every weight is rounded by itself.
+    """
     rows, columns = weight.shape
     packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES), torch.uint8)
-    is_bf16 = weight.dtype == torch.bfloat16
-    load_library().pack_codebook(weight.data_ptr(), is_bf16, rows, columns, packed.data_ptr(), torch.get_num_threads())
+    importance = torch.ones(columns) if moments is None else moments.mean_squares
+    factors = None if moments is None else moments.factors
+    load_library().pack_codebook(
+        *(weight.data_ptr(), weight.dtype == torch.bfloat16, rows, columns),
+        *(importance.data_ptr(), None if factors is None else factors.data_ptr()),
+        *(INT4_GROUP if factors is None else factors.shape[-1], packed.data_ptr(), torch.get_num_threads()),
+    )
     return packed
 
 

@@ -40,7 +40,9 @@
 #define KV_CHUNK 128   /* positions whose attention is summed before chunks are combined */
 #define MAX_HEAD_SIZE 512
 #define HEADS_AT_ONCE 8 /* query heads of one KV head */
+#define MAX_BLOCK 128  /* inputs whose errors make up for each other in an int4 copy */
 #define GROUP 32       /* inputs that share one int4 scale */
+#define INT4_TOKENS 5 /* at most, that share each load of an int4 weight: their sums fit the registers */
 #define BLOCK 32       /* inputs that one bfloat16 instruction takes */
 #define HEAD_UNITS 16  /* units of the output head whose exponentials are summed before such sums are added */
 #define PREFETCH 8192  /* bytes that the memory is asked for ahead of their use, at least */
@@ -159,6 +161,11 @@ INLINE f16v load_any(const void *p, int64_t i, int is_bf16) {
 }
 INLINE float load_any1(const void *p, int64_t i, int is_bf16) {
     return is_bf16 ? widen1(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+INLINE void store_any(void *p, int64_t i, f16v x, int is_bf16) {
+    if (!is_bf16) { store_f((float *)p + i, x); return; }
+    const h16v bits = __builtin_convertvector(round_bits(x), h16v);
+    memcpy((uint16_t *)p + i, &bits, sizeof bits);
 }
 INLINE void store_any1(void *p, int64_t i, float x, int is_bf16) {
     if (is_bf16) ((uint16_t *)p)[i] = narrow1(x); else ((float *)p)[i] = x;
@@ -436,12 +443,14 @@ static void dot_wide_unit(const Linear *l, int64_t first, int64_t count, const I
     }
 }
 
+INLINE float sum_group(const uint16_t *inputs) { return sum1(widen(inputs) + widen(inputs + LANES)); }
+
 /* int4: tiles of 16 rows; per GROUP inputs 16 bfloat16 scales, 16 centres where there are any, then
  * 4 x 16 words of 8 nibbles: word r of quarter q holds inputs 8q … 8q+7 of row r, even ones in its low half. */
-static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
+INLINE void dot_int4(const int count, const Linear *l, int64_t unit, const Input *x, int64_t tokens, int64_t first, f16v *out) {
     const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_centre ? 32 : 0) + 256;
     const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
-    f16v total = splat(0.f);
+    f16v total[INT4_TOKENS] = {};
 #if HAVE_DOT_BF16
     uint16_t values[32]; /* twice over: a permutation reads five bits, and the fifth is another code's */
     for (int i = 0; i < 32; i++) values[i] = narrow1(l->has_centre ? (float)(i % 16 - 8) : CODEBOOK[i % 16]);
@@ -452,42 +461,67 @@ static f16v dot_int4(const Linear *l, int64_t unit, const Input *x) {
 #endif
     for (int64_t g = 0; g < groups; g++, p += bytes) {
         const uint8_t *nibbles = p + bytes - 256;
+        const uint16_t *inputs = x->b + (g * tokens + first) * BLOCK; /* a group of inputs is a block */
+        f16v sum[INT4_TOKENS];
         for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + PREFETCH + i, 0, 2);
 #if HAVE_DOT_BF16
-        const pair *pairs = (const pair *)(x->b + g * GROUP);
-        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 sums[INT4_TOKENS][2];
+        UNROLL for (int t = 0; t < count; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
         for (int q = 0; q < 4; q++) {
             const __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
-            for (int s = 0; s < 4; s++) {
+            UNROLL for (int s = 0; s < 4; s++) {
                 const __m512bh two = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4 * s), table);
-                sums[s % 2] = _mm512_dpbf16_ps(sums[s % 2], two, (__m512bh)_mm512_set1_epi32(pairs[4 * q + s]));
+                UNROLL for (int t = 0; t < count; t++) {
+                    const pair *pairs = (const pair *)(inputs + t * BLOCK);
+                    const __m512bh both = (__m512bh)_mm512_set1_epi32(pairs[4 * q + s]);
+                    sums[t][s % 2] = _mm512_dpbf16_ps(sums[t][s % 2], two, both);
+                }
             }
         }
-        const f16v sum = (f16v)_mm512_add_ps(sums[0], sums[1]);
+        UNROLL for (int t = 0; t < count; t++) sum[t] = (f16v)_mm512_add_ps(sums[t][0], sums[t][1]);
 #else
-        f16v sum = splat(0.f);
+        for (int t = 0; t < count; t++) sum[t] = splat(0.f);
         for (int q = 0; q < 4; q++) {
             u16v w;
             memcpy(&w, nibbles + 64 * q, sizeof w);
             for (int s = 0; s < 4; s++) {
-                const uint16_t *xp = x->b + g * GROUP + 8 * q + 2 * s;
                 const f16v low = look_up(table, (i16v)((w >> (4 * s)) & 15));
                 const f16v high = look_up(table, (i16v)((w >> (16 + 4 * s)) & 15));
-                sum = add_product(add_product(sum, low, splat(widen1(xp[0]))), high, splat(widen1(xp[1])));
+                for (int t = 0; t < count; t++) {
+                    const uint16_t *xp = inputs + t * BLOCK + 8 * q + 2 * s;
+                    sum[t] = add_product(add_product(sum[t], low, splat(widen1(xp[0]))), high, splat(widen1(xp[1])));
+                }
             }
         }
 #endif
-        total = add_product(total, sum, widen((const uint16_t *)p));
-        if (l->has_centre) total = add_product(total, widen((const uint16_t *)(p + 32)), splat(x->sums[g]));
+        UNROLL for (int t = 0; t < count; t++) {
+            total[t] = add_product(total[t], sum[t], widen((const uint16_t *)p));
+            if (l->has_centre) {
+                const float all = tokens == 1 ? x->sums[g] : sum_group(inputs + t * BLOCK);
+                total[t] = add_product(total[t], widen((const uint16_t *)(p + 32)), splat(all));
+            }
+        }
     }
-    return total;
+    UNROLL for (int t = 0; t < count; t++) out[t] = total[t];
+}
+
+static void dot_int4_unit(const Linear *l, int64_t unit, const Input *x, int64_t tokens, f16v *out) {
+    for (int64_t first = 0; first < tokens; first += INT4_TOKENS) {
+        switch (tokens - first) {
+            case 1: dot_int4(1, l, unit, x, tokens, first, out + first); break;
+            case 2: dot_int4(2, l, unit, x, tokens, first, out + first); break;
+            case 3: dot_int4(3, l, unit, x, tokens, first, out + first); break;
+            case 4: dot_int4(4, l, unit, x, tokens, first, out + first); break;
+            default: dot_int4(INT4_TOKENS, l, unit, x, tokens, first, out + first); break;
+        }
+    }
 }
 
 /* out[t] = rows `first` … of one unit, bias included; rows past the end are undefined. */
 static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tokens, f16v *out) {
     const int64_t first = unit * UNIT, count = l->rows - first < UNIT ? l->rows - first : UNIT;
     if (l->format == FORMAT_INT4) {
-        out[0] = dot_int4(l, unit, x);
+        dot_int4_unit(l, unit, x, tokens, out);
     } else {
         f16v acc[MAX_TOKENS * UNIT];
 #if HAVE_DOT_BF16
@@ -512,8 +546,7 @@ static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tok
 /* ---- inputs ---- */
 
 static void sum_groups(Input *x) {
-    for (int64_t g = 0; g < x->cols / GROUP; g++)
-        x->sums[g] = sum1(widen(x->b + g * GROUP) + widen(x->b + g * GROUP + LANES));
+    for (int64_t g = 0; g < x->cols / GROUP; g++) x->sums[g] = sum_group(x->b + g * GROUP);
 }
 
 /* Inputs k … of token t, at most as many as there are to the end of their block. */
@@ -529,7 +562,7 @@ static void set_input(Input *x, int64_t cols, int64_t tokens) {
         for (; k + LANES <= cols; k += LANES) narrow_to(x, tokens, t, k, load_f(x->f + t * cols + k), LANES);
         for (; k < cols; k++) narrow_to(x, tokens, t, k, splat(x->f[t * cols + k]), 1);
     }
-    if (tokens == 1) sum_groups(x); /* int4 weights are for one token alone */
+    if (tokens == 1) sum_groups(x); /* a draft of several tokens at once sums them where it needs them */
 }
 
 static void normalise(const Engine *e, const float *weight, float epsilon, int64_t tokens, Input *x) {
@@ -870,7 +903,7 @@ static void mlp(Engine *e, const SubLayer *s, int64_t tokens, int thread, int th
     Input whole = *y;
     whole.cols = width;
     whole.sums = x->sums;
-    if (s->third.format == FORMAT_INT4) sum_groups(&whole);
+    if (s->third.format == FORMAT_INT4 && tokens == 1) sum_groups(&whole);
     add_to_hidden(e, &s->third, &whole, tokens, thread, threads);
     barrier(e, threads);
 }
@@ -951,9 +984,21 @@ void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublaye
     for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head->rows, t);
 }
 
+/* A row's values of one group of an int4 weight, from its words. */
+INLINE void dequantise_group(const uint32_t *words, f16v table, float scale, float centre, void *values, int64_t at, int is_bf16) {
+    const u16v shifts = {0, 16, 4, 20, 8, 24, 12, 28, 0, 16, 4, 20, 8, 24, 12, 28};
+    for (int half = 0; half < GROUP / LANES; half++) {
+        const uint32_t a = words[2 * half * UNIT], b = words[(2 * half + 1) * UNIT];
+        const u16v codes = ((u16v){a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b} >> shifts) & 15;
+        store_any(values, at + half * LANES, look_up(table, (i16v)codes) * splat(scale) + splat(centre), is_bf16);
+    }
+}
+
 /* An int8 or int4 weight back in the model's type: values [rows, cols]. */
 void dequantise(const Linear *l, void *values, int32_t is_bf16, int32_t num_threads) {
     const int64_t groups = l->cols / GROUP, bytes = 32 + (l->has_centre ? 32 : 0) + 256;
+    f16v table;
+    for (int i = 0; i < LANES; i++) table[i] = l->has_centre ? (float)(i - 8) : CODEBOOK[i];
 #pragma omp parallel for num_threads(num_threads)
     for (int64_t n = 0; n < l->rows; n++) {
         if (l->format == FORMAT_INT8) {
@@ -966,71 +1011,97 @@ void dequantise(const Linear *l, void *values, int32_t is_bf16, int32_t num_thre
             const uint8_t *p = (const uint8_t *)l->data + (n / UNIT * groups + g) * bytes;
             const float scale = widen1(((const uint16_t *)p)[lane]);
             const float centre = l->has_centre ? widen1(((const uint16_t *)p)[UNIT + lane]) : 0.f;
-            const uint32_t *words = (const uint32_t *)(p + bytes - 256);
-            for (int i = 0; i < GROUP; i++) {
-                const uint32_t word = words[i / 8 * UNIT + lane];
-                const int q = (int)((word >> (i % 2 * 16 + i % 8 / 2 * 4)) & 15);
-                const float level = l->has_centre ? (float)(q - 8) : CODEBOOK[q];
-                store_any1(values, n * l->cols + g * GROUP + i, scale * level + centre, is_bf16);
-            }
+            const uint32_t *words = (const uint32_t *)(p + bytes - 256) + lane;
+            dequantise_group(words, table, scale, centre, values, n * l->cols + g * GROUP, is_bf16);
         }
     }
 }
 
-/* The best of a few scales near the group's extreme: codes of its GROUP weights; returns the scale. */
-static uint16_t encode(const float *weights, uint8_t *codes) {
+/* The codes of the levels nearest to `x`, and the levels. */
+INLINE i16v nearest_level(f16v x, f16v *level) {
+    i16v code = {};
+    *level = splat(CODEBOOK[0]);
+    for (int j = 1; j < 16; j++) {
+        const i16v above = x > (CODEBOOK[j - 1] + CODEBOOK[j]) / 2;
+        code -= above;
+        *level = choose(above, splat(CODEBOOK[j]), *level);
+    }
+    return code;
+}
+
+/* The best of a few scales near the extreme of GROUP weights of 16 rows, in the values that bfloat16 has.
+ * An error's square counts as much as `importance` says. */
+static f16v best_scale(const f16v *w, const float *importance) {
     static const float tried[] = {1.f, 0.95f, 0.9f, 1.05f, 0.85f, 1.1f};
-    float extreme = 0, least = INFINITY;
-    uint16_t best = 0;
-    for (int i = 0; i < GROUP; i++)
-        if (fabsf(weights[i]) > fabsf(extreme)) extreme = weights[i];
-    memset(codes, 0, GROUP);
-    if (extreme == 0) return 0;
+    f16v extreme = {}, best = {}, least = splat(INFINITY);
+    for (int i = 0; i < GROUP; i++) extreme = choose(w[i] * w[i] > extreme * extreme, w[i], extreme);
+    const f16v inverse = choose(extreme != 0, 1 / extreme, splat(0.f));
     for (size_t c = 0; c < sizeof tried / sizeof *tried; c++) {
-        const uint16_t stored = narrow1(extreme * tried[c]);
-        const float scale = widen1(stored);
-        if (scale == 0) continue;
-        i16v chosen[GROUP / LANES];
-        f16v error = splat(0.f);
-        for (int part = 0; part < GROUP / LANES; part++) {
-            const f16v w = load_f(weights + part * LANES), level = w / scale;
-            i16v code = {};
-            f16v value = splat(CODEBOOK[0]);
-            for (int j = 1; j < 16; j++) {
-                const i16v above = level > (CODEBOOK[j - 1] + CODEBOOK[j]) / 2;
-                code -= above;
-                value = choose(above, splat(CODEBOOK[j]), value);
-            }
-            const f16v wrong = value * scale - w;
-            error += wrong * wrong;
-            chosen[part] = code;
+        f16v level[GROUP], along = {}, square = {}, error = {};
+        for (int i = 0; i < GROUP; i++) {
+            nearest_level(w[i] * inverse * splat(1 / tried[c]), &level[i]);
+            along += splat(importance[i]) * level[i] * w[i];
+            square += splat(importance[i]) * level[i] * level[i];
         }
-        const float sum = sum1(error);
-        if (sum >= least) continue;
-        least = sum;
-        best = stored;
-        for (int i = 0; i < GROUP; i++) codes[i] = (uint8_t)chosen[i / LANES][i % LANES];
+        const f16v scale = rounded(along / square, 1); /* what suits these levels best; none of them is 0 */
+        for (int i = 0; i < GROUP; i++) {
+            const f16v wrong = level[i] * scale - w[i];
+            error += splat(importance[i]) * wrong * wrong;
+        }
+        best = choose(error < least, scale, best);
+        least = choose(error < least, error, least);
     }
     return best;
 }
 
-/* An int4 copy by the codebook, in the layout of `dot_int4`, of a weight [rows, cols]; cols: a multiple of GROUP. */
-void pack_codebook(const void *weight, int32_t is_bf16, int64_t rows, int64_t cols, uint8_t *out, int32_t num_threads) {
+/* Codes [size, 16] and scales [size / GROUP, 16] of 16 rows, whose weights w [size] are spent on the way.
+ * With `factor` [size, size] (upper triangular), the later weights make up for the error of each (GPTQ). */
+static void encode(f16v *w, int64_t size, const float *importance, const uint16_t *factor, uint8_t *codes, uint16_t *scales) {
+    for (int64_t begin = 0; begin < size; begin += GROUP) {
+        const f16v scale = best_scale(w + begin, importance + begin);
+        const f16v inverse = choose(scale != 0, 1 / scale, splat(0.f));
+        const u16v bits = round_bits(scale);
+        for (int lane = 0; lane < UNIT; lane++) scales[begin / GROUP * UNIT + lane] = (uint16_t)bits[lane];
+        for (int64_t i = begin; i < begin + GROUP; i++) {
+            f16v level;
+            const i16v code = nearest_level(w[i] * inverse, &level);
+            for (int lane = 0; lane < UNIT; lane++) codes[i * UNIT + lane] = (uint8_t)code[lane];
+            if (factor == NULL) continue;
+            const uint16_t *row = factor + i * size;
+            const f16v wrong = (w[i] - level * scale) * splat(1 / widen1(row[i]));
+            for (int64_t k = i + 1; k < size; k++) w[k] -= wrong * splat(widen1(row[k]));
+        }
+    }
+}
+
+/* An int4 copy by the codebook, in the layout of `dot_int4`, of a weight [rows, cols]; cols: a multiple of `size`, that of
+ * GROUP. importance [cols]: what a squared error in each input counts. factors [cols / size, size, size], bfloat16, or NULL:
+ * of each block of inputs, the upper Cholesky factor of the inverse of their second moments. */
+void pack_codebook(const void *weight, int32_t is_bf16, int64_t rows, int64_t cols, const float *importance,
+                   const uint16_t *factors, int64_t size, uint8_t *out, int32_t num_threads) {
     const int64_t groups = cols / GROUP, bytes = 32 + 256;
 #pragma omp parallel for num_threads(num_threads)
-    for (int64_t n = 0; n < (rows + UNIT - 1) / UNIT * UNIT; n++) {
-        const int64_t lane = n % UNIT;
-        for (int64_t g = 0; g < groups; g++) {
-            uint8_t *p = out + (n / UNIT * groups + g) * bytes, codes[GROUP];
-            float weights[GROUP];
-            for (int i = 0; i < GROUP; i++)
-                weights[i] = n < rows ? load_any1(weight, n * cols + g * GROUP + i, is_bf16) : 0.f;
-            const uint16_t scale = encode(weights, codes);
-            memcpy(p + 2 * lane, &scale, sizeof scale);
-            for (int q = 0; q < 4; q++) {
-                uint32_t word = 0;
-                for (int i = 0; i < 8; i++) word |= (uint32_t)codes[8 * q + i] << (i % 2 * 16 + i / 2 * 4);
-                memcpy(p + 32 + 64 * q + 4 * lane, &word, sizeof word);
+    for (int64_t tile = 0; tile < (rows + UNIT - 1) / UNIT; tile++) {
+        f16v w[MAX_BLOCK];
+        uint8_t codes[MAX_BLOCK * UNIT];
+        uint16_t scales[MAX_BLOCK / GROUP * UNIT];
+        for (int64_t start = 0; start < cols; start += size) {
+            for (int64_t i = 0; i < size; i++)
+                for (int64_t lane = 0; lane < UNIT; lane++) {
+                    const int64_t n = tile * UNIT + lane;
+                    w[i][lane] = n < rows ? load_any1(weight, n * cols + start + i, is_bf16) : 0.f;
+                }
+            encode(w, size, importance + start, factors == NULL ? NULL : factors + start * size, codes, scales);
+            for (int64_t g = 0; g < size / GROUP; g++) {
+                uint8_t *p = out + (tile * groups + start / GROUP + g) * bytes;
+                memcpy(p, scales + g * UNIT, 2 * UNIT);
+                for (int64_t lane = 0; lane < UNIT; lane++)
+                    for (int q = 0; q < 4; q++) {
+                        uint32_t word = 0;
+                        for (int i = 0; i < 8; i++)
+                            word |= (uint32_t)codes[(g * GROUP + 8 * q + i) * UNIT + lane] << (i % 2 * 16 + i / 2 * 4);
+                        memcpy(p + 32 + 64 * q + 4 * lane, &word, sizeof word);
+                    }
             }
         }
     }

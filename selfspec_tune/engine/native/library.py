@@ -116,7 +116,10 @@ def load_library() -> Any:
     ]
     library.engine_run.restype = None
     library.dequantise.argtypes, library.dequantise.restype = [POINTER(Linear), c_void_p, c_int32, c_int32], None
-    library.pack_codebook.argtypes = [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32]
+    library.pack_codebook.argtypes = [
+        *(c_void_p, c_int32, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_int32),
+    ]
     library.pack_codebook.restype = None
     library.read_all.argtypes, library.read_all.restype = [c_void_p, c_int64, c_int32], c_uint32
     return library

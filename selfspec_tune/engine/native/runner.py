@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.engine.activations import Moments, typical_text
 from selfspec_tune.engine.draft_copies import DraftCopies, Key
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.lowbit import LowBitSettings
@@ -42,6 +43,7 @@ class NativeRunner(FastRunner):
         self._library = load_library()
         self._engine: int | None = None
         self._own: list[tuple[Described, SubLayer]] = []
+        self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
         self._described: dict[Key, tuple[Described, SubLayer]] = {}  # of the copies held
         super().__init__(loaded)
 
@@ -75,6 +77,10 @@ class NativeRunner(FastRunner):
         return self._logits([token], self._drafting)[0]
 
     @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return torch.cat([self._logits(piece, self._drafting) for piece in self._pieces(tokens)])
+
+    @torch.inference_mode()
     def verify(self, tokens: Sequence[int]) -> Tensor:
         return torch.cat([self._logits(piece, self._full) for piece in self._pieces(tokens)])
 
@@ -85,11 +91,14 @@ class NativeRunner(FastRunner):
         tokens: list[int] = []
         probabilities: list[float] = []
         for _ in range(count):
-            best = self._pass([token], self._drafting)[0]
-            token = int(best.token)
+            (token,), (probability,) = self.draft_pass_greedy([token])
             tokens.append(token)
-            probabilities.append(exp(best.logit - best.log_sum))
+            probabilities.append(probability)
         return tokens, probabilities
+
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        found = [best for piece in self._pieces(tokens) for best in self._pass(piece, self._drafting)]
+        return [int(best.token) for best in found], [exp(best.logit - best.log_sum) for best in found]
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
         return [int(best.token) for piece in self._pieces(tokens) for best in self._pass(piece, self._full)]
@@ -112,9 +121,14 @@ class NativeRunner(FastRunner):
         return next((reason for reason in reasons if reason is not None), None)
 
     def _new_copies(self) -> DraftCopies:
-        made = DraftCopies(self._linear_layers, NativeCopy, copies.copy_bytes)
+        made = DraftCopies(self._linear_layers, self._copy, copies.copy_bytes)
         made.settings = LowBitSettings(symmetric=True)
         return made
+
+    def _copy(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> NativeCopy:
+        if precision is Precision.INT4 and settings.symmetric and self._moments is None:
+            self._moments = self.input_moments(typical_text(self._loaded, self.vocabulary_size))
+        return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
 
     def _forget(self, dropped: set[Key]) -> None:
         for key in dropped:
