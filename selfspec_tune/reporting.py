@@ -27,7 +27,8 @@ class Progress:
 class Candidate:
     """One skip set with what is known of it so far.
 
-    ``speedup`` is end to end; ``stopped_early`` marks a trial that the pruner ended.
+    ``speedup`` is end to end; ``stopped_early`` marks a trial that the pruner ended;
+    ``disagreement`` says how far its time is from what its counts should have taken, where that is much.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Candidate:
     speedup: Interval | None
     acceptance_rate: float | None = None
     stopped_early: bool = False
+    disagreement: str | None = None
 
 
 class Reporter(Protocol):

@@ -125,9 +125,25 @@ class DraftOptions:
             )
 
 
+class StrategyName(StrEnum):
+    """Ways to search: our own in stages, Optuna's samplers, uniform skipping, and those of two other projects."""
+
+    STAGED = "staged"
+    TPE = "tpe"
+    GP = "gp"
+    CMAES = "cmaes"
+    RANDOM = "random"
+    UNIFORM = "uniform"
+    SELF_SD = "self-sd"
+    SWIFT = "swift"
+
+
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """One search. ``trials`` and ``timeout_seconds`` bound it, whichever comes first; None: no bound of that kind."""
+    """One search by a ``strategy``.
+
+    ``trials`` and ``timeout_seconds`` bound it, whichever comes first; None: no bound of that kind.
+    """
 
     out: Path
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -135,12 +151,31 @@ class SearchRequest:
     draft: DraftOptions = field(default_factory=DraftOptions)
     trials: int | None = None
     timeout_seconds: float | None = None
+    strategy: StrategyName = StrategyName.STAGED
 
     def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:
             raise BudgetError(f"--trials {self.trials}: expected at least 1. A search measures at least one trial.")
         if self.timeout_seconds is not None and self.timeout_seconds <= 0:
             raise BudgetError(f"--timeout {self.timeout_seconds:g}s: expected a positive duration such as 45m or 2h.")
+
+
+@dataclass(frozen=True, slots=True)
+class CompareRequest:
+    """The same ``search`` by several ``strategies``, each in a folder of its own under ``search.out``.
+
+    ``early_seconds``: what those of ``early_strategies`` would have given after so long is measured too.
+    """
+
+    search: SearchRequest
+    strategies: tuple[StrategyName, ...]
+    early_seconds: tuple[float, ...] = ()
+    early_strategies: frozenset[StrategyName] = frozenset({StrategyName.STAGED})
+
+    def __post_init__(self) -> None:
+        if len(set(self.strategies)) < max(2, len(self.strategies)):
+            names = ", ".join(self.strategies) or "none"
+            raise UsageError(f"--strategies {names}: expected at least two different ones.")
 
 
 @dataclass(frozen=True, slots=True)

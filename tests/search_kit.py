@@ -182,8 +182,8 @@ class ScriptedEngine:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         """Measure by script wherever the package measures."""
         from selfspec_tune.bench import contest
-        from selfspec_tune.search import trials
+        from selfspec_tune.search import scoring
 
         monkeypatch.setattr(contest, "measure_block", self)
-        monkeypatch.setattr(trials, "measure_block", self)
+        monkeypatch.setattr(scoring, "measure_block", self)
         return self

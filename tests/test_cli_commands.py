@@ -104,8 +104,14 @@ def run(*arguments: str | Path) -> Result:
 
 def test_help_names_every_command() -> None:
     page = run("--help").stdout
-    for command in ("search", "bench", "show", "export", "models"):
+    for command in ("search", "compare", "bench", "show", "export", "models"):
         assert command in page
+
+
+def test_compare_explains_the_options_that_it_shares_with_search() -> None:
+    page = run("compare", "--help").stdout
+    for words in ("Alias (see", "Ways to search", "Time for the whole command"):
+        assert words in " ".join(page.replace("│", " ").split())
 
 
 def test_version_is_the_packages() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,22 +16,19 @@ from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, 
 from selfspec_tune.engine.costs import CostPlan
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 from selfspec_tune.requests import DraftOptions
+from selfspec_tune.search import preparation as preparation_module
+from selfspec_tune.search import proxy as proxy_module
 from selfspec_tune.search import ranking as ranking_module
 from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
-from selfspec_tune.search.proxy import (
-    Prediction,
-    Proxy,
-    diverse,
-    greedy_path,
-    importance,
-    local_moves,
-    prefixes,
-)
-from selfspec_tune.search.ranking import NUM_PREFIXES, NUM_PROXY_CANDIDATES, Ranker
+from selfspec_tune.search.importance import Importance, measure_importance, num_steps
+from selfspec_tune.search.overfit import Overfit
+from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
+from selfspec_tune.search.proxy import Prediction, Proxy, distance, diverse
+from selfspec_tune.search.ranking import NUM_PREFIXES, Ranker
+from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import SKIPPING_ALONE, Listener, make_item
 
-_SAME = DraftPrecision()
 POSITIONS = 64
 FIXED_4 = [DraftPolicy(PolicyKind.FIXED, 4, 0.0)]
 
@@ -40,21 +38,26 @@ class FakeScorer:
     """Each sub-layer has a harm: the share of positions that stop matching when it is skipped."""
 
     harms: Sequence[float]
-    is_token_exact: bool = True
+    approximation: str = ""
     windows: Sequence[Window] = ()
     asked: list[tuple[SkipSet, int | None]] = field(default_factory=list)
     fewest_tokens: int = 0
 
-    def trace(self, skip_set: SkipSet, vocabulary: int | None = None, precision: DraftPrecision = _SAME) -> Trace:
-        self.asked.append((skip_set, vocabulary))
-        harm = min(1.0, sum(self.harms[index] for index in skip_set.indices))
-        if vocabulary is not None and vocabulary < self.fewest_tokens:
+    def trace(self, draft: Draft) -> Trace:
+        self.asked.append((draft.skip_set, draft.vocabulary))
+        harm = min(1.0, sum(self._harm(index, precision) for index, precision in enumerate(draft.sublayers)))
+        if draft.vocabulary is not None and draft.vocabulary < self.fewest_tokens:
             harm = 1.0
         kept = round(POSITIONS * (1 - harm))
         # Mismatches spread evenly, the draft unsure where it errs.
         match = tuple((i * kept) // POSITIONS != ((i + 1) * kept) // POSITIONS for i in range(POSITIONS))
         confidence = tuple(0.95 if same else 0.2 for same in match)
         return Trace((match,), (confidence,), 1.0 + harm)
+
+    def _harm(self, index: int, precision: Precision | None) -> float:
+        """At int4 a tenth of the harm of leaving the sub-layer out."""
+        share = {None: 1.0, Precision.INT4: 0.1}.get(precision, 0.0)
+        return share * self.harms[index]
 
 
 def cost_model(num_layers: int, *, draft_base: float = 0.05) -> CostModel:
@@ -66,19 +69,48 @@ def cost_model(num_layers: int, *, draft_base: float = 0.05) -> CostModel:
 
 
 def make_proxy(scorer: FakeScorer, num_layers: int) -> Proxy:
-    return Proxy(scorer, cost_model(num_layers), FIXED_4, None)
+    return Proxy(scorer, cost_model(num_layers), FIXED_4)
+
+
+def skips(num_layers: int) -> SearchSpace:
+    return SearchSpace.of_skips(Draft(SkipSet.empty(num_layers)))
+
+
+def joint_space(num_layers: int, **fields: Any) -> SearchSpace:
+    base = Draft(SkipSet.empty(num_layers), precision=DraftPrecision.uniform(num_layers, Precision.INT4))
+    return SearchSpace(base, ((Precision.INT4, Precision.SAME),) * (2 * num_layers), (Precision.SAME,), **fields)
+
+
+def rises_of(harms: Sequence[float]) -> Importance:
+    return Importance(tuple(harms), (0.0,) * len(harms))
+
+
+def indices(draft: Draft) -> frozenset[int]:
+    return draft.skip_set.indices
 
 
 def test_importance_is_the_rise_of_the_loss_when_one_sublayer_is_skipped() -> None:
     harms = [0.5, 0.0, 0.25, 0.125]
     steps: list[int] = []
-    assert importance(FakeScorer(harms), 2, steps.append) == pytest.approx(harms)
+    found = measure_importance(FakeScorer(harms), skips(2), steps.append)
+    assert found.rises == pytest.approx(harms)
+    assert found.reliefs == (0.0,) * 4
     assert steps == [0, 1, 2, 3]
+
+
+def test_relief_is_the_fall_of_the_loss_when_one_sublayer_is_computed_precisely() -> None:
+    harms = [0.5, 0.0, 0.25, 0.125]
+    space = joint_space(2)
+    steps: list[int] = []
+    found = measure_importance(FakeScorer(harms), space, steps.append)
+    assert found.rises == pytest.approx([0.9 * harm for harm in harms])
+    assert found.reliefs == pytest.approx([0.1 * harm for harm in harms])
+    assert steps == list(range(num_steps(space))) == list(range(8))
 
 
 def test_importance_scores_every_sublayer_alone() -> None:
     scorer = FakeScorer([0.1] * 6)
-    importance(scorer, 3)
+    measure_importance(scorer, skips(3))
     skipped = [skip_set.indices for skip_set, _ in scorer.asked]
     assert skipped == [frozenset(), *(frozenset({i}) for i in range(6))]
 
@@ -89,7 +121,7 @@ def test_prefixes_are_twelve_nested_sets_of_the_least_important_without_the_firs
     rises: list[float],
 ) -> None:
     num_layers = len(rises) // 2
-    ladder = prefixes(rises, num_layers, NUM_PREFIXES)
+    ladder = [draft.skip_set for draft in prefixes(rises, skips(num_layers), NUM_PREFIXES)]
     assert len(ladder) == NUM_PREFIXES >= 12
     assert all(small.indices < large.indices for small, large in pairwise(ladder))
     assert all(0 not in skip_set.attention for skip_set in ladder)
@@ -101,7 +133,8 @@ def test_prefixes_are_twelve_nested_sets_of_the_least_important_without_the_firs
 
 
 def test_prefixes_of_a_shallow_model_are_fewer_but_distinct() -> None:
-    ladder = prefixes([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 4, NUM_PREFIXES)
+    rises = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    ladder = [draft.skip_set for draft in prefixes(rises, skips(4), NUM_PREFIXES)]
     assert len(ladder) == len(set(ladder)) == 5
     assert ladder[0] == SkipSet(4, (), (0,))
 
@@ -109,8 +142,8 @@ def test_prefixes_of_a_shallow_model_are_fewer_but_distinct() -> None:
 def test_a_proxy_scores_each_skip_set_once_and_keeps_its_first_origin() -> None:
     scorer = FakeScorer([0.1] * 8)
     proxy = make_proxy(scorer, 4)
-    first = proxy(SkipSet(4, (1,)), "prefix")
-    assert proxy(SkipSet(4, (1,)), "local") is first
+    first = proxy(Draft(SkipSet(4, (1,))), "prefix")
+    assert proxy(Draft(SkipSet(4, (1,))), "local") is first
     assert first.origin == "prefix"
     assert len(scorer.asked) == 1
 
@@ -118,8 +151,8 @@ def test_a_proxy_scores_each_skip_set_once_and_keeps_its_first_origin() -> None:
 def test_a_proxys_predictions_are_sorted_best_first() -> None:
     proxy = make_proxy(FakeScorer([0.3, 0.0, 0.3, 0.0, 0.3, 0.0, 0.3, 0.0]), 4)
     harmful, harmless = SkipSet(4, (1, 2)), SkipSet(4, (), (1, 2))
-    proxy(harmful, "prefix")
-    proxy(harmless, "prefix")
+    proxy(Draft(harmful), "prefix")
+    proxy(Draft(harmless), "prefix")
     assert [prediction.draft.skip_set for prediction in proxy.predictions] == [harmless, harmful]
     best = proxy.predictions[0]
     assert best.draft == Draft(harmless, FIXED_4[0])
@@ -133,29 +166,29 @@ def test_the_greedy_path_finds_the_harmless_sublayers() -> None:
     for index in (3, 4, 8, 11):
         harms[index] = 0.002 * index
     proxy = make_proxy(FakeScorer(harms), 6)
-    scored = list(greedy_path(proxy, importance(FakeScorer(harms), 6), 6))
+    scored = list(greedy_path(proxy, harms, skips(6)))
     assert proxy.predictions[0].draft.skip_set.indices == {3, 4, 8, 11}
     assert {prediction.origin for prediction in scored} == {"greedy"}
 
 
 def test_the_greedy_path_never_skips_the_first_attention_and_ends() -> None:
     proxy = make_proxy(FakeScorer([0.0] * 8), 4)
-    scored = list(greedy_path(proxy, [0.0] * 8, 4))
+    scored = list(greedy_path(proxy, [0.0] * 8, skips(4)))
     assert all(0 not in prediction.draft.skip_set.attention for prediction in scored)
     assert max(prediction.draft.skip_set.num_skipped for prediction in scored) == 7
 
 
 def test_the_greedy_path_gives_up_where_every_step_makes_it_worse() -> None:
     proxy = make_proxy(FakeScorer([0.5] * 40), 20)
-    scored = list(greedy_path(proxy, [0.5] * 40, 20))
+    scored = list(greedy_path(proxy, [0.5] * 40, skips(20)))
     assert max(prediction.draft.skip_set.num_skipped for prediction in scored) <= 4
 
 
 def test_local_moves_change_one_or_two_sublayers_of_one_of_the_best() -> None:
     proxy = make_proxy(FakeScorer([0.05] * 24), 12)
     rises = [0.05] * 24
-    start = proxy(SkipSet(12, (2, 3), (4, 5)), "prefix")
-    stream = local_moves(proxy, rises, seed=3)
+    start = proxy(Draft(SkipSet(12, (2, 3), (4, 5))), "prefix")
+    stream = local_moves(proxy, Moves(skips(12), rises_of(rises), 3))
     for _ in range(60):
         parents = [prediction.draft.skip_set for prediction in proxy.predictions[:4]]
         child = next(stream).draft.skip_set
@@ -167,8 +200,8 @@ def test_local_moves_change_one_or_two_sublayers_of_one_of_the_best() -> None:
 def test_local_moves_improve_on_where_they_start() -> None:
     harms = [0.001 if index % 3 else 0.3 for index in range(24)]
     proxy = make_proxy(FakeScorer(harms), 12)
-    start = proxy(SkipSet(12, (3,), (4,)), "prefix").speedup
-    list(islice(local_moves(proxy, harms, seed=0), 300))
+    start = proxy(Draft(SkipSet(12, (3,), (4,))), "prefix").speedup
+    list(islice(local_moves(proxy, Moves(skips(12), rises_of(harms), 0)), 300))
     assert proxy.predictions[0].speedup > 1.2 * start
     assert proxy.predictions[0].origin == "local"
 
@@ -176,16 +209,22 @@ def test_local_moves_improve_on_where_they_start() -> None:
 def test_local_moves_of_the_same_seed_are_the_same() -> None:
     def walk(seed: int) -> list[SkipSet]:
         proxy = make_proxy(FakeScorer([0.05] * 24), 12)
-        proxy(SkipSet(12, (2, 3)), "prefix")
-        return [prediction.draft.skip_set for prediction in islice(local_moves(proxy, [0.05] * 24, seed), 20)]
+        proxy(Draft(SkipSet(12, (2, 3))), "prefix")
+        return [
+            prediction.draft.skip_set
+            for prediction in islice(local_moves(proxy, Moves(skips(12), rises_of([0.05] * 24), seed)), 20)
+        ]
 
     assert walk(1) == walk(1) != walk(2)
 
 
 def test_local_moves_can_leave_the_empty_set() -> None:
     proxy = make_proxy(FakeScorer([0.01] * 8), 4)
-    proxy(SkipSet.empty(4), "greedy")
-    found = {prediction.draft.skip_set.num_skipped for prediction in islice(local_moves(proxy, [0.01] * 8, 0), 30)}
+    proxy(Draft(SkipSet.empty(4)), "greedy")
+    found = {
+        prediction.draft.skip_set.num_skipped
+        for prediction in islice(local_moves(proxy, Moves(skips(4), rises_of([0.01] * 8), 0)), 30)
+    }
     assert max(found) >= 2
 
 
@@ -297,6 +336,7 @@ def ranker(
     options: DraftOptions | None = None,
     whole_head: float = 0.05,
     listener: Listener | None = None,
+    **fields: Any,
 ) -> Ranker:
     """A ranker whose scorer and step times are given; the head's share shrinks with the vocabulary."""
 
@@ -306,46 +346,59 @@ def ranker(
         costs = cost_model(num_layers, draft_base=heads[sizes[0]])
         return replace(costs, vocabularies=heads, vocabulary=sizes[0])
 
-    monkeypatch.setattr(ranking_module, "measure_costs", measure_costs)
+    monkeypatch.setattr(preparation_module, "measure_costs", measure_costs)
     ticks = count()
-    monkeypatch.setattr(ranking_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
+    monkeypatch.setattr(proxy_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
     monkeypatch.setattr(ranking_module, "make_scorer", lambda runner, loaded, windows: scorer)
     workload: Any = SimpleNamespace(
         loaded=SimpleNamespace(num_layers=num_layers, context_length=512), runner=SimpleNamespace(vocabulary_size=1024)
     )
     answers = [answer(number, 60) for number in range(6)]
-    return Ranker(workload, answers, options or DraftOptions(**SKIPPING_ALONE), 0, listener or Listener())
+    options = options or DraftOptions(**SKIPPING_ALONE)
+    return Ranker(workload, skips(num_layers), answers, options, 0, listener or Listener(), **fields)
 
 
 HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
 
 
-def test_a_ranking_holds_the_best_predictions_then_every_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ranking_holds_the_best_and_most_diverse_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.3, 0.1)
-    assert found.importance == pytest.approx(HARMS, abs=0.02)
-    sets = [candidate.draft.skip_set for candidate in found.candidates]
-    assert len(sets) == len(set(sets))
-    assert len(sets) >= NUM_PREFIXES
-    proposed = [c for c in found.candidates if c.origin != "prefix"]
-    assert 1 <= len(proposed) <= NUM_PROXY_CANDIDATES
-    assert [c.speedup for c in proposed] == sorted((c.speedup for c in proposed), reverse=True)
-    assert found.candidates[0].speedup >= proposed[0].speedup
-    assert found.candidates[0].speedup > max(c.speedup for c in found.candidates if c.origin == "prefix")
-    picked = [c.draft.skip_set for c in proposed]
-    assert all(a.distance(b) >= 3 for i, a in enumerate(picked) for b in picked[:i])
-    assert set(prefixes(found.importance, 12, NUM_PREFIXES)) <= set(sets)
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.6, 0.1)
+    assert found.importance.rises == pytest.approx(HARMS, abs=0.02)
+    drafts = [candidate.draft for candidate in found.candidates]
+    assert 1 <= len(drafts) <= 12
+    assert all(distance(a, b) >= 2 for i, a in enumerate(drafts) for b in drafts[:i])
+    speedups = [candidate.speedup for candidate in found.candidates]
+    assert speedups == sorted(speedups, reverse=True)
+    assert not drafts[0].skip_set.indices & {index for index in range(24) if index % 4 == 0}
     assert listener.stage_names == ["importance", "costs", "proxy"]
     assert listener.bests[-1].speedup is not None
+    assert not listener.notices
 
 
-def test_without_a_token_exact_scorer_only_prefixes_are_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_approximate_scorer_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    scorer = FakeScorer(HARMS, is_token_exact=False)
-    found = ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3, 0.1)
-    assert len(found.candidates) == NUM_PREFIXES
-    assert {candidate.origin for candidate in found.candidates} == {"prefix"}
-    assert listener.stage_names == ["importance", "costs"]
+    scorer = FakeScorer(HARMS, approximation="drafts are guessed")
+    assert ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3, 0.1).candidates
+    assert any("approximate for this architecture: drafts are guessed." in notice for notice in listener.notices)
+
+
+def test_a_killed_ranking_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"log": tmp_path / "proxy.jsonl", "prepared": tmp_path / "preparation.json"}
+    whole = ranker(monkeypatch, FakeScorer(HARMS), 12, **files).rank(0.3, 0.1)
+    again = FakeScorer(HARMS)
+    assert ranker(monkeypatch, again, 12, **files).rank(0.3, 0.1) == whole
+    assert len(again.asked) <= 30  # of hundreds: those that begin the local moves anew
+
+
+def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = [answer(100 + number, 60) for number in range(3)]
+    endless = FakeScorer([0.001] * 24)
+    limit = 20.0
+    alone = ranker(monkeypatch, endless, 12).rank(limit, 0.1)
+    assert alone.candidates
+    fewer = FakeScorer([0.001] * 24)
+    assert ranker(monkeypatch, fewer, 12, held_out=held_out).rank(limit, 0.1).candidates
 
 
 def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,3 +449,52 @@ def test_proposing_ends_before_its_time_once_a_small_models_sets_are_used_up(
 def test_a_very_shallow_model_is_ranked_too(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
     found = ranker(monkeypatch, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05, 0.1)
     assert found.candidates
+
+
+# Precision
+
+
+def test_moves_of_a_joint_space_try_other_precisions_and_keep_to_the_memory() -> None:
+    def copy_bytes(draft: Draft) -> int:
+        return sum(precision is Precision.INT4 for precision in draft.sublayers)
+
+    space = joint_space(6, copy_bytes=copy_bytes, allowed_bytes=12)
+    moves = Moves(space, Importance((0.1,) * 12, (0.1,) * 12), 0)
+    draft, seen = space.base, set()
+    for _ in range(200):
+        draft = moves([draft])
+        assert space.admits(draft)
+        seen |= set(draft.sublayers)
+    assert seen == {None, Precision.INT4, Precision.SAME}
+
+
+def test_a_harmful_sublayer_is_raised_where_that_pays() -> None:
+    harms = [0.002] * 12
+    harms[7] = 5.0
+    scorer, space = FakeScorer(harms), joint_space(6, allowed_bytes=0)
+    costs = cost_model(6)
+    low = {Precision.INT4: costs.attention[Precision.SAME] / 4}
+    costs = replace(costs, attention={**costs.attention, **low}, mlp={**costs.mlp, **low})
+    proxy = Proxy(scorer, costs, FIXED_4)
+    proxy(space.base, "base")
+    moves = Moves(space, measure_importance(scorer, space), 0)
+    list(islice(local_moves(proxy, moves), 200))
+    assert proxy.predictions[0].draft.sublayers[7] is Precision.SAME
+
+
+def test_the_running_overfit_tells_when_only_the_searchs_own_text_gains() -> None:
+    def told(speedup: float) -> Any:
+        return lambda draft, origin: Prediction(draft, speedup, origin)
+
+    draft = Draft(SkipSet.empty(2))
+    here = [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]
+    there = iter([1.0, 1.1, 1.05, 1.08, 1.0, 1.09])
+    overfit = Overfit(lambda draft, origin: told(next(there))(draft, origin))
+    growing = []
+    for speedup in here:
+        overfit.check(Prediction(draft, speedup, "local"))
+        growing.append(overfit.is_growing)
+    assert growing == [False] * 5 + [True]
+    assert overfit.best is not None
+    assert overfit.best.speedup == 1.1
+    assert overfit.gap == pytest.approx(2.0 / 1.09 - 1)

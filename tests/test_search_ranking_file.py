@@ -7,6 +7,7 @@ import pytest
 
 from selfspec_tune.costs import ContextCosts, CostModel
 from selfspec_tune.draft import Draft, DraftPolicy, Precision
+from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.ranking import Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
@@ -30,7 +31,8 @@ COSTS = CostModel(
 
 def ranking() -> Ranking:
     draft = Draft(SkipSet(2, (1,), (0,)), DraftPolicy(max_draft_tokens=4), vocabulary=64)
-    return Ranking(COSTS, [0.1, 0.2, 0.3, 0.4], 64, [Prediction(draft, 1.2, "greedy")])
+    importance = Importance((0.1, 0.2, 0.3, 0.4), (0.0, 0.0, 0.05, 0.0))
+    return Ranking(COSTS, importance, 64, [Prediction(draft, 1.2, "greedy")])
 
 
 def test_a_ranking_survives_its_file_with_its_whole_cost_model(tmp_path: Path) -> None:
@@ -42,7 +44,7 @@ def test_a_ranking_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     file = tmp_path / "ranking.json"
     write_ranking(file, ranking())
     old = json.loads(file.read_text())
-    old["version"] = 1
+    old["version"], old["importance"] = 1, [0.1, 0.2, 0.3, 0.4]
     old["cost_model_seconds"] = {"verify": [0.1, 0.11], "draft_base": 0.02, "attention": 0.01, "mlp": 0.03}
     file.write_text(json.dumps(old))
     costs = read_ranking(file, 2).costs

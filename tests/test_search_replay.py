@@ -104,8 +104,8 @@ def test_what_a_lookup_finds_is_taken_first_and_costs_no_draft_step() -> None:
     lookups = [LookedUp(3, 2, 2), *[LookedUp()] * 6]
     found = replay([[False] * 7], [[1.0] * 7], fixed(2), lookups=[lookups])
     assert (found.sources[:2], found.drafted[:2], found.accepted[:2]) == (["ngram", "model"], [3, 2], [2, 0])
-    assert found.num_model_drafted == sum(found.drafted) - 3
-    assert Counts([2, 3], [0, 0]).num_model_drafted == 5  # of a record that does not say who drafted
+    assert found.num_passes == sum(found.drafted) - 3
+    assert Counts([2, 3], [0, 0]).num_passes == 5  # of a record that does not say who drafted
 
 
 def test_a_cost_aware_policy_is_not_replayed_without_costs() -> None:
@@ -228,7 +228,7 @@ def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_position
 
     answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
     window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
-    trace = make_scorer(runner, loaded, [window]).trace(draft.skip_set)
+    trace = make_scorer(runner, loaded, [window]).trace(draft)
     lookups = [look_up(window, draft.ngram)] if draft.ngram else None
     return replay(trace.matches, trace.confidences, draft.policy, STEPS, lookups, draft.ngram)
 
@@ -240,6 +240,7 @@ def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft,
     assert real.drafted == found.drafted + last
     assert real.accepted == found.accepted + last
     assert real.sources == found.sources + ["plain"] * len(last)
+    assert real.passes == found.passes + last
 
 
 @settings(max_examples=25, deadline=None)
@@ -251,12 +252,15 @@ def test_replaying_the_empty_skip_sets_trace_gives_a_real_runs_counts(
 
 
 @settings(max_examples=25, deadline=None)
-@given(policy=POLICIES, num_positions=st.integers(1, 40), max_tokens=st.integers(1, 6), min_match=st.integers(1, 2))
+@given(
+    policy=POLICIES,
+    num_positions=st.integers(1, 40),
+    lookup=st.builds(NgramLookup, st.just(3), st.integers(1, 2), st.integers(1, 6), st.integers(0, 5)),
+)
 def test_replaying_with_a_lookup_gives_a_real_runs_counts(
-    runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int, max_tokens: int, min_match: int
+    runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int, lookup: NgramLookup
 ) -> None:
-    draft = Draft(SkipSet.empty(4), policy, ngram=NgramLookup(3, min_match, max_tokens))
-    check_against_reality(runner, loaded, draft, num_positions)
+    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, ngram=lookup), num_positions)
 
 
 @settings(max_examples=15, deadline=None)

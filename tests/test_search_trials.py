@@ -19,8 +19,12 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.errors import StorageError
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate
+from selfspec_tune.search import scoring as scoring_module
 from selfspec_tune.search import trials as trials_module
+from selfspec_tune.search.encoding import Encoding
 from selfspec_tune.search.proxy import Prediction
+from selfspec_tune.search.scoring import PairedScoring
+from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.trials import (
     LOSSY,
     STOPPED_EARLY,
@@ -33,7 +37,7 @@ from selfspec_tune.search.trials import (
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import ScriptedEngine, hurry, make_item, read_rows, steady
 
-NUM_LAYERS = 4
+SPACE = SearchSpace.of_skips(Draft(SkipSet.empty(4)))
 ITEMS = [make_item(number) for number in range(8)]
 A, B, C = SkipSet(4, (1,), (2,)), SkipSet(4, (2, 3)), SkipSet(4, (), (0, 1, 3))
 POLICY = DraftPolicy(PolicyKind.THRESHOLD, 4, 0.6)
@@ -53,7 +57,7 @@ def loud_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def open_study(folder: Path, *, kind: PolicyKind = PolicyKind.THRESHOLD, seed: int = 0) -> MeasuredStudy:
-    return MeasuredStudy(folder, TrialSettings(NUM_LAYERS, kind, None, seed))
+    return MeasuredStudy(folder, TrialSettings(Encoding(SPACE, kind), seed))
 
 
 def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction]:
@@ -62,7 +66,7 @@ def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction
 
 def run_trial(study: MeasuredStudy, items: Sequence[WorkItem] = ITEMS) -> Candidate:
     nobody: Any = None
-    return study.run_trial(nobody, items, nobody)
+    return study.run_trial(PairedScoring(nobody, items, nobody, study.folder / "trials.jsonl"))
 
 
 def skip_sets(trials: Sequence[FrozenTrial], study: MeasuredStudy) -> list[SkipSet]:
@@ -150,7 +154,7 @@ def test_who_goes_first_on_an_item_alternates_over_trials(tmp_path: Path, monkey
         places.append(block.position)
         return engine(workload, baseline, candidates, block, check)
 
-    monkeypatch.setattr(trials_module, "measure_block", measure)
+    monkeypatch.setattr(scoring_module, "measure_block", measure)
     study = open_study(tmp_path)
     study.enqueue(predictions(A, B))
     run_trial(study, ITEMS[:3])
@@ -303,7 +307,7 @@ def test_a_study_without_candidates_draws_its_first_trial_too(tmp_path: Path, mo
 
 def test_every_draft_of_a_study_has_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(steady(1.0)).install(monkeypatch)
-    study = MeasuredStudy(tmp_path, TrialSettings(NUM_LAYERS, PolicyKind.FIXED, 77, 0))
+    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE.with_vocabulary(77), PolicyKind.FIXED), 0))
     run_trial(study, ITEMS[:1])
     assert engine.drafts[0].vocabulary == 77
 
@@ -393,7 +397,7 @@ def test_a_candidate_whose_process_died_while_its_parameters_were_written_is_tri
 ) -> None:
     ScriptedEngine(steady(1.3)).install(monkeypatch)
     open_study(tmp_path).enqueue(predictions(A))
-    half = {name: optuna.distributions.CategoricalDistribution((False, True)) for name in ("attn_0", "mlp_0")}
+    half = {name: optuna.distributions.CategoricalDistribution(("same", "skip")) for name in ("attn_1", "mlp_0")}
     journal(tmp_path).ask(half)
     resumed = open_study(tmp_path)
     resumed.enqueue(predictions(A))
@@ -404,7 +408,7 @@ def test_a_candidate_whose_process_died_while_its_parameters_were_written_is_tri
 def test_a_draw_that_was_cut_off_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedEngine(steady(1.3)).install(monkeypatch)
     open_study(tmp_path)
-    journal(tmp_path).ask({"attn_0": optuna.distributions.CategoricalDistribution((False, True))})
+    journal(tmp_path).ask({"attn_1": optuna.distributions.CategoricalDistribution(("same", "skip"))})
     resumed = open_study(tmp_path)
     assert [trial.state for trial in journal(tmp_path).trials] == [TrialState.FAIL]
     assert run_trial(resumed, ITEMS[:1]).number == 1
@@ -570,7 +574,7 @@ def test_a_draft_length_and_threshold_off_the_grid_can_be_tried(
 ) -> None:
     ScriptedEngine(steady(1.2)).install(monkeypatch)
     policy = DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)
-    study = MeasuredStudy(tmp_path, TrialSettings(NUM_LAYERS, policy.kind, None, 0, (7,), (0.25,)))
+    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE, policy.kind, (7,), (0.25,)), 0))
     study.enqueue(predictions(A, policy=policy))
     for _ in range(3):
         run_trial(study, ITEMS[:1])

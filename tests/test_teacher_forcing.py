@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isinf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.teacher_forcing import (
-    DraftKvScorer,
+    BlockScorer,
+    DraftScorer,
+    StandaloneReferenceScorer,
+    StandaloneScorer,
     TokenExactScorer,
     Trace,
     Window,
     make_scorer,
 )
+from selfspec_tune.engine.teacher_forcing.blocks import BLOCK
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import RUNNERS, load, prompt_tokens
@@ -55,6 +59,15 @@ def windows(fast: FastRunner) -> list[Window]:
         found.append(Window(tuple(tokens), length - 1, len(tokens) - 1))
     foreign = prompt_tokens(10, seed=2)
     return [*found, Window(tuple(foreign), 0, 7)]
+
+
+def every_scorer(loaded: LoadedModel, fast: FastRunner, windows: list[Window]) -> list[DraftScorer]:
+    return [
+        TokenExactScorer(fast, windows),
+        BlockScorer(loaded, windows),
+        StandaloneScorer(fast, windows),
+        StandaloneReferenceScorer(loaded, windows),
+    ]
 
 
 class _Step(NamedTuple):
@@ -105,7 +118,7 @@ def test_a_window_names_the_token_after_each_position() -> None:
 def test_the_token_exact_pass_equals_drafting_from_every_true_prefix(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window], skipped: str, name: str
 ) -> None:
-    trace = TokenExactScorer(fast, windows).trace(SKIP_SETS[skipped])
+    trace = TokenExactScorer(fast, windows).trace(Draft(SKIP_SETS[skipped]))
     _assert_same(trace, _by_drafting(RUNNERS[name](loaded), windows, Draft(SKIP_SETS[skipped])))
 
 
@@ -115,7 +128,7 @@ def test_a_restricted_vocabulary_is_scored_as_it_drafts(
 ) -> None:
     draft = Draft(SKIP_SETS["some"], vocabulary=vocabulary)
     inside = [[target < vocabulary for target in window.targets] for window in windows]
-    trace = TokenExactScorer(fast, windows).trace(draft.skip_set, vocabulary)
+    trace = TokenExactScorer(fast, windows).trace(draft)
     _assert_same(trace, _by_drafting(fast, windows, draft))
     for matches, known in zip(trace.matches, inside, strict=True):
         assert all(known for match, known in zip(matches, known, strict=True) if match)
@@ -123,8 +136,8 @@ def test_a_restricted_vocabulary_is_scored_as_it_drafts(
 
 def test_a_vocabulary_without_any_target_matches_nothing(fast: FastRunner, loaded: LoadedModel) -> None:
     windows = [Window((5, 100, 101, 102), 0, 3)]
-    for scorer in (TokenExactScorer(fast, windows), DraftKvScorer(loaded, windows)):
-        trace = scorer.trace(SKIP_SETS["nothing"], 50)
+    for scorer in every_scorer(loaded, fast, windows):
+        trace = scorer.trace(Draft(SKIP_SETS["nothing"], vocabulary=50))
         assert trace.matches == ((False, False, False),)
         assert trace.match_rate == 0.0
         assert isinf(trace.nll)
@@ -133,30 +146,34 @@ def test_a_vocabulary_without_any_target_matches_nothing(fast: FastRunner, loade
 def test_with_nothing_skipped_the_models_own_answers_match_throughout(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window]
 ) -> None:
-    for scorer in (TokenExactScorer(fast, windows), DraftKvScorer(loaded, windows)):
-        trace = scorer.trace(SKIP_SETS["nothing"])
+    for scorer in every_scorer(loaded, fast, windows):
+        trace = scorer.trace(Draft(SKIP_SETS["nothing"]))
         assert all(trace.matches[0])
         assert all(trace.matches[1])
         assert not all(trace.matches[2])
 
 
-def test_the_draft_kv_pass_with_the_empty_set_equals_the_full_model(loaded: LoadedModel, windows: list[Window]) -> None:
+def test_standing_alone_with_nothing_skipped_is_the_full_model(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window]
+) -> None:
     steps = []
     for window in windows:
         with torch.inference_mode():
             logits = loaded.model(input_ids=torch.tensor([window.tokens])).logits[0]
         rows = zip(logits[window.start : window.end], window.targets, strict=True)
         steps.append([_step(row, target) for row, target in rows])
-    _assert_same(DraftKvScorer(loaded, windows).trace(SKIP_SETS["nothing"]), steps)
+    for scorer in (StandaloneScorer(fast, windows), StandaloneReferenceScorer(loaded, windows)):
+        _assert_same(scorer.trace(Draft(SKIP_SETS["nothing"])), steps)
 
 
 @pytest.mark.parametrize("vocabulary", [None, 60])
 @pytest.mark.parametrize("skipped", ["one MLP", "some", "everything"])
-def test_the_draft_kv_pass_equals_drafting_all_of_the_text(
-    loaded: LoadedModel, windows: list[Window], skipped: str, vocabulary: int | None
+def test_standing_alone_is_drafting_all_of_the_text(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window], skipped: str, vocabulary: int | None
 ) -> None:
+    draft = Draft(SKIP_SETS[skipped], vocabulary=vocabulary)
     runner = ReferenceRunner(loaded)
-    runner.set_draft(Draft(SKIP_SETS[skipped], vocabulary=vocabulary))
+    runner.set_draft(draft)
     steps = []
     for window in windows:
         runner.prefill(window.tokens[:1])
@@ -164,22 +181,60 @@ def test_the_draft_kv_pass_equals_drafting_all_of_the_text(
         drafted = [runner.draft_step(token) for token in window.tokens[: window.end]]
         rows = zip(drafted[window.start :], window.targets, strict=True)
         steps.append([_step(row, target) for row, target in rows])
-    _assert_same(DraftKvScorer(loaded, windows).trace(SKIP_SETS[skipped], vocabulary), steps)
+    for scorer in (StandaloneScorer(fast, windows), StandaloneReferenceScorer(loaded, windows)):
+        _assert_same(scorer.trace(draft), steps)
 
 
-def test_the_two_passes_differ_where_something_is_skipped(
+@pytest.mark.parametrize("skipped", ["one attention", "some", "everything"])
+def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
+    loaded: LoadedModel, windows: list[Window], skipped: str
+) -> None:
+    draft = Draft(SKIP_SETS[skipped])
+    runner = ReferenceRunner(loaded)
+    runner.set_draft(draft)
+    steps: list[list[_Step]] = []
+    for window in windows:
+        steps.append([])
+        for start in range(window.start, window.end, BLOCK):
+            runner.prefill(window.tokens[: start + 1])
+            runner.rewind(start)
+            for position in range(start, min(start + BLOCK, window.end)):
+                logits = runner.draft_step(window.tokens[position])
+                steps[-1].append(_step(logits, window.tokens[position + 1]))
+    _assert_same(BlockScorer(loaded, windows).trace(draft), steps)
+
+
+def test_the_passes_differ_where_something_is_skipped(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window]
 ) -> None:
-    exact = TokenExactScorer(fast, windows).trace(SKIP_SETS["some"])
-    approximate = DraftKvScorer(loaded, windows).trace(SKIP_SETS["some"])
-    assert exact.nll != pytest.approx(approximate.nll, rel=1e-3)
+    exact, blocks, alone = (
+        scorer.trace(Draft(SKIP_SETS["some"])).nll for scorer in every_scorer(loaded, fast, windows)[:3]
+    )
+    assert len({round(nll, 4) for nll in (exact, blocks, alone)}) == 3
+
+
+def test_drafts_that_begin_alike_share_their_beginning(fast: FastRunner, windows: list[Window]) -> None:
+    scorer = TokenExactScorer(fast, windows)
+    fresh = {name: TokenExactScorer(fast, windows).trace(Draft(SKIP_SETS[name])) for name in SKIP_SETS}
+    computed: list[int] = []
+    through = scorer.through
+
+    def counted(hidden: torch.Tensor, index: int, precision: Precision | None) -> torch.Tensor:
+        computed.append(index)
+        return through(hidden, index, precision)
+
+    scorer.through = counted  # type: ignore[method-assign]
+    for name in (*SKIP_SETS, *SKIP_SETS):
+        assert scorer.trace(Draft(SKIP_SETS[name])) == fresh[name]
+    assert len(computed) < len(SKIP_SETS) * 8
+    assert 0 < computed.count(7) <= len(SKIP_SETS)
 
 
 def test_scoring_leaves_the_model_as_it_was(loaded: LoadedModel, windows: list[Window]) -> None:
     input_ids = torch.tensor([windows[0].tokens])
     with torch.inference_mode():
         before = loaded.model(input_ids=input_ids).logits
-        DraftKvScorer(loaded, windows).trace(SKIP_SETS["everything"])
+        BlockScorer(loaded, windows).trace(Draft(SKIP_SETS["everything"]))
         after = loaded.model(input_ids=input_ids).logits
     assert torch.equal(before, after)
 
@@ -187,23 +242,31 @@ def test_scoring_leaves_the_model_as_it_was(loaded: LoadedModel, windows: list[W
 def test_a_scorer_keeps_its_own_prefixes_while_the_runner_decodes(loaded: LoadedModel, windows: list[Window]) -> None:
     runner = FastRunner(loaded)
     scorer = TokenExactScorer(runner, windows)
-    before = scorer.trace(SKIP_SETS["some"])
+    before = scorer.trace(Draft(SKIP_SETS["some"]))
     autoregressive(runner, prompt_tokens(300), Limits(3), Sampler())  # the cache grows and is overwritten
-    assert scorer.trace(SKIP_SETS["some"]) == before
+    assert scorer.trace(Draft(SKIP_SETS["some"])) == before
 
 
-def test_the_scorer_fits_the_runner(loaded: LoadedModel, fast: FastRunner, windows: list[Window]) -> None:
-    exact = make_scorer(fast, loaded, windows)
-    assert isinstance(exact, TokenExactScorer)
-    assert exact.is_token_exact
-    approximate = make_scorer(ReferenceRunner(loaded), loaded, windows)
-    assert isinstance(approximate, DraftKvScorer)
-    assert not approximate.is_token_exact
+@pytest.mark.parametrize(
+    ("runner", "standalone", "kind"),
+    [
+        (FastRunner, False, TokenExactScorer),
+        (FastRunner, True, StandaloneScorer),
+        (ReferenceRunner, False, BlockScorer),
+        (ReferenceRunner, True, StandaloneReferenceScorer),
+    ],
+)
+def test_the_scorer_fits_the_runner(
+    loaded: LoadedModel, windows: list[Window], runner: Any, standalone: bool, kind: type
+) -> None:
+    scorer = make_scorer(runner(loaded), loaded, windows, standalone=standalone)
+    assert isinstance(scorer, kind)
+    assert bool(scorer.approximation) is (kind is BlockScorer)
 
 
 def test_a_bfloat16_model_is_scored_in_its_own_precision(tiny_llama_dir: Path) -> None:
     loaded = load(tiny_llama_dir, "bfloat16")
     windows = [Window(tuple(prompt_tokens(12)), 4, 11)]
-    trace = TokenExactScorer(FastRunner(loaded), windows).trace(SKIP_SETS["some"])
+    trace = TokenExactScorer(FastRunner(loaded), windows).trace(Draft(SKIP_SETS["some"]))
     steps = _by_drafting(ReferenceRunner(loaded), windows, Draft(SKIP_SETS["some"]))
     assert list(trace.confidences[0]) == pytest.approx([step.confidence for step in steps[0]], abs=0.05)

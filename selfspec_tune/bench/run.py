@@ -213,8 +213,12 @@ def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
 
 def contender(workload: Workload, draft: Draft) -> Arm:
     """A self-speculative arm whose id tells this draft from every other, in logs too."""
-    arm_id = f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
-    return self_speculative_arm(workload, draft, arm_id)
+    return self_speculative_arm(workload, draft, contender_id(draft))
+
+
+def contender_id(draft: Draft) -> str:
+    """The id of the arm that `contender` makes of a draft."""
+    return f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
 
 
 def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -> list[Arm]:

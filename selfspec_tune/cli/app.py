@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from selfspec_tune.cli.bench import bench
+from selfspec_tune.cli.compare import command as compare
 from selfspec_tune.cli.doctor import doctor
 from selfspec_tune.cli.export import export
 from selfspec_tune.cli.models import models
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (search, bench, show, export, models, doctor):
+for command in (search, bench, compare, show, export, models, doctor):
     app.command()(command)
 
 

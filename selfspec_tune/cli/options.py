@@ -14,7 +14,7 @@ import typer
 
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
-from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftOptions, ModelOptions, PromptOptions
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftOptions, ModelOptions, PromptOptions, StrategyName
 
 STUDIES = Path("studies")
 DEFAULT_TIMEOUT = "45m"
@@ -175,6 +175,15 @@ Seed = Annotated[
     ),
 ]
 
+StrategyChoice = Annotated[
+    StrategyName | None,
+    typer.Option(
+        "--strategy",
+        help="How to search; all but staged are there to compare with. cmaes needs the extra 'search'.",
+        show_default=StrategyName.STAGED.value,
+        rich_help_panel=_PANEL_BUDGET,
+    ),
+]
 PolicyName = Annotated[
     PolicyKind | None,
     typer.Option("--policy", help="When a draft ends.", show_default=_DRAFT.policy, rich_help_panel=_PANEL_DRAFT),

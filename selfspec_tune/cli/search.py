@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
@@ -15,10 +15,12 @@ from selfspec_tune.cli.values import (
     parse_vocabulary,
     slug,
 )
-from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest
+from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest, StrategyName
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
+
+NOT_OF_REQUEST = frozenset({"dry_run", "json", "quiet", "debug"})
 
 
 @at_edge(interrupted=RESUMABLE)
@@ -34,6 +36,7 @@ def search(
     out: options.StudyFolder = None,
     trials: options.Trials = None,
     timeout: options.Timeout = None,
+    strategy: options.StrategyChoice = None,
     seed: options.Seed = None,
     dtype: options.DtypeName = None,
     device: options.Device = None,
@@ -56,29 +59,48 @@ def search(
 
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
-    loading = given(name=model, dtype=dtype, device=device, runner=runner)
-    loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
-    decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
-    drafting |= given(vocabulary=parse_vocabulary(draft_vocab))
+    request = search_request(**{name: value for name, value in locals().items() if name not in NOT_OF_REQUEST})
+    if dry_run:
+        _plan(request, json=json, quiet=quiet)
+    else:
+        _run(request, json=json, quiet=quiet)
+
+
+def search_request(
+    *,
+    model: str | None,
+    prompts: str | None,
+    out: Path | None,
+    trials: int | None,
+    timeout: str | None,
+    strategy: StrategyName | None = None,
+    ngram: bool | None,
+    draft_vocab: str | None,
+    draft_precision: str | None,
+    extra_memory: str | None,
+    **others: Any,
+) -> SearchRequest:
+    """The search that the options of the command line ask for; ``others`` are fields of the parts of a request."""
+
+    def fields_of(part: type) -> dict[str, Any]:
+        return given(**{name: value for name, value in others.items() if name in part.__dataclass_fields__})  # type: ignore[attr-defined]
+
+    drafting = fields_of(DraftOptions) | given(vocabulary=parse_vocabulary(draft_vocab))
     drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
     drafting |= given(
         precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
     )
-    model_options, prompt_options = ModelOptions(**loading), PromptOptions(**decoding)
-    request = SearchRequest(
+    model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
+    prompt_options = PromptOptions(**given(source=prompts), **fields_of(PromptOptions))
+    return SearchRequest(
         out=out or default_folder(model_options.name, prompt_options.source),
         model=model_options,
         prompts=prompt_options,
         draft=DraftOptions(**drafting),
         trials=trials,
         timeout_seconds=budget_seconds(trials, timeout),
+        strategy=strategy or StrategyName.STAGED,
     )
-    if dry_run:
-        _plan(request, json=json, quiet=quiet)
-    else:
-        _run(request, json=json, quiet=quiet)
 
 
 def default_folder(model: str, prompts: str) -> Path:

@@ -38,6 +38,7 @@ class CostPlan:
         lengths: further lengths; one that ``seconds`` do not allow is left out unless ``insist``.
         vocabularies: how many token ids drafts cover; the first one's head is the model's.
         precisions: which to time beside the model's own, where the runner accepts them.
+        drafts: further drafts to time at home, for what these leave untold.
         others: further steps to interleave with these, at every context.
         seconds: time for all of it, prefills included.
     """
@@ -48,6 +49,7 @@ class CostPlan:
     insist: bool = False
     vocabularies: tuple[int | None, ...] = (None,)
     precisions: tuple[DraftPrecision, ...] = ()
+    drafts: tuple[Draft, ...] = ()
     others: Mapping[str, Step] = field(default_factory=dict)
     seconds: float = 30.0
     most_rounds: int = 7
@@ -176,7 +178,7 @@ def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
 
 
 def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
-    """Every skip set at the first vocabulary; two at others; five at other precisions, all at a mixed one."""
+    """Every skip set at the first vocabulary; two at others; five at other precisions, all at a mixed one; the rest."""
     sets = designed_skip_sets(runner.num_layers)
     first, *other_sizes = plan.vocabularies
     yield from (Draft(skip_set, vocabulary=first) for skip_set in sets)
@@ -186,6 +188,7 @@ def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
         is_mixed = len(set(precision.sublayers)) > 1
         for skip_set in sets if is_mixed else dict.fromkeys([*sets[:4], sets[-1]]):
             yield Draft(skip_set, precision=precision, vocabulary=first)
+    yield from plan.drafts
 
 
 def accepted_precisions(runner: Runner, precisions: Sequence[DraftPrecision]) -> list[DraftPrecision]:

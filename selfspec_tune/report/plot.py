@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import write_atomic
 from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves
 from selfspec_tune.report.tables import model_line
-from selfspec_tune.results import SweepResult
+from selfspec_tune.results import ModelInfo, SweepResult
 from selfspec_tune.statistics import Interval
 
 SUFFIXES = (".png", ".svg")
@@ -53,9 +55,30 @@ def write_plot(result: SweepResult, path: Path) -> None:
     axes.set_title(model_line(result.model), fontsize="medium")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lower().removeprefix("."), dpi=160)
     write_atomic(path, buffer.getvalue())
+
+
+def write_curves(curves: Mapping[Any, Sequence[tuple[float, float]]], model: ModelInfo, path: Path) -> None:
+    """Best so far by predicted decode speedup against minutes of searching, a line for each name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        axes.step([seconds / 60 for seconds, _ in curve], [speedup for _, speedup in curve], where="post", label=name)
+    axes.set_xlabel("minutes of searching, calibration included")
+    axes.set_ylabel("decode speedup predicted on unread text")
+    axes.set_title(model_line(model), fontsize="medium")
+    axes.legend(fontsize="small")
+    _save(figure, path)
 
 
 def series(curve: Curve, kind: str) -> tuple[list[float], list[float], list[list[float]]]:

@@ -41,6 +41,7 @@ class StudyConfig(Document):
     seed: int = 0
     runner: str = "fast"
     draft: dict[str, Any] = {}
+    strategy: str = "staged"
 
     @classmethod
     def load(cls, path: Path) -> Self:

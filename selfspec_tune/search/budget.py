@@ -13,8 +13,11 @@ TRIAL_TOKENS = 24
 TRIAL_ITEMS = 8
 SELECTION_TOKENS = 96
 NUM_FINALISTS = 4
+SELF_SD_TOKENS = 32  # of each of 8 prompts: as Self-SD's own search measures
+SWIFT_TOKENS = 50  # of context, as SWIFT scores
 NUM_SELECTION_ITEMS = 8
 NUM_REFERENCE_ITEMS = 8
+NUM_HELD_OUT = 6  # selection prompts whose answers tell whether the search learns its own text by heart
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfspec_tune.costs import CostModel, Counts
+from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
@@ -63,7 +63,7 @@ def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostMo
     """
     plain = speculative = 0.0
     for run in runs:
-        counts = Counts(run.candidate.drafted, run.candidate.accepted, run.candidate.sources)
+        counts = run.candidate.counts
         steps = costs.steps(draft, run.prompt_tokens + run.candidate.num_tokens / 2)
         plain += counts.num_tokens * steps.decode
         speculative += steps.seconds(counts)

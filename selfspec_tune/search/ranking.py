@@ -1,43 +1,57 @@
-"""The stages before any measured trial: costs, importance, and candidates by proxy."""
+"""Candidates without decoding: proposed on little text, the best of them tried on more and more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from statistics import median
+from pathlib import Path
 from time import monotonic
 
 from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
-from selfspec_tune.engine.costs import CONTEXTS, CostPlan, measure_costs
-from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
+from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
 from selfspec_tune.search.budget import WIDE_WINDOWS
 from selfspec_tune.search.calibration import Answer, spread_windows
-from selfspec_tune.search.proxy import (
-    Prediction,
-    Proxy,
-    diverse,
-    greedy_path,
-    importance,
-    local_moves,
-    prefixes,
-)
-from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, best_policy, policies
-from selfspec_tune.search.setting import draft_lookup, draft_precision
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.search.importance import Importance
+from selfspec_tune.search.knapsack import knapsack
+from selfspec_tune.search.overfit import Overfit
+from selfspec_tune.search.preparation import Preparation, Preparer
+from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
+from selfspec_tune.search.proxy import Prediction, Proxy, diverse
+from selfspec_tune.search.proxy_log import ProxyLog
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies
+from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.statistics import Interval
 
 NUM_PREFIXES = 12
-NUM_PROXY_CANDIDATES = 6
-_NARROW = (10, 24)  # windows × positions that thousands of candidates are scored on
-_WIDE = (WIDE_WINDOWS, 40)  # those that the best few are scored on again
-_POOL = 24
-_LARGE_RESIDUAL = 0.05
-_MOST_REPEATS = 200  # moves in a row that lead nowhere new: a small model's sets are used up
+_MOST_REPEATS = 200  # moves in a row that lead nowhere new: a small model's drafts are used up
+_MOST_BUDGETS = 32  # latencies of the dynamic programme
+_KNAPSACK_SHARE = 0.2  # of the first text's time
+_FEWEST_BUDGETS = 8
+_CHECK_EVERY = 20  # candidates at least between two looks at the held-out text
+_FEWEST_SCORED = 4  # on each text, however little time is left
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Calibration text that drafts are scored on.
+
+    ``share`` of the proxy's time is spent here; the ``keep`` best and diverse go on to the next.
+    """
+
+    name: str
+    num_windows: int
+    length: int
+    share: float
+    keep: int
+
+
+_TEXTS = (Text("narrow", 10, 24, 0.5, 24), Text("middle", 20, 32, 0.3, 16), Text("wide", WIDE_WINDOWS, 40, 0.2, 12))
+_HELD_OUT = Text("held-out", 12, 40, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,152 +59,169 @@ class Ranking:
     """What the measured study starts from."""
 
     costs: CostModel
-    importance: list[float]
+    importance: Importance
     vocabulary: int | None
     candidates: list[Prediction]
 
 
 class Ranker:
-    """Runs the stages before the trials on calibration answers."""
+    """Runs the stages before the trials on calibration answers.
+
+    ``held_out``: answers to other prompts, by which overfitting is told; without them it is not.
+    ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
+    """
 
     def __init__(
         self,
         workload: Workload,
+        space: SearchSpace,
         answers: Sequence[Answer],
         options: DraftOptions,
         seed: int,
         reporter: Reporter,
+        *,
+        held_out: Sequence[Answer] = (),
+        log: Path | None = None,
+        prepared: Path | None = None,
+        on_best: Callable[[Prediction], None] = lambda _: None,
     ) -> None:
         self._workload = workload
+        self._space = space
         self._answers = answers
         self._options = options
         self._seed = seed
         self._reporter = reporter
-        self._num_layers = workload.loaded.num_layers
-        self._precision = draft_precision(options, self._num_layers)
+        self._held_out = held_out
+        self._log = ProxyLog(log, space.num_layers)
+        self._prepared = prepared
+        self._on_best = on_best
+
+    def costs_alone(self, cost_seconds: float) -> Ranking:
+        """Step costs and the vocabulary, for a study that begins with no candidates."""
+        known = self._prepare(self._scorer(_TEXTS[0]), cost_seconds, ranks=False)
+        return Ranking(known.costs, known.importance, known.vocabulary, [])
+
+    def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
+        preparer = Preparer(
+            self._workload, self._space, self._answers, self._options.vocabulary, self._reporter, self._prepared
+        )
+        return preparer.prepare(scorer, self._grid(_TEXTS[0]), cost_seconds, ranks=ranks)
 
     def rank(self, seconds: float, cost_seconds: float) -> Ranking:
-        """Importance, step costs in about ``cost_seconds``, then candidates by proxy for at most ``seconds``.
-
-        The best candidates are re-scored on wider text.
-        """
-        narrow = self._scorer(*_NARROW)
-        self._reporter.stage("importance", "each sub-layer skipped alone")
-        total = 2 * self._num_layers
-        rises = importance(narrow, self._num_layers, lambda i: self._reporter.progress(Progress(i, total)))
-        costs = self._costs(cost_seconds)
-        vocabulary = self._choose_vocabulary(narrow, rises, costs)
-        costs = costs.with_vocabulary(vocabulary or self._workload.runner.vocabulary_size)
-        ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
-        proxy = self._proxy(narrow, costs, self._grid((3, 4, 6, 8), (0.4, 0.6, 0.8)), vocabulary)
-        if narrow.is_token_exact:
-            self._reporter.stage("proxy", "candidates predicted without decoding")
-            self._propose(proxy, rises, ladder, seconds)
-        wide = self._proxy(self._scorer(*_WIDE), costs, self._grid(DRAFT_LENGTHS, EXIT_THRESHOLDS), vocabulary)
-        candidates = self._shortlist(proxy, wide, ladder)
+        """Importance, step costs in about ``cost_seconds``, then candidates by proxy for about ``seconds``."""
+        scorer = self._scorer(_TEXTS[0])
+        if scorer.approximation:
+            self._reporter.notice(f"Predictions are approximate for this architecture: {scorer.approximation}.")
+        known = self._prepare(scorer, cost_seconds)
+        space = self._space.with_vocabulary(known.vocabulary).costed_by(known.costs)
+        self._reporter.stage("proxy", "candidates predicted without decoding")
+        pool, wide = self._narrow_down(scorer, space, known, seconds)
         if self._options.policy == PolicyKind.COST_AWARE:
-            candidates = with_prior(candidates, wide.prior(candidates[0].draft.skip_set))
-        return Ranking(costs, rises, vocabulary, candidates)
+            pool = with_prior(pool, wide.prior(pool[0].draft))
+        return Ranking(known.costs, known.importance, known.vocabulary, pool)
 
-    def _proxy(
-        self, scorer: DraftScorer, costs: CostModel, grid: Sequence[DraftPolicy], vocabulary: int | None
-    ) -> Proxy:
-        return Proxy(scorer, costs, grid, vocabulary, precision=self._precision, ngram=draft_lookup(self._options))
+    def _narrow_down(
+        self, scorer: DraftScorer, space: SearchSpace, known: Preparation, seconds: float
+    ) -> tuple[list[Prediction], Proxy]:
+        """The best and most diverse candidates, as the last and widest text ranks them; and the proxy of that text."""
+        held_out = self._proxy(_HELD_OUT, known.costs) if self._held_out else None
+        moves = Moves(space, known.importance, self._seed)
+        pool: list[Prediction] = []
+        for text in _TEXTS:
+            proxy = self._proxy(text, known.costs, scorer if text is _TEXTS[0] else None)
+            stream = self._tried_again(proxy, pool) if pool else self._starts(proxy, space, known, seconds)
+            if text is not _TEXTS[-1]:
+                stream = chain(stream, local_moves(proxy, moves))
+            self._climb(text, proxy, stream, text.share * seconds, Overfit(held_out) if held_out else None)
+            pool = diverse(proxy.predictions, text.keep, least_distance=2)
+        return pool, proxy
 
-    def _scorer(self, most: int, length: int) -> DraftScorer:
-        spread = spread_windows(self._answers, length=length, most=most, seed=self._seed)
+    @staticmethod
+    def _tried_again(proxy: Proxy, pool: Sequence[Prediction]) -> Iterator[Prediction]:
+        return (proxy(prediction.draft, prediction.origin) for prediction in pool)
+
+    def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
+        """The base, prefixes, what the dynamic programme finds, and the greedy path."""
+        rises, text = known.importance.rises, _TEXTS[0]
+        begun = monotonic()
+        yield proxy(space.base, "base")
+        each = monotonic() - begun
+        for draft in prefixes(rises, space, NUM_PREFIXES):
+            yield proxy(draft, "prefix")
+        earlier = [p.draft for p in self._log.predictions(text.name) if p.origin == "knapsack"]
+        affordable = int(_KNAPSACK_SHARE * text.share * seconds / max(each, 1e-3))
+        for draft in earlier or self._knapsack(proxy.scorer, space, known.costs, affordable):
+            yield proxy(draft, "knapsack")
+        yield from greedy_path(proxy, rises, space)
+
+    @staticmethod
+    def _knapsack(scorer: DraftScorer, space: SearchSpace, costs: CostModel, affordable: int) -> list[Draft]:
+        """As many drafts as ``affordable`` passes allow, half of them for scoring what is found."""
+        num_budgets = min(_MOST_BUDGETS, affordable // 2)
+        if not isinstance(scorer, TokenExactScorer) or num_budgets < _FEWEST_BUDGETS:
+            return []
+        return knapsack(scorer, space, costs, num_budgets)
+
+    def _climb(
+        self, text: Text, proxy: Proxy, stream: Iterable[Prediction], seconds: float, overfit: Overfit | None
+    ) -> None:
+        """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
+        best, unchecked = 0.0, None
+        num_known = repeats = last_check = 0
+        for count, prediction in enumerate(stream, 1):
+            repeats = 0 if proxy.num_known > num_known else repeats + 1
+            num_known = proxy.num_known
+            if prediction.speedup > best:
+                best, unchecked = prediction.speedup, prediction
+                self._report_best(count, prediction)
+            if overfit is not None and unchecked is not None and count >= last_check + _CHECK_EVERY:
+                overfit.check(unchecked)
+                unchecked, last_check = None, count
+            spent = self._log.seconds(text.name)
+            self._report(text, count, best, seconds, overfit)
+            is_enough = spent > seconds or repeats > _MOST_REPEATS or (overfit is not None and overfit.is_growing)
+            if count >= _FEWEST_SCORED and is_enough:
+                return
+
+    def _report(self, text: Text, count: int, best: float, seconds: float, overfit: Overfit | None) -> None:
+        spent = self._log.seconds(text.name)
+        detail = f"{count} candidates on {text.name} text, best predicted {best:.3f}× decode"
+        if overfit is not None and overfit.best is not None:
+            detail += f", {overfit.gap:+.1%} over held-out text"
+        self._reporter.progress(Progress(int(spent), int(seconds), seconds - spent, detail))
+
+    def _report_best(self, count: int, prediction: Prediction) -> None:
+        self._on_best(prediction)
+        speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
+        self._reporter.best(Candidate(count, "predicted", prediction.draft.skip_set, speedup))
+
+    def _proxy(self, text: Text, costs: CostModel, scorer: DraftScorer | None = None) -> Proxy:
+        return Proxy(
+            scorer or self._scorer(text),
+            costs,
+            self._grid(text),
+            earlier=self._log.predictions(text.name),
+            on_new=lambda prediction, seconds: self._log.add(text.name, prediction, seconds),
+        )
+
+    def _scorer(self, text: Text) -> DraftScorer:
+        answers = self._held_out if text is _HELD_OUT else self._answers
+        spread = spread_windows(answers, length=text.length, most=text.num_windows, seed=self._seed)
         return make_scorer(self._workload.runner, self._workload.loaded, [window for _, window in spread])
 
-    def _grid(self, lengths: Sequence[int], thresholds: Sequence[float]) -> list[DraftPolicy]:
+    def _grid(self, text: Text) -> list[DraftPolicy]:
+        """The policies that a trace is replayed through: few on little text."""
         options = self._options
+        lengths: Sequence[int] = (3, 4, 6, 8) if text is _TEXTS[0] else DRAFT_LENGTHS
+        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is _TEXTS[0] else EXIT_THRESHOLDS
         if options.max_draft_tokens is not None:
             lengths = (options.max_draft_tokens,)
         if options.exit_threshold is not None:
             thresholds = (options.exit_threshold,)
         return list(policies(PolicyKind(options.policy), lengths, thresholds))
 
-    def _costs(self, seconds: float) -> CostModel:
-        """The cost model at the middle of a typical calibration text, for every vocabulary in question."""
-        self._reporter.stage("costs", "the engine's steps, timed")
-        lengths = [len(answer.item.tokens) + len(answer.tokens) // 2 for answer in self._answers]
-        plan = CostPlan(
-            self._workload.loaded.context_length,
-            home=round(median(lengths)),
-            lengths=CONTEXTS,
-            vocabularies=self._vocabularies(),
-            precisions=() if self._precision.is_same else (self._precision,),
-            seconds=seconds,
-        )
-        answer = self._answers[0]
-        costs = measure_costs(self._workload.runner, [*answer.item.tokens, *answer.tokens], plan)
-        if costs.residual > _LARGE_RESIDUAL:
-            self._reporter.notice(
-                f"Draft steps cost what their parts do only within {costs.residual:.0%}: predictions may be off by as "
-                "much. A quiet machine makes them steadier."
-            )
-        return costs
-
-    def _vocabularies(self) -> tuple[int | None, ...]:
-        """How many token ids drafts may cover: what was asked for, or the whole and parts of it."""
-        option, whole = self._options.vocabulary, self._workload.runner.vocabulary_size
-        if option == "full":
-            return (None,)
-        if option != "auto":
-            return (min(int(option), whole),)
-        return (None, *(size for size in (whole // 2, whole // 4, whole // 8) if size > 0))
-
-    def _choose_vocabulary(self, scorer: DraftScorer, rises: Sequence[float], costs: CostModel) -> int | None:
-        """How much of the vocabulary to draft from: what predicts best for a middling draft."""
-        sizes, whole = self._vocabularies(), self._workload.runner.vocabulary_size
-        if len(sizes) == 1:
-            return sizes[0]
-        ladder = prefixes(rises, self._num_layers, NUM_PREFIXES)
-        skip_set = ladder[len(ladder) // 3]
-        grid = self._grid((3, 4, 6), (0.4, 0.6, 0.8))
-        speedups: dict[int | None, float] = {}
-        for size in sizes:
-            trace = scorer.trace(skip_set, size, self._precision)
-            steps = costs.with_vocabulary(size or whole).steps(Draft(skip_set, precision=self._precision))
-            speedups[size] = best_policy(trace.matches, trace.confidences, steps, grid)[1]
-        return max(speedups, key=lambda size: speedups[size])
-
-    def _propose(self, proxy: Proxy, rises: Sequence[float], ladder: Sequence[SkipSet], seconds: float) -> None:
-        """Prefixes, the greedy path, then local moves until the time is up."""
-        begun, best, num_known, repeats = monotonic(), 0.0, 0, 0
-        stream: Iterator[Prediction] = chain(
-            (proxy(skip_set, "prefix") for skip_set in ladder),
-            greedy_path(proxy, rises, self._num_layers),
-            local_moves(proxy, rises, self._seed),
-        )
-        for count, prediction in enumerate(stream):
-            elapsed = monotonic() - begun
-            detail = f"{count} candidates, best predicted {best:.3f}× decode"
-            self._reporter.progress(Progress(int(elapsed), int(seconds), seconds - elapsed, detail))
-            if prediction.speedup > best:
-                best = prediction.speedup
-                self._reporter.best(_candidate(count, prediction))
-            repeats = repeats + 1 if proxy.num_known == num_known else 0
-            num_known = proxy.num_known
-            if elapsed > seconds or repeats > _MOST_REPEATS:
-                return
-
-    def _shortlist(self, proxy: Proxy, wide: Proxy, ladder: Sequence[SkipSet]) -> list[Prediction]:
-        """The best and most diverse by proxy, scored on more text, then every prefix."""
-        pool = diverse(proxy.predictions, _POOL, least_distance=2)
-        rescored = [wide(prediction.draft.skip_set, prediction.origin) for prediction in pool]
-        rescored.sort(key=lambda prediction: -prediction.speedup)
-        chosen = diverse(rescored, NUM_PROXY_CANDIDATES)
-        ranked = sorted((wide(skip_set, "prefix") for skip_set in ladder), key=lambda p: -p.speedup)
-        known = {prediction.draft.skip_set for prediction in chosen}
-        return chosen + [prediction for prediction in ranked if prediction.draft.skip_set not in known]
-
 
 def with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
     """The candidates with one prior for all: a study's drafts then differ in what it searches only."""
     drafts = (replace(c.draft, policy=replace(c.draft.policy, prior=prior)) for c in candidates)
     return [replace(c, draft=draft) for c, draft in zip(candidates, drafts, strict=True)]
-
-
-def _candidate(number: int, prediction: Prediction) -> Candidate:
-    speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
-    return Candidate(number, "predicted", prediction.draft.skip_set, speedup)

@@ -6,46 +6,41 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Precision
 from selfspec_tune.files import read_json, write_json_atomic
-from selfspec_tune.search.proxy import Prediction
+from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.ranking import Ranking
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.search.records import prediction_record, read_prediction
 
 
 def write_ranking(file: Path, ranking: Ranking) -> None:
     """Keep a ranking, so that a resumed search need not repeat it."""
-    candidates = [
-        {
-            "skip": prediction.draft.skip_set.to_dict(),
-            "draft": prediction.draft.to_dict(),
-            "predicted_decode_speedup": prediction.speedup,
-            "origin": prediction.origin,
-        }
-        for prediction in ranking.candidates
-    ]
     write_json_atomic(
         file,
         {
             "schema": "selfspec-tune/ranking",
-            "version": 2,
+            "version": 3,
             "vocabulary": ranking.vocabulary,
-            "importance": ranking.importance,
+            "importance": ranking.importance.to_dict(),
             "cost_model_seconds": ranking.costs.to_dict(),
-            "candidates": candidates,
+            "candidates": [prediction_record(prediction) for prediction in ranking.candidates],
         },
     )
 
 
 def read_ranking(file: Path, num_layers: int) -> Ranking:
-    """The inverse of `write_ranking`."""
+    """The inverse of `write_ranking`; older versions, too."""
     value = read_json(file)
-    candidates = []
-    for entry in value["candidates"]:
-        skip_set = SkipSet(num_layers, tuple(entry["skip"]["attention"]), tuple(entry["skip"]["mlp"]))
-        draft = Draft.from_dict(skip_set, entry["draft"])
-        candidates.append(Prediction(draft, entry["predicted_decode_speedup"], entry["origin"]))
-    return Ranking(_costs(value, num_layers), value["importance"], value["vocabulary"], candidates)
+    candidates = [read_prediction(record, num_layers) for record in value["candidates"]]
+    return Ranking(_costs(value, num_layers), _importance(value), value["vocabulary"], candidates)
+
+
+def _importance(value: dict[str, Any]) -> Importance:
+    """Versions 1 and 2 kept the rises alone."""
+    kept = value["importance"]
+    if value["version"] > 2:
+        return Importance.from_dict(kept)
+    return Importance(tuple(kept), (0.0,) * len(kept))
 
 
 def _costs(value: dict[str, Any], num_layers: int) -> CostModel:

@@ -49,39 +49,66 @@ def replay(
     """
     counts = Counts()
     found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in matches]
+    draft_tokens = 0 if ngram is None else ngram.draft_tokens
     for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
-        _replay_window(counts, start(policy, costs, ngram=ngram), match, confidence, looked_up)
+        window = _Window(match, confidence, looked_up, draft_tokens)
+        _replay_window(counts, start(policy, costs, ngram=ngram), window)
     return counts
 
 
-def _replay_window(
-    counts: Counts,
-    state: PolicyState,
-    match: Sequence[bool],
-    confidence: Sequence[float],
-    lookups: Sequence[LookedUp],
-) -> None:
-    position, last = 0, len(match)
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A trace of one window, and what the lookup finds along it; ``draft_tokens`` as in `NgramLookup`."""
+
+    match: Sequence[bool]
+    confidence: Sequence[float]
+    lookups: Sequence[LookedUp]
+    draft_tokens: int
+
+    def ahead(self, position: int, most: int) -> int:
+        """How many tokens after the one drafted at ``position`` come out of the same pass: those guessed right."""
+        most = min(self.lookups[position].num_right, self.draft_tokens, most)
+        return next((n for n in range(most) if not self.match[position + n]), most)
+
+
+def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
+    position, last = 0, len(window.match)
     while position < last:
-        found = lookups[position]
+        found = window.lookups[position]
         plan = state.begin(last - position, found.num_found, found.match_length)
-        drafted = accepted = 0
+        drafted = accepted = passes = 0
         if plan.source is Source.NGRAM:
             drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
         elif plan.source is Source.MODEL:
-            agrees = True
-            while drafted < plan.num_tokens:
-                probability = confidence[position + drafted]
-                agrees = agrees and match[position + drafted]
-                accepted += agrees
-                drafted += 1
-                if not state.wants_more(drafted, probability):
-                    break
+            drafted, accepted, passes = _replay_draft(state, window, position, plan.num_tokens)
         counts.drafted.append(drafted)
         counts.accepted.append(accepted)
         counts.sources.append(plan.source.value)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1))
+        counts.passes.append(passes)
+        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes)
         position += accepted + 1
+
+
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int]:
+    """Tokens drafted by the model from ``position``, those accepted, and the passes that it took.
+
+    After a wrong token nobody knows what the lookup would find: every further one takes a pass.
+    """
+    drafted = accepted = passes = ahead = 0
+    agrees = True
+    while drafted < most:
+        here = position + drafted
+        if ahead:
+            ahead -= 1
+        else:
+            passes += 1
+            ahead = window.ahead(here, most - drafted - 1) if agrees else 0
+        agrees = agrees and window.match[here]
+        accepted += agrees
+        drafted += 1
+        if not state.wants_more(drafted, window.confidence[here], ahead):
+            break
+    return drafted, accepted, passes
 
 
 def acceptance_prior(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]]) -> AcceptancePrior:

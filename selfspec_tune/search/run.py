@@ -9,7 +9,7 @@ resumes after any interruption.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, make_check, reference_arms
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine.costs import measure_step_costs
+from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.arms import (
     SELF_SPECULATIVE,
     autoregressive_arm,
 )
+from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import (
@@ -32,13 +34,18 @@ from selfspec_tune.results import (
     SkipConfig,
 )
 from selfspec_tune.search import budget
-from selfspec_tune.search.calibration import Answer, calibrate, trial_items
+from selfspec_tune.search.calibration import Answer, calibrate, spread_windows, trial_items
 from selfspec_tune.search.conclusion import agreement, predicted_from_counts, provisional_config, skip_config
+from selfspec_tune.search.encoding import Encoding
+from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
-from selfspec_tune.search.setting import Setting, draft_lookup, draft_precision, open_setting
+from selfspec_tune.search.scoring import MatchScoring, PairedScoring, Scoring, TimedScoring
+from selfspec_tune.search.setting import Setting, open_setting
+from selfspec_tune.search.strategies import ScoredBy, strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.trajectory import Incumbent, Trajectory
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.summary import summarise
@@ -88,14 +95,14 @@ class _Search:
         self._clock = clock
         self._reporter = reporter
         self._request = setting.request
+        self._trajectory = Trajectory(folder.trajectory)
+        self._strategy = strategy_for(setting.request.strategy)
         self._seed = setting.request.prompts.seed
 
     def run(self) -> SearchOutcome:
         reporter = self._reporter
         reporter.stage("calibrate", f"{len(self._setting.calibration)} prompts")
-        answers = calibrate(
-            self._workload, self._setting.calibration, self._setting.first_draft(), self._folder.calibration, reporter
-        )
+        answers = self._answers(self._setting.calibration)
         self._tick()
         if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=self._seed):
             raise BudgetError(
@@ -104,7 +111,7 @@ class _Search:
             )
         self._check = make_check(self._workload, self._setting.calibration)
         self._check_timeout()
-        ranking = self._rank(answers)
+        ranking = self._rank(answers, self._answers(self._setting.selection[: budget.NUM_HELD_OUT]))
         self._workload.costs = ranking.costs
         self._tick()
         study = self._study(ranking)
@@ -127,6 +134,9 @@ class _Search:
         if not self._folder.has_scored_skip_set():
             config.save(self._folder.skip)
         return SearchOutcome(config, None, self._folder.path, interrupted=True)
+
+    def _note(self, best: Draft, score: float, stage: str) -> None:
+        self._trajectory.note(Incumbent(self._clock.elapsed, best, score, stage))
 
     def _tick(self) -> None:
         self._folder.note_time(self._clock.elapsed)
@@ -151,31 +161,47 @@ class _Search:
                 "--num-prompts or --max-new-tokens."
             )
 
-    def _rank(self, answers: Sequence[Answer]) -> Ranking:
+    def _answers(self, items: Sequence[WorkItem]) -> list[Answer]:
+        setting, folder = self._setting, self._folder
+        return calibrate(self._workload, items, setting.first_draft(), folder.calibration, self._reporter)
+
+    def _rank(self, answers: Sequence[Answer], held_out: Sequence[Answer]) -> Ranking:
         if self._folder.ranking.exists():
             return read_ranking(self._folder.ranking, self._workload.loaded.num_layers)
-        options = self._request.draft
-        ranker = Ranker(self._workload, answers, options, self._seed, self._reporter)
+        ranker = Ranker(
+            self._workload,
+            self._setting.space,
+            answers,
+            self._request.draft,
+            self._seed,
+            self._reporter,
+            held_out=held_out,
+            log=self._folder.proxy,
+            prepared=self._folder.preparation,
+            on_best=lambda best: self._note(best.draft, best.speedup, "proxy"),
+        )
         timeout = self._request.timeout_seconds
-        ranking = ranker.rank(budget.proxy_seconds(timeout), budget.costs_seconds(timeout))
+        if self._strategy.has_proxy:
+            ranking = ranker.rank(budget.proxy_seconds(timeout), budget.costs_seconds(timeout))
+        else:
+            ranking = ranker.costs_alone(budget.costs_seconds(timeout))
         write_ranking(self._folder.ranking, ranking)
         return ranking
 
     def _study(self, ranking: Ranking) -> MeasuredStudy:
         kind = PolicyKind(self._request.draft.policy)
         draft = self._request.draft
-        settings = TrialSettings(
-            self._workload.loaded.num_layers,
+        encoding = Encoding(
+            self._setting.space.with_vocabulary(ranking.vocabulary).costed_by(ranking.costs),
             kind,
-            ranking.vocabulary,
-            self._seed,
             _lengths(kind) if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
             EXIT_THRESHOLDS if draft.exit_threshold is None else (draft.exit_threshold,),
-            draft_precision(draft, self._workload.loaded.num_layers),
-            draft_lookup(draft),
-            ranking.candidates[0].draft.policy.prior,
+            ranking.candidates[0].draft.policy.prior if ranking.candidates else None,
+            as_reals=self._strategy.as_reals,
         )
-        study = MeasuredStudy(self._folder.path, settings)
+        name = self._request.strategy.value
+        origin = "tpe" if self._strategy.has_proxy else name
+        study = MeasuredStudy(self._folder.path, TrialSettings(encoding, self._seed, self._strategy.sampler, origin))
         study.enqueue(ranking.candidates)
         return study
 
@@ -183,19 +209,42 @@ class _Search:
         """Trials until the budget ends."""
         reporter, most = self._reporter, budget.max_trials(self._request.trials, self._request.timeout_seconds)
         items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=self._seed + 1)
-        shares = budget.shares_of(self._setting, ranking.costs.steps(ranking.candidates[0].draft))
-        reporter.stage("trials", f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each")
+        first = ranking.candidates[0].draft if ranking.candidates else self._setting.space.base
+        shares = budget.shares_of(self._setting, ranking.costs.steps(first))
+        scoring, said = self._scoring(answers, items, ranking)
+        reporter.stage("trials", said)
         for trial in study.ended:
             reporter.trial(as_candidate(trial, study.draft_of(trial.params)))
-        for arm in (autoregressive_arm(self._workload), contender(self._workload, ranking.candidates[0].draft)):
+        for arm in (autoregressive_arm(self._workload), contender(self._workload, first)):
             arm.decode(items[0])  # a warm-up: the first trial is timed like every other
+        starts = self._strategy.starts(self._setting.space, self._seed)
         while len(study.ended) < most and self._may_try(study, shares):
+            number = len(study.ended)
+            draft = None if self._strategy.turn and number % self._strategy.turn == 0 else next(starts, None)
+            if draft is not None:
+                study.enqueue([Prediction(draft, 0.0, self._request.strategy.value)])
             left = self._clock.left - shares.reserved
             reporter.progress(Progress(len(study.ended), most, left if isfinite(left) else None))
-            candidate = study.run_trial(self._workload, items, self._check)
+            candidate = study.run_trial(scoring)
             reporter.trial(candidate)
+            if candidate.disagreement:
+                why = "another speed of the machine, or so short a run"
+                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}: {why}")
             self._report_best(study, candidate)
             self._tick()
+
+    def _scoring(self, answers: Sequence[Answer], items: Sequence[WorkItem], ranking: Ranking) -> tuple[Scoring, str]:
+        """How the strategy scores a trial, and that in words."""
+        workload = self._workload
+        if self._strategy.scored_by is ScoredBy.TIME:
+            whole = [shortened(answer.item, budget.SELF_SD_TOKENS) for answer in answers[: budget.TRIAL_ITEMS]]
+            return TimedScoring(workload, whole), f"{len(whole)} prompts, {budget.SELF_SD_TOKENS} tokens each, alone"
+        if self._strategy.scored_by is ScoredBy.MATCHES:
+            spread = spread_windows(answers, length=budget.SWIFT_TOKENS, most=1, seed=self._seed)
+            scorer = make_scorer(workload.runner, workload.loaded, [window for _, window in spread])
+            return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
+        said = f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each"
+        return PairedScoring(workload, items, self._check, self._folder.trials, ranking.costs), said
 
     def _may_try(self, study: MeasuredStudy, shares: budget.Shares) -> bool:
         """At least one trial is measured, whatever the time; then only what leaves time for the rest."""
@@ -204,14 +253,23 @@ class _Search:
     def _report_best(self, study: MeasuredStudy, candidate: Candidate) -> None:
         ranking = study.ranking
         if ranking and ranking[0].number == candidate.number:
+            self._note(study.draft_of(ranking[0].params), ranking[0].value or 0.0, "trials")
             self._reporter.best(candidate)
 
     def _finalists(self, study: MeasuredStudy, ranking: Ranking) -> list[Draft]:
-        """The best measured drafts; where too few ran to their end, the best predicted ones too."""
+        """The best measured drafts; where too few ran to their end, the best predicted ones too.
+
+        The draft that skips nothing is among them wherever it may gain: what is chosen on little text can lose to it.
+        """
         drafts = [study.draft_of(trial.params) for trial in study.ranking]
         predicted = [prediction.draft for prediction in ranking.candidates]
         drafts += [draft for draft in predicted if not study.is_lossy(draft)]
         finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
+        base = self._setting.space.base
+        if finalists and not base.precision.is_same:
+            whole = replace(base, policy=finalists[0].policy, vocabulary=finalists[0].vocabulary)
+            if whole not in finalists and not study.is_lossy(whole):
+                finalists[budget.NUM_FINALISTS - 1 :] = [whole]
         if not finalists:
             raise LosslessError(
                 "Every candidate gave other tokens than plain decoding by more than a numerical tie: none can be "
@@ -233,6 +291,7 @@ class _Search:
             self._reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {arm.description}")
         best = max(arms, key=lambda arm: speeds[arm.id])
         assert best.draft is not None
+        self._note(best.draft, speeds[best.id], "selection")
         return best.draft, [run for run in runs if run.method == best.id]
 
     def _test(self, winner: Draft, selection_runs: Sequence[PairedRun]) -> BenchResult:

@@ -7,7 +7,6 @@ from statistics import mean
 from typing import Any
 
 from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Precision
-from selfspec_tune.engine import Runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
@@ -16,6 +15,8 @@ from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
+from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.skip_set import SkipSet
 
 AUTO = "auto"
@@ -27,6 +28,7 @@ class Setting:
 
     request: SearchRequest
     workload: Workload
+    space: SearchSpace
     splits: Splits
     calibration: list[WorkItem]
     selection: list[WorkItem]
@@ -50,16 +52,15 @@ class Setting:
             prompts=prompts.pop("source"),
             trials=request.trials,
             timeout_seconds=request.timeout_seconds,
-            draft=_draft_record(request.draft),
+            strategy=request.strategy.value,
+            draft=_draft_record(request.draft, self.space),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
         )
 
     def first_draft(self) -> Draft | None:
         """A draft that needs no search: nothing skipped, kept sub-layers at the request's low precision, if any."""
-        num_layers = self.workload.loaded.num_layers
-        precision = draft_precision(self.request.draft, num_layers)
-        return None if precision.is_same else Draft(SkipSet.empty(num_layers), precision=precision)
+        return None if self.space.base.precision.is_same else replace(self.space.base, ngram=None)
 
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
@@ -73,6 +74,7 @@ class Setting:
 
 def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     """Read and split the prompts first (cheap, may be wrong), then load the model."""
+    request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
     options = request.prompts
     prompts = load_some(options)
     calibration, selection, test = default_split_sizes(len(prompts))
@@ -84,8 +86,9 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     workload = open_workload(request.model, options, reporter)
     return Setting(
-        replace(request, draft=_admitted(workload, request.draft)),
+        request,
         workload,
+        _open_space(workload, request.draft),
         splits,
         workload.items(splits.calibration),
         workload.items(splits.selection),
@@ -93,46 +96,43 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     )
 
 
-def _admitted(workload: Workload, options: DraftOptions) -> DraftOptions:
-    """The options with a precision for ``auto``; bounds the memory of low-precision copies and makes them.
+def _open_space(workload: Workload, options: DraftOptions) -> SearchSpace:
+    """The drafts that ``options`` allow here; bounds the memory of low-precision copies and makes the base's.
 
     So what no draft could use later is refused now.
     """
     num_layers, runner = workload.loaded.num_layers, workload.runner
-    allowed = 0
-    if isinstance(runner, FastRunner):
-        parameters = workload.loaded.model.parameters()
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        runner.extra_memory_bytes = allowed = options.extra_memory.bytes(weights)
+    base = Draft(SkipSet.empty(num_layers), ngram=NgramLookup() if options.ngram else None)
+    if not isinstance(runner, FastRunner):
+        precision = "same" if options.precision == AUTO else options.precision
+        base = replace(base, precision=DraftPrecision.parse(precision, num_layers))
+        runner.set_draft(base)
+        return SearchSpace.of_skips(base)
+    parameters = workload.loaded.model.parameters()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    runner.extra_memory_bytes = allowed = options.extra_memory.bytes(weights)
     if options.precision == AUTO:
-        options = replace(options, precision=str(_lowest_precision(runner, num_layers, allowed)))
-    runner.set_draft(Draft(SkipSet.empty(num_layers), precision=draft_precision(options, num_layers)))
-    return options
+        space = _joint_space(runner, base, allowed)
+    else:
+        space = SearchSpace.of_skips(replace(base, precision=DraftPrecision.parse(options.precision, num_layers)))
+    runner.set_draft(space.base)
+    return replace(space, copy_bytes=runner.copy_bytes, allowed_bytes=allowed)
 
 
-def _lowest_precision(runner: Runner, num_layers: int, allowed_bytes: int) -> DraftPrecision:
-    """The lowest precision of all sub-layers and the head that the runner has kernels and memory for."""
-    if isinstance(runner, FastRunner):
-        for precision in (Precision.INT4, Precision.INT8):
-            uniform = DraftPrecision.uniform(num_layers, precision, precision)
-            needed = runner.copy_bytes(Draft(SkipSet.empty(num_layers), precision=uniform))
-            if runner.precision_refusal(precision) is None and needed <= allowed_bytes:
-                return uniform
-    return DraftPrecision()
+def _joint_space(runner: FastRunner, base: Draft, allowed_bytes: int) -> SearchSpace:
+    """Every precision that the runner has kernels for, begun from the lowest whose copies of all layers fit."""
+    num_layers = base.skip_set.num_layers
+    kernels = [p for p in (Precision.INT4, Precision.INT8) if runner.precision_refusal(p) is None]
+    for lowest in kernels:
+        uniform = replace(base, precision=DraftPrecision.uniform(num_layers, lowest, lowest))
+        if runner.copy_bytes(uniform) <= allowed_bytes:
+            choices = (lowest, *(p for p in kernels if p is not lowest), Precision.SAME)
+            return SearchSpace(uniform, (choices,) * (2 * num_layers), choices)
+    return SearchSpace.of_skips(base)
 
 
-def draft_precision(options: DraftOptions, num_layers: int) -> DraftPrecision:
-    """The precision that every draft of a search keeps. Raises `UsageError` where it names layers too many."""
-    return DraftPrecision.parse(options.precision, num_layers)
-
-
-def draft_lookup(options: DraftOptions) -> NgramLookup | None:
-    """The lookup that every draft of a search begins with."""
-    return NgramLookup() if options.ngram else None
-
-
-def _draft_record(options: DraftOptions) -> dict[str, Any]:
-    """The draft options for study.toml."""
+def _draft_record(options: DraftOptions, space: SearchSpace) -> dict[str, Any]:
+    """The draft options for study.toml, with the precision that drafts begin from."""
     record = {
         "policy": options.policy,
         "max_draft_tokens": options.max_draft_tokens,
@@ -140,6 +140,7 @@ def _draft_record(options: DraftOptions) -> dict[str, Any]:
         "vocabulary": options.vocabulary,
         "ngram": options.ngram,
         "precision": options.precision,
+        "base_precision": str(space.base.precision),
         "extra_memory": str(options.extra_memory),
     }
     return {key: value for key, value in record.items() if value is not None}

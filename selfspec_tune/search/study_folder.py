@@ -25,7 +25,11 @@ class StudyFolder:
         self.path = path
         self.config = path / "study.toml"
         self.calibration = path / "calibration.json"
+        self.preparation = path / "preparation.json"
+        self.proxy = path / "proxy.jsonl"
         self.ranking = path / "ranking.json"
+        self.trajectory = path / "trajectory.jsonl"
+        self.trials = path / "trials.jsonl"
         self.selection = path / "selection.jsonl"
         self.test = path / "test.jsonl"
         self.skip = path / "skip.json"

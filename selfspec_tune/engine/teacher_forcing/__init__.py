@@ -1,0 +1,35 @@
+"""What a draft would have said at every position of a known text, without decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.teacher_forcing.blocks import BlockScorer
+from selfspec_tune.engine.teacher_forcing.exact import TokenExactScorer
+from selfspec_tune.engine.teacher_forcing.layerwise import LayerwiseScorer
+from selfspec_tune.engine.teacher_forcing.standalone import StandaloneReferenceScorer, StandaloneScorer
+from selfspec_tune.engine.teacher_forcing.trace import DraftScorer, Trace, Window
+from selfspec_tune.models import LoadedModel
+
+__all__ = [
+    "BlockScorer",
+    "DraftScorer",
+    "LayerwiseScorer",
+    "StandaloneReferenceScorer",
+    "StandaloneScorer",
+    "TokenExactScorer",
+    "Trace",
+    "Window",
+    "make_scorer",
+]
+
+
+def make_scorer(
+    runner: Runner, loaded: LoadedModel, windows: Sequence[Window], *, standalone: bool = False
+) -> DraftScorer:
+    """The scorer of drafts that share the full model's cache, or of ``standalone`` ones that run by themselves."""
+    if isinstance(runner, FastRunner):
+        return StandaloneScorer(runner, windows) if standalone else TokenExactScorer(runner, windows)
+    return StandaloneReferenceScorer(loaded, windows) if standalone else BlockScorer(loaded, windows)

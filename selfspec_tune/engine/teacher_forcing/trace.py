@@ -1,0 +1,93 @@
+"""Known text that drafts are scored on, and what a draft says along it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of known text: positions ``start`` … ``end`` - 1 of ``tokens`` are drafted from.
+
+    ``tokens`` has one more token than ``end``, so that each position has a true successor.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The token that the full model put after each position of the window."""
+        return self.tokens[self.start + 1 : self.end + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a draft says along windows: per window, per position.
+
+    ``matches``: its most probable token is the full model's; ``confidences``: the
+    probability it gives to its most probable token; ``nll``: mean negative log-likelihood
+    (nats) of the full model's tokens, those outside the draft's vocabulary left out.
+    """
+
+    matches: tuple[tuple[bool, ...], ...]
+    confidences: tuple[tuple[float, ...], ...]
+    nll: float
+
+    @property
+    def match_rate(self) -> float:
+        """Share of positions that match."""
+        flat = [match for window in self.matches for match in window]
+        return sum(flat) / len(flat)
+
+
+class DraftScorer(Protocol):
+    """Scores drafts on fixed windows of text; a draft's policy and lookup have no influence.
+
+    ``approximation``: in what the score differs from real drafting; empty where in nothing.
+    """
+
+    windows: Sequence[Window]
+    approximation: str
+
+    def trace(self, draft: Draft) -> Trace:
+        """What ``draft`` says along the windows.
+
+        At a low precision the runner's draft becomes this one. Raises `UsageError` where it has none such.
+        """
+
+
+def bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Where stretches of ``lengths`` begin and end when they stand one after the other."""
+    found, start = [], 0
+    for length in lengths:
+        found.append((start, start + length))
+        start += length
+    return found
+
+
+def to_trace(logits: Tensor, windows: Sequence[Window]) -> Trace:
+    """The trace of logits [positions of all windows, draft vocabulary]."""
+    logits = logits.float()
+    targets = torch.tensor([token for window in windows for token in window.targets], device=logits.device)
+    inside = targets < logits.shape[-1]
+    normaliser = logits.logsumexp(-1)
+    top, tokens = logits.max(-1)
+    of_target = logits.gather(-1, targets.clamp(max=logits.shape[-1] - 1)[:, None])[:, 0]
+    nll = (normaliser - of_target)[inside].mean() if bool(inside.any()) else torch.tensor(float("inf"))
+    matches = ((tokens == targets) & inside).tolist()
+    confidences = torch.exp(top - normaliser).tolist()
+    pieces = bounds([window.end - window.start for window in windows])
+    return Trace(
+        tuple(tuple(matches[a:b]) for a, b in pieces),
+        tuple(tuple(confidences[a:b]) for a, b in pieces),
+        float(nll),
+    )

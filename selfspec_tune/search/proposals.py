@@ -1,0 +1,117 @@
+"""Where candidates come from: prefixes of the importance order, a greedy path, and moves from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.search.importance import Importance, by_importance
+from selfspec_tune.search.proxy import Prediction, Proxy
+from selfspec_tune.search.space import SearchSpace
+
+_SHORTLIST = 8
+_PATIENCE = 4
+_PARENTS = 4
+_SKIPS = ("skip", "keep", "swap", "swap")
+_PRECISIONS = ("raise", "raise", "lower", "head")
+# A sub-layer that seems to cost nothing to skip is this many nats of NLL from being chosen always.
+_SOFTENING = 0.02
+_RANK = {Precision.INT4: 0, Precision.INT8: 1, Precision.SAME: 2}
+
+
+def prefixes(rises: Sequence[float], space: SearchSpace, count: int) -> list[Draft]:
+    """The base without its 1, … least important sub-layers: ``count`` nested drafts, up to two thirds of all."""
+    order = by_importance(rises, space)
+    fractions = [0.1 + (2 / 3 - 0.1) * i / max(count - 1, 1) for i in range(count)]
+    sizes = sorted({max(1, round(fraction * len(rises))) for fraction in fractions})
+    return [space.skipping(frozenset(order[:size])) for size in sizes]
+
+
+def greedy_path(proxy: Proxy, rises: Sequence[float], space: SearchSpace) -> Iterator[Prediction]:
+    """Skip one more sub-layer at a time: the one that predicts best among the most promising.
+
+    Importance changes as others are left out, so each step tries again the few with the
+    highest gain when last tried, and the least important of those never tried (a lazy
+    greedy search). Ends when several steps in a row have not improved on the best.
+    """
+    current = proxy(space.base, "greedy")
+    untried = by_importance(rises, space)
+    gains: dict[int, float] = {}
+    best, since_best = current.speedup, 0
+    while (gains or untried) and since_best < _PATIENCE:
+        promising = sorted(gains, key=lambda index: -gains[index])
+        shortlist = promising[: _SHORTLIST - min(len(untried), _SHORTLIST // 2)]
+        fresh = untried[: _SHORTLIST - len(shortlist)]
+        untried = untried[len(fresh) :]
+        tried: dict[int, Prediction] = {}
+        for index in (*shortlist, *fresh):
+            tried[index] = proxy(current.draft.with_sublayer(index, None), "greedy")
+            yield tried[index]
+        gains |= {index: prediction.speedup - current.speedup for index, prediction in tried.items()}
+        chosen = max(tried, key=lambda index: tried[index].speedup)
+        del gains[chosen]
+        current = tried[chosen]
+        since_best = 0 if current.speedup > best else since_best + 1
+        best = max(best, current.speedup)
+
+
+def local_moves(proxy: Proxy, moves: Moves) -> Iterator[Prediction]:
+    """Endless moves from the best drafts so far."""
+    while True:
+        parents = [prediction.draft for prediction in proxy.predictions[:_PARENTS]]
+        yield proxy(moves(parents), "local")
+
+
+class Moves:
+    """Changes one or two things of a draft, likelier those that importance says may pay."""
+
+    def __init__(self, space: SearchSpace, importance: Importance, seed: int) -> None:
+        self._space = space
+        self._random = Random(seed)
+        self._harmless = [1.0 / (_SOFTENING + max(rise, 0.0)) for rise in importance.rises]
+        self._relieving = [_SOFTENING + max(relief, 0.0) for relief in importance.reliefs]
+        self._kinds = _SKIPS + (_PRECISIONS if space.is_joint else ())
+
+    def __call__(self, parents: Sequence[Draft]) -> Draft:
+        """A draft next to one of ``parents`` that fits the memory; a parent itself where a move leads nowhere."""
+        parent = self._random.choice(parents)
+        draft = self._moved(parent, self._random.choice(self._kinds))
+        return draft if self._space.admits(draft) else parent
+
+    def _moved(self, draft: Draft, kind: str) -> Draft:
+        if kind in ("skip", "swap"):
+            draft = self._change(draft, self._kept(draft), self._harmless, None)
+        if kind in ("keep", "swap"):
+            skipped = [i for i, precision in enumerate(draft.sublayers) if precision is None]
+            index = self._pick(skipped, [1 / self._harmless[i] for i in skipped])
+            if index is not None:
+                draft = draft.with_sublayer(index, self._space.base.precision.of(index))
+        if kind in ("raise", "lower"):
+            draft = self._with_other_precision(draft, upwards=kind == "raise")
+        if kind == "head":
+            draft = draft.with_head(self._random.choice(self._space.heads))
+        return draft
+
+    def _kept(self, draft: Draft) -> list[int]:
+        return [i for i in self._space.skippable if draft.sublayers[i] is not None]
+
+    def _with_other_precision(self, draft: Draft, *, upwards: bool) -> Draft:
+        choices: dict[int, list[Precision]] = {}
+        for index, own in enumerate(draft.sublayers):
+            if own is not None:
+                there = [p for p in self._space.sublayers[index] if (_RANK[p] > _RANK[own]) is upwards and p is not own]
+                choices |= {index: there} if there else {}
+        indices = list(choices)
+        weights = [self._relieving[i] if upwards else 1 / self._relieving[i] for i in indices]
+        picked = self._pick(indices, weights)
+        return draft if picked is None else draft.with_sublayer(picked, self._random.choice(choices[picked]))
+
+    def _change(
+        self, draft: Draft, indices: Sequence[int], weights: Sequence[float], precision: Precision | None
+    ) -> Draft:
+        index = self._pick(indices, [weights[i] for i in indices])
+        return draft if index is None else draft.with_sublayer(index, precision)
+
+    def _pick(self, indices: Sequence[int], weights: Sequence[float]) -> int | None:
+        return self._random.choices(indices, weights)[0] if indices else None

@@ -1,0 +1,31 @@
+"""Drafts and predictions as records of a study's files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.search.proxy import Prediction
+from selfspec_tune.skip_set import SkipSet
+
+
+def draft_record(draft: Draft) -> dict[str, Any]:
+    """``skip`` and ``draft``, as in skip.json."""
+    return {"skip": draft.skip_set.to_dict(), "draft": draft.to_dict()}
+
+
+def read_draft(record: dict[str, Any], num_layers: int) -> Draft:
+    """The inverse of `draft_record`."""
+    skip_set = SkipSet(num_layers, tuple(record["skip"]["attention"]), tuple(record["skip"]["mlp"]))
+    return Draft.from_dict(skip_set, record["draft"])
+
+
+def prediction_record(prediction: Prediction) -> dict[str, Any]:
+    """A draft with what was predicted for it."""
+    record = draft_record(prediction.draft)
+    return {**record, "predicted_decode_speedup": prediction.speedup, "origin": prediction.origin}
+
+
+def read_prediction(record: dict[str, Any], num_layers: int) -> Prediction:
+    """The inverse of `prediction_record`."""
+    return Prediction(read_draft(record, num_layers), record["predicted_decode_speedup"], record["origin"])
