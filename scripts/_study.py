@@ -1,16 +1,22 @@
-"""Tables of a study of decoding, from bench results: pure functions that `study_decoding` prints with."""
+"""What the study scripts share: settings that a resumed study keeps to, and tables, pure functions over results."""
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from selfspec_tune.bench.measurement import first_difference
 from selfspec_tune.bench.parts import COPIES, COPIES_AND_SKIPS, PARTS, SKIPS
 from selfspec_tune.draft import Draft
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.rivals import PROMPT_LOOKUP
 from selfspec_tune.report import text
 from selfspec_tune.report.tables import lossless
@@ -55,6 +61,45 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(entry) for entry in value]
     return _PATH.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def settle(file: Path, settings: Mapping[str, Any]) -> None:
+    """Keep a study's settings in ``file``, or check that a resumed one has the same. Raises `UsageError`."""
+    published = without_paths(dict(settings))
+    if not file.exists():
+        write_json_atomic(file, published)
+    elif difference := first_difference(read_json(file), published):
+        raise UsageError(
+            f"{file.parent} holds a study with other settings: {difference}. Give the same, or another --out."
+        )
+
+
+def command_line() -> str:
+    """This process's command as a reader would give it."""
+    return f"scripts/{Path(sys.argv[0]).name} {shlex.join(without_paths(sys.argv[1:]))}"
+
+
+def said(found: Interval) -> dict[str, float | None]:
+    """An interval as JSON; None: it has no upper bound."""
+    return {"value": found.value, "low": found.low, "high": found.high if math.isfinite(found.high) else None}
+
+
+def interval(record: Mapping[str, Any]) -> Interval:
+    """The inverse of `said`."""
+    high = record["high"]
+    return Interval(record["value"], record["low"], math.inf if high is None else high)
+
+
+def machine_line(provenance: Mapping[str, Any]) -> str:
+    """Machine, model where there is one, packages and program of a study, in a line."""
+    machine, model = provenance["hardware"], provenance.get("model")
+    parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"]
+    if model:
+        parts = [f"{Path(model['name']).name}, {model['dtype']}, {provenance['runner']} runner", *parts]
+    parts.append(", ".join(f"{name} {version}" for name, version in provenance["packages"].items()))
+    program = provenance["selfspec_tune"]
+    parts.append(f"selfspec-tune {program['version']}, commit {_commit(program['commit'])}")
+    return f"{'; '.join(parts)}; {provenance['created'][:10]}."
 
 
 def configuration(result: BenchResult, main: Draft) -> list[str]:

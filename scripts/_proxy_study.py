@@ -1,0 +1,250 @@
+"""The study of the proxy's faithfulness: texts, drafts predicted and taken, real runs, records of both."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import _candidates as candidates
+import _faithfulness as faithfulness
+import _study as study
+import torch
+from _standalone import StandaloneRunner
+
+from selfspec_tune.bench.contest import Contest, run_together
+from selfspec_tune.bench.run import bench_provenance, contender, contender_id, make_check
+from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.engine import choose_runner
+from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.teacher_forcing import Window, make_scorer
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.measure.arms import NULL, autoregressive_arm
+from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.report.plain import PlainReporter
+from selfspec_tune.results import PairedRun
+from selfspec_tune.search.calibration import Answer, calibrate, spread_windows, trial_items
+from selfspec_tune.search.conclusion import predicted_from_counts
+from selfspec_tune.search.preparation import Preparation, Preparer
+from selfspec_tune.search.proxy import Prediction, Proxy
+from selfspec_tune.search.proxy_log import ProxyLog
+from selfspec_tune.search.records import draft_record, prediction_record, read_prediction
+from selfspec_tune.search.replay import policies
+from selfspec_tune.search.setting import Setting
+from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.statistics import Interval, cluster_bootstrap
+from selfspec_tune.summary import acceptance_rate, count_lossless, decode_times
+
+SHARED, STANDALONE = "shared", "standalone"
+FIXED_LENGTH = 4  # a policy that never asks: what bad drafts are slow by
+TOGETHER = 4  # drafts that share a baseline in a block
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Windows that drafts are predicted on, and the same stretches as items to decode."""
+
+    windows: list[Window]
+    items: list[WorkItem]
+
+
+class ProxyStudy:
+    """The study of one model in one folder."""
+
+    def __init__(self, arguments: argparse.Namespace, setting: Setting, reporter: PlainReporter) -> None:
+        self._arguments = arguments
+        self._setting = setting
+        self._workload = setting.workload
+        self._reporter = reporter
+        self._out: Path = arguments.out
+        self._kinds = [PolicyKind(kind) for kind in arguments.policies]
+
+    def run(self) -> dict[str, Any]:
+        """The results."""
+        same, answers = self._text(self._setting.calibration)
+        held_out, _ = self._text(self._setting.selection)
+        known = self._prepare(same, answers)
+        self._workload.costs = known.costs
+        space = self._setting.space.with_vocabulary(known.vocabulary).costed_by(known.costs)
+        pool, picked = self._picked(same, space, known)
+        if isinstance(self._workload.runner, FastRunner):
+            self._workload.runner.extra_memory_bytes = None  # many drafts take turns: no copy is made twice
+        check = make_check(self._workload, same.items)
+        shared = [prediction.draft for prediction in picked[SHARED]]
+        on_same = self._measured(same, shared, check, "runs.jsonl")
+        on_held_out = self._measured(held_out, shared, check, "held-out.jsonl")
+        alone = self._run_alone(same, [prediction.draft for prediction in picked[STANDALONE]], check)
+        drafts = [
+            self._record(SHARED, found, known, on_same[contender_id(found.draft)])
+            | _figures("held_out_", on_held_out[contender_id(found.draft)], found.draft, known)
+            for found in picked[SHARED]
+        ]
+        for found in picked[STANDALONE]:
+            record = self._record(STANDALONE, found, known, alone[contender_id(found.draft)])
+            drafts.append(record | {"measured": None})
+        return {
+            "schema": "selfspec-tune/proxy-study",
+            "version": 1,
+            "provenance": bench_provenance(self._workload, check, prompts=self._setting.prompt_record()),
+            "settings": read_json(self._out / "settings.json"),
+            "precision": str(space.base.precision) if not space.is_joint else "chosen for each sub-layer",
+            "pool": pool,
+            "proxy": self._speed(same),
+            "baseline_against_itself": {
+                name: study.said(_decode_speedup(runs[NULL]))
+                for name, runs in (("same", on_same), ("held-out", on_held_out))
+            },
+            "comparisons": faithfulness.compared(drafts),
+            "drafts": drafts,
+        }
+
+    def _text(self, prompts: Sequence[WorkItem]) -> tuple[Text, list[Answer]]:
+        """Windows of the model's answers; a run drafts from the second position of its window on."""
+        arguments, workload = self._arguments, self._workload
+        self._reporter.stage("calibrate", f"{len(prompts)} prompts")
+        answers = calibrate(
+            workload, prompts, self._setting.first_draft(), self._out / "calibration.json", self._reporter
+        )
+        how: dict[str, int] = {"length": arguments.length + 1, "most": arguments.windows, "seed": arguments.seed}
+        windows = [replace(window, start=window.start + 1) for _, window in spread_windows(answers, **how)]
+        if not windows:
+            raise UsageError("The model's answers are too short to draft from; give --prompts with longer answers.")
+        return Text(windows, [_one_more(item) for item in trial_items(answers, **how)]), answers
+
+    def _prepare(self, text: Text, answers: Sequence[Answer]) -> Preparation:
+        scorer = make_scorer(self._workload.runner, self._workload.loaded, text.windows)
+        preparer = Preparer(
+            self._workload,
+            self._setting.space,
+            answers,
+            self._setting.request.draft.vocabulary,
+            self._reporter,
+            self._out / "preparation.json",
+        )
+        return preparer.prepare(scorer, _grid(self._kinds[0]), self._arguments.cost_seconds)
+
+    def _picked(self, text: Text, space: SearchSpace, known: Preparation) -> tuple[int, dict[str, list[Prediction]]]:
+        """How many drafts were predicted, and those taken of each variant, which are kept in a file."""
+        file, num_layers = self._out / "picked.json", space.num_layers
+        if not file.exists():
+            shared = self._predicted(SHARED, text, space, known, None)
+            drafts = [prediction for prediction in shared if prediction.draft.policy.kind is self._kinds[0]]
+            found = {SHARED: shared, STANDALONE: self._predicted(STANDALONE, text, space, known, drafts)}
+            number, lowest = self._arguments.sets, self._arguments.lowest
+            picked = {variant: candidates.spread(all_, number, lowest) for variant, all_ in found.items()}
+            records = {variant: [prediction_record(one) for one in taken] for variant, taken in picked.items()}
+            write_json_atomic(file, {"pool": len(drafts), **records})
+        kept = read_json(file)
+        return kept["pool"], {
+            variant: [read_prediction(record, num_layers) for record in kept[variant]]
+            for variant in (SHARED, STANDALONE)
+        }
+
+    def _predicted(
+        self, variant: str, text: Text, space: SearchSpace, known: Preparation, drafts: Sequence[Prediction] | None
+    ) -> list[Prediction]:
+        """``drafts``, or else a new pool, as the proxy of ``variant`` predicts them under every policy."""
+        self._reporter.stage("proxy", f"{variant} cache, {len(self._kinds)} policies")
+        arguments, workload = self._arguments, self._workload
+        alone = variant == STANDALONE
+        scorer = candidates.Remembering(make_scorer(workload.runner, workload.loaded, text.windows, standalone=alone))
+        first, *others = [self._proxy(variant, kind, scorer, known) for kind in self._kinds]
+        if drafts is None:
+            fingerprint, most = workload.loaded.fingerprint, arguments.pool
+            studied = candidates.drafts_of_study(arguments.study, fingerprint, space, most) if arguments.study else []
+            found = candidates.pool(first, space, known.importance, most, arguments.seed, studied)
+        else:
+            found = [first(prediction.draft, prediction.origin) for prediction in drafts]
+        return [*found, *(proxy(prediction.draft, prediction.origin) for proxy in others for prediction in found)]
+
+    def _proxy(self, variant: str, kind: PolicyKind, scorer: candidates.Remembering, known: Preparation) -> Proxy:
+        log, name = ProxyLog(self._out / "proxy.jsonl", self._workload.loaded.num_layers), f"{variant} {kind}"
+        return Proxy(
+            scorer,
+            known.costs,
+            _grid(kind),
+            earlier=log.predictions(name),
+            on_new=lambda prediction, seconds: log.add(name, prediction, seconds),
+        )
+
+    def _speed(self, text: Text) -> dict[str, Any]:
+        """Of the token-exact proxy under the first policy, replay included."""
+        log, name = ProxyLog(self._out / "proxy.jsonl", self._workload.loaded.num_layers), f"{SHARED} {self._kinds[0]}"
+        number, seconds = len(log.predictions(name)), log.seconds(name)
+        return {
+            "policy": self._kinds[0].value,
+            "positions": sum(window.end - window.start for window in text.windows),
+            "threads": torch.get_num_threads(),
+            "evaluations": number,
+            "seconds": seconds,
+            "evaluations_a_second": number / max(seconds, 1e-3),
+        }
+
+    def _measured(self, text: Text, drafts: Sequence[Draft], check: Any, log: str) -> dict[str, list[PairedRun]]:
+        """Runs of every draft by its id, a few beside each baseline, and of the baseline against itself."""
+        workload = self._workload
+        self._reporter.stage("measure", f"{len(drafts)} drafts on {len(text.items)} windows, {log}")
+        arms = [autoregressive_arm(workload, NULL), *(contender(workload, draft) for draft in drafts)]
+        groups = [arms[start : start + TOGETHER] for start in range(0, len(arms), TOGETHER)]
+        rounds, file = self._arguments.rounds, self._out / log
+        contests = [Contest(workload, check, text.items, group, rounds=rounds, log=file) for group in groups]
+        return _by_method(run for runs in run_together(contests, self._reporter) for run in runs)
+
+    def _run_alone(self, text: Text, drafts: Sequence[Draft], check: Any) -> dict[str, list[PairedRun]]:
+        """Runs in which every draft has a cache of its own."""
+        ours = self._workload
+        self._reporter.stage("measure", f"{len(drafts)} standalone drafts on {len(text.items)} windows")
+        runner = StandaloneRunner(ours.runner, choose_runner(ours.loaded, ours.runner.name, self._reporter.notice))
+        workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
+        arms = [contender(workload, draft) for draft in drafts]
+        return _by_method(
+            Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl").run(self._reporter)
+        )
+
+    @staticmethod
+    def _record(variant: str, found: Prediction, known: Preparation, runs: Sequence[PairedRun]) -> dict[str, Any]:
+        """What the results say of one draft."""
+        return {
+            "id": contender_id(found.draft),
+            "variant": variant,
+            "about": found.draft.describe(),
+            "origin": found.origin,
+            "policy": found.draft.policy.kind.value,
+            **draft_record(found.draft),
+            "predicted": found.speedup,
+            **_figures("", runs, found.draft, known),
+            "acceptance_rate": acceptance_rate(runs),
+            "lossy": bool(count_lossless(runs).mismatches),
+        }
+
+
+def _one_more(item: WorkItem) -> WorkItem:
+    """The item with one more token to decode: the last round of a replay may end one past its window, too."""
+    return replace(item, limits=replace(item.limits, max_new_tokens=item.limits.max_new_tokens + 1))
+
+
+def _figures(prefix: str, runs: Sequence[PairedRun], draft: Draft, known: Preparation) -> dict[str, Any]:
+    """Decode speedup as measured, None where a run was not lossless, and from the runs' counts."""
+    is_lossy = bool(count_lossless(runs).mismatches)
+    measured = None if is_lossy else study.said(_decode_speedup(runs))
+    counted = predicted_from_counts(runs, draft, known.costs)
+    return {f"{prefix}measured": measured, f"{prefix}counted": counted}
+
+
+def _decode_speedup(runs: Sequence[PairedRun]) -> Interval:
+    return cluster_bootstrap(*decode_times(runs))
+
+
+def _by_method(runs: Any) -> dict[str, list[PairedRun]]:
+    found: dict[str, list[PairedRun]] = {}
+    for run in runs:
+        found.setdefault(run.method, []).append(run)
+    return found
+
+
+def _grid(kind: PolicyKind) -> list[Any]:
+    """The policies of one kind that a draft gets the best of; a fixed one has one length, however bad the draft."""
+    return list(policies(kind, (FIXED_LENGTH,)) if kind is PolicyKind.FIXED else policies(kind))
