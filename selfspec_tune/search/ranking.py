@@ -50,8 +50,8 @@ class Text:
     keep: int
 
 
-_TEXTS = (Text("narrow", 10, 24, 0.5, 24), Text("middle", 20, 32, 0.3, 16), Text("wide", WIDE_WINDOWS, 40, 0.2, 12))
-_HELD_OUT = Text("held-out", 12, 40, 0.0, 0)
+TEXTS = (Text("narrow", 10, 24, 0.5, 24), Text("middle", 20, 32, 0.3, 16), Text("wide", WIDE_WINDOWS, 40, 0.2, 12))
+HELD_OUT = Text("held-out", 12, 40, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,18 @@ class Ranker:
 
     def costs_alone(self, cost_seconds: float) -> Ranking:
         """Step costs and the vocabulary, for a study that begins with no candidates."""
-        known = self._prepare(self._scorer(_TEXTS[0]), cost_seconds, ranks=False)
+        known = self._prepare(self._scorer(TEXTS[0]), cost_seconds, ranks=False)
         return Ranking(known.costs, known.importance, known.vocabulary, [])
 
     def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
         preparer = Preparer(
             self._workload, self._space, self._answers, self._options.vocabulary, self._reporter, self._prepared
         )
-        return preparer.prepare(scorer, self._grid(_TEXTS[0]), cost_seconds, ranks=ranks)
+        return preparer.prepare(scorer, self._grid(TEXTS[0]), cost_seconds, ranks=ranks)
 
     def rank(self, seconds: float, cost_seconds: float) -> Ranking:
         """Importance, step costs in about ``cost_seconds``, then candidates by proxy for about ``seconds``."""
-        scorer = self._scorer(_TEXTS[0])
+        scorer = self._scorer(TEXTS[0])
         if scorer.approximation:
             self._reporter.notice(f"Predictions are approximate for this architecture: {scorer.approximation}.")
         known = self._prepare(scorer, cost_seconds)
@@ -124,13 +124,13 @@ class Ranker:
         self, scorer: DraftScorer, space: SearchSpace, known: Preparation, seconds: float
     ) -> tuple[list[Prediction], Proxy]:
         """The best and most diverse candidates, as the last and widest text ranks them; and the proxy of that text."""
-        held_out = self._proxy(_HELD_OUT, known.costs) if self._held_out else None
+        held_out = self._proxy(HELD_OUT, known.costs) if self._held_out else None
         moves = Moves(space, known.importance, self._seed)
         pool: list[Prediction] = []
-        for text in _TEXTS:
-            proxy = self._proxy(text, known.costs, scorer if text is _TEXTS[0] else None)
+        for text in TEXTS:
+            proxy = self._proxy(text, known.costs, scorer if text is TEXTS[0] else None)
             stream = self._tried_again(proxy, pool) if pool else self._starts(proxy, space, known, seconds)
-            if text is not _TEXTS[-1]:
+            if text is not TEXTS[-1]:
                 stream = chain(stream, local_moves(proxy, moves))
             self._climb(text, proxy, stream, text.share * seconds, Overfit(held_out) if held_out else None)
             pool = diverse(proxy.predictions, text.keep, least_distance=2)
@@ -142,7 +142,7 @@ class Ranker:
 
     def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
         """The base, prefixes, what the dynamic programme finds, and the greedy path."""
-        rises, text = known.importance.rises, _TEXTS[0]
+        rises, text = known.importance.rises, TEXTS[0]
         begun = monotonic()
         yield proxy(space.base, "base")
         each = monotonic() - begun
@@ -205,15 +205,15 @@ class Ranker:
         )
 
     def _scorer(self, text: Text) -> DraftScorer:
-        answers = self._held_out if text is _HELD_OUT else self._answers
+        answers = self._held_out if text is HELD_OUT else self._answers
         spread = spread_windows(answers, length=text.length, most=text.num_windows, seed=self._seed)
         return make_scorer(self._workload.runner, self._workload.loaded, [window for _, window in spread])
 
     def _grid(self, text: Text) -> list[DraftPolicy]:
         """The policies that a trace is replayed through: few on little text."""
         options = self._options
-        lengths: Sequence[int] = (3, 4, 6, 8) if text is _TEXTS[0] else DRAFT_LENGTHS
-        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is _TEXTS[0] else EXIT_THRESHOLDS
+        lengths: Sequence[int] = (3, 4, 6, 8) if text is TEXTS[0] else DRAFT_LENGTHS
+        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is TEXTS[0] else EXIT_THRESHOLDS
         if options.max_draft_tokens is not None:
             lengths = (options.max_draft_tokens,)
         if options.exit_threshold is not None:
