@@ -4,6 +4,7 @@ from selfspec_tune.draft.draft import Draft
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import CONFIDENCE_EDGES, AcceptancePrior, DraftPolicy, PolicyKind
 from selfspec_tune.draft.precision import DraftPrecision, Precision
+from selfspec_tune.draft.rescale import rescaled
 from selfspec_tune.draft.source import Source
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "PolicyKind",
     "Precision",
     "Source",
+    "rescaled",
 ]
