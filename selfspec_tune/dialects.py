@@ -68,6 +68,15 @@ def read_skip_set(
     return _interpret(_decode(file), num_layers, key, file)
 
 
+def stated_depth(path: str | os.PathLike[str]) -> int | None:
+    """How many layers the model has that another project's file is for; None where the file does not say.
+
+    Raises `FileFormatError`: missing or corrupt.
+    """
+    value = _decode(_split_key(os.fspath(path), None)[0])
+    return len(value) // 2 or None if isinstance(value, list) else None
+
+
 def parse_skip_set(text_or_path: str, num_layers: int) -> SkipSet:
     """A skip set from a file in any dialect, if there is such a file, else from the text form."""
     file, _ = _split_key(text_or_path, None)

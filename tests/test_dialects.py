@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.dialects import DIALECTS, Dialect, parse_skip_set, read_skip_set, to_dialect
+from selfspec_tune.dialects import DIALECTS, Dialect, parse_skip_set, read_skip_set, stated_depth, to_dialect
 from selfspec_tune.errors import FileFormatError, SkipSetError
 from selfspec_tune.skip_set import SkipSet
 
@@ -202,3 +202,14 @@ def test_a_text_that_is_no_file_is_read_as_the_text_form() -> None:
 def test_a_path_that_does_not_exist_is_not_taken_for_text(path: str) -> None:
     with pytest.raises(FileFormatError, match="does not exist"):
         parse_skip_set(path, 2)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_only_knapspecs_list_states_a_depth(tmp_path: Path, dialect: Dialect) -> None:
+    skip_set = SkipSet(12, (10, 11), (10, 11))
+    path = write(tmp_path, to_dialect(skip_set, dialect, model_name=MODEL, task="gsm8k"))
+    assert stated_depth(path) == (12 if dialect is Dialect.KNAPSPEC else None)
+
+
+def test_an_empty_list_states_no_depth(tmp_path: Path) -> None:
+    assert stated_depth(write(tmp_path, [])) is None

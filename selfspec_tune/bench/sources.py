@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.dialects import parse_skip_set, read_skip_set
+from selfspec_tune.dialects import parse_skip_set, read_skip_set, stated_depth
 from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
@@ -32,11 +33,25 @@ class Source:
             skip_set = parse_skip_set(self.text or "", loaded.num_layers)
             return replace(default, skip_set=skip_set) if default else Draft(skip_set)
         check_same_model(self.config, loaded, self.label)
-        return Draft.from_dict(self.config.skip_set(), self.config.draft.model_dump())
+        return _draft_of(self.config, self.label)
+
+    def as_written(self, num_layers: int) -> Draft:
+        """The draft for whatever model it was made for; at ``num_layers`` where the source does not state a depth."""
+        if self.config is not None:
+            return _draft_of(self.config, self.label)
+        text = self.text or ""
+        return Draft(parse_skip_set(text, self.stated_depth or num_layers))
+
+    @property
+    def stated_depth(self) -> int | None:
+        """The number of layers that the source says its model has; None where it does not say."""
+        if self.config is not None:
+            return self.config.model.num_layers
+        return stated_depth(self.text) if self.text and _is_file(self.text) else None
 
     def dialect(self, num_layers: int) -> str | None:
         """The dialect of the file that it was read from; None for our own files and for texts."""
-        if self.text is None or not Path(self.text.partition("#")[0]).is_file():
+        if self.text is None or not _is_file(self.text):
             return None
         return read_skip_set(self.text, num_layers=num_layers)[1]
 
@@ -56,7 +71,7 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
 def gather(request: BenchRequest) -> list[Source]:
     """The request's skip sets, files first; with none given, the newest study's."""
     sources = [_read(path) for path in request.skip_files]
-    sources += [_read_text(text) for text in request.skip_sets]
+    sources += [read_source(text) for text in request.skip_sets]
     return sources or [_read(newest_study(request.studies))]
 
 
@@ -112,10 +127,24 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
         )
 
 
-def _read_text(text: str) -> Source:
-    """A skip set given as a file is read like any file, its prompts and policy included."""
-    name, _, _ = text.partition("#")
-    return _read(Path(text)) if Path(name).is_file() else Source(text, text=text)
+def read_source(text: str) -> Source:
+    """A skip set given as a text; where it names a file or a study, that is read, its prompts and policy included."""
+    return _read(Path(text)) if _is_file(text) or os.path.isdir(text) else Source(text, text=text)
+
+
+def _is_file(text: str) -> bool:
+    """Whether ``text`` is a file's name, with or without ``#KEY``; a text longer than any name is none."""
+    return os.path.isfile(text.partition("#")[0])
+
+
+def _draft_of(config: SkipConfig, label: str) -> Draft:
+    """The draft of a skip.json. Raises `UsageError` where its values do not fit."""
+    try:
+        return Draft.from_dict(config.skip_set(), config.draft.model_dump())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"The draft in {label} does not fit ({error!r}). Write it again or restore a copy."
+        ) from error
 
 
 def _json_or_none(file: str) -> Any:
@@ -128,6 +157,11 @@ def _json_or_none(file: str) -> Any:
 def _read(path: Path) -> Source:
     """A skip.json as such; any other dialect by its path."""
     if path.is_dir():
+        if not (path / SKIP_FILE).exists():
+            raise FileFormatError(
+                f"{path / SKIP_FILE} does not exist: {path} is no study whose search has come to a result. Check the "
+                "path, or run selfspec-tune search first."
+            )
         path = path / SKIP_FILE
     name, _, _ = str(path).partition("#")
     if not Path(name).exists():
