@@ -80,3 +80,25 @@ def test_a_larger_draw_contains_the_smaller_one() -> None:
 def test_an_impossible_draw_is_refused_with_numbers(num: int, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         draw_prompts(make_prompts(code=20, qa=20), num, seed=0)
+
+
+def test_prompts_that_were_read_before_are_never_tested_on() -> None:
+    prompts = make_prompts(code=12, qa=12)
+    sizes = {"calibration": 6, "selection": 6, "test": 12}
+    plain = split_prompts(prompts, seed=0, **sizes)
+    other = split_prompts(prompts, seed=1, **sizes)
+    read = {prompt.hash for prompt in (*other.calibration, *other.selection)}
+    found = split_prompts(prompts, seed=0, read=read, **sizes)
+    assert [len(part) for part in (found.calibration, found.selection, found.test)] == [6, 6, 12]
+    assert read.isdisjoint(prompt.hash for prompt in found.test)
+    own = {prompt.hash for prompt in (*plain.calibration, *plain.selection)}
+    assert split_prompts(prompts, seed=0, read=own, **sizes) == plain
+
+
+def test_where_more_was_read_than_is_searched_on_the_test_is_smaller() -> None:
+    prompts = make_prompts(code=24)
+    read = {prompt.hash for prompt in prompts[:20]}
+    found = split_prompts(prompts, seed=0, calibration=6, selection=6, test=12, read=read)
+    assert {prompt.hash for prompt in found.test} == {prompt.hash for prompt in prompts[20:]}
+    with pytest.raises(PromptError, match="were all read by a search that this one starts from"):
+        split_prompts(prompts, seed=0, calibration=6, selection=6, test=12, read={p.hash for p in prompts})

@@ -125,7 +125,7 @@ def choose_prompts(
     ``num_prompts`` given, as many unread ones of the source. Raises `PromptError` where
     too few remain.
     """
-    read = frozenset(h for config in configs for h in config.prompt_hashes("calibration", "selection"))
+    read = frozenset(h for config in configs for h in config.read_prompts)
     is_asked = "num_prompts" in dict(request.prompt_overrides)
     if request.allow_calibration:
         drawn = load_some(options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from selfspec_tune.errors import PromptError
@@ -75,16 +75,26 @@ def draw_prompts(prompts: Iterable[Prompt], num_prompts: int, *, seed: int) -> t
     return tuple(order[:num_prompts])
 
 
-def split_prompts(prompts: Iterable[Prompt], *, seed: int, calibration: int, selection: int, test: int) -> Splits:
+def split_prompts(
+    prompts: Iterable[Prompt],
+    *,
+    seed: int,
+    calibration: int,
+    selection: int,
+    test: int,
+    read: Collection[str] = (),
+) -> Splits:
     """Three disjoint splits of the given sizes, tasks in proportion in each.
 
-    Repeated texts count once. Raises `PromptError` if a size is negative or the prompts do not suffice.
+    Prompts whose hashes are in ``read``, those that an earlier search has seen, come first, and what
+    of them is left for ``test`` is left out. Repeated texts count once. Raises `PromptError` if a
+    size is negative or the prompts do not suffice.
     """
     sizes = {"calibration": calibration, "selection": selection, "test": test}
     for name, size in sizes.items():
         if size < 0:
             raise PromptError(f"The {name} split's size is {size}; expected 0 or more.")
-    order = stratified_order(prompts, seed)
+    order = sorted(stratified_order(prompts, seed), key=lambda prompt: prompt.hash not in read)
     needed = sum(sizes.values())
     if len(order) < needed:
         wanted = " + ".join(f"{size} {name}" for name, size in sizes.items())
@@ -93,7 +103,13 @@ def split_prompts(prompts: Iterable[Prompt], *, seed: int, calibration: int, sel
             "give more prompts or smaller splits."
         )
     second, third = calibration, calibration + selection
-    return Splits(tuple(order[:second]), tuple(order[second:third]), tuple(order[third:needed]))
+    unread = tuple(prompt for prompt in order[third:needed] if prompt.hash not in read)
+    if test and not unread:
+        raise PromptError(
+            f"Of {needed} prompts, those left to test on were all read by a search that this one starts from. "
+            "Raise --num-prompts, or give other --prompts."
+        )
+    return Splits(tuple(order[:second]), tuple(order[second:third]), unread)
 
 
 def default_split_sizes(num_prompts: int) -> tuple[int, int, int]:

@@ -65,3 +65,8 @@ class SkipConfig(Document):
         """Hashes of the prompts in the named splits, say ``calibration`` and ``selection``."""
         prompts = self.provenance.get("prompts", {})
         return frozenset(hash_ for split in splits for hash_ in prompts.get(split, ()))
+
+    @property
+    def read_prompts(self) -> frozenset[str]:
+        """Hashes of the prompts that the search read, and before it those searches that it began from."""
+        return self.prompt_hashes("calibration", "selection", "earlier")
