@@ -6,6 +6,7 @@ The command line builds these from its options; library users build them by hand
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -143,6 +144,7 @@ class SearchRequest:
     """One search by a ``strategy``.
 
     ``trials`` and ``timeout_seconds`` bound it, whichever comes first; None: no bound of that kind.
+    ``start_from``: skip sets to try first, as files in any dialect, folders of studies or texts.
     """
 
     out: Path
@@ -152,8 +154,16 @@ class SearchRequest:
     trials: int | None = None
     timeout_seconds: float | None = None
     strategy: StrategyName = StrategyName.STAGED
+    start_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        own = {os.path.realpath(path) for path in (self.out, self.out / "skip.json")}
+        for start in self.start_from:
+            if os.path.realpath(start) in own:
+                raise UsageError(
+                    f"--start-from {start} is this search's own folder, where it resumes by itself. Leave it out, or "
+                    "give another --out."
+                )
         if self.trials is not None and self.trials < 1:
             raise BudgetError(f"--trials {self.trials}: expected at least 1. A search measures at least one trial.")
         if self.timeout_seconds is not None and self.timeout_seconds <= 0:

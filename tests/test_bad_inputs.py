@@ -243,6 +243,24 @@ def test_an_unknown_number_format_is_answered_with_those_there_are() -> None:
         assert part in result.stderr
 
 
+def test_a_search_does_not_start_from_what_does_not_fit(tiny_llama_dir: Path, skip_file: Path) -> None:
+    Path("theirs.json").write_text(json.dumps({"llama-2-13b": {"attention": [3, 39], "mlp": []}}))
+    Path("far.json").write_text(json.dumps([0, 1] * 17))
+    Path("empty").mkdir()
+    for start, parts in {
+        "theirs.json": ("--start-from theirs.json: attention layer 39 is out of range", "4 layers"),
+        "far.json": ("--start-from far.json is for a model of 17 layers; this one has 4",),
+        "empty": ("empty/skip.json does not exist",),
+        "nowhere.json": ("nowhere.json does not exist",),
+        "attn 9": ("--start-from attn 9: attention layer 9 is out of range",),
+    }.items():
+        check(search(tiny_llama_dir, "--start-from", start), WRONGLY_ASKED, *parts)
+    truncated = skip_file.read_text()[:-40]
+    skip_file.write_text(truncated)
+    check(search(tiny_llama_dir, "--start-from", skip_file), WRONGLY_ASKED, "skip.json is not valid JSON")
+    assert not Path("study/study.toml").exists()
+
+
 def test_a_bench_with_too_few_unread_prompts_says_how_many_are_left(skip_file: Path) -> None:
     result = run("bench", skip_file, "--num-prompts", "13")
     check(result, WRONGLY_ASKED, "has 12 prompts that the search did not read; 13 were asked", "--allow-calibration")

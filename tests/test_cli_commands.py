@@ -144,6 +144,21 @@ def test_search_options_reach_the_request(library: Library) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", [("search",), ("search", "--dry-run")])
+def test_starts_reach_the_request_in_their_order(library: Library, command: tuple[str, ...]) -> None:
+    assert run(*command, "--start-from", "old", "--start-from", "attn 2-9 · mlp 3,5").exit_code == 0
+    assert library.searches[0].start_from == ("old", "attn 2-9 · mlp 3,5")
+
+
+def test_compare_takes_starts_too() -> None:
+    assert "--start-from" in run("compare", "--help").stdout
+
+
+def test_a_plan_names_what_it_starts_from(library: Library) -> None:
+    library.plan.config["start_from"] = {"studies/old": "0123456789abcdef"}
+    assert "studies/old" in run("search", "--dry-run").stdout
+
+
 def test_search_prints_the_verdict_and_keeps_progress_apart(library: Library) -> None:
     result = run("search")
     assert "on 32 held-out prompts" in result.stdout

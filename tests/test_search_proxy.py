@@ -26,8 +26,9 @@ from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, pref
 from selfspec_tune.search.proxy import Prediction, Proxy, distance, diverse
 from selfspec_tune.search.ranking import NUM_PREFIXES, Ranker
 from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.search.starts import START
 from selfspec_tune.skip_set import SkipSet
-from tests.search_kit import SKIPPING_ALONE, Listener, make_item
+from tests.search_kit import SKIPPING_ALONE, Listener, make_item, read_rows
 
 POSITIONS = 64
 FIXED_4 = [DraftPolicy(PolicyKind.FIXED, 4, 0.0)]
@@ -389,6 +390,34 @@ def test_a_killed_ranking_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, 
     again = FakeScorer(HARMS)
     assert ranker(monkeypatch, again, 12, **files).rank(0.3, 0.1) == whole
     assert len(again.asked) <= 30  # of hundreds: those that begin the local moves anew
+
+
+def test_starts_are_predicted_first_and_the_best_three_stay_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [Draft(SkipSet(12, (0, 2, 4), (2 * i,))) for i in range(5)]  # nobody would keep these
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, starts=bad).rank(0.6, 0.1)
+    starts = [candidate for candidate in found.candidates if candidate.origin == START]
+    assert len(starts) == 3
+    assert all(0 not in candidate.draft.skip_set.attention for candidate in starts)
+    speedups = [candidate.speedup for candidate in found.candidates]
+    assert speedups == sorted(speedups, reverse=True)
+    assert found.candidates[0].origin != START
+    assert found.queue == [*starts, *(c for c in found.candidates if c.origin != START)]
+
+
+def test_every_start_is_predicted_however_little_time_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    starts = [Draft(SkipSet(12, (i,), (11,))) for i in range(1, 11)]
+    log = tmp_path / "proxy.jsonl"
+    ranker(monkeypatch, FakeScorer(HARMS), 12, starts=starts, log=log).rank(0.001, 0.1)
+    narrow = [row for row in read_rows(log) if row["text"] == "narrow"]
+    assert [row["origin"] for row in narrow[:11]] == [START] * 10 + ["base"]
+
+
+def test_a_start_that_nothing_beats_comes_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    harmless = tuple(i for i in range(12) if i % 2)
+    best = Draft(SkipSet(12, harmless, tuple(range(12))))
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, starts=[best]).rank(0.05, 0.1)
+    assert found.queue[0].draft.skip_set == best.skip_set
+    assert found.queue[0].origin == START
 
 
 def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,19 @@ ExtraMemory = Annotated[
         rich_help_panel=_PANEL_DRAFT,
     ),
 ]
+StartFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--start-from",
+        metavar="FILE|STUDY|TEXT",
+        help=(
+            "Begin from a skip.json, a study's folder, a file of any dialect, or a text such as 'attn 2-9 · mlp 3,5'; "
+            "rescaled where its model has another depth. Repeatable."
+        ),
+        show_default=False,
+        rich_help_panel=_PANEL_BUDGET,
+    ),
+]
 StudyFolder = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>"),

@@ -48,6 +48,7 @@ def search(
     ngram: options.Ngram = None,
     draft_precision: options.Precision = None,
     extra_memory: options.ExtraMemory = None,
+    start_from: options.StartFrom = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     dry_run: options.DryRun = False,
@@ -78,6 +79,7 @@ def search_request(
     draft_vocab: str | None,
     draft_precision: str | None,
     extra_memory: str | None,
+    start_from: list[str] | None,
     **others: Any,
 ) -> SearchRequest:
     """The search that the options of the command line ask for; ``others`` are fields of the parts of a request."""
@@ -100,6 +102,7 @@ def search_request(
         trials=trials,
         timeout_seconds=budget_seconds(trials, timeout),
         strategy=strategy or StrategyName.STAGED,
+        start_from=tuple(start_from or ()),
     )
 
 

@@ -81,6 +81,9 @@ def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]
     if prompts:
         counts = (f"{len(prompts[split])} {split}" for split in SPLITS if split in prompts)
         yield "prompts", _joined([prompts.get("source"), *counts])
+    starts = (provenance.get("search") or {}).get("start_from")
+    if starts:
+        yield "started from", _joined(start["name"] for start in starts)
     if provenance.get("seed") is not None:
         yield "seed", str(provenance["seed"])
 

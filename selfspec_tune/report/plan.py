@@ -32,6 +32,8 @@ def _facts(plan: SearchPlan) -> Table:
     table.add_row("sub-layers", str(plan.num_sublayers))
     table.add_row("prompts", ", ".join(f"{number} {split}" for split, number in plan.splits.items()))
     table.add_row("prompt tokens", ", ".join(f"{key} {number}" for key, number in plan.prompt_tokens.items()))
+    if plan.config.get("start_from"):
+        table.add_row("starts from", Text(", ".join(plan.config["start_from"])))
     table.add_row("memory", ", ".join(f"{text.size(num)} {what}" for what, num in plan.memory_bytes.items()))
     return table
 

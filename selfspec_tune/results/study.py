@@ -17,7 +17,8 @@ from selfspec_tune.results.record import Document, Path
 class StudyConfig(Document):
     """``study.toml``: the resolved configuration of a search, what a resumed one must match.
 
-    Fields that are None are left out of the file. Any further plain field is kept.
+    Fields that are None are left out of the file. Any further plain field is kept. ``start_from``:
+    what the search began from, by name, and a hash of what was read there.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/study"
@@ -42,6 +43,7 @@ class StudyConfig(Document):
     runner: str = "fast"
     draft: dict[str, Any] = {}
     strategy: str = "staged"
+    start_from: dict[str, str] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -64,9 +64,9 @@ def run_comparison(request: CompareRequest, reporter: Reporter) -> Comparison:
 
     A strategy whose search was interrupted ends the comparison: the same command goes on.
     """
-    for name in request.strategies:
-        reporter.stage("strategy", name.value)
-        if run_search(_search_of(request, name), reporter).interrupted:
+    for search in [_search_of(request, name) for name in request.strategies]:
+        reporter.stage("strategy", search.strategy.value)
+        if run_search(search, reporter).interrupted:
             raise KeyboardInterrupt
     files: list[Path] = []
     found: list[tuple[StrategyName, float, Path]] = []

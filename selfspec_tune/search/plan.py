@@ -15,7 +15,8 @@ from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
 from selfspec_tune.search.ranking import NUM_PREFIXES
-from selfspec_tune.search.setting import Setting, open_setting
+from selfspec_tune.search.setting import Setting, open_setting, tell_starts
+from selfspec_tune.search.starts import to_predict
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -40,6 +41,7 @@ class SearchPlan:
 def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
     """Load the model, time a few steps, and say what a search would do; writes nothing."""
     setting = open_setting(request, reporter)
+    tell_starts(setting.starts, reporter)
     reporter.stage("plan", "timing a few steps")
     longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))
     loaded = setting.workload.loaded
@@ -76,6 +78,7 @@ def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | 
     trials = budget.max_trials(request.trials, request.timeout_seconds)
     left = None if request.timeout_seconds is None else max(request.timeout_seconds - before - shares.reserved, 0.0)
     fitting = trials if left is None else min(trials, max(1, int(left / shares.trial)))
+    starts = f"starts ({len(to_predict(setting.starts))}), " if setting.starts else ""
     return [
         (
             "calibrate",
@@ -83,7 +86,7 @@ def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | 
             options.max_new_tokens * costs.decode * 1.5,
         ),
         ("importance", f"{num_sublayers} sub-layers, each skipped alone", num_sublayers * pass_seconds),
-        ("proxy", f"{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model", proxy),
+        ("proxy", f"{starts}{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model", proxy),
         ("trials", f"about {fitting} measured trials (more where some stop early)", fitting * shares.trial),
         ("finalists", f"{budget.NUM_FINALISTS} on the selection split", shares.selection),
         ("test", f"the winner alone on {len(setting.test)} prompts, once", shares.test),

@@ -25,6 +25,7 @@ from selfspec_tune.search.proxy import Prediction, Proxy, diverse
 from selfspec_tune.search.proxy_log import ProxyLog
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies
 from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.search.starts import START
 from selfspec_tune.statistics import Interval
 
 NUM_PREFIXES = 12
@@ -33,7 +34,8 @@ _MOST_BUDGETS = 32  # latencies of the dynamic programme
 _KNAPSACK_SHARE = 0.2  # of the first text's time
 _FEWEST_BUDGETS = 8
 _CHECK_EVERY = 20  # candidates at least between two looks at the held-out text
-_FEWEST_SCORED = 4  # on each text, however little time is left
+_FEWEST_SCORED = 4  # on each text besides starts, however little time is left
+_KEPT_STARTS = 3  # of those given, to be predicted on every text and measured before all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,17 @@ class Ranking:
     vocabulary: int | None
     candidates: list[Prediction]
 
+    @property
+    def queue(self) -> list[Prediction]:
+        """The candidates in the order to measure them: the best starts, then by what is predicted."""
+        return _starts_first(self.candidates)
+
 
 class Ranker:
     """Runs the stages before the trials on calibration answers.
 
     ``held_out``: answers to other prompts, by which overfitting is told; without them it is not.
+    ``starts``: drafts to predict before any other; the best of them stay candidates in any case.
     ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
     """
 
@@ -81,6 +89,7 @@ class Ranker:
         reporter: Reporter,
         *,
         held_out: Sequence[Answer] = (),
+        starts: Sequence[Draft] = (),
         log: Path | None = None,
         prepared: Path | None = None,
         on_best: Callable[[Prediction], None] = lambda _: None,
@@ -92,6 +101,7 @@ class Ranker:
         self._seed = seed
         self._reporter = reporter
         self._held_out = held_out
+        self._given = starts
         self._log = ProxyLog(log, space.num_layers)
         self._prepared = prepared
         self._on_best = on_best
@@ -133,16 +143,25 @@ class Ranker:
             if text is not TEXTS[-1]:
                 stream = chain(stream, local_moves(proxy, moves))
             self._climb(text, proxy, stream, text.share * seconds, Overfit(held_out) if held_out else None)
-            pool = diverse(proxy.predictions, text.keep, least_distance=2)
+            pool = self._kept(proxy, text)
         return pool, proxy
 
     @staticmethod
+    def _kept(proxy: Proxy, text: Text) -> list[Prediction]:
+        """The best and most diverse, and the best starts, the best first."""
+        predictions = proxy.predictions
+        kept = {*diverse(predictions, text.keep, least_distance=2), *_best_starts(predictions)}
+        return [prediction for prediction in predictions if prediction in kept]
+
+    @staticmethod
     def _tried_again(proxy: Proxy, pool: Sequence[Prediction]) -> Iterator[Prediction]:
-        return (proxy(prediction.draft, prediction.origin) for prediction in pool)
+        return (proxy(prediction.draft, prediction.origin) for prediction in _starts_first(pool))
 
     def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
-        """The base, prefixes, what the dynamic programme finds, and the greedy path."""
+        """What was given to begin from, the base, prefixes, what the dynamic programme finds, and the greedy path."""
         rises, text = known.importance.rises, TEXTS[0]
+        for draft in self._given:
+            yield proxy(space.projected(draft), START)
         begun = monotonic()
         yield proxy(space.base, "base")
         each = monotonic() - begun
@@ -167,6 +186,7 @@ class Ranker:
     ) -> None:
         """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
         best, unchecked = 0.0, None
+        fewest = _FEWEST_SCORED + (len(self._given) if text is _TEXTS[0] else min(len(self._given), _KEPT_STARTS))
         num_known = repeats = last_check = 0
         for count, prediction in enumerate(stream, 1):
             repeats = 0 if proxy.num_known > num_known else repeats + 1
@@ -180,7 +200,7 @@ class Ranker:
             spent = self._log.seconds(text.name)
             self._report(text, count, best, seconds, overfit)
             is_enough = spent > seconds or repeats > _MOST_REPEATS or (overfit is not None and overfit.is_growing)
-            if count >= _FEWEST_SCORED and is_enough:
+            if count >= fewest and is_enough:
                 return
 
     def _report(self, text: Text, count: int, best: float, seconds: float, overfit: Overfit | None) -> None:
@@ -219,6 +239,16 @@ class Ranker:
         if options.exit_threshold is not None:
             thresholds = (options.exit_threshold,)
         return list(policies(PolicyKind(options.policy), lengths, thresholds))
+
+
+def _best_starts(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The first starts of ``predictions``, which are sorted."""
+    return [prediction for prediction in predictions if prediction.origin == START][:_KEPT_STARTS]
+
+
+def _starts_first(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """``predictions``, sorted, with the best starts in front."""
+    return list(dict.fromkeys([*_best_starts(predictions), *predictions]))
 
 
 def with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:

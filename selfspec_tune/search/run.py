@@ -42,7 +42,8 @@ from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
 from selfspec_tune.search.scoring import MatchScoring, PairedScoring, Scoring, TimedScoring
-from selfspec_tune.search.setting import Setting, open_setting
+from selfspec_tune.search.setting import Setting, open_setting, tell_starts
+from selfspec_tune.search.starts import START, to_measure, to_predict
 from selfspec_tune.search.strategies import ScoredBy, strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trajectory import Incumbent, Trajectory
@@ -78,6 +79,7 @@ def run_search(request: SearchRequest, reporter: Reporter) -> SearchOutcome:
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
+        tell_starts(setting.starts, reporter)
         folder.note_finished(None)
         outcome = _Search(setting, folder, clock, reporter).run()
         if not outcome.interrupted:
@@ -176,6 +178,7 @@ class _Search:
             self._seed,
             self._reporter,
             held_out=held_out,
+            starts=to_predict(self._setting.starts),
             log=self._folder.proxy,
             prepared=self._folder.preparation,
             on_best=lambda best: self._note(best.draft, best.speedup, "proxy"),
@@ -202,7 +205,10 @@ class _Search:
         name = self._request.strategy.value
         origin = "tpe" if self._strategy.has_proxy else name
         study = MeasuredStudy(self._folder.path, TrialSettings(encoding, self._seed, self._strategy.sampler, origin))
-        study.enqueue(ranking.candidates)
+        study.enqueue(ranking.queue)
+        if not self._strategy.has_proxy:
+            starts = to_measure(self._setting.starts)
+            study.enqueue([Prediction(encoding.space.projected(draft), 0.0, START) for draft in starts])
         return study
 
     def _run_trials(self, study: MeasuredStudy, answers: Sequence[Answer], ranking: Ranking) -> None:
@@ -220,7 +226,8 @@ class _Search:
         starts = self._strategy.starts(self._setting.space, self._seed)
         while len(study.ended) < most and self._may_try(study, shares):
             number = len(study.ended)
-            draft = None if self._strategy.turn and number % self._strategy.turn == 0 else next(starts, None)
+            is_samplers = self._strategy.turn is not None and number % self._strategy.turn == 0
+            draft = None if is_samplers or study.has_queued else next(starts, None)
             if draft is not None:
                 study.enqueue([Prediction(draft, 0.0, self._request.strategy.value)])
             left = self._clock.left - shares.reserved
@@ -341,7 +348,9 @@ class _Search:
         return config
 
     def _search_record(self, study: MeasuredStudy) -> dict[str, Any]:
+        starts = [start.to_dict() for start in self._setting.starts]
         return {
+            **({"start_from": starts} if starts else {}),
             "seconds": round(self._clock.elapsed, 1),
             "trials": len(study.ended),
             "test_measurements": self._folder.num_tested(SELF_SPECULATIVE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
@@ -16,6 +17,7 @@ from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.skip_set import SkipSet
 
@@ -24,7 +26,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A request made concrete."""
+    """A request made concrete. ``num_prompts`` were drawn; of those left for the test, read ones are in no split."""
 
     request: SearchRequest
     workload: Workload
@@ -33,6 +35,8 @@ class Setting:
     calibration: list[WorkItem]
     selection: list[WorkItem]
     test: list[WorkItem]
+    num_prompts: int
+    starts: tuple[Start, ...] = ()
 
     @property
     def mean_prompt_tokens(self) -> float:
@@ -53,6 +57,7 @@ class Setting:
             trials=request.trials,
             timeout_seconds=request.timeout_seconds,
             strategy=request.strategy.value,
+            start_from={start.file.name: start.file.content_hash for start in self.starts} or None,
             draft=_draft_record(request.draft, self.space),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
@@ -63,19 +68,22 @@ class Setting:
         return None if self.space.base.precision.is_same else replace(self.space.base, ngram=None)
 
     def prompt_record(self) -> dict[str, Any]:
-        """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
-        return {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **self.splits.hashes()}
+        """``provenance.prompts`` of skip.json: the source, its options and every hash by split.
 
-    @property
-    def num_prompts(self) -> int:
-        """Prompts in all three splits."""
-        return sum(len(hashes) for hashes in self.splits.hashes().values())
+        ``earlier``: what the searches that this one started from have read besides.
+        """
+        hashes = self.splits.hashes()
+        before = {hash_ for start in self.starts for hash_ in start.file.read_prompts}
+        earlier = sorted(before.difference(hashes["calibration"], hashes["selection"]))
+        record = {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **hashes}
+        return {**record, "earlier": earlier} if earlier else record
 
 
 def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
-    """Read and split the prompts first (cheap, may be wrong), then load the model."""
+    """Read the starts, read and split the prompts first (cheap, may be wrong), then load the model."""
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
     options = request.prompts
+    files = [read_start(name) for name in dict.fromkeys(request.start_from)]
     prompts = load_some(options)
     calibration, selection, test = default_split_sizes(len(prompts))
     if not calibration:
@@ -83,17 +91,33 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
             f"A search needs at least 4 prompts (to calibrate on, to select on and to test on); {options.source} gave "
             f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
         )
-    splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
+    read = {hash_ for file in files for hash_ in file.read_prompts}
+    splits = split_prompts(
+        prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read
+    )
+    if len(splits.test) < test:
+        reporter.notice(
+            f"{test - len(splits.test)} of {test} test prompts are left out: a start's search has read them"
+        )
     workload = open_workload(request.model, options, reporter)
+    space = _open_space(workload, request.draft)
     return Setting(
         request,
         workload,
-        _open_space(workload, request.draft),
+        space,
         splits,
         workload.items(splits.calibration),
         workload.items(splits.selection),
         workload.items(splits.test),
+        len(prompts),
+        tuple(fit_start(file, workload.loaded, space, request.draft.policy) for file in files),
     )
+
+
+def tell_starts(starts: Sequence[Start], reporter: Reporter) -> None:
+    """What became of each start, as notices."""
+    for start in starts:
+        reporter.notice(f"start {start.file.name}: {start.about}")
 
 
 def _open_space(workload: Workload, options: DraftOptions) -> SearchSpace:

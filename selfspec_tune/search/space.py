@@ -63,6 +63,20 @@ class SearchSpace:
         others = 0 if beside is None else self.copy_bytes(beside)
         return self.copy_bytes(draft) + others <= self.allowed_bytes
 
+    def allowed(self, draft: Draft) -> Draft:
+        """``draft`` with the base's choice wherever its own is none of this space's, whatever memory it takes."""
+        kept = self.base.sublayers
+        sublayers = [
+            precision if precision in self.sublayers[i] or (precision is None and i in self.skippable) else kept[i]
+            for i, precision in enumerate(draft.sublayers)
+        ]
+        head = draft.precision.head if draft.precision.head in self.heads else self.base.precision.head
+        return replace(self.base, policy=draft.policy).with_sublayers(sublayers).with_head(head)
+
+    def projected(self, draft: Draft) -> Draft:
+        """The draft of this space that is nearest to ``draft``, of a model of the same depth."""
+        return self.fitted(self.allowed(draft))
+
     def fitted(self, draft: Draft) -> Draft:
         """``draft`` with as many sub-layers as in the base, from the last backwards, as it takes to fit."""
         kept, index = self.base.sublayers, len(self.base.sublayers)

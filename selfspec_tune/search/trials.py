@@ -87,6 +87,11 @@ class MeasuredStudy:
                 self._study.enqueue_trial(parameters, user_attrs=attributes, skip_if_exists=True)
 
     @property
+    def has_queued(self) -> bool:
+        """Whether an enqueued candidate waits for its trial."""
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    @property
     def ended(self) -> list[FrozenTrial]:
         """Trials that ended with a value, in order."""
         return self._study.get_trials(states=(TrialState.COMPLETE,))
