@@ -192,6 +192,13 @@ def test_a_skip_config_shows_map_draft_score_and_origin() -> None:
         assert part in shown
 
 
+def test_a_skip_config_shows_what_its_search_started_from() -> None:
+    target, stream = console(80)
+    starts = [{"name": "studies/old"}, {"name": "attn 2"}]
+    print_skip_config(target, skip_config(provenance={"search": {"start_from": starts}}))
+    assert "studies/old, attn 2" in stream.getvalue()
+
+
 def test_a_skip_config_without_provenance_is_shown_all_the_same() -> None:
     target, stream = console(80)
     print_skip_config(target, skip_config(provenance={}))
