@@ -18,13 +18,15 @@ from selfspec_tune.draft import Draft, Precision, Source
 class Counts:
     """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model).
 
-    ``passes``: draft passes through the model in each round (empty: one for each token that it drafted).
+    ``passes``: draft passes through the model in each round (empty: one for each token that it drafted);
+    ``guesses``: looked-up tokens that these passes tried (empty: none).
     """
 
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -34,26 +36,45 @@ class Counts:
     @property
     def num_passes(self) -> int:
         """Draft passes through the model; tokens looked up took none."""
+        return sum(self._passes)
+
+    @property
+    def num_drafts(self) -> int:
+        """Rounds in which the model drafted."""
+        return sum(passes > 0 for passes in self._passes)
+
+    @property
+    def num_guesses(self) -> int:
+        """Looked-up tokens that draft passes tried."""
+        return sum(self.guesses)
+
+    @property
+    def _passes(self) -> list[int]:
         if self.passes:
-            return sum(self.passes)
+            return self.passes
         sources = self.sources or [Source.MODEL] * len(self.drafted)
-        return sum(k for k, source in zip(self.drafted, sources, strict=True) if source == Source.MODEL)
+        return [k if source == Source.MODEL else 0 for k, source in zip(self.drafted, sources, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
     """Steps of one draft: a plain decode step, a draft step, and a full pass over 1, 2, … tokens.
 
-    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step. Raises
-    ValueError where a full pass takes no time, or a draft step less than none.
+    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step. ``cold`` is what
+    the first draft step of a round takes more than the next: the verification before it has taken its
+    weights out of the caches. ``guess`` is what each looked-up token adds to the draft step that tries it.
+    Raises ValueError where a full pass takes no time, or anything less than none.
     """
 
     decode: float
     draft: float
     verify: tuple[float, ...]
+    cold: float = 0.0
+    guess: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.decode <= 0 or self.draft < 0 or not self.verify or min(self.verify) <= 0:
+        least = min(self.draft, self.cold, self.guess)
+        if self.decode <= 0 or least < 0 or not self.verify or min(self.verify) <= 0:
             raise ValueError(f"{self}: expected positive seconds and at least one verification")
 
     def verification(self, num_drafted: int) -> float:
@@ -67,7 +88,8 @@ class StepCosts:
 
     def seconds(self, counts: Counts) -> float:
         """Decode time of a run with these counts."""
-        return counts.num_passes * self.draft + sum(self.verification(k) for k in counts.drafted)
+        drafting = counts.num_passes * self.draft + counts.num_drafts * self.cold + counts.num_guesses * self.guess
+        return drafting + sum(self.verification(k) for k in counts.drafted)
 
     def speedup(self, counts: Counts) -> float:
         """Decode speedup of such a run over plain decoding of as many tokens."""
@@ -105,6 +127,8 @@ class CostModel:
         contexts: the same at other lengths, in rising order; between them costs lie on a line.
         vocabularies: the head at full precision, by the number of token ids that it covers.
         vocabulary: how many of them ``heads`` is for.
+        cold: what a round's first draft step takes more than the next, as a share of that.
+        guess: what each looked-up token adds to the draft step that tries it, as a share of that.
         residual: root mean square of the fit's relative errors over the draft steps that were timed:
             how far the engine is from costing the sum of its parts.
     """
@@ -119,6 +143,8 @@ class CostModel:
     vocabularies: Mapping[int, float] = field(default_factory=dict)
     vocabulary: int | None = None
     residual: float = 0.0
+    cold: float = 0.0
+    guess: float = 0.0
 
     @property
     def decode(self) -> float:
@@ -149,7 +175,8 @@ class CostModel:
             lengths = [entry.length for entry in self.contexts]
             columns = zip(*(entry.verify for entry in self.contexts), strict=True)
             verify = tuple(_on_line(lengths, column, context) for column in columns)
-        return StepCosts(verify[0], self.draft_step(draft, context), verify)
+        step = self.draft_step(draft, context)
+        return StepCosts(verify[0], step, verify, self.cold * step, self.guess * step)
 
     def with_vocabulary(self, vocabulary: int) -> CostModel:
         """The same where drafts cover ``vocabulary`` token ids, one of those measured.
@@ -187,6 +214,8 @@ class CostModel:
             "vocabularies": {str(size): seconds for size, seconds in self.vocabularies.items()},
             "contexts": [entry.to_dict() for entry in self.contexts],
             "residual": self.residual,
+            "cold": self.cold,
+            "guess": self.guess,
         }
 
     @classmethod
@@ -203,6 +232,8 @@ class CostModel:
             vocabularies={int(size): float(seconds) for size, seconds in value.get("vocabularies", {}).items()},
             vocabulary=value.get("vocabulary"),
             residual=float(value.get("residual", 0.0)),
+            cold=float(value.get("cold", 0.0)),
+            guess=float(value.get("guess", 0.0)),
         )
 
 

@@ -195,7 +195,9 @@ class ClockedRunner(TableRunner):
 
     One attention costs ``attention`` and ``cache`` for every position before it, an MLP ``mlp``, the
     head ``row`` a token id, a call ``call`` besides; each further token of a full pass ``token`` of
-    its first. ``low`` is the share that int8 sub-layers and heads cost; None: they are refused.
+    its first, of a draft pass ``guess`` of it. A draft step after a full pass takes the share ``cold``
+    more, and so does a full pass after a draft step. ``low`` is the share that int8 sub-layers and
+    heads cost; None: they are refused.
     """
 
     name = "clocked"
@@ -211,12 +213,15 @@ class ClockedRunner(TableRunner):
         call: float = 0.01,
         cache: float = 1e-5,
         token: float = 0.1,
+        guess: float = 0.0,
+        cold: float = 0.0,
         low: float | None = None,
     ) -> None:
         super().__init__(chain(vocabulary, 5.0))
         self.num_layers = num_layers
         self._parts = (attention, mlp, row, call, cache)
-        self._token, self._low = token, low
+        self._token, self._low, self._guess, self._cold = token, low, guess, cold
+        self._was_draft = False
         self._chosen = Draft(SkipSet.empty(num_layers))
         self.now = 0.0
         self.longest = 0
@@ -238,14 +243,21 @@ class ClockedRunner(TableRunner):
         return self.verify([token])[0]
 
     def verify(self, tokens: Sequence[int]) -> Tensor:
-        self.now += self.step_seconds() * (1 + self._token * (len(tokens) - 1))
+        self._spend(self.step_seconds() * (1 + self._token * (len(tokens) - 1)), is_draft=False)
         self.tokens += tokens
         return torch.stack([self._target[0, token] for token in tokens])
 
     def draft_step(self, token: int) -> Tensor:
-        self.now += self.step_seconds(self._chosen)
-        self.tokens.append(token)
-        return self._target[0, token][: self._chosen.vocabulary]
+        return self.draft_pass([token])[0]
+
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        self._spend(self.step_seconds(self._chosen) * (1 + self._guess * (len(tokens) - 1)), is_draft=True)
+        self.tokens += tokens
+        return torch.stack([self._target[0, token][: self._chosen.vocabulary] for token in tokens])
+
+    def _spend(self, seconds: float, *, is_draft: bool) -> None:
+        self.now += seconds * (1 + self._cold * (is_draft is not self._was_draft))
+        self._was_draft = is_draft
 
     def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
         """One token through the kept sub-layers after ``length`` (default: the cached) positions."""

@@ -118,7 +118,7 @@ def decode(state: PolicyState, text: Text, costs: StepCosts, *, has_lookup: bool
                 drafted += 1
                 if not state.wants_more(drafted, place.confidence):
                     break
-            seconds += drafted * costs.draft
+            seconds += drafted * costs.draft + costs.cold
         seconds += costs.verification(drafted)
         state.update(accepted, drafted, min(found.num_right, accepted + 1))
         position += accepted + 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_smaller_vocabulary_changes_the_head_alone() -> None:
 
 
 def test_a_cost_model_survives_a_file() -> None:
-    whole = replace(LONG, vocabularies={64: 0.2, 16: 0.05}, vocabulary=64, residual=0.01)
+    whole = replace(LONG, vocabularies={64: 0.2, 16: 0.05}, vocabulary=64, residual=0.01, cold=0.2, guess=0.1)
     assert CostModel.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     assert CostModel.from_dict(COSTS.to_dict()) == COSTS
 
@@ -107,8 +108,27 @@ def test_tokens_that_were_looked_up_cost_no_draft_step() -> None:
     assert COSTS.steps(draft((1,), (0, 1))).seconds(found) == pytest.approx(2 * 0.3 + 1.2 + 1.5 + 1.0)
 
 
-@pytest.mark.parametrize("values", [(0.0, 0.1, (1.0,)), (1.0, -0.1, (1.0,)), (1.0, 0.1, ()), (1.0, 0.1, (0.0,))])
-def test_steps_that_take_no_time_are_refused(values: tuple[float, float, tuple[float, ...]]) -> None:
+def test_the_first_step_of_a_draft_and_tokens_tried_in_a_pass_cost_more() -> None:
+    steps = replace(COSTS, cold=0.5, guess=0.25).steps(draft((1,), (0, 1)))
+    found = Counts([4, 3, 0, 2], [2, 0, 0, 1], ["model", "ngram", "plain", "model"], [2, 0, 0, 1], [3, 0, 0, 4])
+    # 3 draft passes of 0.3, two of them first ones, 7 tokens tried in them
+    assert steps.seconds(found) == pytest.approx(3 * 0.3 + 2 * 0.15 + 7 * 0.075 + 1.7 + 1.5 + 1.0 + 1.2)
+    assert (found.num_drafts, found.num_guesses) == (2, 7)
+    assert Counts([4, 3], [2, 0], ["model", "ngram"]).num_drafts == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.0, 0.1, (1.0,)),
+        (1.0, -0.1, (1.0,)),
+        (1.0, 0.1, ()),
+        (1.0, 0.1, (0.0,)),
+        (1.0, 0.1, (1.0,), -0.1),
+        (1.0, 0.1, (1.0,), 0.1, -0.1),
+    ],
+)
+def test_steps_that_take_no_time_are_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="expected positive seconds"):
         StepCosts(*values)
 

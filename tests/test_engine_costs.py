@@ -157,6 +157,31 @@ def test_quick_step_costs_are_the_drafts() -> None:
     assert runner.length == 50
 
 
+def test_steps_are_timed_as_the_rounds_of_a_generation_have_them() -> None:
+    runner = ClockedRunner(cold=0.2, guess=0.05)
+    plain = runner.step_seconds(length=200)
+    costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
+    assert (costs.cold, costs.guess) == pytest.approx((0.2, 0.05))
+    assert costs.verify == pytest.approx([plain, *(1.2 * plain * (1 + 0.1 * k) for k in range(1, 17))])
+    assert costs.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(plain)
+    draft = Draft(SkipSet(6, (1, 2), (3,)))
+    step = runner.step_seconds(draft, 50)
+    quick = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
+    assert (quick.draft, quick.cold, quick.guess) == pytest.approx((step, 0.2 * step, 0.05 * step))
+    assert quick.decode == pytest.approx(runner.step_seconds(length=50))
+    other = measure_step_costs(runner, CONTEXT, draft, StepCosts(1.0, 0.5, (1.0, 1.1)), clock=runner.clock)
+    share = step / runner.step_seconds(length=50)
+    assert (other.draft, other.cold, other.guess) == pytest.approx((share, 0.2 * share, 0.05 * share))
+
+
+def test_a_context_with_little_room_is_timed_without_wide_draft_passes() -> None:
+    runner = ClockedRunner(guess=0.05)
+    plan = CostPlan(context_length=5, home=128, seconds=1e9, most_rounds=2)
+    assert measure_costs(runner, CONTEXT, plan, clock=runner.clock).guess == pytest.approx(0.05)
+    plan = replace(plan, context_length=3)
+    assert measure_costs(runner, CONTEXT, plan, clock=runner.clock).guess == 0.0
+
+
 def test_of_another_draft_only_its_own_step_is_timed() -> None:
     runner = ClockedRunner()
     known = StepCosts(2.0, 0.7, (2.0, 2.5))

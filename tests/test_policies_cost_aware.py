@@ -209,3 +209,21 @@ def test_decisions_take_the_same_way_each_time() -> None:
     times = {decode(cost_aware(costs, has_lookup=True), text, costs, has_lookup=True) for _ in range(3)}
     assert len(times) == 1
     assert len(text) == LONG
+
+
+def test_only_tokens_that_save_more_than_they_add_are_tried_in_a_draft_pass() -> None:
+    free = cost_aware(StepCosts(1.0, 0.25, STEADY), has_lookup=True)
+    assert free.num_guesses(4, 4) == 4
+    dear = cost_aware(StepCosts(1.0, 0.25, STEADY, guess=0.25), has_lookup=True)
+    assert dear.num_guesses(4, 4) == 0
+    # A longer match is likelier to go on.
+    between = cost_aware(StepCosts(1.0, 0.25, STEADY, guess=0.1), has_lookup=True)
+    assert 0 < between.num_guesses(4, 4) < between.num_guesses(10, 14)
+
+
+def test_a_dear_first_step_makes_drafting_rarer() -> None:
+    lengths = {}
+    for cold in (0.0, 0.6):
+        state = cost_aware(StepCosts(1.0, 0.25, STEADY, cold=cold), has_lookup=False)
+        lengths[cold] = [_round(state, [True, False]) for _ in range(100)]
+    assert sum(length > 0 for length in lengths[0.6]) < sum(length > 0 for length in lengths[0.0])

@@ -140,7 +140,7 @@ def test_a_result_cannot_be_changed_into_a_lossy_one() -> None:
 
 
 def test_a_round_cannot_accept_more_than_it_drafted() -> None:
-    with pytest.raises(ValidationError, match="1 sources for 2 rounds"):
+    with pytest.raises(ValidationError, match="sources of 1 rounds for 2 rounds"):
         ArmRun(
             num_tokens=3, prefill_seconds=0.1, decode_seconds=0.2, accepted=[0, 1], drafted=[1, 1], sources=["model"]
         )

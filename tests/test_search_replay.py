@@ -241,6 +241,7 @@ def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft,
     assert real.accepted == found.accepted + last
     assert real.sources == found.sources + ["plain"] * len(last)
     assert real.passes == found.passes + last
+    assert real.guesses == found.guesses + last
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ from random import Random
 from statistics import median
 
 from selfspec_tune.bench.sources import gather
-from selfspec_tune.costs import Counts, StepCosts
+from selfspec_tune.costs import StepCosts
 from selfspec_tune.diagnosis import Diagnosis, DraftTiming, RoundOverhead
 from selfspec_tune.doctor.findings import find_out
 from selfspec_tune.doctor.machine import check_native
@@ -118,7 +118,7 @@ class _Examination:
             self_speculative(workload.runner, prompt, limits, workload.sampler, self._draft, steps)
             for _ in range(_GENERATIONS + 1)
         ][1:]  # the first warms up
-        alone = [steps.seconds(Counts(run.drafted, run.accepted, run.sources, run.passes)) for run in runs]
+        alone = [steps.seconds(run.counts) for run in runs]
         return RoundOverhead(
             generations=len(runs),
             rounds=sum(len(run.drafted) for run in runs),

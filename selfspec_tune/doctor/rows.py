@@ -7,7 +7,7 @@ from statistics import median
 
 from selfspec_tune.diagnosis import ContextTiming, KernelTiming, Spread, StepTiming
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.costs import ContextTimings
+from selfspec_tune.engine.step_timings import ContextTimings
 from selfspec_tune.measure.roofline import Limit, ReadKernel, find_limit
 from selfspec_tune.measure.traffic import Traffic
 

@@ -14,9 +14,17 @@ from time import perf_counter
 
 from selfspec_tune.costs import CostModel, StepCosts
 from selfspec_tune.draft import Draft, DraftPrecision
-from selfspec_tune.engine.cost_fit import DraftTiming, fit_costs
+from selfspec_tune.engine.cost_fit import fit_costs
 from selfspec_tune.engine.runner import Runner
-from selfspec_tune.engine.timing import Clock, Rounds, Step, decode_step, draft_step, time_steps, verify_step
+from selfspec_tune.engine.step_timings import (
+    ContextSteps,
+    ContextTimings,
+    at_one_speed,
+    has_no_attention,
+    in_round_of,
+    steps_in_round,
+)
+from selfspec_tune.engine.timing import Clock, Rounds, Step, decode_step, time_steps, verify_step
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.skip_set import SkipSet
 
@@ -55,16 +63,6 @@ class CostPlan:
     most_rounds: int = 7
 
 
-@dataclass(frozen=True, slots=True)
-class ContextTimings:
-    """Seconds of every step after ``length`` tokens, one value a round. ``verify[k]`` verifies k tokens."""
-
-    length: int
-    verify: tuple[list[float], ...]
-    drafts: tuple[DraftTiming, ...]
-    others: dict[str, list[float]]
-
-
 def measure_costs(runner: Runner, context: Sequence[int], plan: CostPlan, clock: Clock = perf_counter) -> CostModel:
     """The cost model by ``plan``; ``context`` is repeated to the lengths needed. Overwrites the cache and the draft."""
     return fitted(runner, time_contexts(runner, context, plan, clock), plan)
@@ -75,7 +73,7 @@ def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) ->
     timings = at_one_speed(timings)
     verify = {timing.length: tuple(median(seconds) for seconds in timing.verify) for timing in timings}
     drafts = [draft for timing in timings for draft in timing.drafts]
-    return fit_costs(
+    costs = fit_costs(
         drafts,
         verify,
         home=timings[0].length,
@@ -83,16 +81,8 @@ def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) ->
         full_vocabulary=runner.vocabulary_size,
         num_layers=runner.num_layers,
     )
-
-
-def at_one_speed(timings: Sequence[ContextTimings]) -> list[ContextTimings]:
-    """The timings as if the machine had been as fast at every context as it was at the first.
-
-    Contexts are timed one after the other, and a shared machine's memory may be half as fast in
-    the next minute. Told by the draft without attention, which costs the same after any context.
-    """
-    references = [median(_without_attention(timing).seconds) for timing in timings]
-    return [_scaled(timing, references[0] / then) for timing, then in zip(timings, references, strict=True)]
+    in_round = timings[0].in_round
+    return costs if in_round is None else replace(costs, cold=in_round.cold, guess=in_round.guess)
 
 
 def time_contexts(
@@ -104,7 +94,7 @@ def time_contexts(
     roomy = max(1, plan.context_length - widest - 2)
     home, rate = min(plan.home, roomy), 0.0
     lengths = sorted({min(length, roomy) for length in plan.lengths} - {home})
-    drafts = list(_home_drafts(runner, plan))
+    drafts, whole = list(_home_drafts(runner, plan)), _whole_draft(runner, plan)
     timings: list[ContextTimings] = []
     for number, length in enumerate((home, *lengths)):
         left = plan.seconds - (clock() - begun)
@@ -114,8 +104,9 @@ def time_contexts(
         rate = max(rate, prefilled / length)
         share = (left - prefilled) / (len(lengths) + 1 - number)
         rounds = Rounds(most=plan.most_rounds, seconds=share)
-        timed = drafts if number == 0 else [*drafts[:_NUM_ELSEWHERE], next(filter(_has_no_attention, drafts))]
-        timings.append(_time_context(runner, context[-1], timed, plan.others, widest, rounds, clock))
+        timed = drafts if number == 0 else [*drafts[:_NUM_ELSEWHERE], next(filter(has_no_attention, drafts))]
+        steps = ContextSteps(runner, context[-1], timed, whole, widest, plan.others, with_rounds=number == 0)
+        timings.append(steps.time(rounds, clock))
     return timings
 
 
@@ -138,22 +129,25 @@ def measure_step_costs(
     Overwrites the cache and the draft.
     """
     if known is not None and not draft.model_drafts:
-        return replace(known, draft=0.0)
+        return replace(known, draft=0.0, cold=0.0, guess=0.0)
     room = context_length or len(context) + MOST_DRAFTED + 2
     widest = max(0, min(MOST_DRAFTED, room - 3))
     length = min(len(context), max(1, room - widest - 2))
     _fill(runner, context, length, widest + 2, clock)
     drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)}) if known is None else [0]
-    steps = {f"verify({k})": verify_step(runner, context[-1], k) for k in drafted if k > 0}
-    steps["verify(0)"] = decode_step(runner, context[-1])
-    if draft.model_drafts:
-        steps["draft"] = draft_step(runner, context[-1], draft)
+    token, after = context[-1], draft if draft.model_drafts else None
+    steps = {f"verify({k})": verify_step(runner, token, k, after) for k in drafted if k > 0}
+    steps["verify(0)"] = decode_step(runner, token)
+    if after is not None:
+        steps |= steps_in_round(runner, token, draft, widest)
     seconds = time_steps(runner, steps, Rounds(least=repeats, most=repeats), clock)
     typical = {name: median(values) for name, values in seconds.items()}
-    if known is not None:
-        return replace(known, draft=known.decode * typical["draft"] / typical["verify(0)"])
-    verify = _between(drafted, [typical[f"verify({k})"] for k in drafted])
-    return StepCosts(verify[0], typical.get("draft", 0.0), verify)
+    costs = known or StepCosts(typical["verify(0)"], 0.0, _between(drafted, [typical[f"verify({k})"] for k in drafted]))
+    if after is None:
+        return costs
+    in_round = in_round_of(seconds, widest)
+    step = costs.decode * median(in_round.amid) / typical["verify(0)"]
+    return replace(costs, draft=step, cold=in_round.cold * step, guess=in_round.guess * step)
 
 
 def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
@@ -191,6 +185,13 @@ def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
     yield from plan.drafts
 
 
+def _whole_draft(runner: Runner, plan: CostPlan) -> Draft:
+    """The draft that skips nothing, at the first of the plan's precisions: what verifications are timed after."""
+    low = accepted_precisions(runner, plan.precisions)
+    precision = low[0] if low else DraftPrecision()
+    return Draft(SkipSet.empty(runner.num_layers), precision=precision, vocabulary=plan.vocabularies[0])
+
+
 def accepted_precisions(runner: Runner, precisions: Sequence[DraftPrecision]) -> list[DraftPrecision]:
     """Those of ``precisions`` that the runner can draft at."""
     return [precision for precision in precisions if _accepts(runner, precision)]
@@ -204,26 +205,16 @@ def _accepts(runner: Runner, precision: DraftPrecision) -> bool:
     return True
 
 
-def _has_no_attention(draft: Draft) -> bool:
-    """Whether a draft keeps MLPs alone, all of them."""
-    skipped = draft.skip_set
-    return len(skipped.attention) == skipped.num_layers and not skipped.mlp
-
-
-def _without_attention(timing: ContextTimings) -> DraftTiming:
-    return next(timed for timed in timing.drafts if _has_no_attention(timed.draft))
-
-
-def _scaled(timing: ContextTimings, factor: float) -> ContextTimings:
-    def scaled(seconds: Sequence[float]) -> list[float]:
-        return [factor * value for value in seconds]
-
-    return replace(
-        timing,
-        verify=tuple(map(scaled, timing.verify)),
-        drafts=tuple(replace(timed, seconds=scaled(timed.seconds)) for timed in timing.drafts),
-        others={name: scaled(seconds) for name, seconds in timing.others.items()},
-    )
+def _between(places: Sequence[int], values: Sequence[float]) -> tuple[float, ...]:
+    """Values at 0, 1, … last place, on lines between those known."""
+    known = dict(zip(places, values, strict=True))
+    filled = []
+    for place in range(places[-1] + 1):
+        low = max(known_place for known_place in places if known_place <= place)
+        high = min(known_place for known_place in places if known_place >= place)
+        part = (place - low) / max(high - low, 1)
+        filled.append(known[low] + part * (known[high] - known[low]))
+    return tuple(filled)
 
 
 def _fill(runner: Runner, context: Sequence[int], length: int, room: int, clock: Clock) -> float:
@@ -235,44 +226,3 @@ def _fill(runner: Runner, context: Sequence[int], length: int, room: int, clock:
     runner.prefill(repeated[:length])
     runner.synchronize()
     return clock() - begun
-
-
-def _time_context(
-    runner: Runner,
-    token: int,
-    drafts: Sequence[Draft],
-    others: Mapping[str, Step],
-    widest: int,
-    rounds: Rounds,
-    clock: Clock,
-) -> ContextTimings:
-    length = runner.length
-    steps = {f"verify {k}": verify_step(runner, token, k) for k in range(1, widest + 1)}
-    steps |= {"verify 0": decode_step(runner, token)}
-    steps |= {f"draft {i}": draft_step(runner, token, draft) for i, draft in enumerate(drafts)}
-    seconds = time_steps(runner, _shuffled({**steps, **others}), rounds, clock)
-    return ContextTimings(
-        length,
-        tuple(seconds[f"verify {k}"] for k in range(widest + 1)),
-        tuple(DraftTiming(length, draft, seconds[f"draft {i}"]) for i, draft in enumerate(drafts)),
-        {name: seconds[name] for name in others},
-    )
-
-
-def _shuffled(steps: dict[str, Step]) -> dict[str, Step]:
-    """In a fixed random order, so that a slow moment does not hit steps of one kind alone."""
-    names = list(steps)
-    Random(0).shuffle(names)
-    return {name: steps[name] for name in names}
-
-
-def _between(places: Sequence[int], values: Sequence[float]) -> tuple[float, ...]:
-    """Values at 0, 1, … last place, on lines between those known."""
-    known = dict(zip(places, values, strict=True))
-    filled = []
-    for place in range(places[-1] + 1):
-        low = max(known_place for known_place in places if known_place <= place)
-        high = min(known_place for known_place in places if known_place >= place)
-        part = (place - low) / max(high - low, 1)
-        filled.append(known[low] + part * (known[high] - known[low]))
-    return tuple(filled)

@@ -103,6 +103,7 @@ def self_speculative(
         record.accepted.append(num_accepted)
         record.sources.append(drafted.source.value)
         record.passes.append(drafted.num_passes)
+        record.guesses.append(drafted.num_guesses)
         tokens = [*drafted.tokens[:num_accepted], token]
         drafter.learn(drafted, num_accepted, tokens)
         ended = output.emit(tokens)

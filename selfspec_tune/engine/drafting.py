@@ -19,13 +19,14 @@ class Drafted:
     """The tokens of one round and, when sampling, the distribution that each was drawn from.
 
     A distribution is [draft vocabulary]; None is a point mass on the token itself.
-    ``num_passes``: of the draft through the model.
+    ``num_passes``: of the draft through the model, which tried ``num_guesses`` looked-up tokens.
     """
 
     source: Source
     tokens: list[int] = field(default_factory=list)
     distributions: list[Tensor | None] = field(default_factory=list)
     num_passes: int = 0
+    num_guesses: int = 0
 
 
 class Drafter:
@@ -69,7 +70,7 @@ class Drafter:
     def learn(self, drafted: Drafted, num_accepted: int, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
-        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes)
+        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes, drafted.num_guesses)
         if self._index is not None:
             self._index.extend(tokens)
 
@@ -103,6 +104,7 @@ class Drafter:
             self._runner.rewind(verified + len(drafted.tokens))
             guess = self._guess(most - len(drafted.tokens) - 1)
             drafted.num_passes += 1
+            drafted.num_guesses += len(guess)
             is_enough = self._take(drafted, guess, *self._pass([token, *guess])) or len(drafted.tokens) >= most
             token = drafted.tokens[-1]
         if self._index is not None:
@@ -110,10 +112,13 @@ class Drafter:
         return drafted
 
     def _guess(self, most: int) -> list[int]:
-        """Tokens to try in a draft pass: those that the lookup finds after what is drafted so far."""
-        if self._index is None or not self._draft_tokens:
+        """Tokens to try in a draft pass: of those that the lookup finds after what is drafted so far."""
+        most = min(most, self._draft_tokens)
+        if self._index is None or most < 1:
             return []
-        return list(self._index.find().tokens[: min(most, self._draft_tokens)]) if most > 0 else []
+        found = self._index.find()
+        num_worthwhile = self._policy.num_guesses(min(most, len(found.tokens)), found.match_length)
+        return list(found.tokens[:num_worthwhile])
 
     def _pass(self, tokens: Sequence[int]) -> tuple[list[int], list[float], list[Tensor | None]]:
         """What the draft puts after each of ``tokens``: the token, its probability and its distribution."""

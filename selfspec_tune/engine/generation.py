@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from selfspec_tune.costs import Counts
+
 StopReason = Literal["eos", "length"]
 
 
@@ -14,7 +16,8 @@ class Generation:
 
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
     plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
-    that is not known), ``passes`` the draft's passes through the model in it. Times are seconds
+    that is not known), ``passes`` the draft's passes through the model in it, ``guesses`` how many
+    looked-up tokens these passes tried. Times are seconds
     of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
     prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
     overhead included. ``first_tokens`` came out of the prefill: one, or more where drafts were
@@ -32,6 +35,12 @@ class Generation:
     first_tokens: int = 1
     sources: list[str] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counts:
+        """The rounds, as the cost model counts them."""
+        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
 
     @property
     def total_seconds(self) -> float:

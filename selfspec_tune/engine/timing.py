@@ -35,31 +35,66 @@ class Rounds:
 
 
 def decode_step(runner: Runner, token: int) -> Step:
-    """A plain decode step, the greedy choice of its token included: a step ends when its token is known."""
+    """A plain decode step after another, the choice of its token included: a step ends when its token is known."""
     greedy = greedy_steps(runner)
-    return Step(lambda: greedy.decode_greedy(token))
+
+    def run() -> None:
+        greedy.decode_greedy(token)
+
+    return Step(run, _taken_back(runner, run))
 
 
-def verify_step(runner: Runner, token: int, num_drafted: int) -> Step:
-    """Verification of ``num_drafted`` tokens: one full pass over one more."""
+def verify_step(runner: Runner, token: int, num_drafted: int, after: Draft | None = None) -> Step:
+    """Verification of ``num_drafted`` tokens: one full pass over one more, after a step of the draft ``after``.
+
+    A draft's weights take those of the verification out of the caches, and the other way round.
+    """
     greedy, tokens = greedy_steps(runner), [token] * (num_drafted + 1)
-    return Step(lambda: greedy.verify_greedy(tokens))
+    before = None if after is None else draft_step(runner, token, after).prepare
+    return Step(lambda: greedy.verify_greedy(tokens), before)
 
 
-def draft_step(runner: Runner, token: int, draft: Draft) -> Step:
+def draft_step(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Step:
     """A draft step in the midst of a draft: one with the same draft comes before it, untimed.
 
-    Where the policy asks for the drafted token's probability, computing that is part of it.
+    It tries ``num_guesses`` looked-up tokens. Where the policy asks for the drafted token's
+    probability, computing that is part of it.
     """
 
     def prepare() -> None:
-        prefix = runner.length
         runner.set_draft(draft)
-        runner.draft_step(token)
+        _taken_back(runner, lambda: runner.draft_step(token))()
+
+    return Step(_drafting(runner, token, draft, num_guesses), prepare)
+
+
+def first_draft_step(runner: Runner, token: int, draft: Draft) -> Step:
+    """The draft step that a round begins with: a full pass comes before it, untimed."""
+    greedy = greedy_steps(runner)
+
+    def prepare() -> None:
+        runner.set_draft(draft)
+        _taken_back(runner, lambda: greedy.decode_greedy(token))()
+
+    return Step(_drafting(runner, token, draft), prepare)
+
+
+def _drafting(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Callable[[], object]:
+    greedy = greedy_steps(runner, needs_probability=draft.policy.needs_probability)
+    if not num_guesses:
+        return lambda: greedy.draft_greedy(token, 1)
+    return lambda: greedy.draft_pass_greedy([token] * (1 + num_guesses))
+
+
+def _taken_back(runner: Runner, run: Callable[[], object]) -> Callable[[], None]:
+    """``run``, and the positions that it put into the cache taken back."""
+
+    def both() -> None:
+        prefix = runner.length
+        run()
         runner.rewind(prefix)
 
-    greedy = greedy_steps(runner, needs_probability=draft.policy.needs_probability)
-    return Step(lambda: greedy.draft_greedy(token, 1), prepare)
+    return both
 
 
 def time_steps(

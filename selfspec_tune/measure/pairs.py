@@ -112,6 +112,7 @@ def arm_run(generation: Generation) -> ArmRun:
         drafted=generation.drafted,
         sources=generation.sources,
         passes=generation.passes,
+        guesses=generation.guesses,
         stop_reason=generation.stop_reason,
         first_tokens=generation.first_tokens,
     )

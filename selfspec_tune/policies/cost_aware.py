@@ -24,7 +24,7 @@ _MARGIN = 1.1
 _CLEAR_GAIN, _MOST_CREDIT = 0.25, 1.3
 _LOOKUP_CREDIT = 0.25  # at least, with a lookup: its tokens cost next to nothing
 _RATE = {"strength": 2.0, "memory": 0.8}
-_PASSES = {"strength": 3.0, "memory": 0.9}
+_DRAFTING = {"strength": 3.0, "memory": 0.9}
 # Rounds without the model before it is tried again; doubled each time that it still looks bad.
 _FIRST_PAUSE, _LONGEST_PAUSE = 10, 64
 
@@ -39,14 +39,16 @@ class CostAwareState:
     ) -> None:
         self._most = policy.max_draft_tokens if model_drafts else 0
         longest = max(self._most, ngram.max_tokens if ngram else 0)
-        self._step = costs.draft / costs.decode
+        self._step, self._cold, self._guess = (
+            seconds / costs.decode for seconds in (costs.draft, costs.cold, costs.guess)
+        )
         self._verify = [1.0, *(costs.verification(k) / costs.decode for k in range(1, longest + 1))]
         self._model = ModelAcceptance(policy.prior)
         self._lookup = LookupAcceptance()
-        self._passes = RunningMean(1.0, **_PASSES)  # a drafted token
-        guess = self._model_rate(self._most)
-        self._tokens, self._time = RunningMean(guess, **_RATE), RunningMean(1.0, **_RATE)
-        self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(guess, has_lookup=ngram is not None))
+        self._each = RunningMean(self._step, **_DRAFTING)  # time of a drafted token, a round's first step apart
+        promise = self._model_rate(self._most)
+        self._tokens, self._time = RunningMean(promise, **_RATE), RunningMean(1.0, **_RATE)
+        self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(promise, has_lookup=ngram is not None))
         self._pause, self._paused, self._is_trying = _FIRST_PAUSE, 0, False
         self._plan = PLAIN
         self._num_found = self._match_length = 0
@@ -72,15 +74,27 @@ class CostAwareState:
         for longer in range(num_drafted + 1, self._plan.num_tokens + 1):
             chance *= self._model.following.value
             gain += chance
-            saved = min(num_ahead, longer - num_drafted) * self._step * self._passes.value
+            saved = min(num_ahead, longer - num_drafted) * self._each.value
             if gain > price * (self._model_cost(longer) - before - saved):
                 return True
         return False
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
+    def num_guesses(self, num_found: int, match_length: int) -> int:
+        """As many as save more of a draft step each, by being what the draft would say, than they add to one."""
+        chance = 1.0
+        for number in range(num_found):
+            chance *= self._lookup.after(match_length + number)
+            if chance * self._step <= self._guess:
+                return number
+        return num_found
+
+    def update(
+        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
+    ) -> None:
         is_model = self._plan.source is Source.MODEL
         num_passes = drafted if num_passes is None else num_passes
-        cost = self._verify[drafted] + (num_passes * self._step if is_model else 0.0)
+        drafting = num_passes * self._step + num_guesses * self._guess if is_model else 0.0
+        cost = self._verify[drafted] + drafting + (self._cold if is_model else 0.0)
         self._ledger.book(cost, accepted + 1)
         # Whatever was decoded shows what the lookup would have been worth.
         seen = min(self._num_found, agreed + 1, accepted + 1)
@@ -90,7 +104,7 @@ class CostAwareState:
             self._time.add(cost)
         if is_model:
             self._model.observe(self._confidences, accepted)
-            self._passes.add(num_passes / max(drafted, 1))
+            self._each.add(drafting / max(drafted, 1))
             self._note_trial()
 
     @property
@@ -122,8 +136,8 @@ class CostAwareState:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _model_cost(self, num_drafted: int) -> float:
-        """A round that drafts so many tokens, in as many passes as such drafts took lately."""
-        return num_drafted * self._passes.value * self._step + self._verify[num_drafted]
+        """A round that drafts so many tokens, each as fast as such tokens came lately."""
+        return self._cold + num_drafted * self._each.value + self._verify[num_drafted]
 
     def _may_draft(self, num_drafted: int) -> bool:
         """Whether the ledger bears a round of so many tokens of the model's, all rejected."""

@@ -30,7 +30,12 @@ class RuleState:
             return False
         return self._policy.kind is PolicyKind.FIXED or probability >= self.threshold
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
+    def num_guesses(self, num_found: int, match_length: int) -> int:
+        return num_found
+
+    def update(
+        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
+    ) -> None:
         """Move an adaptive threshold; what was looked up says nothing about it."""
         policy = self._policy
         if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._source is Source.NGRAM:

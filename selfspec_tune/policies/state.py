@@ -41,10 +41,16 @@ class PolicyState(Protocol):
         ``num_ahead`` further tokens are known already, from the same pass.
         """
 
-    def update(self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None) -> None:
+    def num_guesses(self, num_found: int, match_length: int) -> int:
+        """How many of ``num_found`` tokens, looked up after a match of ``match_length``, a draft pass should try."""
+
+    def update(
+        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
+    ) -> None:
         """Learn that the verification accepted ``accepted`` of the round's ``drafted`` tokens.
 
-        ``num_passes`` of the draft made them (default: one each, where the model drafted).
+        ``num_passes`` of the draft made them (default: one each, where the model drafted), which
+        tried ``num_guesses`` looked-up tokens.
 
         ``agreed``: how many of the tokens that the lookup found, taken or not, were those
         that the round gave (its accepted ones and one more), up to the first difference.

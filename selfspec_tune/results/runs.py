@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,8 +21,8 @@ class ArmRun(Record):
     ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
     ``accepted`` and ``drafted`` count tokens per round (the token that verification itself adds
     is in neither), ``sources`` who drafted in each ("plain": nobody; empty where that is not
-    known, as in older files), ``passes`` the draft's passes through the model in each (empty likewise);
-    plain decoding has no rounds.
+    known, as in older files), ``passes`` the draft's passes through the model in each (empty likewise),
+    ``guesses`` the looked-up tokens that these passes tried (empty likewise); plain decoding has no rounds.
     """
 
     num_tokens: int = Field(ge=0)
@@ -34,6 +34,7 @@ class ArmRun(Record):
     drafted: list[int] = []
     sources: list[str] = []
     passes: list[int] = []
+    guesses: list[int] = []
     stop_reason: StopReason = "length"
     first_tokens: int = Field(default=1, ge=0)
 
@@ -43,16 +44,16 @@ class ArmRun(Record):
             raise ValueError(f"{len(self.accepted)} accepted counts for {len(self.drafted)} drafted counts")
         if any(a > d for a, d in zip(self.accepted, self.drafted, strict=True)):
             raise ValueError("a round accepted more tokens than it drafted")
-        if self.sources and len(self.sources) != len(self.drafted):
-            raise ValueError(f"{len(self.sources)} sources for {len(self.drafted)} rounds")
-        if self.passes and len(self.passes) != len(self.drafted):
-            raise ValueError(f"passes of {len(self.passes)} rounds for {len(self.drafted)} rounds")
+        by_round: dict[str, list[Any]] = {"sources": self.sources, "passes": self.passes, "guesses": self.guesses}
+        for name, values in by_round.items():
+            if values and len(values) != len(self.drafted):
+                raise ValueError(f"{name} of {len(values)} rounds for {len(self.drafted)} rounds")
         return self
 
     @property
     def counts(self) -> Counts:
         """The rounds, as the cost model counts them."""
-        return Counts(self.drafted, self.accepted, self.sources, self.passes)
+        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
 
     @property
     def total_seconds(self) -> float:

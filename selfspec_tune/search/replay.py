@@ -65,10 +65,13 @@ class _Window:
     lookups: Sequence[LookedUp]
     draft_tokens: int
 
-    def ahead(self, position: int, most: int) -> int:
-        """How many tokens after the one drafted at ``position`` come out of the same pass: those guessed right."""
-        most = min(self.lookups[position].num_right, self.draft_tokens, most)
-        return next((n for n in range(most) if not self.match[position + n]), most)
+    def guesses(self, position: int, most: int, state: PolicyState) -> tuple[int, int]:
+        """How many tokens the pass at ``position`` tries, and how many come out of it beside its own: those right."""
+        found = self.lookups[position]
+        tried = min(found.num_found, self.draft_tokens, most)
+        tried = state.num_guesses(tried, found.match_length) if tried > 0 else 0
+        right = min(found.num_right, tried)
+        return tried, next((n for n in range(right) if not self.match[position + n]), right)
 
 
 def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
@@ -76,25 +79,26 @@ def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
     while position < last:
         found = window.lookups[position]
         plan = state.begin(last - position, found.num_found, found.match_length)
-        drafted = accepted = passes = 0
+        drafted = accepted = passes = guesses = 0
         if plan.source is Source.NGRAM:
             drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
         elif plan.source is Source.MODEL:
-            drafted, accepted, passes = _replay_draft(state, window, position, plan.num_tokens)
+            drafted, accepted, passes, guesses = _replay_draft(state, window, position, plan.num_tokens)
         counts.drafted.append(drafted)
         counts.accepted.append(accepted)
         counts.sources.append(plan.source.value)
         counts.passes.append(passes)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes)
+        counts.guesses.append(guesses)
+        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes, guesses)
         position += accepted + 1
 
 
-def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int]:
-    """Tokens drafted by the model from ``position``, those accepted, and the passes that it took.
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int, int]:
+    """Tokens drafted by the model from ``position``, those accepted, the passes that it took and what these tried.
 
     After a wrong token nobody knows what the lookup would find: every further one takes a pass.
     """
-    drafted = accepted = passes = ahead = 0
+    drafted = accepted = passes = guesses = ahead = 0
     agrees = True
     while drafted < most:
         here = position + drafted
@@ -102,13 +106,14 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
             ahead -= 1
         else:
             passes += 1
-            ahead = window.ahead(here, most - drafted - 1) if agrees else 0
+            tried, ahead = window.guesses(here, most - drafted - 1, state) if agrees else (0, 0)
+            guesses += tried
         agrees = agrees and window.match[here]
         accepted += agrees
         drafted += 1
         if not state.wants_more(drafted, window.confidence[here], ahead):
             break
-    return drafted, accepted, passes
+    return drafted, accepted, passes, guesses
 
 
 def acceptance_prior(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]]) -> AcceptancePrior:

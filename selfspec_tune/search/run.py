@@ -235,8 +235,7 @@ class _Search:
             candidate = study.run_trial(scoring)
             reporter.trial(candidate)
             if candidate.disagreement:
-                why = "another speed of the machine, or so short a run"
-                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}: {why}")
+                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}: another speed of the machine?")
             self._report_best(study, candidate)
             self._tick()
 
