@@ -33,6 +33,7 @@ MOST_DRAFTED = 16
 _NUM_RANDOM_SETS = 8
 _LEAST_KEPT = 0.25  # of the attentions, and of the MLPs, in a random skip set
 _NUM_ELSEWHERE = 4  # skip sets timed at other contexts than the first, beside the one without attention
+_QUICK_SECONDS = 2.0
 _QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, MOST_DRAFTED)
 
 
@@ -122,10 +123,11 @@ def measure_step_costs(
 ) -> StepCosts:
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
-    Interleaved, medians of ``repeats``; verifications between the few that are timed lie on
-    a line. A draft step is 0 where the lookup drafts alone. Of another draft's costs, ``known``,
-    those of the full model are kept, and only the draft step is timed, beside a plain one.
-    ``context_length``, the model's, cuts the context where it leaves no room for the steps.
+    Interleaved, medians of ``repeats`` or, where steps are short, up to five times as many;
+    verifications between the few that are timed lie on a line. A draft step is 0 where the
+    lookup drafts alone. Of another draft's costs, ``known``, those of the full model are kept,
+    and only the draft step is timed, beside a plain one. ``context_length``, the model's, cuts
+    the context where it leaves no room for the steps.
     Overwrites the cache and the draft.
     """
     if known is not None and not draft.model_drafts:
@@ -140,7 +142,7 @@ def measure_step_costs(
     steps["verify(0)"] = decode_step(runner, token)
     if after is not None:
         steps |= steps_in_round(runner, token, draft, widest)
-    seconds = time_steps(runner, steps, Rounds(least=repeats, most=repeats), clock)
+    seconds = time_steps(runner, steps, Rounds(repeats, 5 * repeats, _QUICK_SECONDS), clock)
     typical = {name: median(values) for name, values in seconds.items()}
     costs = known or StepCosts(typical["verify(0)"], 0.0, _between(drafted, [typical[f"verify({k})"] for k in drafted]))
     if after is None:
