@@ -15,11 +15,15 @@ SELECTION_TOKENS = 96
 NUM_FINALISTS = 4
 SELF_SD_TOKENS = 32  # of each of 8 prompts: as Self-SD's own search measures
 SWIFT_TOKENS = 50  # of context, as SWIFT scores
-NUM_SELECTION_ITEMS = 8
+NUM_SELECTION_ITEMS = 8  # at least, where there are so many; more where the time allows: few prompts overstate
 NUM_REFERENCE_ITEMS = 8
 NUM_HELD_OUT = 6  # selection prompts whose answers tell whether the search learns its own text by heart
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
+
+
+_MOST_COSTS_SECONDS = 45.0
+_SELECTION_SHARE = 1 / 8  # of the whole time that finalists may take
 
 
 class Clock:
@@ -54,11 +58,15 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Seconds that each later stage needs; ``proxy`` and ``trials`` take what is left."""
+    """Seconds that each later stage needs; ``proxy`` and ``trials`` take what is left.
+
+    ``selection`` is for ``num_selection`` prompts.
+    """
 
     trial: float
     selection: float
     test: float
+    num_selection: int
 
     @property
     def reserved(self) -> float:
@@ -67,15 +75,25 @@ class Shares:
 
 
 def estimate_shares(
-    costs: Costs, *, prompt_tokens: float, max_new_tokens: int, num_selection: int, num_test: int
+    costs: Costs,
+    *,
+    prompt_tokens: float,
+    max_new_tokens: int,
+    num_selection: int,
+    num_test: int,
+    timeout_seconds: float | None = None,
 ) -> Shares:
     """Estimates from the cost of plain decoding; a candidate is taken to be as slow as the baseline."""
     window = costs.generation(prompt_tokens + max_new_tokens / 2, min(TRIAL_TOKENS, max_new_tokens))
     whole = costs.generation(prompt_tokens, max_new_tokens)
     short = costs.generation(prompt_tokens, min(SELECTION_TOKENS, max_new_tokens))
+    finalists = (1 + NUM_FINALISTS) * short
+    affordable = num_selection if timeout_seconds is None else int(_SELECTION_SHARE * timeout_seconds / finalists)
+    num_selection = min(num_selection, max(affordable, NUM_SELECTION_ITEMS))
     return Shares(
         trial=TRIAL_ITEMS * 2 * window,
-        selection=min(num_selection, NUM_SELECTION_ITEMS) * (1 + NUM_FINALISTS) * short,
+        selection=num_selection * finalists,
+        num_selection=num_selection,
         # beside the pair, the A-A run, model.generate and the empty set on a few prompts
         test=num_test * 2 * whole + min(num_test, NUM_REFERENCE_ITEMS) * 3.5 * whole,
     )
@@ -91,6 +109,7 @@ def shares_of(setting: Setting, costs: StepCosts) -> Shares:
         max_new_tokens=setting.request.prompts.max_new_tokens,
         num_selection=len(setting.selection),
         num_test=len(setting.test),
+        timeout_seconds=setting.request.timeout_seconds,
     )
 
 
@@ -100,8 +119,8 @@ def proxy_seconds(timeout_seconds: float | None) -> float:
 
 
 def costs_seconds(timeout_seconds: float | None) -> float:
-    """Time for measuring the cost model: a quarter of what candidates without decoding get."""
-    return proxy_seconds(timeout_seconds) / 4
+    """Time for measuring the cost model: a quarter of what candidates without decoding get, while that tells more."""
+    return min(proxy_seconds(timeout_seconds) / 4, _MOST_COSTS_SECONDS)
 
 
 def max_trials(trials: int | None, timeout_seconds: float | None) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine import Limits, autoregressive, self_speculative
+from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.workload import WorkItem, Workload
@@ -31,12 +31,12 @@ class Answer:
 
 
 def calibrate(
-    workload: Workload, items: Sequence[WorkItem], draft: Draft | None, file: Path, reporter: Reporter
+    workload: Workload, items: Sequence[WorkItem], draft: Draft, file: Path, reporter: Reporter
 ) -> list[Answer]:
     """Continue every item by the full model; kept in ``file``, from which it resumes.
 
     One after the other, by the engine itself: a batch of prompts would take several times the
-    memory of any measurement. With a ``draft`` decoding is self-speculative, which changes no token.
+    memory of any measurement. Decoding is self-speculative by ``draft``, which changes no token.
     """
     known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
     for item in items:
@@ -48,11 +48,8 @@ def calibrate(
     return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
 
 
-def _continue(workload: Workload, item: WorkItem, draft: Draft | None) -> list[int]:
-    runner, sampler = workload.runner, workload.sampler
-    if draft is None:
-        return autoregressive(runner, item.tokens, item.limits, sampler).tokens
-    return self_speculative(runner, item.tokens, item.limits, sampler, draft).tokens
+def _continue(workload: Workload, item: WorkItem, draft: Draft) -> list[int]:
+    return self_speculative(workload.runner, item.tokens, item.limits, workload.sampler, draft).tokens
 
 
 def spread_windows(answers: Sequence[Answer], *, length: int, most: int, seed: int) -> list[tuple[Answer, Window]]:

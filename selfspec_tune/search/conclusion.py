@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from selfspec_tune.results import (
     SkipConfig,
     SkipLayers,
 )
+from selfspec_tune.statistics import Interval
 
 # A larger gap between prediction and measurement means a noisy machine or an engine problem.
 LARGEST_GAP = 0.10
@@ -68,6 +70,29 @@ def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostMo
         plain += counts.num_tokens * steps.decode
         speculative += steps.seconds(counts)
     return plain / speculative if speculative else None
+
+
+def promise_kept(promised: Interval, obtained: Interval) -> str:
+    """Whether the test gave what the selection prompts promised, as far as the prompts of both can tell."""
+    text = f"end to end {obtained.value:.2f}× on the test prompts, {promised.value:.2f}× on the selection prompts"
+    gap = obtained.value / promised.value - 1
+    if _low_ratio(obtained, promised) <= 1.0 and _low_ratio(promised, obtained) <= 1.0:
+        return f"{text}: they agree within their intervals"
+    return f"{text}: {gap:+.0%}, more than their intervals explain. The selection prompts are easier or harder."
+
+
+def _low_ratio(one: Interval, other: Interval) -> float:
+    """The lower bound of ``one / other``, both independent, on the logarithmic scale; 0 where nothing is known."""
+    if one.low <= 0 or math.isinf(other.high):
+        return 0.0
+    margin = math.hypot(math.log(one.value / one.low), math.log(other.high / other.value))
+    return one.value / other.value * math.exp(-margin)
+
+
+def bounded(interval: Interval) -> dict[str, float | None]:
+    """Plain JSON values; a missing upper bound is null."""
+    high = None if math.isinf(interval.high) else interval.high
+    return {"value": interval.value, "low": interval.low, "high": high}
 
 
 def agreement(method: MethodResult, predicted: float) -> str:

@@ -35,7 +35,14 @@ from selfspec_tune.results import (
 )
 from selfspec_tune.search import budget
 from selfspec_tune.search.calibration import Answer, calibrate, spread_windows, trial_items
-from selfspec_tune.search.conclusion import agreement, predicted_from_counts, provisional_config, skip_config
+from selfspec_tune.search.conclusion import (
+    agreement,
+    bounded,
+    predicted_from_counts,
+    promise_kept,
+    provisional_config,
+    skip_config,
+)
 from selfspec_tune.search.encoding import Encoding
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.ranking import Ranker, Ranking
@@ -49,6 +56,7 @@ from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trajectory import Incumbent, Trajectory
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
 from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import summarise
 
 # An estimate may be off by this factor before a time limit is refused.
@@ -118,12 +126,13 @@ class _Search:
         self._tick()
         study = self._study(ranking)
         try:
-            self._run_trials(study, answers, ranking)
-            winner, selection_runs = self._select(self._finalists(study, ranking))
-            bench = self._test(winner, selection_runs)
+            shares = budget.shares_of(self._setting, ranking.costs.steps(self._first_draft(ranking)))
+            self._run_trials(study, answers, ranking, shares)
+            winner, promised = self._select(self._finalists(study, ranking), shares.num_selection)
+            bench = self._test(winner, promised)
         except KeyboardInterrupt:
             return self._interrupted(study, ranking)
-        config = self._conclude(winner, bench, ranking, study)
+        config = self._conclude(winner, bench, ranking, study, promised)
         self._tick()
         return SearchOutcome(config, bench, self._folder.path)
 
@@ -211,12 +220,16 @@ class _Search:
             study.enqueue([Prediction(encoding.space.projected(draft), 0.0, START) for draft in starts])
         return study
 
-    def _run_trials(self, study: MeasuredStudy, answers: Sequence[Answer], ranking: Ranking) -> None:
+    def _first_draft(self, ranking: Ranking) -> Draft:
+        return ranking.candidates[0].draft if ranking.candidates else self._setting.space.base
+
+    def _run_trials(
+        self, study: MeasuredStudy, answers: Sequence[Answer], ranking: Ranking, shares: budget.Shares
+    ) -> None:
         """Trials until the budget ends."""
         reporter, most = self._reporter, budget.max_trials(self._request.trials, self._request.timeout_seconds)
         items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=self._seed + 1)
-        first = ranking.candidates[0].draft if ranking.candidates else self._setting.space.base
-        shares = budget.shares_of(self._setting, ranking.costs.steps(first))
+        first = self._first_draft(ranking)
         scoring, said = self._scoring(answers, items, ranking)
         reporter.stage("trials", said)
         for trial in study.ended:
@@ -283,24 +296,25 @@ class _Search:
             )
         return finalists
 
-    def _select(self, finalists: Sequence[Draft]) -> tuple[Draft, list[PairedRun]]:
-        """Measure the finalists side by side on prompts that no trial has read; the fastest wins."""
-        items = self._setting.selection[: budget.NUM_SELECTION_ITEMS]
+    def _select(self, finalists: Sequence[Draft], num_items: int) -> tuple[Draft, Interval | None]:
+        """Measure the finalists side by side on prompts that no trial has read; the fastest and its speedup."""
+        items = self._setting.selection[:num_items]
         self._reporter.stage("finalists", f"{len(finalists)} on {len(items)} selection prompts")
         arms = [contender(self._workload, draft) for draft in finalists]
         short = [shortened(item, budget.SELECTION_TOKENS) for item in items]
         contest = Contest(self._workload, self._check, short, arms, log=self._folder.selection)
         runs = contest.run(self._reporter)
         self._tick()
-        speeds = {arm.id: _speedup([run for run in runs if run.method == arm.id]) for arm in arms}
+        found = {arm.id: _end_to_end([run for run in runs if run.method == arm.id]) for arm in arms}
+        speeds = {name: speedup.value if speedup else 0.0 for name, speedup in found.items()}  # 0: lossy, cannot win
         for arm in arms:
             self._reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {arm.description}")
         best = max(arms, key=lambda arm: speeds[arm.id])
         assert best.draft is not None
         self._note(best.draft, speeds[best.id], "selection")
-        return best.draft, [run for run in runs if run.method == best.id]
+        return best.draft, found[best.id]
 
-    def _test(self, winner: Draft, selection_runs: Sequence[PairedRun]) -> BenchResult:
+    def _test(self, winner: Draft, promised: Interval | None) -> BenchResult:
         """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts."""
         items = self._setting.test
         self._reporter.stage("test", f"the winner on {len(items)} held-out prompts: {winner.skip_set}")
@@ -322,7 +336,7 @@ class _Search:
             runs,
             split="test",
             in_sample=False,
-            provenance=self._provenance(selection_speedup=_speedup(selection_runs)),
+            provenance=self._provenance(selection_speedup=promised.value if promised else None),
         )
         result.save(self._folder.bench)
         return result
@@ -330,17 +344,22 @@ class _Search:
     def _provenance(self, **extra: Any) -> dict[str, Any]:
         return bench_provenance(self._workload, self._check, prompts=self._setting.prompt_record(), **extra)
 
-    def _conclude(self, winner: Draft, bench: BenchResult, ranking: Ranking, study: MeasuredStudy) -> SkipConfig:
-        """Write skip.json, and say how far prediction and measurement agree."""
+    def _conclude(
+        self, winner: Draft, bench: BenchResult, ranking: Ranking, study: MeasuredStudy, promised: Interval | None
+    ) -> SkipConfig:
+        """Write skip.json, and say how far prediction, selection and test agree."""
         method = next(method for method in bench.methods if method.name == SELF_SPECULATIVE)
         runs = [run for run in bench.runs if run.method == method.id]
         from_counts = predicted_from_counts(runs, winner, ranking.costs)
         if from_counts is not None:
             self._reporter.notice(agreement(method, from_counts))
+        if promised is not None and method.end_to_end_speedup is not None:
+            self._reporter.notice(promise_kept(promised, method.end_to_end_speedup))
         record = {
             **self._search_record(study),
             "predicted_decode_speedup": _predicted(winner, ranking),
             "decode_speedup_from_counts": from_counts,
+            "selection_speedup": None if promised is None else bounded(promised),
         }
         config = skip_config(self._workload.loaded, winner, bench, record)
         config.save(self._folder.skip)
@@ -362,10 +381,9 @@ def _lengths(kind: PolicyKind) -> tuple[int, ...]:
     return (max(DRAFT_LENGTHS),) if kind is PolicyKind.COST_AWARE else DRAFT_LENGTHS
 
 
-def _speedup(runs: Sequence[PairedRun]) -> float:
-    """End-to-end ratio of totals; 0 for lossy runs, which can never win."""
-    method = summarise("runs", "runs", runs)
-    return method.end_to_end_speedup.value if method.end_to_end_speedup else 0.0
+def _end_to_end(runs: Sequence[PairedRun]) -> Interval | None:
+    """End-to-end ratio of totals; None for lossy runs."""
+    return summarise("runs", "runs", runs).end_to_end_speedup
 
 
 def _predicted(winner: Draft, ranking: Ranking) -> float | None:

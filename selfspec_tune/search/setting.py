@@ -22,6 +22,7 @@ from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.skip_set import SkipSet
 
 AUTO = "auto"
+_SAFE_LOOKUP = 4  # tokens that cost next to nothing to verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,12 @@ class Setting:
             **prompts,
         )
 
-    def first_draft(self) -> Draft | None:
-        """A draft that needs no search: nothing skipped, kept sub-layers at the request's low precision, if any."""
-        return None if self.space.base.precision.is_same else replace(self.space.base, ngram=None)
+    def first_draft(self) -> Draft:
+        """A draft that needs no search: nothing skipped at the request's low precision, else a short lookup."""
+        base = self.space.base
+        if base.precision.is_same:
+            return replace(base, ngram=NgramLookup(max_tokens=_SAFE_LOOKUP, draft_tokens=0), model_drafts=False)
+        return replace(base, ngram=None)
 
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split.
