@@ -8,6 +8,8 @@
  * Activations are kept in float32 and rounded to the model's type wherever a PyTorch
  * implementation would store them.
  */
+#define _GNU_SOURCE
+#include <limits.h>
 #include <math.h>
 #include <omp.h>
 #include <sched.h>
@@ -15,6 +17,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -49,6 +56,7 @@
 #define STREAM_AHEAD 16384 /* the same where one row is read after the other */
 #define INPUT_BLOCK 16384  /* bytes of inputs that stay in the first cache beside the weights */
 #define TOKENS_PER_PASS 6
+#define SPINS 2000         /* looks at a barrier before a thread goes to sleep at it: some tens of microseconds */
 #define STREAMED_TOKENS 12 /* most tokens of which one row's sums fit the registers */
 
 typedef float f16v __attribute__((vector_size(64)));
@@ -127,7 +135,7 @@ typedef struct {
     Highest *highest;             /* [blocks of HEAD_UNITS, tokens] */
     float *part, *part_max, *part_sum; /* [chunks, tokens, heads(, head_size)] */
     int64_t chunks;
-    atomic_uint arrived, phase;
+    atomic_uint arrived, phase, asleep; /* at a barrier */
 } Engine;
 
 /* ---- small pieces ---- */
@@ -266,17 +274,36 @@ INLINE void pause_cpu(void) {
 #endif
 }
 
+/* Wait until the barrier is past `phase`: awake for a moment, for that is how long it takes on a quiet
+ * machine; then asleep, so that another process that has taken a core does not hold up every barrier. */
+static void wait_for(Engine *e, unsigned phase) {
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (atomic_load_explicit(&e->phase, memory_order_acquire) != phase) return;
+        pause_cpu();
+    }
+    while (atomic_load_explicit(&e->phase, memory_order_acquire) == phase) {
+#if defined(__linux__)
+        atomic_fetch_add(&e->asleep, 1);
+        syscall(SYS_futex, &e->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0); /* returns at once once past it */
+        atomic_fetch_sub(&e->asleep, 1);
+#else
+        sched_yield();
+#endif
+    }
+}
+
 static void barrier(Engine *e, int threads) {
     if (threads == 1) return;
     unsigned phase = atomic_load_explicit(&e->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&e->arrived, 1, memory_order_acq_rel) == (unsigned)threads - 1) {
-        atomic_store_explicit(&e->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&e->phase, phase + 1, memory_order_release);
+    if (atomic_fetch_add_explicit(&e->arrived, 1, memory_order_acq_rel) < (unsigned)threads - 1) {
+        wait_for(e, phase);
         return;
     }
-    for (long spins = 0; atomic_load_explicit(&e->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < 20000) pause_cpu(); else sched_yield();
-    }
+    atomic_store_explicit(&e->arrived, 0, memory_order_relaxed);
+    atomic_store(&e->phase, phase + 1);
+#if defined(__linux__)
+    if (atomic_load(&e->asleep)) syscall(SYS_futex, &e->phase, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#endif
 }
 
 /* The range of `count` units that a thread takes. */
