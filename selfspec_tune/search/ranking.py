@@ -186,7 +186,7 @@ class Ranker:
     ) -> None:
         """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
         best, unchecked = 0.0, None
-        fewest = _FEWEST_SCORED + (len(self._given) if text is _TEXTS[0] else min(len(self._given), _KEPT_STARTS))
+        fewest = _FEWEST_SCORED + (len(self._given) if text is TEXTS[0] else min(len(self._given), _KEPT_STARTS))
         num_known = repeats = last_check = 0
         for count, prediction in enumerate(stream, 1):
             repeats = 0 if proxy.num_known > num_known else repeats + 1
