@@ -32,7 +32,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import PromptOptions
-from selfspec_tune.search.calibration import calibrate, spread_windows
+from selfspec_tune.search.calibration import calibrate, lookup_alone, spread_windows
 from selfspec_tune.search.replay import best_policy, policies
 from selfspec_tune.skip_set import SkipSet
 
@@ -92,7 +92,8 @@ def measure(cell: Calibration) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         begun = perf_counter()
         workload = Workload(loaded, runner, options)
-        answers = calibrate(workload, items, None, Path(scratch) / "calibration.json", SilentReporter())
+        draft = lookup_alone(Draft(SkipSet.empty(cell.layers)))
+        answers = calibrate(workload, items, draft, Path(scratch) / "calibration.json", SilentReporter())
         answer_seconds = perf_counter() - begun
     windows = [w for _, w in spread_windows(answers, length=cell.positions, most=cell.answers, seed=0)]
     give_back_free_memory()

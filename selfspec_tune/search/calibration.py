@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, NgramLookup
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.files import read_json, write_json_atomic
@@ -19,6 +19,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 
 _SHORTEST_ANSWER = 8
+_SAFE_LOOKUP = 4  # tokens that cost next to nothing to verify
 _GOLDEN_RATIO = 0.618034
 
 
@@ -46,6 +47,11 @@ def calibrate(
             write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
     reporter.progress(Progress(len(items), len(items)))
     return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
+
+
+def lookup_alone(base: Draft) -> Draft:
+    """A draft by ``base``'s model that only looks up, and few tokens: what `calibrate` decodes with at worst."""
+    return replace(base, ngram=NgramLookup(max_tokens=_SAFE_LOOKUP, draft_tokens=0), model_drafts=False)
 
 
 def _continue(workload: Workload, item: WorkItem, draft: Draft) -> list[int]:

@@ -16,13 +16,13 @@ from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
+from selfspec_tune.search.calibration import lookup_alone
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.skip_set import SkipSet
 
 AUTO = "auto"
-_SAFE_LOOKUP = 4  # tokens that cost next to nothing to verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Setting:
         """A draft that needs no search: nothing skipped at the request's low precision, else a short lookup."""
         base = self.space.base
         if base.precision.is_same:
-            return replace(base, ngram=NgramLookup(max_tokens=_SAFE_LOOKUP, draft_tokens=0), model_drafts=False)
+            return lookup_alone(base)
         return replace(base, ngram=None)
 
     def prompt_record(self) -> dict[str, Any]:
