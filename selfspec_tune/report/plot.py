@@ -23,20 +23,19 @@ def check_plot(path: Path) -> None:
     """Raise `UsageError` where no plot could be written in the end: another kind of file, or no matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: expected a file that ends in {' or '.join(SUFFIXES)}.")
+    check_matplotlib("--plot", "Without --plot the sweep is drawn in the terminal.")
+
+
+def check_matplotlib(what: str, otherwise: str = "") -> None:
+    """Raise `UsageError` where ``what`` cannot be drawn; ``otherwise``: what to do without it."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed: pip install 'selfspec-tune[plots]'. "
-            "Without --plot the sweep is drawn in the terminal."
-        )
+        said = f"{what} needs matplotlib, which is not installed: pip install 'selfspec-tune[plots]'. {otherwise}"
+        raise UsageError(said.rstrip())
 
 
 def write_plot(result: SweepResult, path: Path) -> None:
     """Decode and end-to-end speedup with their 95 % intervals over the values. Raises `StorageError`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.add_subplot()
     for number, curve in enumerate(curves(result)):
         for kind, style in (("decode", "o-"), ("end to end", "s--")):
@@ -55,10 +54,21 @@ def write_plot(result: SweepResult, path: Path) -> None:
     axes.set_title(model_line(result.model), fontsize="medium")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def new_figure(width: float = 7.0, height: float = 4.2) -> Any:
+    """An empty picture of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a picture in the form that the file's name ends in. Raises `StorageError`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.lower().removeprefix("."), dpi=160)
     write_atomic(path, buffer.getvalue())
@@ -66,11 +76,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def write_curves(curves: Mapping[Any, Sequence[tuple[float, float]]], model: ModelInfo, path: Path) -> None:
     """Best so far by predicted decode speedup against minutes of searching, a line for each name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.add_subplot()
     for name, curve in curves.items():
         axes.step([seconds / 60 for seconds, _ in curve], [speedup for _, speedup in curve], where="post", label=name)
@@ -78,7 +84,7 @@ def write_curves(curves: Mapping[Any, Sequence[tuple[float, float]]], model: Mod
     axes.set_ylabel("decode speedup predicted on unread text")
     axes.set_title(model_line(model), fontsize="medium")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def series(curve: Curve, kind: str) -> tuple[list[float], list[float], list[list[float]]]:
