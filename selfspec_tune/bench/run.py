@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class BenchSetting:
 
     def provenance(self, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
         """`bench_provenance` with the prompts' options and the hash of every prompt that is measured."""
-        record = {**asdict(self.workload.options), "test": [prompt.hash for prompt in self.prompts]}
+        record = {**self.workload.options.to_dict(), "test": [prompt.hash for prompt in self.prompts]}
         return bench_provenance(self.workload, check, prompts=record, **extra)
 
 
@@ -132,13 +132,13 @@ def choose_prompts(
         return list(drawn), any(prompt.hash in read for prompt in drawn)
     if is_asked and options.num_prompts is not None:
         wanted = options.num_prompts
-        in_order = load_prompts(options.source, seed=options.seed)
+        in_order = load_prompts(options.source, tasks=options.tasks)
         ordered = draw_prompts(in_order, len(in_order), seed=options.seed)
         unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
     else:
         wanted = 1
         # Another source than the study's may hold fewer prompts than the study drew.
-        everything = load_prompts(options.source)
+        everything = load_prompts(options.source, tasks=options.tasks)
         most = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
         unread = [p for p in draw_prompts(everything, most, seed=options.seed) if p.hash not in read]
     if len(unread) < wanted:

@@ -120,6 +120,16 @@ NumPrompts = Annotated[
         rich_help_panel=_PANEL_PROMPTS,
     ),
 ]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Prompts of this task only; each task is split on its own. Repeatable.",
+        show_default="all",
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(

@@ -30,6 +30,7 @@ def search(
     num_prompts: options.NumPrompts = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
+    task: options.Tasks = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     template: options.TemplateName = None,
@@ -78,6 +79,7 @@ def search_request(
     draft_vocab: str | None,
     draft_precision: str | None,
     extra_memory: str | None,
+    task: list[str] | None,
     **others: Any,
 ) -> SearchRequest:
     """The search that the options of the command line ask for; ``others`` are fields of the parts of a request."""
@@ -91,7 +93,7 @@ def search_request(
         precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
     )
     model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
-    prompt_options = PromptOptions(**given(source=prompts), **fields_of(PromptOptions))
+    prompt_options = PromptOptions(**given(source=prompts, tasks=tuple(task or ())), **fields_of(PromptOptions))
     return SearchRequest(
         out=out or default_folder(model_options.name, prompt_options.source),
         model=model_options,

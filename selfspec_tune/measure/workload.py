@@ -89,8 +89,8 @@ class Workload:
 def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
     """The prompts of the options' source: as many as asked for, else 64 or all where there are fewer."""
     if options.num_prompts is not None:
-        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
-    everything = load_prompts(options.source)
+        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed, tasks=options.tasks)
+    everything = load_prompts(options.source, tasks=options.tasks)
     return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 

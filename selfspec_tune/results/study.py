@@ -42,6 +42,7 @@ class StudyConfig(Document):
     runner: str = "fast"
     draft: dict[str, Any] = {}
     strategy: str = "staged"
+    tasks: list[str] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

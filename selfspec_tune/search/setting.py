@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -11,7 +11,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
-from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
+from selfspec_tune.prompts import Splits, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
@@ -42,7 +42,7 @@ class Setting:
     def config(self) -> StudyConfig:
         """The resolved configuration, as study.toml keeps it."""
         loaded, request = self.workload.loaded, self.request
-        prompts = {**asdict(request.prompts), "num_prompts": self.num_prompts}
+        prompts = {**request.prompts.to_dict(), "num_prompts": self.num_prompts}
         return StudyConfig(
             model=loaded.id,
             model_fingerprint=loaded.fingerprint,
@@ -64,7 +64,7 @@ class Setting:
 
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split."""
-        return {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **self.splits.hashes()}
+        return {**self.request.prompts.to_dict(), "num_prompts": self.num_prompts, **self.splits.hashes()}
 
     @property
     def num_prompts(self) -> int:
@@ -84,6 +84,8 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
             f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
         )
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
+    if options.tasks:
+        splits = split_each_task(prompts, options.tasks, seed=options.seed)
     workload = open_workload(request.model, options, reporter)
     return Setting(
         request,
