@@ -66,9 +66,12 @@ class BenchSetting:
         return bench_provenance(self.workload, check, prompts=record, **extra)
 
 
-def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
-    """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read."""
-    setting = open_bench(request, reporter)
+def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchResult:
+    """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read.
+
+    ``workload``: one that is open already, whose model and runner then serve.
+    """
+    setting = open_bench(request, reporter, workload)
     workload, items = setting.workload, setting.workload.items(setting.prompts)
     competing = [*setting.contenders, *setting.parts, *setting.rivals]
     references = reference_arms(workload, setting.contenders[0], uniform_and_random=request.uniform_and_random)
@@ -99,13 +102,16 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     )
 
 
-def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
-    """Read skip sets and prompts first (cheap, may be wrong), then load the model."""
+def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchSetting:
+    """Read skip sets and prompts first (cheap, may be wrong), then load the model, unless a ``workload`` is open."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
-    workload = open_workload(model_options(request, configs), options, reporter)
+    if workload is None:
+        workload = open_workload(model_options(request, configs), options, reporter)
+    else:
+        workload = workload.reopened(options)
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = (

@@ -10,6 +10,7 @@ from selfspec_tune.costs import CostModel, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.engine.costs import measure_step_costs
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
@@ -65,6 +66,12 @@ class Workload:
             measured = measure_step_costs(self.runner, context, draft, self._full_steps, context_length=limit)
             self._full_steps = self._step_costs[steps] = measured
         return self._step_costs[steps]
+
+    def reopened(self, options: PromptOptions) -> Workload:
+        """The same model and runner as when just opened, for the prompts of other ``options``."""
+        if isinstance(self.runner, FastRunner):
+            self.runner.extra_memory_bytes = None
+        return Workload(self.loaded, self.runner, options)
 
     def limits(self, max_new_tokens: int | None = None) -> Limits:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""

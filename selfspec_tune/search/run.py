@@ -25,7 +25,7 @@ from selfspec_tune.measure.arms import (
     SELF_SPECULATIVE,
     autoregressive_arm,
 )
-from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import (
@@ -64,16 +64,17 @@ class SearchOutcome:
     interrupted: bool = False
 
 
-def run_search(request: SearchRequest, reporter: Reporter) -> SearchOutcome:
+def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> SearchOutcome:
     """Search, or resume the search in ``request.out``.
 
     A finished search with the same budget is read, not repeated; a larger budget goes on
-    from there. Ctrl-C during the trials writes the best draft so far, without a score.
+    from there. Ctrl-C during the trials writes the best draft so far, without a score. ``workload``:
+    one that is open already, whose model and runner then serve.
     """
     folder = StudyFolder(request.out)
     with folder.locked():
         clock = budget.Clock(request.timeout_seconds, folder.spent_seconds)
-        setting = open_setting(request, reporter)
+        setting = open_setting(request, reporter, workload)
         folder.settle(setting.config())
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")

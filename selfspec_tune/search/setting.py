@@ -72,8 +72,8 @@ class Setting:
         return sum(len(hashes) for hashes in self.splits.hashes().values())
 
 
-def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
-    """Read and split the prompts first (cheap, may be wrong), then load the model."""
+def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> Setting:
+    """Read and split the prompts first (cheap, may be wrong), then load the model, unless a ``workload`` is open."""
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
     options = request.prompts
     prompts = load_some(options)
@@ -86,7 +86,7 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
     splits = split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test)
     if options.tasks:
         splits = split_each_task(prompts, options.tasks, seed=options.seed)
-    workload = open_workload(request.model, options, reporter)
+    workload = workload.reopened(options) if workload else open_workload(request.model, options, reporter)
     return Setting(
         request,
         workload,
