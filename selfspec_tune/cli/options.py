@@ -273,6 +273,28 @@ Timeout = Annotated[
         rich_help_panel=_PANEL_BUDGET,
     ),
 ]
+PerTask = Annotated[
+    bool,
+    typer.Option(
+        "--per-task",
+        help=(
+            "One search over all tasks of the prompts and one for each, in DIR/all and DIR/TASK with equal shares of "
+            "the time; then, in further time, what each draft is worth on every task, and whether picking one by "
+            "prompt would pay."
+        ),
+        rich_help_panel=_PANEL_BUDGET,
+    ),
+]
+TransferPlot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        metavar="FILE",
+        help="With --per-task: draw the speedups of all drafts on all tasks, .svg or .png.",
+        show_default=False,
+        rich_help_panel=_PANEL_FILES,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; run nothing.")]
 
 SkipFiles = Annotated[

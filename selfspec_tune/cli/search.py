@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
+from selfspec_tune.cli.per_task import search_per_task
 from selfspec_tune.cli.values import (
     given,
     parse_duration,
@@ -15,12 +16,13 @@ from selfspec_tune.cli.values import (
     parse_vocabulary,
     slug,
 )
+from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest, StrategyName
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
 
-NOT_OF_REQUEST = frozenset({"dry_run", "json", "quiet", "debug"})
+NOT_OF_REQUEST = frozenset({"per_task", "plot", "dry_run", "json", "quiet", "debug"})
 
 
 @at_edge(interrupted=RESUMABLE)
@@ -28,9 +30,9 @@ def search(
     model: options.ModelName = None,
     prompts: options.PromptSource = None,
     num_prompts: options.NumPrompts = None,
+    task: options.Tasks = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
-    task: options.Tasks = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     template: options.TemplateName = None,
@@ -38,6 +40,7 @@ def search(
     trials: options.Trials = None,
     timeout: options.Timeout = None,
     strategy: options.StrategyChoice = None,
+    per_task: options.PerTask = False,
     seed: options.Seed = None,
     dtype: options.DtypeName = None,
     device: options.Device = None,
@@ -51,6 +54,7 @@ def search(
     extra_memory: options.ExtraMemory = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    plot: options.TransferPlot = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -61,7 +65,11 @@ def search(
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
     request = search_request(**{name: value for name, value in locals().items() if name not in NOT_OF_REQUEST})
-    if dry_run:
+    if per_task:
+        search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
+    elif plot is not None:
+        raise UsageError(f"--plot {plot}: it draws what --per-task finds; add --per-task, or leave it out.")
+    elif dry_run:
         _plan(request, json=json, quiet=quiet)
     else:
         _run(request, json=json, quiet=quiet)
@@ -71,6 +79,7 @@ def search_request(
     *,
     model: str | None,
     prompts: str | None,
+    task: list[str] | None,
     out: Path | None,
     trials: int | None,
     timeout: str | None,
@@ -79,7 +88,6 @@ def search_request(
     draft_vocab: str | None,
     draft_precision: str | None,
     extra_memory: str | None,
-    task: list[str] | None,
     **others: Any,
 ) -> SearchRequest:
     """The search that the options of the command line ask for; ``others`` are fields of the parts of a request."""
