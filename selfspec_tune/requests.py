@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from selfspec_tune.errors import BudgetError, UsageError
 
@@ -43,7 +44,8 @@ class ModelOptions:
 class PromptOptions:
     """Which prompts, and how they are continued. ``num_prompts`` None: 64, or all where there are fewer.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all.
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all. With ``tasks``, prompts of
+    these alone, and each task is split on its own.
     """
 
     source: str = "builtin"
@@ -54,8 +56,10 @@ class PromptOptions:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None and self.num_prompts < 1:
             raise UsageError(f"--num-prompts {self.num_prompts}: expected at least 1.")
         if self.max_new_tokens < 2:
@@ -68,6 +72,11 @@ class PromptOptions:
             raise UsageError(f"--top-p {self.top_p}: expected above 0 and at most 1.")
         if self.top_k < 0:
             raise UsageError(f"--top-k {self.top_k}: expected 0 (off) or more.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for our files, without ``tasks`` where prompts of all tasks are meant."""
+        plain = {**asdict(self), "tasks": list(self.tasks)}
+        return plain if self.tasks else {key: value for key, value in plain.items() if key != "tasks"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,12 @@ from selfspec_tune.results import (
     DraftSettings,
     ModelInfo,
     NullRun,
+    RouterResult,
     Score,
     SkipConfig,
     SkipLayers,
+    TransferResult,
+    TransferRow,
 )
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
@@ -85,3 +88,35 @@ def save_study(folder: Path, config: SkipConfig | None = None) -> Path:
     (config or skip_config()).save(folder / "skip.json")
     bench_result().save(folder / "bench.json")
     return folder
+
+
+TASKS = {"chat": 12, "code": 11, "maths": 12, "qa": 12, "rewrite": 11, "summarise": 12}
+UNSURE = Interval(1.02, 0.97, 1.08)
+CELL = Interval(1.21, 1.15, 1.27)
+
+
+def transfer_row(name: str, **fields: Any) -> TransferRow:
+    """One draft, as fast everywhere."""
+    values: dict[str, Any] = {
+        "folder": name,
+        "method": f"m-{name}",
+        "draft": "attn 2",
+        "skip": SkipLayers(attention=[2]),
+        "by_task": dict.fromkeys(TASKS, CELL),
+        "overall": CELL,
+        "selection_speedup": CELL,
+    }
+    return TransferRow(name=name, **(values | fields))
+
+
+def transfer_result(ratio: Interval | None = UNSURE, **fields: Any) -> TransferResult:
+    """The matrix of seven drafts, and two routers that are ``ratio`` times as fast as one of them."""
+    routers = [
+        RouterResult(
+            name=name, end_to_end_speedup=CELL if ratio else None, ratio_to_single=ratio, accuracy=share, picks={}
+        )
+        for name, share in (("own task", 1.0), ("nearest task", 0.75))
+    ]
+    rows = [transfer_row(name) for name in ("all", *TASKS)]
+    values: dict[str, Any] = {"model": MODEL, "tasks": TASKS, "rows": rows, "single": "all", "routers": routers}
+    return TransferResult(**(values | fields))

@@ -132,6 +132,22 @@ def test_fewer_prompts_than_there_are_splits_to_fill_are_refused() -> None:
     check(search("smollm2-135m", "--num-prompts", "3"), WRONGLY_ASKED, "needs at least 4 prompts", "gave 3")
 
 
+def test_tasks_with_too_few_prompts_are_listed_and_so_is_what_to_do() -> None:
+    prompts = "--prompts prompts.jsonl --num-prompts"
+    result = run(f"search --per-task {prompts} 6")
+    check(result, WRONGLY_ASKED, "chat 3, code 3", "--num-prompts", "--task")
+    check(run(f"search --task chat {prompts} 3"), WRONGLY_ASKED, "at least 4 prompts")
+
+
+def test_a_task_that_is_not_there_is_answered_with_those_there_are() -> None:
+    check(run("search --prompts prompts.jsonl --task law"), WRONGLY_ASKED, "'law'; its tasks are chat, code")
+
+
+def test_one_task_alone_is_no_search_per_task() -> None:
+    result = run("search --per-task --prompts prompts.jsonl --task code")
+    check(result, WRONGLY_ASKED, "these are all of task code", "Leave --per-task out")
+
+
 def test_a_time_limit_that_cannot_hold_the_test_is_refused(tiny_llama_dir: Path) -> None:
     check(search(tiny_llama_dir, "--timeout", "0.01"), WRONGLY_ASKED, "--timeout", "is too short", "Raise it")
     assert not Path("study/journal.log").exists()

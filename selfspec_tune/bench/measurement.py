@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from selfspec_tune.requests import BenchRequest
 
 _PACKAGES = ("torch", "transformers")
 # What says where the prompts come from, not what they are: their hashes do.
-_ORIGIN = ("source", "num_prompts")
+_ORIGIN = ("source", "num_prompts", "tasks")
 
 
 def measurement(
@@ -33,7 +32,7 @@ def measurement(
     The first entries are the ones a user would change on purpose: differences are named in this order.
     """
     loaded = workload.loaded
-    options = {name: value for name, value in asdict(workload.options).items() if name not in _ORIGIN}
+    options = {name: value for name, value in workload.options.to_dict().items() if name not in _ORIGIN}
     first = next(iter(items.values()))
     return {
         "sweep": sweep,

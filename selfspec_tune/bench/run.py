@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,13 +62,16 @@ class BenchSetting:
 
     def provenance(self, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
         """`bench_provenance` with the prompts' options and the hash of every prompt that is measured."""
-        record = {**asdict(self.workload.options), "test": [prompt.hash for prompt in self.prompts]}
+        record = {**self.workload.options.to_dict(), "test": [prompt.hash for prompt in self.prompts]}
         return bench_provenance(self.workload, check, prompts=record, **extra)
 
 
-def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
-    """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read."""
-    setting = open_bench(request, reporter)
+def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchResult:
+    """Measure every skip set of ``request`` against the baseline on prompts that no search of theirs read.
+
+    ``workload``: one that is open already, whose model and runner then serve.
+    """
+    setting = open_bench(request, reporter, workload)
     workload, items = setting.workload, setting.workload.items(setting.prompts)
     competing = [*setting.contenders, *setting.parts, *setting.rivals]
     references = reference_arms(workload, setting.contenders[0], uniform_and_random=request.uniform_and_random)
@@ -99,13 +102,16 @@ def run_bench(request: BenchRequest, reporter: Reporter) -> BenchResult:
     )
 
 
-def open_bench(request: BenchRequest, reporter: Reporter) -> BenchSetting:
-    """Read skip sets and prompts first (cheap, may be wrong), then load the model."""
+def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchSetting:
+    """Read skip sets and prompts first (cheap, may be wrong), then load the model, unless a ``workload`` is open."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
-    workload = open_workload(model_options(request, configs), options, reporter)
+    if workload is None:
+        workload = open_workload(model_options(request, configs), options, reporter)
+    else:
+        workload = workload.reopened(options)
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = (
@@ -132,13 +138,13 @@ def choose_prompts(
         return list(drawn), any(prompt.hash in read for prompt in drawn)
     if is_asked and options.num_prompts is not None:
         wanted = options.num_prompts
-        in_order = load_prompts(options.source, seed=options.seed)
+        in_order = load_prompts(options.source, tasks=options.tasks)
         ordered = draw_prompts(in_order, len(in_order), seed=options.seed)
         unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
     else:
         wanted = 1
         # Another source than the study's may hold fewer prompts than the study drew.
-        everything = load_prompts(options.source)
+        everything = load_prompts(options.source, tasks=options.tasks)
         most = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
         unread = [p for p in draw_prompts(everything, most, seed=options.seed) if p.hash not in read]
     if len(unread) < wanted:

@@ -108,6 +108,8 @@ def prompt_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> Prom
     fields = PromptOptions.__dataclass_fields__
     options = PromptOptions(**{name: value for name, value in recorded.items() if name in fields})
     overrides: dict[str, Any] = dict(request.prompt_overrides)
+    if "source" in overrides:  # whose tasks are others
+        options = replace(options, tasks=())
     return replace(options, **overrides)
 
 

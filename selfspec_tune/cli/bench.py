@@ -25,6 +25,7 @@ def bench(
     skip_set: options.SkipSets = None,
     prompts: bench_options.PromptSource = None,
     num_prompts: bench_options.NumPrompts = None,
+    task: bench_options.Tasks = None,
     max_new_tokens: bench_options.MaxNewTokens = None,
     temperature: bench_options.Temperature = None,
     top_p: bench_options.TopP = None,
@@ -68,7 +69,7 @@ def bench(
     loading = given(name=model, dtype=dtype, device=device, runner=runner)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
-    decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, tasks=tuple(task) if task else None)
     drafting = given(policy=policy, precision=parse_precision(draft_precision))
     if ngram is not None:
         drafting["ngram"] = ngram

@@ -39,6 +39,7 @@ NumPrompts = Annotated[
         default="the study's test split; without a study 64, or all where there are fewer",
     ),
 ]
+Tasks = Annotated[list[str] | None, _of_study(options.Tasks, help="Prompts of this task only. Repeatable.")]
 MaxNewTokens = Annotated[int | None, _of_study(options.MaxNewTokens)]
 Temperature = Annotated[float | None, _of_study(options.Temperature)]
 TopP = Annotated[float | None, _of_study(options.TopP)]

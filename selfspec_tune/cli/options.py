@@ -120,6 +120,16 @@ NumPrompts = Annotated[
         rich_help_panel=_PANEL_PROMPTS,
     ),
 ]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Prompts of this task only; each task is split on its own. Repeatable.",
+        show_default="all",
+        rich_help_panel=_PANEL_PROMPTS,
+    ),
+]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(
@@ -274,6 +284,28 @@ Timeout = Annotated[
         help="Time for the whole command.",
         show_default=f"{DEFAULT_TIMEOUT} unless --trials is given",
         rich_help_panel=_PANEL_BUDGET,
+    ),
+]
+PerTask = Annotated[
+    bool,
+    typer.Option(
+        "--per-task",
+        help=(
+            "One search over all tasks of the prompts and one for each, in DIR/all and DIR/TASK with equal shares of "
+            "the time; then, in further time, what each draft is worth on every task, and whether picking one by "
+            "prompt would pay."
+        ),
+        rich_help_panel=_PANEL_BUDGET,
+    ),
+]
+TransferPlot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        metavar="FILE",
+        help="With --per-task: draw the speedups of all drafts on all tasks, .svg or .png.",
+        show_default=False,
+        rich_help_panel=_PANEL_FILES,
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; run nothing.")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
+from selfspec_tune.cli.per_task import search_per_task
 from selfspec_tune.cli.values import (
     given,
     parse_duration,
@@ -15,12 +16,13 @@ from selfspec_tune.cli.values import (
     parse_vocabulary,
     slug,
 )
+from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest, StrategyName
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
 
-NOT_OF_REQUEST = frozenset({"dry_run", "json", "quiet", "debug"})
+NOT_OF_REQUEST = frozenset({"per_task", "plot", "dry_run", "json", "quiet", "debug"})
 
 
 @at_edge(interrupted=RESUMABLE)
@@ -28,6 +30,7 @@ def search(
     model: options.ModelName = None,
     prompts: options.PromptSource = None,
     num_prompts: options.NumPrompts = None,
+    task: options.Tasks = None,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -37,6 +40,7 @@ def search(
     trials: options.Trials = None,
     timeout: options.Timeout = None,
     strategy: options.StrategyChoice = None,
+    per_task: options.PerTask = False,
     seed: options.Seed = None,
     dtype: options.DtypeName = None,
     device: options.Device = None,
@@ -51,6 +55,7 @@ def search(
     start_from: options.StartFrom = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    plot: options.TransferPlot = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -61,7 +66,11 @@ def search(
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
     request = search_request(**{name: value for name, value in locals().items() if name not in NOT_OF_REQUEST})
-    if dry_run:
+    if per_task:
+        search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
+    elif plot is not None:
+        raise UsageError(f"--plot {plot}: it draws what --per-task finds; add --per-task, or leave it out.")
+    elif dry_run:
         _plan(request, json=json, quiet=quiet)
     else:
         _run(request, json=json, quiet=quiet)
@@ -71,6 +80,7 @@ def search_request(
     *,
     model: str | None,
     prompts: str | None,
+    task: list[str] | None,
     out: Path | None,
     trials: int | None,
     timeout: str | None,
@@ -93,7 +103,7 @@ def search_request(
         precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
     )
     model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
-    prompt_options = PromptOptions(**given(source=prompts), **fields_of(PromptOptions))
+    prompt_options = PromptOptions(**given(source=prompts, tasks=tuple(task or ())), **fields_of(PromptOptions))
     return SearchRequest(
         out=out or default_folder(model_options.name, prompt_options.source),
         model=model_options,

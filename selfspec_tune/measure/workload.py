@@ -10,6 +10,7 @@ from selfspec_tune.costs import CostModel, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.engine.costs import measure_step_costs
+from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
@@ -66,6 +67,12 @@ class Workload:
             self._full_steps = self._step_costs[steps] = measured
         return self._step_costs[steps]
 
+    def reopened(self, options: PromptOptions) -> Workload:
+        """The same model and runner as when just opened, for the prompts of other ``options``."""
+        if isinstance(self.runner, FastRunner):
+            self.runner.extra_memory_bytes = None
+        return Workload(self.loaded, self.runner, options)
+
     def limits(self, max_new_tokens: int | None = None) -> Limits:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""
         return Limits(max_new_tokens or self.options.max_new_tokens, frozenset(self.loaded.eos_token_ids))
@@ -89,8 +96,8 @@ class Workload:
 def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
     """The prompts of the options' source: as many as asked for, else 64 or all where there are fewer."""
     if options.num_prompts is not None:
-        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed)
-    everything = load_prompts(options.source)
+        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed, tasks=options.tasks)
+    everything = load_prompts(options.source, tasks=options.tasks)
     return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 

@@ -9,7 +9,7 @@ from selfspec_tune.prompts.load import BUILTIN, load_prompts
 from selfspec_tune.prompts.presets import PRESETS, Preset
 from selfspec_tune.prompts.prompt import Prompt
 from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, render
-from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_prompts
+from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
 
 __all__ = [
     "BUILTIN",
@@ -24,5 +24,6 @@ __all__ = [
     "fit_context",
     "load_prompts",
     "render",
+    "split_each_task",
     "split_prompts",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from importlib import resources
 
@@ -29,20 +29,35 @@ BUILTIN = "builtin"
 
 
 def load_prompts(
-    source: str = BUILTIN, *, num_prompts: int | None = None, seed: int = 0, preset: str | None = None
+    source: str = BUILTIN,
+    *,
+    num_prompts: int | None = None,
+    seed: int = 0,
+    preset: str | None = None,
+    tasks: Collection[str] = (),
 ) -> tuple[Prompt, ...]:
     """The distinct prompts of ``source`` (see the module's text), all or a seeded draw.
 
     ``preset`` reads ``source`` as that preset's data set, as ``PRESET:source`` would.
     ``num_prompts`` draws that many, tasks in proportion; None keeps all, in the source's order.
-    Raises `PromptError` for an unknown, unreadable, empty or too small source.
+    ``tasks``: prompts of these alone. Raises `PromptError` for an unknown, unreadable, empty or too
+    small source, and for a task that it lacks.
     """
     prompts = unique(_read(source, preset))
     if not prompts:
         raise PromptError(f"{source} holds no prompts; expected at least one row with a text.")
+    if tasks:
+        prompts = _of_tasks(prompts, tasks, source)
     if num_prompts is None:
         return tuple(prompts)
     return draw_prompts(prompts, num_prompts, seed=seed)
+
+
+def _of_tasks(prompts: Sequence[Prompt], tasks: Collection[str], source: str) -> list[Prompt]:
+    known = {prompt.task for prompt in prompts}
+    for task in sorted(set(tasks) - known):
+        raise PromptError(f"{source} has no prompts of task {task!r}; its tasks are {', '.join(sorted(known))}.")
+    return [prompt for prompt in prompts if prompt.task in tasks]
 
 
 def _read(source: str, preset: str | None) -> list[Prompt]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.prompt import Prompt, unique
 
+FEWEST_PROMPTS = 4  # that can be split into three
+
 
 @dataclass(frozen=True, slots=True)
 class Splits:
@@ -110,6 +112,36 @@ def split_prompts(
             "Raise --num-prompts, or give other --prompts."
         )
     return Splits(tuple(order[:second]), tuple(order[second:third]), unread)
+
+
+def split_each_task(
+    prompts: Iterable[Prompt], tasks: Collection[str], *, seed: int, read: Collection[str] = ()
+) -> Splits:
+    """Each of ``tasks`` split on its own into splits of the default sizes, then joined, tasks in proportion throughout.
+
+    So a prompt is in the same split whether its task is split alone or beside others. ``read`` as
+    in `split_prompts`. Raises `PromptError` where a task has fewer than 4 prompts.
+    """
+    by_task: dict[str, list[Prompt]] = {task: [] for task in sorted(tasks)}
+    for prompt in unique(prompts):
+        by_task[prompt.task].append(prompt)
+    if any(len(members) < FEWEST_PROMPTS for members in by_task.values()):
+        numbers = ", ".join(f"{task} {len(members)}" for task, members in by_task.items())
+        raise PromptError(
+            f"Each task needs at least {FEWEST_PROMPTS} prompts (to calibrate on, to select on and to test on); drawn "
+            f"were {numbers}. Raise --num-prompts, give a larger set with --prompts, or name the tasks to keep with "
+            "--task."
+        )
+    found = []
+    for members in by_task.values():
+        calibration, selection, test = default_split_sizes(len(members))
+        sizes = {"calibration": calibration, "selection": selection, "test": test}
+        found.append(split_prompts(members, seed=seed, read=read, **sizes))
+    return Splits(
+        tuple(stratified_order((prompt for splits in found for prompt in splits.calibration), seed)),
+        tuple(stratified_order((prompt for splits in found for prompt in splits.selection), seed)),
+        tuple(stratified_order((prompt for splits in found for prompt in splits.test), seed)),
+    )
 
 
 def default_split_sizes(num_prompts: int) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""A sweep as a picture, by matplotlib: an optional dependency, imported when a plot is asked for."""
+"""Results as pictures, by matplotlib: an optional dependency, imported when a plot is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from selfspec_tune.errors import UsageError
 from selfspec_tune.files import write_atomic
 from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves
 from selfspec_tune.report.tables import model_line
-from selfspec_tune.results import ModelInfo, SweepResult
+from selfspec_tune.report.text import UNKNOWN, times
+from selfspec_tune.results import ModelInfo, SweepResult, TransferResult
 from selfspec_tune.statistics import Interval
 
 SUFFIXES = (".png", ".svg")
@@ -23,7 +24,7 @@ def check_plot(path: Path) -> None:
     """Raise `UsageError` where no plot could be written in the end: another kind of file, or no matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: expected a file that ends in {' or '.join(SUFFIXES)}.")
-    check_matplotlib("--plot", "Without --plot the sweep is drawn in the terminal.")
+    check_matplotlib("--plot", "Without --plot the result is printed alone.")
 
 
 def check_matplotlib(what: str, otherwise: str = "") -> None:
@@ -84,6 +85,28 @@ def write_curves(curves: Mapping[Any, Sequence[tuple[float, float]]], model: Mod
     axes.set_ylabel("decode speedup predicted on unread text")
     axes.set_title(model_line(model), fontsize="medium")
     axes.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def write_transfer(result: TransferResult, path: Path) -> None:
+    """End-to-end speedup of every draft on every task as a heat map, white at 1. Raises `StorageError`."""
+    columns = [*result.tasks, "together"]
+    found = [[*(row.by_task.get(task) for task in result.tasks), row.overall] for row in result.rows]
+    values = [[math.nan if interval is None else interval.value for interval in row] for row in found]
+    farthest = max((abs(value - 1) for row in values for value in row if not math.isnan(value)), default=0.0) or 1.0
+    figure = new_figure(1.8 + 1.0 * len(columns), 1.2 + 0.6 * len(found))
+    axes = figure.add_subplot()
+    axes.imshow(values, cmap="RdBu", vmin=1 - farthest, vmax=1 + farthest, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(found)), [row.name for row in result.rows])
+    axes.set_xlabel("test prompts of")
+    axes.set_ylabel("draft searched for")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            # Dark cells need light letters.
+            color = "white" if abs(value - 1) > 0.7 * farthest else "black"
+            axes.text(x, y, UNKNOWN if math.isnan(value) else times(value), ha="center", va="center", color=color)
+    axes.set_title(f"{model_line(result.model)} · end-to-end speedup", fontsize="medium")
     save_figure(figure, path)
 
 

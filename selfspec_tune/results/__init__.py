@@ -7,6 +7,7 @@ bench        bench.json
 skip_config  skip.json
 study        study.toml
 sweep        the result of bench --sweep
+transfer     transfer.json
 
 Every file states its schema and version. Reading refuses another schema or a newer version
 with `FileFormatError`; unknown fields of the same version are kept.
@@ -19,6 +20,7 @@ from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
 from selfspec_tune.results.skip_config import DraftSettings, Score, SkipConfig
 from selfspec_tune.results.study import StudyConfig
 from selfspec_tune.results.sweep import SweepPoint, SweepResult
+from selfspec_tune.results.transfer import RouterResult, TransferResult, TransferRow
 
 __all__ = [
     "ArmRun",
@@ -33,6 +35,7 @@ __all__ = [
     "PairedRun",
     "Ratio",
     "Record",
+    "RouterResult",
     "Score",
     "SkipConfig",
     "SkipLayers",
@@ -41,4 +44,6 @@ __all__ = [
     "SweepPoint",
     "SweepResult",
     "TaskResult",
+    "TransferResult",
+    "TransferRow",
 ]

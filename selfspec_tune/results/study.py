@@ -44,6 +44,7 @@ class StudyConfig(Document):
     draft: dict[str, Any] = {}
     strategy: str = "staged"
     start_from: dict[str, str] | None = None
+    tasks: list[str] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

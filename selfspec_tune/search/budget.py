@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from time import monotonic
 
 from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.costs import measure_step_costs
+from selfspec_tune.errors import BudgetError
 from selfspec_tune.search.setting import Setting
+from selfspec_tune.skip_set import SkipSet
 
 # Trials shorter than this measure noise; longer ones cost more than they tell.
 TRIAL_TOKENS = 24
@@ -20,6 +24,7 @@ NUM_REFERENCE_ITEMS = 8
 NUM_HELD_OUT = 6  # selection prompts whose answers tell whether the search learns its own text by heart
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
+_OVERRUN = 1.25  # by which an estimate may be off before a time limit is refused
 
 
 _MOST_COSTS_SECONDS = 45.0
@@ -111,6 +116,29 @@ def shares_of(setting: Setting, costs: StepCosts) -> Shares:
         num_test=len(setting.test),
         timeout_seconds=setting.request.timeout_seconds,
     )
+
+
+def check_timeout(setting: Setting, elapsed: float = 0.0) -> None:
+    """Refuse a time limit that could not even hold the finalists and the test; ``elapsed``: seconds spent before.
+
+    Raises `BudgetError`.
+    """
+    timeout, workload = setting.request.timeout_seconds, setting.workload
+    if timeout is None:
+        return
+    context = setting.calibration[0].tokens
+    whole = Draft(SkipSet.empty(workload.loaded.num_layers))
+    limit = workload.loaded.context_length
+    costs = measure_step_costs(workload.runner, context, whole, context_length=limit, repeats=2)
+    shares = shares_of(setting, costs)
+    before = proxy_seconds(timeout) + costs_seconds(timeout)
+    least = elapsed + shares.reserved + shares.trial + before
+    if least > _OVERRUN * timeout:
+        raise BudgetError(
+            f"--timeout {timeout:.0f}s is too short: one trial, the finalists and the test on "
+            f"{len(setting.test)} prompts take about {least:.0f} s here. Raise it, or lower "
+            "--num-prompts or --max-new-tokens."
+        )
 
 
 def proxy_seconds(timeout_seconds: float | None) -> float:

@@ -16,6 +16,7 @@ from selfspec_tune.results import BenchResult, DraftSettings, Score, SkipConfig,
 from selfspec_tune.search.calibration import calibrate, spread_windows
 from selfspec_tune.search.proxy import Proxy
 from selfspec_tune.search.ranking_file import read_ranking
+from selfspec_tune.search.records import read_winner
 from selfspec_tune.search.run import run_search
 from selfspec_tune.search.setting import open_setting
 from selfspec_tune.search.study_folder import StudyFolder
@@ -77,7 +78,11 @@ def run_comparison(request: CompareRequest, reporter: Reporter) -> Comparison:
     out = request.search.out / "bench.json"
     bench = run_bench(BenchRequest(skip_files=tuple(files), uniform_and_random=False, log=log_beside(out)), reporter)
     bench.save(out)
-    entries = [Entry(name, seconds, *_named(file, bench)) for name, seconds, file in found]
+    drafts = [read_winner(file) for file in files]
+    entries = [
+        Entry(name, seconds, draft, contender_id(draft))
+        for (name, seconds, _), draft in zip(found, drafts, strict=True)
+    ]
     comparison = Comparison(entries, bench, _curves(request, reporter))
     write_json_atomic(request.search.out / "compare.json", comparison.to_dict())
     return comparison
@@ -135,9 +140,3 @@ def _curves(request: CompareRequest, reporter: Reporter) -> dict[StrategyName, l
         ]
         for name in request.strategies
     }
-
-
-def _named(file: Path, bench: BenchResult) -> tuple[Draft, str]:
-    config = SkipConfig.load(file)
-    draft = Draft.from_dict(config.skip_set(), config.draft.model_dump())
-    return draft, contender_id(draft)

@@ -11,6 +11,7 @@ import psutil
 from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.costs import measure_step_costs
+from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
@@ -38,9 +39,12 @@ class SearchPlan:
         return asdict(self)
 
 
-def plan_search(request: SearchRequest, reporter: Reporter) -> SearchPlan:
-    """Load the model, time a few steps, and say what a search would do; writes nothing."""
-    setting = open_setting(request, reporter)
+def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> SearchPlan:
+    """Load the model, time a few steps, and say what a search would do; writes nothing.
+
+    ``workload``: one that is open already, whose model and runner then serve.
+    """
+    setting = open_setting(request, reporter, workload)
     tell_starts(setting.starts, reporter)
     reporter.stage("plan", "timing a few steps")
     longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.results import SkipConfig
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.skip_set import SkipSet
 
@@ -18,6 +20,12 @@ def read_draft(record: dict[str, Any], num_layers: int) -> Draft:
     """The inverse of `draft_record`."""
     skip_set = SkipSet(num_layers, tuple(record["skip"]["attention"]), tuple(record["skip"]["mlp"]))
     return Draft.from_dict(skip_set, record["draft"])
+
+
+def read_winner(skip_file: Path) -> Draft:
+    """The draft of a study's skip.json."""
+    config = SkipConfig.load(skip_file)
+    return Draft.from_dict(config.skip_set(), config.draft.model_dump())
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, make_check, reference_arms
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.arms import (
     SELF_SPECULATIVE,
     autoregressive_arm,
 )
-from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import (
@@ -55,12 +54,8 @@ from selfspec_tune.search.strategies import ScoredBy, strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trajectory import Incumbent, Trajectory
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy, TrialSettings, as_candidate
-from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import summarise
-
-# An estimate may be off by this factor before a time limit is refused.
-_OVERRUN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +68,17 @@ class SearchOutcome:
     interrupted: bool = False
 
 
-def run_search(request: SearchRequest, reporter: Reporter) -> SearchOutcome:
+def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> SearchOutcome:
     """Search, or resume the search in ``request.out``.
 
     A finished search with the same budget is read, not repeated; a larger budget goes on
-    from there. Ctrl-C during the trials writes the best draft so far, without a score.
+    from there. Ctrl-C during the trials writes the best draft so far, without a score. ``workload``:
+    one that is open already, whose model and runner then serve.
     """
     folder = StudyFolder(request.out)
     with folder.locked():
         clock = budget.Clock(request.timeout_seconds, folder.spent_seconds)
-        setting = open_setting(request, reporter)
+        setting = open_setting(request, reporter, workload)
         folder.settle(setting.config())
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
@@ -120,7 +116,8 @@ class _Search:
                 "(8 tokens or fewer each). Use prompts with longer answers."
             )
         self._check = make_check(self._workload, self._setting.calibration)
-        self._check_timeout()
+        if not self._folder.ranking.exists():
+            budget.check_timeout(self._setting, self._clock.elapsed)
         ranking = self._rank(answers, self._answers(self._setting.selection[: budget.NUM_HELD_OUT]))
         self._workload.costs = ranking.costs
         self._tick()
@@ -151,26 +148,6 @@ class _Search:
 
     def _tick(self) -> None:
         self._folder.note_time(self._clock.elapsed)
-
-    def _check_timeout(self) -> None:
-        """Refuse a time limit that could not even hold the finalists and the test."""
-        timeout = self._request.timeout_seconds
-        if timeout is None or self._folder.ranking.exists():
-            return
-        workload = self._workload
-        context = self._setting.calibration[0].tokens
-        whole = Draft(SkipSet.empty(workload.loaded.num_layers))
-        limit = workload.loaded.context_length
-        costs = measure_step_costs(workload.runner, context, whole, context_length=limit, repeats=2)
-        shares = budget.shares_of(self._setting, costs)
-        before = budget.proxy_seconds(timeout) + budget.costs_seconds(timeout)
-        least = self._clock.elapsed + shares.reserved + shares.trial + before
-        if least > _OVERRUN * timeout:
-            raise BudgetError(
-                f"--timeout {timeout:.0f}s is too short: one trial, the finalists and the test on "
-                f"{len(self._setting.test)} prompts take about {least:.0f} s here. Raise it, or lower "
-                "--num-prompts or --max-new-tokens."
-            )
 
     def _answers(self, items: Sequence[WorkItem]) -> list[Answer]:
         setting, folder = self._setting, self._folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
@@ -12,7 +12,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
-from selfspec_tune.prompts import Splits, default_split_sizes, split_prompts
+from selfspec_tune.prompts import Splits, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
@@ -47,7 +47,7 @@ class Setting:
     def config(self) -> StudyConfig:
         """The resolved configuration, as study.toml keeps it."""
         loaded, request = self.workload.loaded, self.request
-        prompts = {**asdict(request.prompts), "num_prompts": self.num_prompts}
+        prompts = {**request.prompts.to_dict(), "num_prompts": self.num_prompts}
         return StudyConfig(
             model=loaded.id,
             model_fingerprint=loaded.fingerprint,
@@ -79,12 +79,15 @@ class Setting:
         hashes = self.splits.hashes()
         before = {hash_ for start in self.starts for hash_ in start.file.read_prompts}
         earlier = sorted(before.difference(hashes["calibration"], hashes["selection"]))
-        record = {**asdict(self.request.prompts), "num_prompts": self.num_prompts, **hashes}
+        record = {**self.request.prompts.to_dict(), "num_prompts": self.num_prompts, **hashes}
         return {**record, "earlier": earlier} if earlier else record
 
 
-def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
-    """Read the starts, read and split the prompts first (cheap, may be wrong), then load the model."""
+def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> Setting:
+    """Read the starts, read and split the prompts first (cheap, may be wrong), then load the model.
+
+    ``workload``: one that is open already, whose model and runner then serve.
+    """
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
     options = request.prompts
     files = [read_start(name) for name in dict.fromkeys(request.start_from)]
@@ -96,14 +99,17 @@ def open_setting(request: SearchRequest, reporter: Reporter) -> Setting:
             f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
         )
     read = {hash_ for file in files for hash_ in file.read_prompts}
-    splits = split_prompts(
-        prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read
-    )
-    if len(splits.test) < test:
-        reporter.notice(
-            f"{test - len(splits.test)} of {test} test prompts are left out: a start's search has read them"
+    if options.tasks:
+        splits = split_each_task(prompts, options.tasks, seed=options.seed, read=read)
+    else:
+        splits = split_prompts(
+            prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read
         )
-    workload = open_workload(request.model, options, reporter)
+    left_out = len({prompt.hash for prompt in prompts}) - sum(map(len, splits.hashes().values()))
+    if left_out:
+        test = left_out + len(splits.test)
+        reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
+    workload = workload.reopened(options) if workload else open_workload(request.model, options, reporter)
     space = _open_space(workload, request.draft)
     return Setting(
         request,

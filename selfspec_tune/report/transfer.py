@@ -1,0 +1,102 @@
+"""What each task's draft is worth on every task, as a table, and whether picking one by prompt pays, in sentences."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.report import text
+from selfspec_tune.report.tables import model_line
+from selfspec_tune.results import RouterResult, TransferResult
+from selfspec_tune.statistics import Interval
+
+_FIGURE, _SPAN = 6, 11  # characters of a column that holds speedups alone, or their intervals too
+_TOGETHER = "together"
+LEGEND = (
+    "End-to-end speedup over plain decoding on each task's test prompts; *: the task that the draft was searched for."
+)
+_WHO = {
+    "own task": "A draft for each task, picked by the prompt's own task",
+    "nearest task": "Picked by the task whose calibration prompts are most alike",
+}
+
+
+def print_transfer(console: Console, result: TransferResult) -> None:
+    """Table, routers and warnings at the console's width."""
+    console.print(Text(f"{model_line(result.model)} · test prompts of {len(result.tasks)} tasks", style="bold"))
+    console.print(transfer_table(result, console.width))
+    console.print(Text(LEGEND, style="dim"))
+    console.print()
+    for line in router_lines(result):
+        console.print(Text(line))
+    for warning in result.warnings:
+        console.print(Text("warning: ", style="yellow").append(warning, style="default"))
+    winners = any(router.wins for router in result.routers)
+    console.print(Text(router_verdict(result), style="bold green" if winners else "bold yellow"))
+
+
+def transfer_table(result: TransferResult, width: int) -> Table:
+    """A row for each draft, a column for each task; a narrow console gets no intervals, or a row for each pair."""
+    first = 2 + max(len("draft of"), *(len(row.name) for row in result.rows))
+    names = [len(name) for name in (*result.tasks, _TOGETHER)]
+    if width < first + sum(2 + max(_FIGURE, name) for name in names):
+        return _long_table(result)
+    gap = "\n" if width >= first + sum(2 + max(_SPAN, name) for name in names) else None
+    table = text.table("draft of")
+    for task, number in result.tasks.items():
+        table.add_column(Text(f"{task}\n({number})"), justify="right", no_wrap=True)
+    table.add_column(f"{_TOGETHER}\n({sum(result.tasks.values())})", justify="right", no_wrap=True)
+    for row in result.rows:
+        cells = [_cell(row.by_task.get(task), gap, is_own=task == row.name) for task in result.tasks]
+        table.add_row(Text(row.name), *map(Text, [*cells, _cell(row.overall, gap)]))
+    return table
+
+
+def _long_table(result: TransferResult) -> Table:
+    table = text.table("draft of", "prompts of")
+    table.add_column("end to end", justify="right", no_wrap=True)
+    for row in result.rows:
+        for task in result.tasks:
+            table.add_row(Text(row.name), Text(task), Text(_cell(row.by_task.get(task), " ", is_own=task == row.name)))
+        table.add_row(Text(row.name), _TOGETHER, Text(_cell(row.overall, " ")))
+    return table
+
+
+def _cell(interval: Interval | None, gap: str | None, *, is_own: bool = False) -> str:
+    """A speedup, marked on the draft's own task, with its bounds after the ``gap`` where there is one."""
+    if interval is None:
+        return text.UNKNOWN
+    figure = f"{text.times(interval.value)}{'*' if is_own else ''}"
+    bounds = text.bounds(interval)
+    return f"{figure}{gap}[{bounds}]" if gap and bounds else figure
+
+
+def router_lines(result: TransferResult) -> list[str]:
+    """What the single draft and each router got, a sentence each."""
+    single = result.row(result.single)
+    lines = [
+        f"One draft for everything: {single.name}, the fastest on selection prompts "
+        f"({text.speedup(single.selection_speedup)} there); {text.speedup(single.overall)} on test prompts."
+    ]
+    return lines + [_router_line(router) for router in result.routers]
+
+
+def _router_line(router: RouterResult) -> str:
+    if router.ratio_to_single is None:
+        return f"{_WHO[router.name]}: no figure, for some output was not lossless."
+    right = "" if router.name == "own task" else f" {text.percent(router.accuracy)} of prompts go to their own task."
+    return (
+        f"{_WHO[router.name]}: {text.speedup(router.end_to_end_speedup)}, "
+        f"{text.speedup(router.ratio_to_single)} as fast as the one draft.{right}"
+    )
+
+
+def router_verdict(result: TransferResult) -> str:
+    """Whether a draft for each prompt beats one for all, in a sentence."""
+    winners = [router.name for router in result.routers if router.wins]
+    if winners:
+        return f"A router wins: picking by {' and by '.join(winners)} is surely faster than the one draft."
+    if all(router.ratio_to_single is None for router in result.routers):
+        return "No verdict on routers: some output was not lossless."
+    return "No router wins: picking a draft for each prompt is not surely faster than the one draft."
