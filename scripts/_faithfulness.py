@@ -203,7 +203,9 @@ def readme(results: Row, command: str, picture: str) -> list[str]:
         "accepted, through the cost model, so without timing noise. Held-out text: answers to other prompts, on which "
         "nothing was predicted. A standalone draft has keys and values of its own throughout; its loop here is "
         "slow, so it is judged by counts alone. Intervals are over drafts, at 95 %; bias is the geometric mean of "
-        "predicted over found, less one.",
+        "predicted over found, less one. Other text may be easier or harder for all drafts alike: its bias says more "
+        "about so little text than about the proxy. A run ends with its window, where a prediction's last round may "
+        "go one token further: with windows of 25 tokens that is up to 3 % either way.",
         "",
         *comparison_table(results["comparisons"]),
         "",

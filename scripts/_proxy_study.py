@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import _candidates as candidates
 import _faithfulness as faithfulness
 import _study as study
 import torch
+from _plain_text import Text, plain_text
 from _standalone import StandaloneRunner
 
 from selfspec_tune.bench.contest import Contest, run_together
@@ -19,14 +19,13 @@ from selfspec_tune.bench.run import bench_provenance, contender, contender_id, m
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.teacher_forcing import Window, make_scorer
-from selfspec_tune.errors import UsageError
+from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.arms import NULL, autoregressive_arm
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.report.plain import PlainReporter
 from selfspec_tune.results import PairedRun
-from selfspec_tune.search.calibration import Answer, calibrate, spread_windows, trial_items
+from selfspec_tune.search.calibration import Answer, calibrate, trial_items
 from selfspec_tune.search.conclusion import predicted_from_counts
 from selfspec_tune.search.preparation import Preparation, Preparer
 from selfspec_tune.search.proxy import Prediction, Proxy
@@ -43,14 +42,6 @@ FIXED_LENGTH = 4  # a policy that never asks: what bad drafts are slow by
 TOGETHER = 4  # drafts that share a baseline in a block
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Windows that drafts are predicted on, and the same stretches as items to decode."""
-
-    windows: list[Window]
-    items: list[WorkItem]
-
-
 class ProxyStudy:
     """The study of one model in one folder."""
 
@@ -64,8 +55,8 @@ class ProxyStudy:
 
     def run(self) -> dict[str, Any]:
         """The results."""
-        same, answers = self._text(self._setting.calibration)
-        held_out, _ = self._text(self._setting.selection)
+        same, answers = self._text("calibration", self._setting.calibration)
+        held_out, _ = self._text("held-out", self._setting.selection)
         known = self._prepare(same, answers)
         self._workload.costs = known.costs
         space = self._setting.space.with_vocabulary(known.vocabulary).costed_by(known.costs)
@@ -101,18 +92,15 @@ class ProxyStudy:
             "drafts": drafts,
         }
 
-    def _text(self, prompts: Sequence[WorkItem]) -> tuple[Text, list[Answer]]:
-        """Windows of the model's answers; a run drafts from the second position of its window on."""
+    def _text(self, split: str, prompts: Sequence[WorkItem]) -> tuple[Text, list[Answer]]:
         arguments, workload = self._arguments, self._workload
-        self._reporter.stage("calibrate", f"{len(prompts)} prompts")
+        self._reporter.stage("calibrate", f"{len(prompts)} {split} prompts")
         answers = calibrate(
             workload, prompts, self._setting.first_draft(), self._out / "calibration.json", self._reporter
         )
-        how: dict[str, int] = {"length": arguments.length + 1, "most": arguments.windows, "seed": arguments.seed}
-        windows = [replace(window, start=window.start + 1) for _, window in spread_windows(answers, **how)]
-        if not windows:
-            raise UsageError("The model's answers are too short to draft from; give --prompts with longer answers.")
-        return Text(windows, [_one_more(item) for item in trial_items(answers, **how)]), answers
+        # The prefill gives the first token of each.
+        items = trial_items(answers, length=arguments.length + 1, most=arguments.windows, seed=arguments.seed)
+        return plain_text(workload, items, self._out / f"{split}-text.json"), answers
 
     def _prepare(self, text: Text, answers: Sequence[Answer]) -> Preparation:
         scorer = make_scorer(self._workload.runner, self._workload.loaded, text.windows)
@@ -219,11 +207,6 @@ class ProxyStudy:
             "acceptance_rate": acceptance_rate(runs),
             "lossy": bool(count_lossless(runs).mismatches),
         }
-
-
-def _one_more(item: WorkItem) -> WorkItem:
-    """The item with one more token to decode: the last round of a replay may end one past its window, too."""
-    return replace(item, limits=replace(item.limits, max_new_tokens=item.limits.max_new_tokens + 1))
 
 
 def _figures(prefix: str, runs: Sequence[PairedRun], draft: Draft, known: Preparation) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from selfspec_tune.engine.reference import ReferenceRunner, skipped
 from selfspec_tune.engine.teacher_forcing import StandaloneScorer, Window
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import append_jsonl
+from selfspec_tune.measure.workload import Workload
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.requests import PromptOptions
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.records import prediction_record
@@ -30,10 +32,11 @@ from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.skip_set import SkipSet
 from tests import scripts_kit
 from tests.engine_kit import load, prompt_tokens
-from tests.search_kit import hurry, prompt_file
+from tests.search_kit import hurry, make_item, prompt_file
 
 import _candidates as candidates  # isort: skip  # from scripts/, by scripts_kit
 import _faithfulness as faithfulness  # isort: skip
+from _plain_text import plain_text  # isort: skip
 from _standalone import StandaloneRunner  # isort: skip
 
 FIXED = DraftPolicy(PolicyKind.FIXED, 4)
@@ -115,6 +118,22 @@ def test_a_standalone_draft_catches_up_on_what_the_lookup_found(loaded: LoadedMo
 def test_a_standalone_draft_that_skips_nothing_is_always_right(loaded: LoadedModel) -> None:
     made = self_speculative(standalone(loaded), prompt_tokens(9), Limits(20), Sampler(), Draft(SkipSet.empty(4), FIXED))
     assert made.accepted == made.drafted
+
+
+def test_drafts_are_predicted_where_they_will_be_decoded(loaded: LoadedModel, tmp_path: Path) -> None:
+    workload = Workload(loaded, FastRunner(loaded), PromptOptions())
+    items = [make_item(number, max_new_tokens=9) for number in range(2)]
+    text = plain_text(workload, items, tmp_path / "text.json")
+    for window, item in zip(text.windows, text.items, strict=True):
+        tokens = autoregressive(workload.runner, item.tokens, item.limits, Sampler()).tokens
+        assert window.tokens == (*item.tokens, *tokens)
+        assert list(window.targets) == tokens[1:]  # the prefill gives the first
+        made = self_speculative(workload.runner, item.tokens, item.limits, Sampler(), Draft(SKIP_SETS[0], FIXED))
+        assert sum(made.accepted) + len(made.accepted) == window.end - window.start
+    nobody: Any = None
+    assert plain_text(nobody, items, tmp_path / "text.json") == text
+    with pytest.raises(UsageError, match="too short to draft from"):
+        plain_text(workload, [make_item(0, max_new_tokens=3)], tmp_path / "short.json")
 
 
 # The choice of drafts
