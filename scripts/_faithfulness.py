@@ -148,7 +148,7 @@ def speed_line(speed: Row) -> str:
     """How fast the proxy evaluates drafts; the target is about so much text on two cores."""
     positions, a_second = speed["positions"], speed["evaluations_a_second"]
     line = f"Proxy: {a_second:.2f} evaluations a second on {positions} tokens of text, {speed['threads']} threads"
-    line += f" ({speed['evaluations']} drafts, {speed['seconds']:.0f} s, policy {speed['policy']})"
+    line += f" ({speed['evaluations']} drafts, {speed['seconds']:.1f} s, policy {speed['policy']})"
     if positions < POSITIONS:
         return f"{line}; the target is {EVALUATIONS_A_SECOND:g} on {POSITIONS} tokens."
     return f"{line}; at least {EVALUATIONS_A_SECOND:g} on {POSITIONS} tokens: {met(a_second >= EVALUATIONS_A_SECOND)}."
@@ -205,7 +205,7 @@ def readme(results: Row, command: str, picture: str) -> list[str]:
         "slow, so it is judged by counts alone. Intervals are over drafts, at 95 %; bias is the geometric mean of "
         "predicted over found, less one. Other text may be easier or harder for all drafts alike: its bias says more "
         "about so little text than about the proxy. A run ends with its window, where a prediction's last round may "
-        "go one token further: with windows of 25 tokens that is up to 3 % either way.",
+        "go one token further: that counts more the shorter the windows and the worse the draft.",
         "",
         *comparison_table(results["comparisons"]),
         "",

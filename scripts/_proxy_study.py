@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from selfspec_tune.bench.run import bench_provenance, contender, contender_id, m
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.teacher_forcing import make_scorer
+from selfspec_tune.engine.teacher_forcing import Window, make_scorer
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.arms import NULL, autoregressive_arm
 from selfspec_tune.measure.workload import WorkItem, Workload
@@ -65,6 +66,7 @@ class ProxyStudy:
             self._workload.runner.extra_memory_bytes = None  # many drafts take turns: no copy is made twice
         check = make_check(self._workload, same.items)
         shared = [prediction.draft for prediction in picked[SHARED]]
+        speed = self._speed(same, shared, known)
         on_same = self._measured(same, shared, check, "runs.jsonl")
         on_held_out = self._measured(held_out, shared, check, "held-out.jsonl")
         alone = self._run_alone(same, [prediction.draft for prediction in picked[STANDALONE]], check)
@@ -83,7 +85,7 @@ class ProxyStudy:
             "settings": read_json(self._out / "settings.json"),
             "precision": str(space.base.precision) if not space.is_joint else "chosen for each sub-layer",
             "pool": pool,
-            "proxy": self._speed(same),
+            "proxy": speed,
             "baseline_against_itself": {
                 name: study.said(_decode_speedup(runs[NULL]))
                 for name, runs in (("same", on_same), ("held-out", on_held_out))
@@ -158,18 +160,36 @@ class ProxyStudy:
             on_new=lambda prediction, seconds: log.add(name, prediction, seconds),
         )
 
-    def _speed(self, text: Text) -> dict[str, Any]:
-        """Of the token-exact proxy under the first policy, replay included."""
-        log, name = ProxyLog(self._out / "proxy.jsonl", self._workload.loaded.num_layers), f"{SHARED} {self._kinds[0]}"
-        number, seconds = len(log.predictions(name)), log.seconds(name)
-        return {
-            "policy": self._kinds[0].value,
-            "positions": sum(window.end - window.start for window in text.windows),
-            "threads": torch.get_num_threads(),
-            "evaluations": number,
-            "seconds": seconds,
-            "evaluations_a_second": number / max(seconds, 1e-3),
-        }
+    def _speed(self, text: Text, drafts: Sequence[Draft], known: Preparation) -> dict[str, Any]:
+        """Of the token-exact proxy under the first policy, on about as much text as its target is for."""
+        file = self._out / "speed.json"
+        if not file.exists():
+            reached = list(accumulate(window.end - window.start for window in text.windows))
+            windows = text.windows[: 1 + sum(positions < faithfulness.POSITIONS for positions in reached)]
+            self._evaluation_seconds(windows, drafts, known)  # makes the copies that are missing
+            seconds = self._evaluation_seconds(windows, drafts, known)
+            found = {
+                "policy": self._kinds[0].value,
+                "positions": reached[len(windows) - 1],
+                "threads": torch.get_num_threads(),
+                "evaluations": len(seconds),
+                "seconds": sum(seconds),
+                "evaluations_a_second": len(seconds) / sum(seconds),
+            }
+            write_json_atomic(file, found)
+        speed: dict[str, Any] = read_json(file)
+        return speed
+
+    def _evaluation_seconds(
+        self, windows: Sequence[Window], drafts: Sequence[Draft], known: Preparation
+    ) -> list[float]:
+        """Of each different draft, its pass and its replay, in a scorer that knows none of them."""
+        seconds: list[float] = []
+        scorer = make_scorer(self._workload.runner, self._workload.loaded, windows)
+        proxy = Proxy(scorer, known.costs, _grid(self._kinds[0]), on_new=lambda _, taken: seconds.append(taken))
+        for draft in drafts:
+            proxy(draft, "speed")
+        return seconds
 
     def _measured(self, text: Text, drafts: Sequence[Draft], check: Any, log: str) -> dict[str, list[PairedRun]]:
         """Runs of every draft by its id, a few beside each baseline, and of the baseline against itself."""
