@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from selfspec_tune.search.conclusion import bounded, promise_kept
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.search.conclusion import bounded, plain_drift, promise_kept, why_apart
+from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
+from tests.runs import paired_run
 
 
 @pytest.mark.parametrize(
@@ -27,3 +32,18 @@ def test_the_test_is_held_against_what_the_selection_prompts_promised(
 
 def test_an_unbounded_interval_is_plain_json() -> None:
     assert bounded(Interval(1.5, 0.0, math.inf)) == {"value": 1.5, "low": 0.0, "high": None}
+
+
+def test_a_large_gap_says_whether_the_machine_changed_or_the_steps_are_dearer_in_a_run() -> None:
+    same = {Precision.SAME: 0.01}
+    costs = CostModel((0.06, 0.07), same, same, same, num_layers=2)
+    draft = Draft(SkipSet(2, (0,)))
+    runs = [paired_run(f"p{i}") for i in range(3)]
+    steps = sum(run.baseline.decode_steps for run in runs)
+    decoding = sum(run.baseline.decode_seconds for run in runs)
+    as_timed = replace(costs, verify=(decoding / steps, 0.07))
+    assert plain_drift(runs, draft, as_timed) == pytest.approx(1.0)
+    assert "cost more in a run than alone" in why_apart(plain_drift(runs, draft, as_timed))
+    slower = replace(costs, verify=(2 * decoding / steps, 0.07))
+    assert plain_drift(runs, draft, slower) == pytest.approx(0.5)
+    assert "0.50 times what they took when the steps were timed" in why_apart(0.5)

@@ -95,8 +95,30 @@ def bounded(interval: Interval) -> dict[str, float | None]:
     return {"value": interval.value, "low": interval.low, "high": high}
 
 
-def agreement(method: MethodResult, predicted: float) -> str:
-    """Predicted against measured decode speedup in words; a large gap says what it means."""
+def plain_drift(runs: Sequence[PairedRun], draft: Draft, costs: CostModel) -> float:
+    """Time of the plain decoding in ``runs`` as a multiple of what the cost model says; 1 without a step."""
+    measured = sum(run.baseline.decode_seconds for run in runs)
+    predicted = 0.0
+    for run in runs:
+        steps = costs.steps(draft, run.prompt_tokens + run.baseline.num_tokens / 2)
+        predicted += run.baseline.decode_steps * steps.decode
+    return measured / predicted if predicted else 1.0
+
+
+def why_apart(drift: float) -> str:
+    """What a large gap between prediction and measurement comes from, by `plain_drift`."""
+    if abs(drift - 1) > LARGEST_GAP:
+        return (
+            f"plain steps take {drift:.2f} times what they took when the steps were timed: the machine has another "
+            "speed, and with it other ratios"
+        )
+    return (
+        "plain steps take what they took when timed, so a draft's steps or a verification cost more in a run than alone"
+    )
+
+
+def agreement(method: MethodResult, predicted: float, drift: float) -> str:
+    """Predicted against measured decode speedup in words; with `plain_drift`, what a large gap comes from."""
     if method.decode_speedup is None:
         return f"predicted {predicted:.2f}× decode from the counts; not lossless, so nothing to compare with"
     measured = method.decode_speedup.value
@@ -105,6 +127,5 @@ def agreement(method: MethodResult, predicted: float) -> str:
     if abs(gap) <= LARGEST_GAP:
         return text
     return (
-        f"{text}: a gap of {gap:+.0%}. The machine's speed changed between timing the steps and the test, or a step "
-        "costs more in a run than alone. Run again on a quiet machine; if the gap stays, report it."
+        f"{text}: a gap of {gap:+.0%}; {why_apart(drift)}. Run again on a quiet machine; if the gap stays, report it."
     )

@@ -37,6 +37,7 @@ from selfspec_tune.search.calibration import Answer, calibrate, spread_windows, 
 from selfspec_tune.search.conclusion import (
     agreement,
     bounded,
+    plain_drift,
     predicted_from_counts,
     promise_kept,
     provisional_config,
@@ -225,7 +226,7 @@ class _Search:
             candidate = study.run_trial(scoring)
             reporter.trial(candidate)
             if candidate.disagreement:
-                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}: another speed of the machine?")
+                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}")
             self._report_best(study, candidate)
             self._tick()
 
@@ -329,7 +330,7 @@ class _Search:
         runs = [run for run in bench.runs if run.method == method.id]
         from_counts = predicted_from_counts(runs, winner, ranking.costs)
         if from_counts is not None:
-            self._reporter.notice(agreement(method, from_counts))
+            self._reporter.notice(agreement(method, from_counts, plain_drift(runs, winner, ranking.costs)))
         if promised is not None and method.end_to_end_speedup is not None:
             self._reporter.notice(promise_kept(promised, method.end_to_end_speedup))
         record = {

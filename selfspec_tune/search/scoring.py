@@ -22,7 +22,7 @@ from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.pairs import Block, measure_block
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import PairedRun
-from selfspec_tune.search.conclusion import LARGEST_GAP, predicted_from_counts
+from selfspec_tune.search.conclusion import LARGEST_GAP, plain_drift, predicted_from_counts, why_apart
 from selfspec_tune.statistics import Interval, ratio_of_totals
 from selfspec_tune.summary import end_to_end_times, summarise
 
@@ -73,7 +73,11 @@ class PairedScoring:
     def __call__(self, trial: Trial, draft: Draft) -> Score:
         runs, stopped = self._measure(trial, draft)
         summary = summarise("trial", "trial", runs)
-        counted = None if self._costs is None else predicted_from_counts(runs, draft, self._costs)
+        counted = disagreement = None
+        if self._costs is not None:
+            counted = predicted_from_counts(runs, draft, self._costs)
+            drift = plain_drift(runs, draft, self._costs)
+            disagreement = _disagreement(summary.decode_speedup, counted, drift)
         return Score(
             ratio_of_totals(*end_to_end_times(runs)[:2]),
             summary.end_to_end_speedup,
@@ -81,7 +85,7 @@ class PairedScoring:
             stopped,
             any(run.lossless == "mismatch" for run in runs),
             counted,
-            _disagreement(summary.decode_speedup, counted),
+            disagreement,
         )
 
     def _measure(self, trial: Trial, draft: Draft) -> tuple[list[PairedRun], bool]:
@@ -140,7 +144,7 @@ def _is_hopeless(trial: Trial, runs: Sequence[PairedRun]) -> bool:
         return len(runs) >= _FEWEST_PAIRS and trial.should_prune()
 
 
-def _disagreement(measured: Interval | None, counted: float | None) -> str | None:
+def _disagreement(measured: Interval | None, counted: float | None, drift: float) -> str | None:
     if measured is None or counted is None or abs(measured.value / counted - 1) <= LARGEST_GAP:
         return None
-    return f"decode {measured.value:.2f}× measured, {counted:.2f}× by its counts and the step times"
+    return f"decode {measured.value:.2f}× measured, {counted:.2f}× by its counts and the step times: {why_apart(drift)}"
