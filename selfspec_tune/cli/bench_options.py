@@ -14,7 +14,7 @@ from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import SWEEP_VALUES, SweepKind
 
-_PANEL_SWEEP, _PANEL_FILES = "Sweep", "Files"
+_PANEL_DRAFT, _PANEL_RIVALS, _PANEL_SWEEP, _PANEL_FILES = "Draft", "Rivals", "Sweep", "Files"
 _OF_SKIP_FILE = "the skip.json's"
 
 
@@ -101,4 +101,85 @@ Fresh = Annotated[
         help="Measure again what --out holds; the earlier runs are kept as bench.runs.jsonl.1, .2, …",
         rich_help_panel=_PANEL_FILES,
     ),
+]
+SkipFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[SKIP.json]...",
+        help="skip.json, or any dialect's file with --model.",
+        show_default="the newest study's",
+    ),
+]
+SkipSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip-set",
+        metavar="TEXT|FILE",
+        help="A further skip set, such as 'attn 2-9 · mlp 3,5'. Repeatable.",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Times each prompt is measured.")]
+ReferencePrompts = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, help="Prompts for model.generate, uniform and random skipping, and A-A."),
+]
+NoReferences = Annotated[
+    bool,
+    typer.Option("--no-references", help="Leave uniform and random skipping out; with --rivals random only."),
+]
+Rivals = Annotated[
+    bool,
+    typer.Option(
+        "--rivals",
+        help=(
+            "On every prompt also what a user would pick instead: model.generate, its prompt lookup and early exit, "
+            "--draft-model, uniform skipping. A skip set from a file in Self-SD's form (keyed by the model, or a bare "
+            "entry) or in SWIFT's (<model>_<task>) then drafts by that system's own policy."
+        ),
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model",
+        metavar="M",
+        help="With --rivals: a smaller model that drafts in transformers' assisted decoding.",
+        show_default=False,
+        autocompletion=options.complete_model,
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
+EarlyExit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --rivals: layers that draft in transformers' early exit.",
+        show_default="a third of them",
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
+Parts = Annotated[
+    bool,
+    typer.Option(
+        "--parts",
+        help=(
+            "On every prompt also what the (first) draft is made of: its skip set alone, its low-precision copies "
+            "alone, with the skip set and with the lookup, its lookup alone; and the whole draft under every other "
+            "policy."
+        ),
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+AllowCalibration = Annotated[
+    bool,
+    typer.Option("--allow-calibration", help="Use prompts that the search read; marks the result in sample."),
+]
+Csv = Annotated[Path | None, typer.Option(metavar="F", help="Write a row a method.", rich_help_panel=_PANEL_FILES)]
+Parquet = Annotated[Path | None, typer.Option(metavar="F", help="Write a row a method.", rich_help_panel=_PANEL_FILES)]
+SpecBench = Annotated[
+    Path | None,
+    typer.Option(metavar="F.jsonl", help="Write Spec-Bench answer rows.", rich_help_panel=_PANEL_FILES),
 ]
