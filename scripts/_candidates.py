@@ -15,7 +15,7 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, Trace, Window
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import read_jsonl
 from selfspec_tune.results import StudyConfig
-from selfspec_tune.search.importance import Importance
+from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.proxy import Prediction, Proxy
 from selfspec_tune.search.ranking_file import read_ranking
@@ -100,11 +100,11 @@ def pool(
     proxy: Proxy, space: SearchSpace, importance: Importance, number: int, seed: int, studied: Sequence[Draft] = ()
 ) -> list[Prediction]:
     """About ``number`` predictions: the base, prefixes, random drafts, a greedy path, a study's, local moves."""
-    share = max(1, number // 5)
+    share, order = max(1, number // 5), by_worth(importance, space, proxy.costs)
     found = [proxy(space.base, "base")]
-    found += [proxy(draft, "prefix") for draft in prefixes(importance.rises, space, share)]
+    found += [proxy(draft, "prefix") for draft in prefixes(order, space, share)]
     found += [proxy(draft, "random") for draft in random_drafts(space, share, seed)]
-    found += islice(greedy_path(proxy, importance.rises, space), share)
+    found += islice(greedy_path(proxy, order, space.base), share)
     found += [proxy(draft, "study") for draft in evenly(studied, share)]
     left = max(share, number - len(found))
     found += islice(local_moves(proxy, Moves(space, importance, seed)), left)

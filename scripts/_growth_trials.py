@@ -145,7 +145,7 @@ def _open(cell: Cell, journals: Path) -> tuple[MeasuredStudy, TimedSampler]:
     """The study as a search opens it, with its strategy's sampler."""
     strategy = strategy_for(cell.sampler)
     space = joint_space(cell.sublayers // 2)
-    encoding = Encoding(space, PolicyKind.COST_AWARE, (16,), as_reals=strategy.as_reals)
+    encoding = Encoding(space, (PolicyKind.COST_AWARE,), (16,), as_reals=strategy.as_reals)
     made: list[TimedSampler] = []
 
     def timed(seed: int) -> BaseSampler:

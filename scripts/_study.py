@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,30 @@ def without_paths(value: Any) -> Any:
     return _PATH.sub(r"\1", value) if isinstance(value, str) else value
 
 
+def run(*command: str) -> None:
+    """One of our commands, in a process of its own; its failure ends the study."""
+    print(f"$ selfspec-tune {' '.join(command)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "selfspec_tune", *command], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def bench(out: Path, *command: str) -> BenchResult:
+    """A bench kept in ``out``, which is written when it ends; until then its log resumes it."""
+    if not out.exists():
+        run("bench", *command, "--out", str(out))
+    publish(out)
+    return BenchResult.load(out)
+
+
+def publish(bench_file: Path) -> None:
+    """Take folders of this machine out of a bench's file; those in prompts and answers are nobody's, and stay."""
+    value = read_json(bench_file)
+    published = {name: entry if name == "runs" else without_paths(entry) for name, entry in value.items()}
+    if published != value:
+        write_json_atomic(bench_file, published)
+
+
 def settle(file: Path, settings: Mapping[str, Any]) -> None:
     """Keep a study's settings in ``file``, or check that a resumed one has the same. Raises `UsageError`."""
     published = without_paths(dict(settings))
@@ -90,6 +115,11 @@ def interval(record: Mapping[str, Any]) -> Interval:
     return Interval(record["value"], record["low"], math.inf if high is None else high)
 
 
+def without_prior(draft: str) -> str:
+    """A draft's description without the ten numbers of its prior."""
+    return _PRIOR.sub("", draft)
+
+
 def machine_line(provenance: Mapping[str, Any]) -> str:
     """Machine, model where there is one, packages and program of a study, in a line."""
     machine, model = provenance["hardware"], provenance.get("model")
@@ -109,7 +139,7 @@ def configuration(result: BenchResult, main: Draft) -> list[str]:
     model = result.model
     rows = {
         "model": f"{Path(model.name or model.id).name}, {model.num_layers} layers, fingerprint `{model.fingerprint}`",
-        "draft": _PRIOR.sub("", main.describe()),
+        "draft": without_prior(main.describe()),
         "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "
         f"{machine.get('memory_gib')} GiB" + (f", {machine['gpu']}" if machine.get("gpu") else ""),
         "format": f"{model.dtype} on {model.device}, {about.get('runner')} runner, batch 1",
@@ -143,7 +173,7 @@ def methods_table(result: BenchResult) -> list[str]:
 def methods_list(results: Mapping[str, BenchResult]) -> list[str]:
     """How each method of any bench drafts, once."""
     about = {
-        label(method, result): _PRIOR.sub("", method.description)
+        label(method, result): without_prior(method.description)
         for result in results.values()
         for method in result.methods
         if method.description and not method.unavailable

@@ -168,6 +168,10 @@ class CostModel:
                 seconds += _cost_of(self.mlp, precision)
         return seconds
 
+    def of_sublayer(self, index: int, precision: Precision) -> float:
+        """Seconds of sub-layer ``index`` (2i: attention, 2i + 1: MLP of layer i) in a draft step."""
+        return _cost_of(self.mlp if index % 2 else self.attention, precision)
+
     def steps(self, draft: Draft, context: float | None = None) -> StepCosts:
         """The steps of ``draft`` after ``context`` tokens (default: the length that the model is for)."""
         verify = self.verify

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -110,16 +111,30 @@ class ExtraMemory:
         return f"{self.num_bytes}B" if self.num_bytes else "0"
 
 
+class PolicyChoice(StrEnum):
+    """The policy to search with: one kind, or auto, which searches those of `SEARCHED_POLICIES`."""
+
+    AUTO = "auto"
+    FIXED = PolicyKind.FIXED.value
+    THRESHOLD = PolicyKind.THRESHOLD.value
+    ADAPTIVE = PolicyKind.ADAPTIVE.value
+    COST_AWARE = PolicyKind.COST_AWARE.value
+
+
+# Fixed lengths gain nowhere, and an adaptive threshold is level with the best fixed one.
+SEARCHED_POLICIES = (PolicyKind.COST_AWARE, PolicyKind.THRESHOLD)
+
+
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
-    """The draft to search with. ``vocabulary``: auto, full, or a number of token ids.
+    """The draft to search with. ``policy`` is a `PolicyChoice`; ``vocabulary``: auto, full, or a number of token ids.
 
     ``ngram`` looks tokens up in the context first; ``precision`` is the text form of a
     `DraftPrecision`, whose copies of weights may take ``extra_memory``, or auto: the lowest
     one that the engine has kernels for and whose copies fit, else the model's own.
     """
 
-    policy: str = "cost-aware"
+    policy: str = PolicyChoice.AUTO.value
     max_draft_tokens: int | None = None
     exit_threshold: float | None = None
     vocabulary: str = "auto"
@@ -127,8 +142,15 @@ class DraftOptions:
     precision: str = "auto"
     extra_memory: ExtraMemory = ExtraMemory(share=0.3)
 
+    @property
+    def policy_kinds(self) -> tuple[PolicyKind, ...]:
+        """The kinds of policy that are searched; a threshold that was asked for wants a policy that has one."""
+        if self.policy != PolicyChoice.AUTO:
+            return (PolicyKind(self.policy),)
+        return SEARCHED_POLICIES if self.exit_threshold is None else (PolicyKind.THRESHOLD,)
+
     def __post_init__(self) -> None:
-        if self.exit_threshold is not None and self.policy not in _THRESHOLD_POLICIES:
+        if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
             raise UsageError(
                 f"--exit-threshold {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add --policy "
                 f"{' or '.join(_THRESHOLD_POLICIES)}, or leave it out."

@@ -5,8 +5,9 @@ import pytest
 from selfspec_tune.cli.options import Dtype, complete_model
 from selfspec_tune.cli.search import budget_seconds, default_folder
 from selfspec_tune.cli.values import given, parse_duration, parse_extra_memory, parse_precision, parse_vocabulary, slug
+from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
-from selfspec_tune.requests import DraftOptions, ExtraMemory
+from selfspec_tune.requests import DraftOptions, ExtraMemory, PolicyChoice
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,13 @@ def test_a_precision_is_checked_before_there_is_a_model() -> None:
     assert parse_precision("int4 attn 0-79; head int8") == "int4 attn 0-79; head int8"
     with pytest.raises(UsageError, match="is not same, int8 or int4"):
         parse_precision("int5")
+
+
+def test_auto_searches_two_policies_and_a_threshold_asks_for_the_one_that_has_one() -> None:
+    assert DraftOptions().policy_kinds == (PolicyKind.COST_AWARE, PolicyKind.THRESHOLD)
+    assert DraftOptions(exit_threshold=0.5).policy_kinds == (PolicyKind.THRESHOLD,)
+    assert DraftOptions("adaptive", exit_threshold=0.5).policy_kinds == (PolicyKind.ADAPTIVE,)
+    assert {choice.value for choice in PolicyChoice} == {"auto", *(kind.value for kind in PolicyKind)}
+    for policy in ("cost-aware", "fixed"):
+        with pytest.raises(UsageError, match=f"the {policy} policy has no threshold"):
+            DraftOptions(policy, exit_threshold=0.5)

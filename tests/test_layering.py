@@ -20,8 +20,8 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"cpu_caches", "files", "requests", "skip_set", "statistics"}),
-    frozenset({"costs", "dialects", "draft", "policies", "reporting"}),
+    frozenset({"cpu_caches", "files", "skip_set", "statistics"}),
+    frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
     frozenset({"engine"}),

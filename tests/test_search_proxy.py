@@ -356,7 +356,7 @@ def ranker(
     )
     answers = [answer(number, 60) for number in range(6)]
     options = options or DraftOptions(**SKIPPING_ALONE)
-    return Ranker(workload, skips(num_layers), answers, options, 0, listener or Listener(), **fields)
+    return Ranker(workload, skips(num_layers), lambda n: answers[:n], options, 0, listener or Listener(), **fields)
 
 
 HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
@@ -427,7 +427,7 @@ def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.M
     alone = ranker(monkeypatch, endless, 12).rank(limit, 0.1)
     assert alone.candidates
     fewer = FakeScorer([0.001] * 24)
-    assert ranker(monkeypatch, fewer, 12, held_out=held_out).rank(limit, 0.1).candidates
+    assert ranker(monkeypatch, fewer, 12, held_out=lambda n: held_out[:n]).rank(limit, 0.1).candidates
 
 
 def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from selfspec_tune.search.replay import (
     best_policy,
     policies,
     replay,
+    with_prior,
 )
 from selfspec_tune.skip_set import SkipSet
 
@@ -93,6 +94,32 @@ def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_w
     found = replay([window, window], [confidence, confidence], policy)
     assert found.drafted == [2, 2, 1, 2, 2, 1]
     assert found.accepted == [0, 0, 1, 0, 0, 1]
+
+
+def test_an_adaptive_threshold_goes_on_over_windows_until_the_answer_is_long_enough() -> None:
+    policy = DraftPolicy(ADAPTIVE, 2, 0.5, step=0.2, threshold_momentum=0.0)
+    window, confidence = [False, False, True, True], [0.8] * 4
+    found = replay([window] * 3, [confidence] * 3, policy, answer_tokens=8)
+    # Thresholds 0.5, 0.7, 0.9 as above; from there on 0.8 is too little, until the third window begins anew.
+    assert found.drafted[:3] == [2, 2, 1]
+    assert found.drafted[3] == 1
+    assert found.drafted[-3:] == [2, 2, 1]
+
+
+def test_a_cost_aware_policy_that_knows_a_good_draft_uses_it_from_the_first_token() -> None:
+    # A draft of 0.6 steps a token: one of which nothing is known is taken for too bad to try.
+    costs = StepCosts(1.0, 0.6, (1.0, 1.05, 1.1, 1.15, 1.2))
+    matches, confidences = [[True] * 24] * 4, [[0.99] * 24] * 4
+    blind = DraftPolicy(PolicyKind.COST_AWARE, 4)
+    informed = with_prior(blind, acceptance_prior(matches, confidences))
+    assert costs.speedup(replay(matches, confidences, blind, costs)) < 1.02
+    assert costs.speedup(replay(matches, confidences, informed, costs, answer_tokens=96)) > 1.2
+
+
+def test_only_policies_that_expect_anything_take_a_prior() -> None:
+    prior = acceptance_prior([[True]], [[0.9]])
+    assert with_prior(fixed(3), prior) == fixed(3)
+    assert with_prior(DraftPolicy(PolicyKind.COST_AWARE, 4), prior).prior == prior
 
 
 def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() -> None:

@@ -49,8 +49,8 @@ def loaded(**fields: Any) -> Any:
     return SimpleNamespace(**(values | fields))
 
 
-def fitted(name: str | Path, space: SearchSpace = SKIPS, policy: str = "threshold") -> Start:
-    return fit_start(read_start(str(name)), loaded(num_layers=space.num_layers), space, policy)
+def fitted(name: str | Path, space: SearchSpace = SKIPS, policy: PolicyKind = PolicyKind.THRESHOLD) -> Start:
+    return fit_start(read_start(str(name)), loaded(num_layers=space.num_layers), space, [policy])
 
 
 def settings_of(draft: Draft) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def test_a_start_is_brought_within_the_memory(tmp_path: Path) -> None:
 
 def test_another_policy_is_replaced_and_said_so(tmp_path: Path) -> None:
     draft = Draft(SkipSet(LAYERS, (3,)), DraftPolicy(PolicyKind.ADAPTIVE, 9))
-    about = fitted(save(tmp_path / "skip.json", draft), policy="cost-aware").about
+    about = fitted(save(tmp_path / "skip.json", draft), policy=PolicyKind.COST_AWARE).about
     assert about == "1 draft; drafts by this search's cost-aware policy, not its adaptive"
 
 

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from selfspec_tune import files
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.errors import StorageError
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate
@@ -57,7 +57,7 @@ def loud_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def open_study(folder: Path, *, kind: PolicyKind = PolicyKind.THRESHOLD, seed: int = 0) -> MeasuredStudy:
-    return MeasuredStudy(folder, TrialSettings(Encoding(SPACE, kind), seed))
+    return MeasuredStudy(folder, TrialSettings(Encoding(SPACE, (kind,)), seed))
 
 
 def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction]:
@@ -307,7 +307,7 @@ def test_a_study_without_candidates_draws_its_first_trial_too(tmp_path: Path, mo
 
 def test_every_draft_of_a_study_has_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(steady(1.0)).install(monkeypatch)
-    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE.with_vocabulary(77), PolicyKind.FIXED), 0))
+    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE.with_vocabulary(77), (PolicyKind.FIXED,)), 0))
     run_trial(study, ITEMS[:1])
     assert engine.drafts[0].vocabulary == 77
 
@@ -574,10 +574,24 @@ def test_a_draft_length_and_threshold_off_the_grid_can_be_tried(
 ) -> None:
     ScriptedEngine(steady(1.2)).install(monkeypatch)
     policy = DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)
-    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE, policy.kind, (7,), (0.25,)), 0))
+    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE, (policy.kind,), (7,), (0.25,)), 0))
     study.enqueue(predictions(A, policy=policy))
     for _ in range(3):
         run_trial(study, ITEMS[:1])
     drafts = [study.draft_of(trial.params) for trial in study.ended]
     assert drafts[0] == Draft(A, policy)
     assert {draft.policy for draft in drafts} == {policy}
+
+
+def test_policies_of_two_kinds_are_a_choice_and_come_back_as_they_were() -> None:
+    prior = AcceptancePrior(0.9, (0.5,) * 10)
+    encoding = Encoding(SPACE, (PolicyKind.COST_AWARE, PolicyKind.THRESHOLD), (4, 16), (0.4, 0.8), prior)
+    assert encoding.choices["policy"] == ("cost-aware", "threshold")
+    drafts = [
+        Draft(A, DraftPolicy(PolicyKind.COST_AWARE, 16, prior=prior)),  # its own lengths, up to the greatest
+        Draft(A, DraftPolicy(PolicyKind.THRESHOLD, 4, 0.8)),  # and no prior
+    ]
+    assert [encoding.draft(encoding.parameters(draft)) for draft in drafts] == drafts
+    adaptive = encoding.parameters(Draft(A, DraftPolicy(PolicyKind.ADAPTIVE, 4, 0.4)))
+    assert adaptive["policy"] == "cost-aware"
+    assert "policy" not in Encoding(SPACE, (PolicyKind.FIXED,)).choices

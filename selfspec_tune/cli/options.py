@@ -12,9 +12,15 @@ from typing import Annotated
 
 import typer
 
-from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
-from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftOptions, ModelOptions, PromptOptions, StrategyName
+from selfspec_tune.requests import (
+    DEFAULT_NUM_PROMPTS,
+    DraftOptions,
+    ModelOptions,
+    PolicyChoice,
+    PromptOptions,
+    StrategyName,
+)
 
 STUDIES = Path("studies")
 DEFAULT_TIMEOUT = "45m"
@@ -194,8 +200,13 @@ StrategyChoice = Annotated[
     ),
 ]
 PolicyName = Annotated[
-    PolicyKind | None,
-    typer.Option("--policy", help="When a draft ends.", show_default=_DRAFT.policy, rich_help_panel=_PANEL_DRAFT),
+    PolicyChoice | None,
+    typer.Option(
+        "--policy",
+        help="When a draft ends. auto searches cost-aware and threshold.",
+        show_default=_DRAFT.policy,
+        rich_help_panel=_PANEL_DRAFT,
+    ),
 ]
 MaxDraftTokens = Annotated[
     int | None,

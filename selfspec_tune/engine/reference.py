@@ -29,6 +29,7 @@ class ReferenceRunner:
         self._loaded = loaded
         self._model = loaded.model
         self._device = loaded.device
+        self._cache_argument = loaded.cache_argument
         self._draft = Draft(SkipSet.empty(loaded.num_layers))
         self._cache = DynamicCache()
         self._length = 0
@@ -87,9 +88,9 @@ class ReferenceRunner:
         output = self._model(
             input_ids=input_ids,
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache_argument: self._cache},
         )
         self._length += len(tokens)
         logits: Tensor = output.logits[0, -keep:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,11 @@ class LoadedModel:
     @property
     def num_layers(self) -> int:
         return self.sublayers.num_layers
+
+    @property
+    def cache_argument(self) -> str:
+        """What the model's forward calls its cache: transformers renamed it, a model's own code may not have."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     def describe(self) -> dict[str, Any]:
         """What the project's files say about the model; JSON-able, no tensors."""

@@ -12,8 +12,8 @@ from selfspec_tune.errors import BudgetError
 from selfspec_tune.search.setting import Setting
 from selfspec_tune.skip_set import SkipSet
 
-# Trials shorter than this measure noise; longer ones cost more than they tell.
-TRIAL_TOKENS = 24
+# Trials shorter than this measure how answers begin and noise; longer ones cost more than they tell.
+TRIAL_TOKENS = 48
 TRIAL_ITEMS = 8
 SELECTION_TOKENS = 96
 NUM_FINALISTS = 4
@@ -27,7 +27,7 @@ WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored
 _OVERRUN = 1.25  # by which an estimate may be off before a time limit is refused
 
 
-_MOST_COSTS_SECONDS = 45.0
+_MOST_COSTS_SECONDS = 25.0
 _SELECTION_SHARE = 1 / 8  # of the whole time that finalists may take
 
 

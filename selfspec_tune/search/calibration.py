@@ -7,7 +7,7 @@ answers begin (they restate the prompt) disappoints where the body is written.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class Answer:
     tokens: tuple[int, ...]
 
 
+FirstAnswers = Callable[[int], Sequence[Answer]]
+"""The answers to the first so many prompts, continued when first asked for."""
+
+
 def calibrate(
     workload: Workload, items: Sequence[WorkItem], draft: Draft, file: Path, reporter: Reporter
 ) -> list[Answer]:
@@ -40,12 +44,11 @@ def calibrate(
     memory of any measurement. Decoding is self-speculative by ``draft``, which changes no token.
     """
     known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
-    for item in items:
+    for number, item in enumerate(items):
         if item.prompt.hash not in known:
-            reporter.progress(Progress(len(known), len(items), detail="continuations by the full model"))
+            reporter.progress(Progress(number, len(items), detail="continuations by the full model"))
             known[item.prompt.hash] = _continue(workload, item, draft)
             write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
-    reporter.progress(Progress(len(items), len(items)))
     return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
 
 

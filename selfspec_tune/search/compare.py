@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from selfspec_tune.bench.run import contender_id, run_bench
@@ -131,7 +132,8 @@ def _curves(request: CompareRequest, reporter: Reporter) -> dict[StrategyName, l
     def judged(incumbent: Incumbent) -> tuple[float, float]:
         draft = incumbent.draft
         own = costs.with_vocabulary(draft.vocabulary or workload.runner.vocabulary_size)
-        return incumbent.seconds, Proxy(scorer, own, [draft.policy])(draft, "judged").speedup
+        proxy = Proxy(scorer, own, [draft.policy], answer_tokens=round(mean(len(a.tokens) for a in answers)))
+        return incumbent.seconds, proxy(draft, "judged").speedup
 
     return {
         name: [

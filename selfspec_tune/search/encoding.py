@@ -9,11 +9,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from selfspec_tune.draft import AcceptancePrior, Draft, PolicyKind, Precision
-from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.skip_set import sublayer_name
 
-_SKIP, _HEAD, _LENGTH, _THRESHOLD = "skip", "head", "max_draft_tokens", "exit_threshold"
+_SKIP, _HEAD, _POLICY, _LENGTH, _THRESHOLD = "skip", "head", "policy", "max_draft_tokens", "exit_threshold"
+_HAS_THRESHOLD = frozenset({PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,11 @@ class Encoding:
 
     ``as_reals``: each is a number from 0 to 1, of which every choice has an equal part, as the
     paper of Self-SD does it (skipped above a half); else a categorical value. ``prior`` is every
-    draft's.
+    cost-aware draft's; those draft up to the greatest length, for they find their own.
     """
 
     space: SearchSpace
-    policy: PolicyKind
+    policies: tuple[PolicyKind, ...]
     draft_lengths: tuple[int, ...] = DRAFT_LENGTHS
     exit_thresholds: tuple[float, ...] = EXIT_THRESHOLDS
     prior: AcceptancePrior | None = None
@@ -41,9 +42,10 @@ class Encoding:
             for i, precisions in enumerate(space.sublayers)
         }
         choices[_HEAD] = tuple(precision.value for precision in space.heads)
+        choices[_POLICY] = tuple(kind.value for kind in self.policies)
         choices = {name: values for name, values in choices.items() if len(values) > 1}
         choices[_LENGTH] = self.draft_lengths
-        if self.policy in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE):
+        if _HAS_THRESHOLD.intersection(self.policies):
             choices[_THRESHOLD] = self.exit_thresholds
         return choices
 
@@ -59,17 +61,21 @@ class Encoding:
         values = {name: self._value(parameters[name], choices) for name, choices in self.choices.items()}
         base = self.space.base
         sublayers = [_chosen(values.get(sublayer_parameter(i)), kept) for i, kept in enumerate(base.sublayers)]
-        (policy,) = policies(self.policy, [values[_LENGTH]], [values.get(_THRESHOLD, 0.0)])
-        draft = replace(base, policy=replace(policy, prior=self.prior)).with_sublayers(sublayers)
+        kind = PolicyKind(values.get(_POLICY, self.policies[0]))
+        length = max(self.draft_lengths) if kind is PolicyKind.COST_AWARE else values[_LENGTH]
+        (policy,) = policies(kind, [length], [values.get(_THRESHOLD, 0.0)])
+        draft = replace(base, policy=with_prior(policy, self.prior)).with_sublayers(sublayers)
         return self.space.fitted(draft.with_head(Precision(values.get(_HEAD, base.precision.head))))
 
     def parameters(self, draft: Draft) -> dict[str, Any]:
-        """The inverse of `draft`; a draft length or threshold that there is no choice of becomes the nearest."""
+        """The inverse of `draft`; a length or threshold that is no choice becomes the nearest, a policy the first."""
         values: dict[str, Any] = {
             sublayer_parameter(i): _SKIP if precision is None else precision.value
             for i, precision in enumerate(draft.sublayers)
         }
         values[_HEAD] = draft.precision.head.value
+        kind = draft.policy.kind
+        values[_POLICY] = (kind if kind in self.policies else self.policies[0]).value
         values[_LENGTH] = _nearest(draft.policy.max_draft_tokens, self.draft_lengths)
         values[_THRESHOLD] = _nearest(draft.policy.exit_threshold, self.exit_thresholds)
         return {name: self._parameter(values[name], choices) for name, choices in self.choices.items()}

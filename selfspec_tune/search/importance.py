@@ -1,22 +1,34 @@
-"""How much each sub-layer matters to the base draft: to leave it out, or to compute it more precisely."""
+"""How much each sub-layer matters beside others that are left out, and to the base draft at a higher precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
-from selfspec_tune.draft import Draft, Precision
+import numpy as np
+from numpy.typing import NDArray
+
+from selfspec_tune.costs import CostModel
+from selfspec_tune.draft import Precision
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.search.space import SearchSpace
+
+_FEWEST_SAMPLES = 16
+_LEAST_SKIPPED, _MOST_SKIPPED = 0.12, 0.33  # of the skippable sub-layers, in a sample
+_NLL_FLOOR = 0.02  # nats: what a draft loses below it is noise of the text
+_RIDGE = 2.0
+_RISE_FLOOR = 0.01  # a sub-layer that seems to cost nothing to skip is only so much better than those that cost this
 
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Changes of the NLL in nats (2i: attention, 2i + 1: MLP of layer i).
+    """What changes of a sub-layer do (2i: attention, 2i + 1: MLP of layer i).
 
-    ``rises``: when the sub-layer alone is skipped. ``reliefs``: what the NLL falls by when it
-    alone drafts at the model's own precision; 0 where it does so in the base.
+    ``rises``: by how much skipping it raises the logarithm of what a draft's NLL is above the base's, in
+    the mean over drafts without some of the others. ``reliefs``: nats that the NLL falls by when it alone drafts at
+    the model's own precision; 0 where it does so in the base.
     """
 
     rises: tuple[float, ...]
@@ -26,6 +38,11 @@ class Importance:
     def unknown(cls, num_sublayers: int) -> Importance:
         """Where nothing was measured: all sub-layers alike."""
         return cls((0.0,) * num_sublayers, (0.0,) * num_sublayers)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was measured."""
+        return any(self.rises)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -38,37 +55,79 @@ class Importance:
 
 
 def measure_importance(
-    scorer: DraftScorer, space: SearchSpace, on_step: Callable[[int], None] = lambda _: None
+    scorer: DraftScorer, space: SearchSpace, seed: int = 0, on_step: Callable[[int], None] = lambda _: None
 ) -> Importance:
-    """Score the base with one sub-layer changed at a time; ``on_step`` gets the number of the change."""
+    """Score drafts without random sub-layers and regress on who is left out; then raise each precision alone.
+
+    Left out alone, a sub-layer of a deep model changes so little that the order is noise, and what it does beside
+    others is another thing. Harms multiply rather than add up, hence the logarithm. ``on_step`` gets the number of
+    the pass.
+    """
     base = space.base
     whole = scorer.trace(base).nll
     num = len(base.sublayers)
-    raisable = [i for i in range(num) if _may_be_raised(space, i)]
-
-    def change(drafts: Iterable[tuple[int, Draft]], first: int) -> dict[int, float]:
-        changes = {}
-        for step, (index, draft) in enumerate(drafts, first):
-            on_step(step)
-            changes[index] = scorer.trace(draft).nll - whole
-        return changes
-
-    rises = change(((i, base.with_sublayer(i, None)) for i in range(num)), 0)
-    falls = change(((i, base.with_sublayer(i, Precision.SAME)) for i in raisable), num)
-    return Importance(tuple(rises[i] for i in range(num)), tuple(-falls.get(i, 0.0) for i in range(num)))
+    samples = list(_samples(space, seed))
+    losses = []
+    for step, sample in enumerate(samples):
+        on_step(step)
+        losses.append(scorer.trace(space.skipping(sample)).nll - whole)
+    reliefs = [0.0] * num
+    for step, index in enumerate(_raisable(space), len(samples)):
+        on_step(step)
+        reliefs[index] = whole - scorer.trace(base.with_sublayer(index, Precision.SAME)).nll
+    return Importance(_regress(samples, losses, space), tuple(reliefs))
 
 
 def num_steps(space: SearchSpace) -> int:
-    """How many changes `measure_importance` scores."""
-    num = 2 * space.num_layers
-    return num + sum(_may_be_raised(space, i) for i in range(num))
+    """How many passes `measure_importance` takes beside the base's."""
+    return _num_samples(space) + len(_raisable(space))
 
 
-def by_importance(rises: Sequence[float], space: SearchSpace) -> list[int]:
-    """Skippable sub-layers, the least important first."""
-    return sorted(space.skippable, key=lambda index: rises[index])
+def by_worth(importance: Importance, space: SearchSpace, costs: CostModel) -> list[int]:
+    """Skippable sub-layers, first those that save most time for what skipping them harms."""
+
+    def price(index: int) -> float:
+        seconds = costs.of_sublayer(index, space.base.precision.of(index))
+        return (max(importance.rises[index], 0.0) + _RISE_FLOOR) / max(seconds, 1e-12)
+
+    return sorted(space.skippable, key=price)
 
 
-def _may_be_raised(space: SearchSpace, index: int) -> bool:
-    own = space.base.precision.of(index)
-    return own is not Precision.SAME and Precision.SAME in space.sublayers[index]
+def _num_samples(space: SearchSpace) -> int:
+    return max(2 * space.num_layers, _FEWEST_SAMPLES)
+
+
+def _samples(space: SearchSpace, seed: int) -> Iterable[frozenset[int]]:
+    """Sets of sub-layers to leave out, of several sizes; every one comes about as often as any other."""
+    generator = Random(seed)
+    deck: list[int] = []
+    shares = [_LEAST_SKIPPED + (_MOST_SKIPPED - _LEAST_SKIPPED) * step / 3 for step in range(4)]
+    for number in range(_num_samples(space)):
+        size = max(1, round(shares[number % 4] * len(space.skippable)))
+        chosen: set[int] = set()
+        while len(chosen) < size:
+            if not deck:
+                deck = generator.sample(list(space.skippable), len(space.skippable))
+            chosen.add(deck.pop())
+        yield frozenset(chosen)
+
+
+def _regress(samples: Sequence[frozenset[int]], losses: Sequence[float], space: SearchSpace) -> tuple[float, ...]:
+    """A ridge regression of the losses' logarithms on who was left out; for what is never skipped, the greatest."""
+    columns = list(space.skippable)
+    left_out: NDArray[np.float64] = np.array(
+        [[index in sample for index in columns] for sample in samples], dtype=float
+    )
+    harm = np.log(np.maximum(np.array(losses), 0.0) + _NLL_FLOOR)
+    left_out -= left_out.mean(0)
+    matrix = left_out.T @ left_out + _RIDGE * np.eye(len(columns))
+    effects = np.linalg.solve(matrix, left_out.T @ (harm - harm.mean()))
+    rises = [float(effects.max())] * (2 * space.num_layers)
+    for index, effect in zip(columns, effects, strict=True):
+        rises[index] = float(effect)
+    return tuple(rises)
+
+
+def _raisable(space: SearchSpace) -> list[int]:
+    own = [space.base.precision.of(index) for index in range(2 * space.num_layers)]
+    return [i for i, p in enumerate(own) if p is not Precision.SAME and Precision.SAME in space.sublayers[i]]

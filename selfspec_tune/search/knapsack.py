@@ -44,7 +44,8 @@ def knapsack(
     """
     scorer.prepare(space.base)
     kept = space.base.sublayers
-    whole = sum(_seconds(costs, space.base, index) for index in range(len(kept)))
+    each = [costs.of_sublayer(index, space.base.precision.of(index)) for index in range(len(kept))]
+    whole = sum(each)
     states = [_State((), 0.0, scorer.embedded, 1.0)]
     truth = scorer.embedded
     for index, precision in enumerate(kept):
@@ -54,7 +55,7 @@ def knapsack(
         best: dict[int, _State] = {}
         for state in states:
             for option in options:
-                seconds = state.seconds + (0.0 if option is None else _seconds(costs, space.base, index))
+                seconds = state.seconds + (0.0 if option is None else each[index])
                 hidden = scorer.through(state.hidden, index, option)
                 place = round(num_budgets * seconds / whole)
                 found = _State((*state.choices, option), seconds, hidden, _likeness(hidden, truth))
@@ -62,12 +63,6 @@ def knapsack(
                     best[place] = found
         states = [best[place] for place in sorted(best)]
     return [space.base.with_sublayers(state.choices) for state in states]
-
-
-def _seconds(costs: CostModel, base: Draft, index: int) -> float:
-    """One kept sub-layer of the base."""
-    table = costs.mlp if index % 2 else costs.attention
-    return table[base.precision.of(index)]
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from selfspec_tune.costs import CostModel
@@ -16,8 +16,8 @@ from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.search.calibration import Answer
-from selfspec_tune.search.importance import Importance, by_importance, measure_importance, num_steps
-from selfspec_tune.search.replay import best_policy
+from selfspec_tune.search.importance import Importance, by_worth, measure_importance, num_steps
+from selfspec_tune.search.proxy import Proxy
 from selfspec_tune.search.space import SearchSpace
 
 _LARGE_RESIDUAL = 0.05
@@ -54,19 +54,29 @@ class Preparer:
         self._known: dict[str, Any] = read_json(file) if file is not None and file.exists() else {}
 
     def prepare(
-        self, scorer: DraftScorer, policies: Sequence[DraftPolicy], cost_seconds: float, *, ranks: bool = True
+        self,
+        scorer: DraftScorer,
+        policies: Sequence[DraftPolicy],
+        cost_seconds: float,
+        importance_scorer: DraftScorer | None,
     ) -> Preparation:
-        """Everything, the step costs in about ``cost_seconds``; unless it ``ranks``, all sub-layers matter alike."""
-        importance = self._importance(scorer) if ranks else Importance.unknown(2 * self._space.num_layers)
+        """Everything, the step costs in about ``cost_seconds``.
+
+        Importance is told on little text of its own; without a scorer for it, all sub-layers matter alike.
+        """
+        unknown = Importance.unknown(2 * self._space.num_layers)
+        importance = self._importance(importance_scorer) if importance_scorer is not None else unknown
         costs = self._costs(cost_seconds)
         vocabulary = self._choose_vocabulary(scorer, importance, costs, policies)
         return Preparation(importance, costs.with_vocabulary(vocabulary or self._whole), vocabulary)
 
     def _importance(self, scorer: DraftScorer) -> Importance:
         if "importance" not in self._known:
-            self._reporter.stage("importance", "each sub-layer changed alone")
+            self._reporter.stage("importance", "drafts without random sub-layers")
             total = num_steps(self._space)
-            found = measure_importance(scorer, self._space, lambda i: self._reporter.progress(Progress(i, total)))
+            found = measure_importance(
+                scorer, self._space, on_step=lambda i: self._reporter.progress(Progress(i, total))
+            )
             self._keep("importance", found.to_dict())
         return Importance.from_dict(self._known["importance"])
 
@@ -136,14 +146,15 @@ class Preparer:
         if len(sizes) == 1:
             return sizes[0]
         if "vocabulary" not in self._known:
-            order = by_importance(importance.rises, self._space)
-            share = _MIDDLING if any(importance.rises) else 0.0
+            order = by_worth(importance, self._space, costs)
+            share = _MIDDLING if importance.is_known else 0.0
             draft = self._space.skipping(frozenset(order[: round(share * len(order))]))
+            answer_tokens = round(mean(len(answer.tokens) for answer in self._answers))
             speedups: dict[int | None, float] = {}
             for size in sizes:
-                trace = scorer.trace(replace(draft, vocabulary=size))
-                steps = costs.with_vocabulary(size or self._whole).steps(draft)
-                speedups[size] = best_policy(trace.matches, trace.confidences, steps, policies)[1]
+                known = costs.with_vocabulary(size or self._whole)
+                proxy = Proxy(scorer, known, policies, answer_tokens=answer_tokens)
+                speedups[size] = proxy(replace(draft, vocabulary=size), "vocabulary").speedup
             self._keep("vocabulary", max(speedups, key=lambda size: speedups[size]))
         found: int | None = self._known["vocabulary"]
         return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from selfspec_tune.draft import Draft, Precision
-from selfspec_tune.search.importance import Importance, by_importance
+from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.proxy import Prediction, Proxy
 from selfspec_tune.search.space import SearchSpace
 
@@ -15,28 +15,27 @@ _PATIENCE = 4
 _PARENTS = 4
 _SKIPS = ("skip", "keep", "swap", "swap")
 _PRECISIONS = ("raise", "raise", "lower", "head")
-# A sub-layer that seems to cost nothing to skip is this many nats of NLL from being chosen always.
-_SOFTENING = 0.02
+# What a sub-layer that seems to cost nothing, or to relieve nothing, is from being chosen always or never.
+_RISE_SOFTENING, _RELIEF_SOFTENING = 0.05, 0.02
 _RANK = {Precision.INT4: 0, Precision.INT8: 1, Precision.SAME: 2}
 
 
-def prefixes(rises: Sequence[float], space: SearchSpace, count: int) -> list[Draft]:
-    """The base without its 1, … least important sub-layers: ``count`` nested drafts, up to two thirds of all."""
-    order = by_importance(rises, space)
+def prefixes(order: Sequence[int], space: SearchSpace, count: int) -> list[Draft]:
+    """The base without the first 1, … sub-layers of ``order``: ``count`` nested drafts, up to two thirds of all."""
     fractions = [0.1 + (2 / 3 - 0.1) * i / max(count - 1, 1) for i in range(count)]
-    sizes = sorted({max(1, round(fraction * len(rises))) for fraction in fractions})
+    sizes = sorted({max(1, round(fraction * 2 * space.num_layers)) for fraction in fractions})
     return [space.skipping(frozenset(order[:size])) for size in sizes]
 
 
-def greedy_path(proxy: Proxy, rises: Sequence[float], space: SearchSpace) -> Iterator[Prediction]:
-    """Skip one more sub-layer at a time: the one that predicts best among the most promising.
+def greedy_path(proxy: Proxy, order: Sequence[int], begin: Draft) -> Iterator[Prediction]:
+    """From ``begin`` skip one more sub-layer at a time: the one that predicts best among the most promising.
 
     Importance changes as others are left out, so each step tries again the few with the
-    highest gain when last tried, and the least important of those never tried (a lazy
+    highest gain when last tried, and the first in ``order`` of those never tried (a lazy
     greedy search). Ends when several steps in a row have not improved on the best.
     """
-    current = proxy(space.base, "greedy")
-    untried = by_importance(rises, space)
+    current = proxy(begin, "greedy")
+    untried = [index for index in order if begin.sublayers[index] is not None]
     gains: dict[int, float] = {}
     best, since_best = current.speedup, 0
     while (gains or untried) and since_best < _PATIENCE:
@@ -69,8 +68,8 @@ class Moves:
     def __init__(self, space: SearchSpace, importance: Importance, seed: int) -> None:
         self._space = space
         self._random = Random(seed)
-        self._harmless = [1.0 / (_SOFTENING + max(rise, 0.0)) for rise in importance.rises]
-        self._relieving = [_SOFTENING + max(relief, 0.0) for relief in importance.reliefs]
+        self._harmless = [1.0 / (_RISE_SOFTENING + max(rise, 0.0)) for rise in importance.rises]
+        self._relieving = [_RELIEF_SOFTENING + max(relief, 0.0) for relief in importance.reliefs]
         self._kinds = _SKIPS + (_PRECISIONS if space.is_joint else ())
 
     def __call__(self, parents: Sequence[Draft]) -> Draft:

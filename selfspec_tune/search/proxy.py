@@ -10,7 +10,7 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.search.lookups import look_up
-from selfspec_tune.search.replay import LookedUp, acceptance_prior, best_policy
+from selfspec_tune.search.replay import LookedUp, acceptance_prior, best_policy, with_prior
 
 _ANY_POLICY = DraftPolicy()
 
@@ -27,8 +27,10 @@ class Prediction:
 class Proxy:
     """Predicts the decode speedup of drafts on the scorer's text; remembers what it has scored.
 
-    Each gets the best policy of ``grid``, whatever its own. ``earlier``: what an earlier run
-    predicted on the same text; ``on_new`` gets each further prediction and its seconds.
+    Each gets the best policy of ``grid``, whatever its own. With ``answer_tokens`` windows follow each other in
+    generations as long as a typical answer, and a cost-aware policy knows the draft's acceptance, as it does
+    after a search; without, every window is a generation of a draft that nothing is known of. ``earlier``:
+    what an earlier run predicted on the same text; ``on_new`` gets each further prediction and its seconds.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class Proxy:
         costs: CostModel,
         grid: Sequence[DraftPolicy],
         *,
+        answer_tokens: int = 0,
         earlier: Iterable[Prediction] = (),
         on_new: Callable[[Prediction, float], None] = lambda prediction, seconds: None,
     ) -> None:
         self.scorer = scorer
         self.costs = costs
         self._grid = grid
+        self._answer_tokens = answer_tokens
         self._on_new = on_new
         self._found: dict[object, list[list[LookedUp]]] = {}
         self._known = {_key(prediction.draft): prediction for prediction in earlier}
@@ -57,11 +61,15 @@ class Proxy:
 
     def _predict(self, draft: Draft, origin: str) -> Prediction:
         trace = self.scorer.trace(draft)
-        steps = self.costs.steps(draft)
+        grid, lookups = self._grid, self._lookups(draft)
+        if self._answer_tokens:
+            prior = acceptance_prior(trace.matches, trace.confidences)
+            grid = [with_prior(policy, prior) for policy in grid]
         policy, speedup = best_policy(
-            trace.matches, trace.confidences, steps, self._grid, self._lookups(draft), draft.ngram
+            *(trace.matches, trace.confidences, self.costs.steps(draft), grid, lookups, draft.ngram),
+            answer_tokens=self._answer_tokens,
         )
-        return Prediction(replace(draft, policy=policy), speedup, origin)
+        return Prediction(replace(draft, policy=replace(policy, prior=None)), speedup, origin)
 
     def _lookups(self, draft: Draft) -> list[list[LookedUp]] | None:
         """What the draft's lookup finds along the text; the same for all drafts with such a lookup."""

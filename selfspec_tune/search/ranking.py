@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 from time import monotonic
 
 from selfspec_tune.costs import CostModel
@@ -14,16 +15,16 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer, 
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
-from selfspec_tune.search.budget import WIDE_WINDOWS
-from selfspec_tune.search.calibration import Answer, spread_windows
-from selfspec_tune.search.importance import Importance
+from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
+from selfspec_tune.search.calibration import Answer, FirstAnswers, spread_windows
+from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
 from selfspec_tune.search.overfit import Overfit
 from selfspec_tune.search.preparation import Preparation, Preparer
 from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.proxy import Prediction, Proxy, diverse
 from selfspec_tune.search.proxy_log import ProxyLog
-from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import START
 from selfspec_tune.statistics import Interval
@@ -40,20 +41,26 @@ _KEPT_STARTS = 3  # of those given, to be predicted on every text and measured b
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Calibration text that drafts are scored on.
+    """Text that drafts are scored on: windows of the first ``num_answers`` answers.
 
     ``share`` of the proxy's time is spent here; the ``keep`` best and diverse go on to the next.
     """
 
     name: str
+    num_answers: int
     num_windows: int
     length: int
-    share: float
-    keep: int
+    share: float = 0.0
+    keep: int = 0
 
 
-TEXTS = (Text("narrow", 10, 24, 0.5, 24), Text("middle", 20, 32, 0.3, 16), Text("wide", WIDE_WINDOWS, 40, 0.2, 12))
-HELD_OUT = Text("held-out", 12, 40, 0.0, 0)
+TEXTS = (
+    Text("narrow", TRIAL_ITEMS, 10, 24, 0.5, 24),
+    Text("middle", 12, 20, 32, 0.3, 16),
+    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 0.2, 12),
+)
+IMPORTANCE = Text("importance", TRIAL_ITEMS, 5, 24)
+HELD_OUT = Text("held-out", NUM_HELD_OUT, 12, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,8 @@ class Ranking:
 class Ranker:
     """Runs the stages before the trials on calibration answers.
 
-    ``held_out``: answers to other prompts, by which overfitting is told; without them it is not.
+    ``answers``: of the first so many prompts; those that only later texts read are asked for then.
+    ``held_out``: the same of other prompts, by which overfitting is told; without them it is not.
     ``starts``: drafts to predict before any other; the best of them stay candidates in any case.
     ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
     """
@@ -83,12 +91,12 @@ class Ranker:
         self,
         workload: Workload,
         space: SearchSpace,
-        answers: Sequence[Answer],
+        answers: FirstAnswers,
         options: DraftOptions,
         seed: int,
         reporter: Reporter,
         *,
-        held_out: Sequence[Answer] = (),
+        held_out: FirstAnswers | None = None,
         starts: Sequence[Draft] = (),
         log: Path | None = None,
         prepared: Path | None = None,
@@ -112,10 +120,12 @@ class Ranker:
         return Ranking(known.costs, known.importance, known.vocabulary, [])
 
     def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
+        answers = self._answers(TEXTS[0].num_answers)
         preparer = Preparer(
-            self._workload, self._space, self._answers, self._options.vocabulary, self._reporter, self._prepared
+            self._workload, self._space, answers, self._options.vocabulary, self._reporter, self._prepared
         )
-        return preparer.prepare(scorer, self._grid(TEXTS[0]), cost_seconds, ranks=ranks)
+        importance = self._scorer(IMPORTANCE) if ranks else None
+        return preparer.prepare(scorer, self._grid(TEXTS[0]), cost_seconds, importance)
 
     def rank(self, seconds: float, cost_seconds: float) -> Ranking:
         """Importance, step costs in about ``cost_seconds``, then candidates by proxy for about ``seconds``."""
@@ -126,15 +136,15 @@ class Ranker:
         space = self._space.with_vocabulary(known.vocabulary).costed_by(known.costs)
         self._reporter.stage("proxy", "candidates predicted without decoding")
         pool, wide = self._narrow_down(scorer, space, known, seconds)
-        if self._options.policy == PolicyKind.COST_AWARE:
-            pool = with_prior(pool, wide.prior(pool[0].draft))
+        if PolicyKind.COST_AWARE in self._options.policy_kinds:
+            pool = all_with_prior(pool, wide.prior(pool[0].draft))
         return Ranking(known.costs, known.importance, known.vocabulary, pool)
 
     def _narrow_down(
         self, scorer: DraftScorer, space: SearchSpace, known: Preparation, seconds: float
     ) -> tuple[list[Prediction], Proxy]:
         """The best and most diverse candidates, as the last and widest text ranks them; and the proxy of that text."""
-        held_out = self._proxy(HELD_OUT, known.costs) if self._held_out else None
+        held_out = self._held_out_proxy(known.costs) if self._held_out else None
         moves = Moves(space, known.importance, self._seed)
         pool: list[Prediction] = []
         for text in TEXTS:
@@ -158,20 +168,23 @@ class Ranker:
         return (proxy(prediction.draft, prediction.origin) for prediction in _starts_first(pool))
 
     def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
-        """What was given to begin from, the base, prefixes, what the dynamic programme finds, and the greedy path."""
-        rises, text = known.importance.rises, TEXTS[0]
+        """What was given to begin from, the base, prefixes, what the dynamic programme finds, and a greedy path on."""
+        order, text = by_worth(known.importance, space, known.costs), TEXTS[0]
         for draft in self._given:
             yield proxy(space.projected(draft), START)
         begun = monotonic()
         yield proxy(space.base, "base")
         each = monotonic() - begun
-        for draft in prefixes(rises, space, NUM_PREFIXES):
-            yield proxy(draft, "prefix")
+        found = [proxy(space.base, "base")]
+        for draft in prefixes(order, space, NUM_PREFIXES):
+            found.append(proxy(draft, "prefix"))
+            yield found[-1]
         earlier = [p.draft for p in self._log.predictions(text.name) if p.origin == "knapsack"]
         affordable = int(_KNAPSACK_SHARE * text.share * seconds / max(each, 1e-3))
         for draft in earlier or self._knapsack(proxy.scorer, space, known.costs, affordable):
-            yield proxy(draft, "knapsack")
-        yield from greedy_path(proxy, rises, space)
+            found.append(proxy(draft, "knapsack"))
+            yield found[-1]
+        yield from greedy_path(proxy, order, max(found, key=lambda prediction: prediction.speedup).draft)
 
     @staticmethod
     def _knapsack(scorer: DraftScorer, space: SearchSpace, costs: CostModel, affordable: int) -> list[Draft]:
@@ -194,10 +207,11 @@ class Ranker:
             if prediction.speedup > best:
                 best, unchecked = prediction.speedup, prediction
                 self._report_best(count, prediction)
-            if overfit is not None and unchecked is not None and count >= last_check + _CHECK_EVERY:
+            spent = self._log.seconds(text.name)
+            may_check = text is not TEXTS[0] or spent > seconds / 2  # held-out answers cost time: first a search
+            if overfit is not None and unchecked is not None and may_check and count >= last_check + _CHECK_EVERY:
                 overfit.check(unchecked)
                 unchecked, last_check = None, count
-            spent = self._log.seconds(text.name)
             self._report(text, count, best, seconds, overfit)
             is_enough = spent > seconds or repeats > _MOST_REPEATS or (overfit is not None and overfit.is_growing)
             if count >= fewest and is_enough:
@@ -211,34 +225,64 @@ class Ranker:
         self._reporter.progress(Progress(int(spent), int(seconds), seconds - spent, detail))
 
     def _report_best(self, count: int, prediction: Prediction) -> None:
-        self._on_best(prediction)
+        self._on_best(self._as_asked(prediction))
         speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
         self._reporter.best(Candidate(count, "predicted", prediction.draft.skip_set, speedup))
 
+    def _held_out_proxy(self, costs: CostModel) -> Callable[[Draft, str], Prediction]:
+        """Predictions on held-out answers, which are asked for by the first one."""
+        made: list[Proxy] = []
+
+        def predict(draft: Draft, origin: str) -> Prediction:
+            made[:] = made or [self._proxy(HELD_OUT, costs)]
+            return made[0](draft, origin)
+
+        return predict
+
+    def _as_asked(self, prediction: Prediction) -> Prediction:
+        """With a policy of a kind that is searched, whatever led the first steps."""
+        policy = prediction.draft.policy
+        if policy.kind in self._options.policy_kinds:
+            return prediction
+        asked = DraftPolicy(self._options.policy_kinds[0], max(DRAFT_LENGTHS))
+        return replace(prediction, draft=replace(prediction.draft, policy=asked))
+
     def _proxy(self, text: Text, costs: CostModel, scorer: DraftScorer | None = None) -> Proxy:
+        lengths = [len(answer.tokens) for answer in self._answers_of(text)]
         return Proxy(
             scorer or self._scorer(text),
             costs,
             self._grid(text),
+            answer_tokens=round(mean(lengths)),
             earlier=self._log.predictions(text.name),
             on_new=lambda prediction, seconds: self._log.add(text.name, prediction, seconds),
         )
 
     def _scorer(self, text: Text) -> DraftScorer:
-        answers = self._held_out if text is HELD_OUT else self._answers
-        spread = spread_windows(answers, length=text.length, most=text.num_windows, seed=self._seed)
+        spread = spread_windows(self._answers_of(text), length=text.length, most=text.num_windows, seed=self._seed)
         return make_scorer(self._workload.runner, self._workload.loaded, [window for _, window in spread])
 
+    def _answers_of(self, text: Text) -> Sequence[Answer]:
+        source = self._held_out if text is HELD_OUT and self._held_out else self._answers
+        return source(text.num_answers)
+
     def _grid(self, text: Text) -> list[DraftPolicy]:
-        """The policies that a trace is replayed through: few on little text."""
+        """The policies that a trace is replayed through: few on little text.
+
+        There a threshold stands for a cost-aware policy, which drafts nothing where drafting does not pay: all
+        drafts far from a gain would be alike, and no move from them an improvement.
+        """
         options = self._options
+        kinds = options.policy_kinds
+        if text is TEXTS[0] and PolicyKind.COST_AWARE in kinds:
+            kinds = (PolicyKind.THRESHOLD,)
         lengths: Sequence[int] = (3, 4, 6, 8) if text is TEXTS[0] else DRAFT_LENGTHS
         thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is TEXTS[0] else EXIT_THRESHOLDS
         if options.max_draft_tokens is not None:
             lengths = (options.max_draft_tokens,)
         if options.exit_threshold is not None:
             thresholds = (options.exit_threshold,)
-        return list(policies(PolicyKind(options.policy), lengths, thresholds))
+        return [policy for kind in kinds for policy in policies(kind, lengths, thresholds)]
 
 
 def _best_starts(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -251,7 +295,7 @@ def _starts_first(predictions: Sequence[Prediction]) -> list[Prediction]:
     return list(dict.fromkeys([*_best_starts(predictions), *predictions]))
 
 
-def with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
+def all_with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
     """The candidates with one prior for all: a study's drafts then differ in what it searches only."""
-    drafts = (replace(c.draft, policy=replace(c.draft.policy, prior=prior)) for c in candidates)
+    drafts = (replace(c.draft, policy=with_prior(c.draft.policy, prior)) for c in candidates)
     return [replace(c, draft=draft) for c, draft in zip(candidates, drafts, strict=True)]

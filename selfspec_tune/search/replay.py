@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 from selfspec_tune.costs import Counts, StepCosts
@@ -40,19 +40,25 @@ def replay(
     costs: StepCosts | None = None,
     lookups: Sequence[Sequence[LookedUp]] | None = None,
     ngram: NgramLookup | None = None,
+    answer_tokens: int = 0,
 ) -> Counts:
-    """Run ``policy`` over every window of a trace, one generation a window.
+    """Run ``policy`` over every window of a trace.
 
     Position i of a window says whether the token drafted after it matches, and how
-    probable the draft found it; ``lookups`` say what ``ngram`` finds there. Raises
+    probable the draft found it; ``lookups`` say what ``ngram`` finds there. A generation goes
+    on over further windows until it has ``answer_tokens``: policies that learn are seen as long as
+    in real answers, not as in so many beginnings. 0: each window is a generation. Raises
     ValueError for a cost-aware policy without ``costs``.
     """
-    counts = Counts()
+    counts, state, num_tokens = Counts(), None, 0
     found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in matches]
     draft_tokens = 0 if ngram is None else ngram.draft_tokens
     for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
         window = _Window(match, confidence, looked_up, draft_tokens)
-        _replay_window(counts, start(policy, costs, ngram=ngram), window)
+        if state is None or num_tokens >= answer_tokens:
+            state, num_tokens = start(policy, costs, ngram=ngram), 0
+        _replay_window(counts, state, window)
+        num_tokens += len(match)
     return counts
 
 
@@ -130,6 +136,11 @@ def acceptance_prior(matches: Sequence[Sequence[bool]], confidences: Sequence[Se
     return AcceptancePrior(round(sum(match for match, _ in flat) / len(flat), 4), by_confidence)
 
 
+def with_prior(policy: DraftPolicy, prior: AcceptancePrior | None) -> DraftPolicy:
+    """``policy`` with ``prior`` if it is of a kind that expects anything."""
+    return replace(policy, prior=prior) if policy.kind is PolicyKind.COST_AWARE else policy
+
+
 def policies(
     kind: PolicyKind, lengths: Sequence[int] = DRAFT_LENGTHS, thresholds: Sequence[float] = EXIT_THRESHOLDS
 ) -> Iterator[DraftPolicy]:
@@ -153,9 +164,10 @@ def best_policy(
     grid: Sequence[DraftPolicy],
     lookups: Sequence[Sequence[LookedUp]] | None = None,
     ngram: NgramLookup | None = None,
+    answer_tokens: int = 0,
 ) -> tuple[DraftPolicy, float]:
-    """The policy with the highest predicted speedup, and that speedup."""
-    replays = (replay(matches, confidences, policy, steps, lookups, ngram) for policy in grid)
+    """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
+    replays = (replay(matches, confidences, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
     scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup

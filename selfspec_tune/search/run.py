@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ class _Search:
 
     def run(self) -> SearchOutcome:
         reporter = self._reporter
-        reporter.stage("calibrate", f"{len(self._setting.calibration)} prompts")
-        answers = self._answers(self._setting.calibration)
+        reporter.stage("calibrate", f"{len(self._setting.calibration)} prompts, the first {budget.TRIAL_ITEMS} now")
+        answers = self._answers(self._setting.calibration[: budget.TRIAL_ITEMS])
         self._tick()
         if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=self._seed):
             raise BudgetError(
@@ -119,7 +120,7 @@ class _Search:
         self._check = make_check(self._workload, self._setting.calibration)
         if not self._folder.ranking.exists():
             budget.check_timeout(self._setting, self._clock.elapsed)
-        ranking = self._rank(answers, self._answers(self._setting.selection[: budget.NUM_HELD_OUT]))
+        ranking = self._rank()
         self._workload.costs = ranking.costs
         self._tick()
         study = self._study(ranking)
@@ -154,17 +155,17 @@ class _Search:
         setting, folder = self._setting, self._folder
         return calibrate(self._workload, items, setting.first_draft(), folder.calibration, self._reporter)
 
-    def _rank(self, answers: Sequence[Answer], held_out: Sequence[Answer]) -> Ranking:
+    def _rank(self) -> Ranking:
         if self._folder.ranking.exists():
             return read_ranking(self._folder.ranking, self._workload.loaded.num_layers)
         ranker = Ranker(
             self._workload,
             self._setting.space,
-            answers,
+            lambda count: self._answers(self._setting.calibration[:count]),
             self._request.draft,
             self._seed,
             self._reporter,
-            held_out=held_out,
+            held_out=lambda count: self._answers(self._setting.selection[:count]),
             starts=to_predict(self._setting.starts),
             log=self._folder.proxy,
             prepared=self._folder.preparation,
@@ -179,14 +180,15 @@ class _Search:
         return ranking
 
     def _study(self, ranking: Ranking) -> MeasuredStudy:
-        kind = PolicyKind(self._request.draft.policy)
         draft = self._request.draft
+        kinds = draft.policy_kinds
+        priors = [candidate.draft.policy.prior for candidate in ranking.candidates]
         encoding = Encoding(
             self._setting.space.with_vocabulary(ranking.vocabulary).costed_by(ranking.costs),
-            kind,
-            _lengths(kind) if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
+            kinds,
+            _lengths(kinds) if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
             EXIT_THRESHOLDS if draft.exit_threshold is None else (draft.exit_threshold,),
-            ranking.candidates[0].draft.policy.prior if ranking.candidates else None,
+            next((prior for prior in priors if prior is not None), None),
             as_reals=self._strategy.as_reals,
         )
         name = self._request.strategy.value
@@ -254,13 +256,14 @@ class _Search:
             self._reporter.best(candidate)
 
     def _finalists(self, study: MeasuredStudy, ranking: Ranking) -> list[Draft]:
-        """The best measured drafts; where too few ran to their end, the best predicted ones too.
+        """The best measured and the best predicted drafts in turns: trials are noisy, predictions may be biased.
 
         The draft that skips nothing is among them wherever it may gain: what is chosen on little text can lose to it.
         """
-        drafts = [study.draft_of(trial.params) for trial in study.ranking]
+        measured = [study.draft_of(trial.params) for trial in study.ranking]
         predicted = [prediction.draft for prediction in ranking.candidates]
-        drafts += [draft for draft in predicted if not study.is_lossy(draft)]
+        drafts = [draft for turn in zip_longest(measured, predicted) for draft in turn if draft is not None]
+        drafts = [draft for draft in drafts if not study.is_lossy(draft)]
         finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
         base = self._setting.space.base
         if finalists and not base.precision.is_same:
@@ -354,9 +357,9 @@ class _Search:
         }
 
 
-def _lengths(kind: PolicyKind) -> tuple[int, ...]:
+def _lengths(kinds: Sequence[PolicyKind]) -> tuple[int, ...]:
     """Draft lengths to search; a cost-aware policy finds its own up to the longest."""
-    return (max(DRAFT_LENGTHS),) if kind is PolicyKind.COST_AWARE else DRAFT_LENGTHS
+    return (max(DRAFT_LENGTHS),) if set(kinds) == {PolicyKind.COST_AWARE} else DRAFT_LENGTHS
 
 
 def _end_to_end(runs: Sequence[PairedRun]) -> Interval | None:

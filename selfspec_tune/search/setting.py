@@ -120,7 +120,7 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
         workload.items(splits.selection),
         workload.items(splits.test),
         len(prompts),
-        tuple(fit_start(file, workload.loaded, space, request.draft.policy) for file in files),
+        tuple(fit_start(file, workload.loaded, space, request.draft.policy_kinds) for file in files),
     )
 
 

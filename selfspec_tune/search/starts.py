@@ -11,7 +11,7 @@ from typing import Any
 
 from selfspec_tune.bench.sources import Source, read_source
 from selfspec_tune.dialects import parse_skip_set
-from selfspec_tune.draft import Draft, rescaled
+from selfspec_tune.draft import Draft, PolicyKind, rescaled
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text, short_hash
 from selfspec_tune.models import LoadedModel
@@ -100,7 +100,7 @@ def _read_study(name: str, source: Source, num_layers: int) -> StartFile:
     return StartFile(name, source, content_hash, tuple(measured)[:_MOST_MEASURED], tuple(predicted))
 
 
-def fit_start(file: StartFile, loaded: LoadedModel, space: SearchSpace, policy: str) -> Start:
+def fit_start(file: StartFile, loaded: LoadedModel, space: SearchSpace, policies: Sequence[PolicyKind]) -> Start:
     """A start as drafts of ``space``, rescaled where its model has another depth.
 
     Raises `UsageError` where its layers are not the model's, or nothing is left of it.
@@ -115,8 +115,8 @@ def fit_start(file: StartFile, loaded: LoadedModel, space: SearchSpace, policy: 
     if not drafts and not predicted:
         raise UsageError(f"--start-from {file.name}: {_why_unusable(meant, file, space)}")
     facts = [*_origin(file, loaded), *_changes(meant, space)]
-    if config is not None and config.draft.policy != policy:
-        facts.append(f"drafts by this search's {policy} policy, not its {config.draft.policy}")
+    if config is not None and config.draft.policy not in policies:
+        facts.append(f"drafts by this search's {' or '.join(policies)} policy, not its {config.draft.policy}")
     num = len(drafts) + len(predicted)
     about = "; ".join([f"{num} draft{'s' if num > 1 else ''}", *facts])
     return Start(file, tuple(drafts), tuple(predicted), about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import optuna
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.files import storage_error
@@ -113,7 +114,7 @@ class MeasuredStudy:
         learns from it, and being infeasible it can never be the best.
         """
         with storage_errors(self._journal):
-            trial = self._study.ask(self._settings.encoding.distributions)
+            trial = self._ask()
             draft = self.draft_of(trial.params)
             trial.set_user_attr("skip_set", str(draft.skip_set))
             score = scoring(trial, draft)
@@ -135,6 +136,12 @@ class MeasuredStudy:
             score.stopped_early,
             score.disagreement,
         )
+
+    def _ask(self) -> Trial:
+        with warnings.catch_warnings():
+            # CMA-ES learns from infeasible trials like from all others; the best is never one of them (`ranking`).
+            warnings.filterwarnings("ignore", "Constraints have been set", UserWarning)
+            return self._study.ask(self._settings.encoding.distributions)
 
     def draft_of(self, parameters: dict[str, Any]) -> Draft:
         """The draft that a trial's parameters stand for."""

@@ -68,6 +68,7 @@ def _forward(loaded: LoadedModel, tokens: Sequence[int], cache: DynamicCache, st
     """Logits [tokens, vocabulary] of ``tokens`` after the ``start`` positions in ``cache``, to which they are added."""
     input_ids = torch.tensor([list(tokens)], device=loaded.device)
     positions = torch.arange(start, start + len(tokens), device=loaded.device)[None]
-    output = loaded.model(input_ids=input_ids, position_ids=positions, past_key_values=cache, use_cache=True)
+    past = {loaded.cache_argument: cache}
+    output = loaded.model(input_ids=input_ids, position_ids=positions, use_cache=True, **past)
     logits: Tensor = output.logits[0]
     return logits

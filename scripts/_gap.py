@@ -1,0 +1,85 @@
+"""What a draft's decode speedup is made of, and what each part alone keeps it from: pure functions over raw runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfspec_tune.results import PairedRun
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Decoding by rounds of drafting and verification, all times in plain decode steps.
+
+    Attributes:
+        tokens: tokens a round, the bonus token included.
+        drafted: tokens drafted a round.
+        acceptance: share of them that was accepted.
+        drafting: what a round's drafting took.
+        verifying: what a round's verification took.
+        other: what a round took besides.
+    """
+
+    tokens: float
+    drafted: float
+    acceptance: float
+    drafting: float
+    verifying: float
+    other: float
+
+    @property
+    def round(self) -> float:
+        """All of a round."""
+        return self.drafting + self.verifying + self.other
+
+    @property
+    def speedup(self) -> float:
+        """Decode speedup: plain decoding gives one token a step."""
+        return self.tokens / self.round
+
+    @property
+    def without(self) -> dict[str, float]:
+        """Decode speedup with each loss alone undone."""
+        return {
+            "every drafted token accepted": (self.drafted + 1) / self.round,
+            "drafting free": self.tokens / (self.verifying + self.other),
+            "verification in a plain step": self.tokens / (self.drafting + min(self.verifying, 1.0) + self.other),
+            "nothing beside drafting and verification": self.tokens / (self.drafting + self.verifying),
+        }
+
+
+def split(runs: Sequence[PairedRun]) -> Split | None:
+    """The split of all ``runs`` together; None where no round was timed."""
+    rounds = sum(len(run.candidate.drafted) for run in runs)
+    steps = sum(run.baseline.decode_steps for run in runs)
+    drafted = sum(sum(run.candidate.drafted) for run in runs)
+    if not rounds or not steps or not drafted:
+        return None
+    round_seconds = rounds * sum(run.baseline.decode_seconds for run in runs) / steps
+    drafting = sum(run.candidate.draft_seconds for run in runs) / round_seconds
+    verifying = sum(run.candidate.verify_seconds for run in runs) / round_seconds
+    whole = sum(run.candidate.decode_seconds for run in runs) / round_seconds
+    return Split(
+        tokens=sum(run.candidate.decode_steps for run in runs) / rounds,
+        drafted=drafted / rounds,
+        acceptance=sum(sum(run.candidate.accepted) for run in runs) / drafted,
+        drafting=drafting,
+        verifying=verifying,
+        other=max(whole - drafting - verifying, 0.0),
+    )
+
+
+def lines(found: Split | None) -> list[str]:
+    """The split as a list, times in plain steps."""
+    if found is None:
+        return ["- No round was drafted, so there is nothing to split."]
+    alone = ", ".join(f"{name} {speedup:.2f}×" for name, speedup in found.without.items())
+    return [
+        f"- A round drafts {found.drafted:.2f} tokens, of which {found.acceptance:.0%} are accepted, and gives "
+        f"{found.tokens:.2f}. In plain steps it takes {found.round:.2f}: drafting {found.drafting:.2f} "
+        f"({found.drafting / found.drafted:.3f} a token), verification {found.verifying:.2f}, "
+        f"the rest {found.other:.2f}. "
+        f"Together {found.speedup:.2f}× decode.",
+        f"- With one loss alone undone: {alone}.",
+    ]
