@@ -134,7 +134,7 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
         num_test=test,
     )
     evaluations = {text.name: _evaluation(text, shape, machine, measured["replay_seconds"]) for text in TEXTS}
-    proxy = budget.proxy_seconds(task.seconds)
+    proxy = budget.proxy_seconds(task.seconds, shares)
     importance = num_steps(joint_space(shape.layers)) + 1  # and the base
     stages = {
         "calibrate": answers * (prefill + task.new_tokens * step),
@@ -145,7 +145,10 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
     }
     left = max(task.seconds - sum(stages.values()), 0.0)
     trials, overhead = fitting(left, shares.trial, measured["overheads"])
-    counts = {text.name: int(text.share * proxy / evaluations[text.name]) for text in TEXTS}
+    counts, unspent = {}, proxy
+    for text in TEXTS:
+        counts[text.name] = int(text.share * unspent / evaluations[text.name])
+        unspent -= text.share * unspent
     return {
         "shape": asdict(shape),
         "machine": asdict(machine),

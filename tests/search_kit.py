@@ -72,7 +72,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Propose candidates for a moment only, and do not wait for the disk."""
     from selfspec_tune.search import budget
 
-    patch.setattr(budget, "proxy_seconds", lambda timeout: 0.1)
+    patch.setattr(budget, "proxy_seconds", lambda *_: 0.1)
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -30,7 +30,7 @@ NUM_PROMPTS, NUM_LAYERS = 16, 4
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work where nothing is but a file of prompts, and keep the stage without decoding short."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfspec_tune.search.budget.proxy_seconds", lambda _timeout: 0.2)
+    monkeypatch.setattr("selfspec_tune.search.budget.proxy_seconds", lambda *_: 0.2)
     prompt_file(Path("prompts.jsonl"), NUM_PROMPTS)
 
 

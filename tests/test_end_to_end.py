@@ -258,7 +258,7 @@ def test_a_search_bounded_by_trials_alone_runs_on_a_terminal(
 ) -> None:
     from selfspec_tune.search import run_search
 
-    monkeypatch.setattr("selfspec_tune.search.budget.proxy_seconds", lambda _timeout: 0.2)
+    monkeypatch.setattr("selfspec_tune.search.budget.proxy_seconds", lambda *_: 0.2)
     request = search_request(tmp_path / "study", tiny_llama_dir, prompt_file(tmp_path / "p.jsonl"), trials=2)
     screen = Console(file=io.StringIO(), force_terminal=True, width=80)
     with LiveReporter(screen) as reporter:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +22,11 @@ from selfspec_tune.search import preparation as preparation_module
 from selfspec_tune.search import proxy as proxy_module
 from selfspec_tune.search import ranking as ranking_module
 from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
-from selfspec_tune.search.importance import Importance, measure_importance, num_steps
+from selfspec_tune.search.importance import Importance, by_worth, measure_importance, num_steps
 from selfspec_tune.search.overfit import Overfit
 from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.proxy import Prediction, Proxy, distance, diverse
-from selfspec_tune.search.ranking import NUM_PREFIXES, Ranker
+from selfspec_tune.search.ranking import NUM_PREFIXES, TEXTS, Ranker
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import START
 from selfspec_tune.skip_set import SkipSet
@@ -90,52 +92,59 @@ def indices(draft: Draft) -> frozenset[int]:
     return draft.skip_set.indices
 
 
-def test_importance_is_the_rise_of_the_loss_when_one_sublayer_is_skipped() -> None:
-    harms = [0.5, 0.0, 0.25, 0.125]
+def test_importance_tells_harmful_sublayers_from_harmless_ones_beside_others() -> None:
+    harms = [0.0, 0.001, 0.1, 0.001, 0.03, 0.001, 0.001, 0.1] * 3
     steps: list[int] = []
-    found = measure_importance(FakeScorer(harms), skips(2), steps.append)
-    assert found.rises == pytest.approx(harms)
-    assert found.reliefs == (0.0,) * 4
-    assert steps == [0, 1, 2, 3]
+    found = measure_importance(FakeScorer(harms), skips(12), on_step=steps.append)
+    harmless, middling, harmful = (
+        mean(found.rises[i] for i, harm in enumerate(harms) if harm == level) for level in (0.001, 0.03, 0.1)
+    )
+    assert harmless < middling < harmful
+    assert found.rises[0] == max(found.rises)  # never skipped, so never tried
+    assert found.reliefs == (0.0,) * 24
+    assert steps == list(range(num_steps(skips(12)))) == list(range(24))
 
 
 def test_relief_is_the_fall_of_the_loss_when_one_sublayer_is_computed_precisely() -> None:
     harms = [0.5, 0.0, 0.25, 0.125]
     space = joint_space(2)
     steps: list[int] = []
-    found = measure_importance(FakeScorer(harms), space, steps.append)
-    assert found.rises == pytest.approx([0.9 * harm for harm in harms])
+    found = measure_importance(FakeScorer(harms), space, on_step=steps.append)
     assert found.reliefs == pytest.approx([0.1 * harm for harm in harms])
-    assert steps == list(range(num_steps(space))) == list(range(8))
+    assert steps == list(range(num_steps(space))) == list(range(16 + 4))
 
 
-def test_importance_scores_every_sublayer_alone() -> None:
-    scorer = FakeScorer([0.1] * 6)
-    measure_importance(scorer, skips(3))
-    skipped = [skip_set.indices for skip_set, _ in scorer.asked]
-    assert skipped == [frozenset(), *(frozenset({i}) for i in range(6))]
+def test_importance_leaves_every_sublayer_out_about_as_often_as_any_other() -> None:
+    scorer = FakeScorer([0.1] * 24)
+    measure_importance(scorer, skips(12), seed=3)
+    base, *samples = [skip_set.indices for skip_set, _ in scorer.asked]
+    times = Counter(index for sample in samples for index in sample)
+    assert not base
+    assert set(times) == set(range(1, 24))
+    assert max(times.values()) - min(times.values()) <= 2
+    assert {len(sample) for sample in samples} == {3, 4, 6, 8}
 
 
-@given(st.integers(10, 90).flatmap(lambda n: st.lists(st.floats(-1, 5), min_size=2 * n, max_size=2 * n)))
+def test_sublayers_are_ordered_by_what_they_save_for_what_they_harm() -> None:
+    costs = replace(cost_model(2), attention={Precision.SAME: 0.1}, mlp={Precision.SAME: 0.4})
+    # The MLPs take four times as long: twice the harm still leaves them ahead.
+    assert by_worth(rises_of([0.1, 0.4, 0.2, -0.3]), skips(2), costs) == [3, 1, 2]
+
+
+@given(st.integers(10, 90).flatmap(lambda n: st.permutations(range(1, 2 * n))))
 @settings(max_examples=60)
-def test_prefixes_are_twelve_nested_sets_of_the_least_important_without_the_first_attention(
-    rises: list[float],
-) -> None:
-    num_layers = len(rises) // 2
-    ladder = [draft.skip_set for draft in prefixes(rises, skips(num_layers), NUM_PREFIXES)]
+def test_prefixes_are_twelve_nested_sets_in_the_given_order(order: list[int]) -> None:
+    num_layers = (len(order) + 1) // 2
+    ladder = [draft.skip_set for draft in prefixes(order, skips(num_layers), NUM_PREFIXES)]
     assert len(ladder) == NUM_PREFIXES >= 12
     assert all(small.indices < large.indices for small, large in pairwise(ladder))
-    assert all(0 not in skip_set.attention for skip_set in ladder)
-    largest = ladder[-1].indices
-    worst_skipped = max(rises[index] for index in largest)
-    assert all(rises[index] >= worst_skipped for index in range(1, len(rises)) if index not in largest)
-    assert ladder[0].num_skipped == max(1, round(0.1 * len(rises)))
-    assert ladder[-1].num_skipped == round(2 / 3 * len(rises))
+    assert all(skip_set.indices == set(order[: skip_set.num_skipped]) for skip_set in ladder)
+    assert ladder[0].num_skipped == max(1, round(0.1 * 2 * num_layers))
+    assert ladder[-1].num_skipped == round(2 / 3 * 2 * num_layers)
 
 
 def test_prefixes_of_a_shallow_model_are_fewer_but_distinct() -> None:
-    rises = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    ladder = [draft.skip_set for draft in prefixes(rises, skips(4), NUM_PREFIXES)]
+    ladder = [draft.skip_set for draft in prefixes(range(1, 8), skips(4), NUM_PREFIXES)]
     assert len(ladder) == len(set(ladder)) == 5
     assert ladder[0] == SkipSet(4, (), (0,))
 
@@ -167,22 +176,33 @@ def test_the_greedy_path_finds_the_harmless_sublayers() -> None:
     for index in (3, 4, 8, 11):
         harms[index] = 0.002 * index
     proxy = make_proxy(FakeScorer(harms), 6)
-    scored = list(greedy_path(proxy, harms, skips(6)))
+    order = sorted(range(1, 12), key=lambda index: harms[index])
+    scored = list(greedy_path(proxy, order, skips(6).base))
     assert proxy.predictions[0].draft.skip_set.indices == {3, 4, 8, 11}
     assert {prediction.origin for prediction in scored} == {"greedy"}
 
 
 def test_the_greedy_path_never_skips_the_first_attention_and_ends() -> None:
     proxy = make_proxy(FakeScorer([0.0] * 8), 4)
-    scored = list(greedy_path(proxy, [0.0] * 8, skips(4)))
+    scored = list(greedy_path(proxy, range(1, 8), skips(4).base))
     assert all(0 not in prediction.draft.skip_set.attention for prediction in scored)
     assert max(prediction.draft.skip_set.num_skipped for prediction in scored) == 7
 
 
 def test_the_greedy_path_gives_up_where_every_step_makes_it_worse() -> None:
     proxy = make_proxy(FakeScorer([0.5] * 40), 20)
-    scored = list(greedy_path(proxy, [0.5] * 40, skips(20)))
+    scored = list(greedy_path(proxy, range(1, 40), skips(20).base))
     assert max(prediction.draft.skip_set.num_skipped for prediction in scored) <= 4
+
+
+def test_the_greedy_path_goes_on_from_a_draft_that_skips_already() -> None:
+    harms = [0.6] * 12
+    for index in (3, 4, 8, 11):
+        harms[index] = 0.001
+    proxy = make_proxy(FakeScorer(harms), 6)
+    scored = list(greedy_path(proxy, range(1, 12), skips(6).skipping(frozenset({3, 4}))))
+    assert all({3, 4} <= prediction.draft.skip_set.indices for prediction in scored)
+    assert proxy.predictions[0].draft.skip_set.indices == {3, 4, 8, 11}
 
 
 def test_local_moves_change_one_or_two_sublayers_of_one_of_the_best() -> None:
@@ -365,7 +385,8 @@ HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
 def test_a_ranking_holds_the_best_and_most_diverse_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.6, 0.1)
-    assert found.importance.rises == pytest.approx(HARMS, abs=0.02)
+    harmful = [found.importance.rises[i] for i, harm in enumerate(HARMS) if harm > 0.1]
+    assert min(harmful) > max(found.importance.rises[i] for i, harm in enumerate(HARMS) if harm < 0.1)
     drafts = [candidate.draft for candidate in found.candidates]
     assert 1 <= len(drafts) <= 12
     assert all(distance(a, b) >= 2 for i, a in enumerate(drafts) for b in drafts[:i])
@@ -527,3 +548,28 @@ def test_the_running_overfit_tells_when_only_the_searchs_own_text_gains() -> Non
     assert overfit.best is not None
     assert overfit.best.speedup == 1.1
     assert overfit.gap == pytest.approx(2.0 / 1.09 - 1)
+
+
+def test_a_cost_aware_search_begins_by_a_threshold_and_ends_by_its_own_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    bests: list[Prediction] = []
+    options = DraftOptions(**SKIPPING_ALONE | {"policy": "cost-aware"})
+    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options, on_best=bests.append).rank(0.6, 0.1)
+    assert {best.draft.policy.kind for best in bests} == {PolicyKind.COST_AWARE}
+    assert {candidate.draft.policy.kind for candidate in found.candidates} == {PolicyKind.COST_AWARE}
+    assert all(candidate.draft.policy.prior is not None for candidate in found.candidates)
+    assert found.candidates[0].draft.skip_set.num_skipped > 4
+
+
+def test_calibration_prompts_are_answered_when_a_text_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    answers = [answer(number, 60) for number in range(40)]
+
+    def first(count: int) -> list[Answer]:
+        asked.append(count)
+        return answers[:count]
+
+    made = ranker(monkeypatch, FakeScorer(HARMS), 12)
+    monkeypatch.setattr(made, "_answers", first)
+    made.rank(0.3, 0.1)
+    assert list(dict.fromkeys(asked)) == [text.num_answers for text in TEXTS]
+    assert sorted(asked) == asked

@@ -24,6 +24,8 @@ NUM_REFERENCE_ITEMS = 8
 NUM_HELD_OUT = 6  # selection prompts whose answers tell whether the search learns its own text by heart
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
+NUM_CANDIDATES = 12  # drafts that are measured first, the best and most diverse of those predicted
+_MOST_PROXY_SHARE = 0.3  # of the whole time that predictions may take: beyond it, they learn their text by heart
 _OVERRUN = 1.25  # by which an estimate may be off before a time limit is refused
 
 
@@ -118,14 +120,14 @@ def shares_of(setting: Setting, costs: StepCosts) -> Shares:
     )
 
 
-def check_timeout(setting: Setting, elapsed: float = 0.0) -> None:
-    """Refuse a time limit that could not even hold the finalists and the test; ``elapsed``: seconds spent before.
+def check_timeout(setting: Setting, elapsed: float = 0.0) -> float:
+    """The seconds that candidates without decoding may take; ``elapsed``: seconds spent before.
 
-    Raises `BudgetError`.
+    Raises `BudgetError` for a time limit that could not even hold the finalists and the test.
     """
     timeout, workload = setting.request.timeout_seconds, setting.workload
     if timeout is None:
-        return
+        return proxy_seconds(None)
     context = setting.calibration[0].tokens
     whole = Draft(SkipSet.empty(workload.loaded.num_layers))
     limit = workload.loaded.context_length
@@ -139,11 +141,21 @@ def check_timeout(setting: Setting, elapsed: float = 0.0) -> None:
             f"{len(setting.test)} prompts take about {least:.0f} s here. Raise it, or lower "
             "--num-prompts or --max-new-tokens."
         )
+    return proxy_seconds(timeout, shares, elapsed)
 
 
-def proxy_seconds(timeout_seconds: float | None) -> float:
-    """Time for candidates without decoding: a ninth; two minutes where only trials are bounded."""
-    return 120.0 if timeout_seconds is None else timeout_seconds / 9
+def proxy_seconds(timeout_seconds: float | None, shares: Shares | None = None, elapsed: float = 0.0) -> float:
+    """Time for candidates without decoding: what trials of the best of them leave, from a ninth to 30 % of all.
+
+    Without ``shares`` the least. Two minutes where only trials are bounded.
+    """
+    if timeout_seconds is None:
+        return 120.0
+    least = timeout_seconds / 9
+    if shares is None:
+        return least
+    spare = timeout_seconds - elapsed - shares.reserved - NUM_CANDIDATES * shares.trial
+    return min(max(spare, least), _MOST_PROXY_SHARE * timeout_seconds)
 
 
 def costs_seconds(timeout_seconds: float | None) -> float:

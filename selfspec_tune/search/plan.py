@@ -77,7 +77,7 @@ def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | 
     shares = budget.shares_of(setting, costs)
     num_sublayers = 2 * setting.workload.loaded.num_layers
     pass_seconds = 240 / len(costs.verify) * costs.verify[-1] / 4  # a wide pass costs less a token than verification
-    proxy = budget.proxy_seconds(request.timeout_seconds) + budget.costs_seconds(request.timeout_seconds)
+    proxy = budget.proxy_seconds(request.timeout_seconds, shares) + budget.costs_seconds(request.timeout_seconds)
     before = options.max_new_tokens * costs.decode * 1.5 + num_sublayers * pass_seconds + proxy
     trials = budget.max_trials(request.trials, request.timeout_seconds)
     left = None if request.timeout_seconds is None else max(request.timeout_seconds - before - shares.reserved, 0.0)

@@ -15,7 +15,7 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer, 
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
-from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
+from selfspec_tune.search.budget import NUM_CANDIDATES, NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
 from selfspec_tune.search.calibration import Answer, FirstAnswers, spread_windows
 from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
@@ -43,7 +43,7 @@ _KEPT_STARTS = 3  # of those given, to be predicted on every text and measured b
 class Text:
     """Text that drafts are scored on: windows of the first ``num_answers`` answers.
 
-    ``share`` of the proxy's time is spent here; the ``keep`` best and diverse go on to the next.
+    ``share`` of what is left of the proxy's time is spent here; the ``keep`` best and diverse go on to the next.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Text:
 
 
 TEXTS = (
-    Text("narrow", TRIAL_ITEMS, 10, 24, 0.5, 24),
-    Text("middle", 12, 20, 32, 0.3, 16),
-    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 0.2, 12),
+    Text("narrow", TRIAL_ITEMS, 10, 24, 0.35, 24),
+    Text("middle", 12, 20, 32, 0.65, 16),
+    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 1.0, NUM_CANDIDATES),
 )
 IMPORTANCE = Text("importance", TRIAL_ITEMS, 5, 24)
 HELD_OUT = Text("held-out", NUM_HELD_OUT, 12, 40)
@@ -147,12 +147,13 @@ class Ranker:
         held_out = self._held_out_proxy(known.costs) if self._held_out else None
         moves = Moves(space, known.importance, self._seed)
         pool: list[Prediction] = []
+        left = seconds
         for text in TEXTS:
             proxy = self._proxy(text, known.costs, scorer if text is TEXTS[0] else None)
             stream = self._tried_again(proxy, pool) if pool else self._starts(proxy, space, known, seconds)
-            if text is not TEXTS[-1]:
-                stream = chain(stream, local_moves(proxy, moves))
-            self._climb(text, proxy, stream, text.share * seconds, Overfit(held_out) if held_out else None)
+            stream = chain(stream, local_moves(proxy, moves))
+            self._climb(text, proxy, stream, text.share * left, Overfit(held_out) if held_out else None)
+            left -= self._log.seconds(text.name)
             pool = self._kept(proxy, text)
         return pool, proxy
 

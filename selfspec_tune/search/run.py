@@ -118,8 +118,6 @@ class _Search:
                 "(8 tokens or fewer each). Use prompts with longer answers."
             )
         self._check = make_check(self._workload, self._setting.calibration)
-        if not self._folder.ranking.exists():
-            budget.check_timeout(self._setting, self._clock.elapsed)
         ranking = self._rank()
         self._workload.costs = ranking.costs
         self._tick()
@@ -158,6 +156,7 @@ class _Search:
     def _rank(self) -> Ranking:
         if self._folder.ranking.exists():
             return read_ranking(self._folder.ranking, self._workload.loaded.num_layers)
+        seconds = budget.check_timeout(self._setting, self._clock.elapsed)
         ranker = Ranker(
             self._workload,
             self._setting.space,
@@ -173,7 +172,7 @@ class _Search:
         )
         timeout = self._request.timeout_seconds
         if self._strategy.has_proxy:
-            ranking = ranker.rank(budget.proxy_seconds(timeout), budget.costs_seconds(timeout))
+            ranking = ranker.rank(seconds, budget.costs_seconds(timeout))
         else:
             ranking = ranker.costs_alone(budget.costs_seconds(timeout))
         write_ranking(self._folder.ranking, ranking)

@@ -13,7 +13,7 @@ import optuna
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.files import storage_error
@@ -113,8 +113,8 @@ class MeasuredStudy:
         A trial that was ended early is told as complete with its partial score: the sampler
         learns from it, and being infeasible it can never be the best.
         """
-        with storage_errors(self._journal):
-            trial = self._ask()
+        with storage_errors(self._journal), _quiet():
+            trial = self._study.ask(self._settings.encoding.distributions)
             draft = self.draft_of(trial.params)
             trial.set_user_attr("skip_set", str(draft.skip_set))
             score = scoring(trial, draft)
@@ -136,12 +136,6 @@ class MeasuredStudy:
             score.stopped_early,
             score.disagreement,
         )
-
-    def _ask(self) -> Trial:
-        with warnings.catch_warnings():
-            # CMA-ES learns from infeasible trials like from all others; the best is never one of them (`ranking`).
-            warnings.filterwarnings("ignore", "Constraints have been set", UserWarning)
-            return self._study.ask(self._settings.encoding.distributions)
 
     def draft_of(self, parameters: dict[str, Any]) -> Draft:
         """The draft that a trial's parameters stand for."""
@@ -176,6 +170,14 @@ def repair_journal(journal: Path) -> None:
     if whole < len(content):
         with journal.open("r+b") as file:
             file.truncate(whole)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without CMA-ES's warning that it learns from infeasible trials like from all others: they are never the best."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Constraints have been set", UserWarning)
+        yield
 
 
 @contextmanager

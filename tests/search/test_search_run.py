@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from selfspec_tune.bench.run import contender_id
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
 from selfspec_tune.prompts import load_prompts
@@ -13,6 +14,7 @@ from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import SearchOutcome, budget, plan_search, run_search
+from selfspec_tune.search.ranking_file import read_ranking
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import verdict
@@ -240,6 +242,20 @@ def test_the_finalist_that_is_fastest_on_the_selection_split_wins(make_request: 
     assert len(speeds) == budget.NUM_FINALISTS
     assert [speeds[method] for method in tested] == [max(speeds.values())]
     assert len([notice for notice in listener.notices if notice.startswith("finalist")]) == budget.NUM_FINALISTS
+
+
+def test_the_best_predicted_draft_is_a_finalist_however_its_trial_went(
+    make_request: Any, engine: ScriptedEngine
+) -> None:
+    request = make_request(trials=8)
+    engine.script = lambda draft, item: (
+        1.0,
+        1.0 / (1 + draft.skip_set.num_skipped) if "@" in item.id else 1.2,
+        "identical",
+    )
+    run_scripted(request)
+    candidates = read_ranking(request.out / "ranking.json", 4).candidates
+    assert contender_id(candidates[0].draft) in {row["method"] for row in read_rows(request.out / "selection.jsonl")}
 
 
 # Budgets and prompts that do not suffice
