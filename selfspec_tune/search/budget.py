@@ -24,7 +24,7 @@ NUM_REFERENCE_ITEMS = 8
 NUM_HELD_OUT = 6  # selection prompts whose answers tell whether the search learns its own text by heart
 DEFAULT_TRIALS = 40
 WIDE_WINDOWS = 32  # of calibration text that the best few candidates are scored on
-NUM_CANDIDATES = 12  # drafts that are measured first, the best and most diverse of those predicted
+NUM_CANDIDATES = 12  # of those predicted, for whose trials time is kept; more are measured where there is more
 _MOST_PROXY_SHARE = 0.3  # of the whole time that predictions may take: beyond it, they learn their text by heart
 _OVERRUN = 1.25  # by which an estimate may be off before a time limit is refused
 

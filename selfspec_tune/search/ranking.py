@@ -15,7 +15,7 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer, 
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
-from selfspec_tune.search.budget import NUM_CANDIDATES, NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
+from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
 from selfspec_tune.search.calibration import Answer, FirstAnswers, spread_windows
 from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
@@ -57,7 +57,7 @@ class Text:
 TEXTS = (
     Text("narrow", TRIAL_ITEMS, 10, 24, 0.35, 24),
     Text("middle", 12, 20, 32, 0.65, 16),
-    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 1.0, NUM_CANDIDATES),
+    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 1.0, 20),
 )
 IMPORTANCE = Text("importance", TRIAL_ITEMS, 5, 24)
 HELD_OUT = Text("held-out", NUM_HELD_OUT, 12, 40)

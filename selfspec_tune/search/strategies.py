@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import DraftOptions, StrategyName
+from selfspec_tune.requests import DraftOptions, PolicyChoice, StrategyName
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.skip_set import SkipSet
 
@@ -89,6 +89,11 @@ def _as_published(**fields: Any) -> Callable[[DraftOptions], DraftOptions]:
     return lambda options: replace(options, **alone)
 
 
+def _by_rule(options: DraftOptions) -> DraftOptions:
+    """A threshold where any policy may be searched: a cost-aware one, of a draft unknown to it, drafts nothing."""
+    return replace(options, policy=PolicyKind.THRESHOLD.value) if options.policy == PolicyChoice.AUTO else options
+
+
 def _tpe(seed: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=0)
 
@@ -99,13 +104,19 @@ STRATEGIES: dict[StrategyName, Strategy] = {
         _tpe,
         has_proxy=True,
     ),
-    StrategyName.TPE: Strategy("Optuna's TPE from nothing", lambda seed: TPESampler(seed=seed)),
-    StrategyName.GP: Strategy("a Gaussian process from nothing", lambda seed: GPSampler(seed=seed)),
+    StrategyName.TPE: Strategy("Optuna's TPE from nothing", lambda seed: TPESampler(seed=seed), options=_by_rule),
+    StrategyName.GP: Strategy("a Gaussian process from nothing", lambda seed: GPSampler(seed=seed), options=_by_rule),
     StrategyName.CMAES: Strategy(
-        "CMA-ES over numbers from 0 to 1", lambda seed: CmaEsSampler(seed=seed), library="cmaes", as_reals=True
+        "CMA-ES over numbers from 0 to 1",
+        lambda seed: CmaEsSampler(seed=seed),
+        library="cmaes",
+        as_reals=True,
+        options=_by_rule,
     ),
-    StrategyName.RANDOM: Strategy("random drafts", lambda seed: RandomSampler(seed=seed)),
-    StrategyName.UNIFORM: Strategy("evenly spaced layers", lambda seed: RandomSampler(seed=seed), starts=_uniform),
+    StrategyName.RANDOM: Strategy("random drafts", lambda seed: RandomSampler(seed=seed), options=_by_rule),
+    StrategyName.UNIFORM: Strategy(
+        "evenly spaced layers", lambda seed: RandomSampler(seed=seed), starts=_uniform, options=_by_rule
+    ),
     StrategyName.SELF_SD: Strategy(
         "Draft & Verify's own: a Gaussian process over 2 L numbers, skipped above a half; scored by tokens a second",
         lambda seed: GPSampler(seed=seed),

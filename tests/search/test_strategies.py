@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import CompareRequest, DraftOptions, SearchRequest, StrategyName
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
@@ -91,6 +91,14 @@ def test_a_strategy_without_its_library_says_what_to_install(monkeypatch: pytest
 def test_other_projects_search_skips_alone(name: StrategyName) -> None:
     options = STRATEGIES[name].options(DraftOptions())
     assert (options.precision, options.ngram, options.vocabulary) == ("same", False, "full")
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "random", "uniform"])
+def test_without_predictions_drafts_end_by_a_threshold_unless_told_otherwise(name: str) -> None:
+    options = STRATEGIES[StrategyName(name)].options
+    assert options(DraftOptions()).policy_kinds == (PolicyKind.THRESHOLD,)
+    assert options(DraftOptions("cost-aware")).policy == "cost-aware"
+    assert STRATEGIES[StrategyName.STAGED].options(DraftOptions()) == DraftOptions()
 
 
 # Incumbents
