@@ -30,7 +30,6 @@ from selfspec_tune.search.trials import (
     STOPPED_EARLY,
     MeasuredStudy,
     TrialSettings,
-    as_candidate,
     is_feasible,
     repair_journal,
 )
@@ -550,7 +549,7 @@ def test_an_earlier_trial_is_shown_with_its_value(tmp_path: Path, monkeypatch: p
     study.enqueue(predictions(A, B))
     run_trial(study)
     run_trial(study)
-    shown = [as_candidate(trial, study.draft_of(trial.params)) for trial in study.ended]
+    shown = [study.as_candidate(trial) for trial in study.ended]
     assert [candidate.skip_set for candidate in shown] == [A, B]
     assert [candidate.stopped_early for candidate in shown] == [False, True]
     assert [candidate.origin for candidate in shown] == ["origin 0", "origin 1"]
@@ -564,7 +563,7 @@ def test_an_earlier_lossy_trial_is_shown_without_a_speedup(tmp_path: Path, monke
     study = open_study(tmp_path)
     study.enqueue(predictions(B))
     run_trial(study)
-    shown = as_candidate(study.ended[0], Draft(B))
+    shown = study.as_candidate(study.ended[0])
     assert shown.speedup is None
     assert not shown.stopped_early
 

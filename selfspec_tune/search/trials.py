@@ -26,6 +26,7 @@ from selfspec_tune.statistics import Interval
 STOPPED_EARLY = "stopped_early"
 LOSSY = "lossy"
 _ORIGIN = "origin"
+_IS_SPEEDUP = "is_speedup"  # whether its value is one, or what else the strategy scores by
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -124,6 +125,7 @@ class MeasuredStudy:
             trial.set_constraint(LOSSY, 1.0 if score.is_lossy else -1.0)
             trial.set_user_attr(STOPPED_EARLY, score.stopped_early)
             trial.set_user_attr(LOSSY, score.is_lossy)
+            trial.set_user_attr(_IS_SPEEDUP, score.speedup is not None)
             trial.set_user_attr("acceptance_rate", score.acceptance_rate)
             trial.set_user_attr("decode_speedup_from_counts", score.decode_speedup_from_counts)
             self._study.tell(trial, score.value)
@@ -137,6 +139,19 @@ class MeasuredStudy:
             score.disagreement,
         )
 
+    def as_candidate(self, trial: FrozenTrial) -> Candidate:
+        """A trial of an earlier session, for display; its interval is not kept."""
+        value, attributes = trial.value or 0.0, trial.user_attrs
+        has_speedup = attributes.get(_IS_SPEEDUP, True) and not attributes.get(LOSSY)
+        return Candidate(
+            trial.number,
+            attributes.get(_ORIGIN, self._settings.origin),
+            self.draft_of(trial.params).skip_set,
+            Interval(value, value, value) if has_speedup else None,
+            attributes.get("acceptance_rate"),
+            bool(attributes.get(STOPPED_EARLY)),
+        )
+
     def draft_of(self, parameters: dict[str, Any]) -> Draft:
         """The draft that a trial's parameters stand for."""
         return self._settings.encoding.draft(parameters)
@@ -145,15 +160,6 @@ class MeasuredStudy:
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether a trial ran to its end without a mismatch."""
     return not trial.user_attrs.get(STOPPED_EARLY) and not trial.user_attrs.get(LOSSY)
-
-
-def as_candidate(trial: FrozenTrial, draft: Draft) -> Candidate:
-    """A trial of an earlier session, for display; its interval is not kept."""
-    value = trial.value or 0.0
-    speedup = None if trial.user_attrs.get(LOSSY) else Interval(value, value, value)
-    origin = trial.user_attrs.get(_ORIGIN, "tpe")
-    rate = trial.user_attrs.get("acceptance_rate")
-    return Candidate(trial.number, origin, draft.skip_set, speedup, rate, bool(trial.user_attrs.get(STOPPED_EARLY)))
 
 
 def repair_journal(journal: Path) -> None:

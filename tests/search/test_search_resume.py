@@ -9,7 +9,7 @@ import pytest
 from selfspec_tune.errors import UsageError
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.results import SkipConfig
-from selfspec_tune.search import budget, run_search
+from selfspec_tune.search import budget, final_stage, run_search
 from selfspec_tune.search import run as run_module
 from selfspec_tune.search.study_folder import StudyFolder
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, search_request
@@ -122,21 +122,26 @@ def crash(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("broken", "num_ended"),
+    ("module", "broken", "num_ended"),
     [
-        ("trial_items", 0),
-        ("write_ranking", 0),
-        ("Contest", 3),
-        ("bench_result", 3),
-        ("skip_config", 3),
+        (run_module, "trial_items", 0),
+        (run_module, "write_ranking", 0),
+        (final_stage, "Contest", 3),
+        (final_stage, "bench_result", 3),
+        (run_module, "skip_config", 3),
     ],
 )
 def test_a_search_that_crashed_between_stages_goes_on_with_its_trials(
-    make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, broken: str, num_ended: int
+    make_request: Any,
+    engine: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    broken: str,
+    num_ended: int,
 ) -> None:
     request = make_request()
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, broken, crash)
+        patch.setattr(module, broken, crash)
         with pytest.raises(Crash):
             run_search(request, Listener())
     files = [request.out / name for name in ("trials.jsonl", "selection.jsonl", "test.jsonl")]

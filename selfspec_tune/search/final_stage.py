@@ -1,0 +1,93 @@
+"""After the trials: the finalists on prompts that no trial has read, and the winner on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.bench.outcome import bench_result
+from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import LosslessError
+from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.search import budget
+from selfspec_tune.search.ranking import Ranking
+from selfspec_tune.search.session import Session
+from selfspec_tune.search.trials import MeasuredStudy
+from selfspec_tune.statistics import Interval
+from selfspec_tune.summary import summarise
+
+
+def choose_finalists(study: MeasuredStudy, ranking: Ranking, base: Draft) -> list[Draft]:
+    """The best measured and the best predicted drafts in turns: trials are noisy, predictions may be biased.
+
+    ``base``, which skips nothing, is among them wherever it may gain: what is chosen on little text can lose to it.
+    Raises `LosslessError` where every candidate gave other tokens than plain decoding.
+    """
+    measured = [study.draft_of(trial.params) for trial in study.ranking]
+    predicted = [prediction.draft for prediction in ranking.candidates]
+    drafts = [draft for turn in zip_longest(measured, predicted) for draft in turn if draft is not None]
+    drafts = [draft for draft in drafts if not study.is_lossy(draft)]
+    finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
+    if finalists and not base.precision.is_same:
+        whole = replace(base, policy=finalists[0].policy, vocabulary=finalists[0].vocabulary)
+        if whole not in finalists and not study.is_lossy(whole):
+            finalists[budget.NUM_FINALISTS - 1 :] = [whole]
+    if not finalists:
+        raise LosslessError(
+            "Every candidate gave other tokens than plain decoding by more than a numerical tie: none can be "
+            "trusted here. Run with --dtype float32 or --runner reference to tell why, and report it."
+        )
+    return finalists
+
+
+def select(
+    session: Session, check: LosslessCheck, finalists: Sequence[Draft], num_items: int
+) -> tuple[Draft, Interval | None]:
+    """Measure the finalists side by side on selection prompts; the fastest and its speedup."""
+    items = session.setting.selection[:num_items]
+    session.reporter.stage("finalists", f"{len(finalists)} on {len(items)} selection prompts")
+    arms = [contender(session.workload, draft) for draft in finalists]
+    short = [shortened(item, budget.SELECTION_TOKENS) for item in items]
+    contest = Contest(session.workload, check, short, arms, log=session.folder.selection)
+    runs = contest.run(session.reporter)
+    session.tick()
+    found = {arm.id: _end_to_end([run for run in runs if run.method == arm.id]) for arm in arms}
+    speeds = {name: speedup.value if speedup else 0.0 for name, speedup in found.items()}  # 0: lossy, cannot win
+    for arm in arms:
+        session.reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {arm.description}")
+    best = max(arms, key=lambda arm: speeds[arm.id])
+    assert best.draft is not None
+    session.note(best.draft, speeds[best.id], "selection")
+    return best.draft, found[best.id]
+
+
+def measure_winner(session: Session, check: LosslessCheck, winner: Draft, promised: Interval | None) -> BenchResult:
+    """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts."""
+    items = session.setting.test
+    session.reporter.stage("test", f"the winner on {len(items)} held-out prompts: {winner.skip_set}")
+    arm = contender(session.workload, winner)
+    contest = Contest(
+        session.workload,
+        check,
+        items,
+        [arm],
+        reference_arms(session.workload, arm, uniform_and_random=False),
+        num_reference_items=budget.NUM_REFERENCE_ITEMS,
+        log=session.folder.test,
+    )
+    runs = contest.run(session.reporter)
+    record = session.setting.prompt_record()
+    selection = promised.value if promised else None
+    provenance = bench_provenance(session.workload, check, prompts=record, selection_speedup=selection)
+    result = bench_result(session.workload, contest.arms, runs, split="test", in_sample=False, provenance=provenance)
+    result.save(session.folder.bench)
+    return result
+
+
+def _end_to_end(runs: Sequence[PairedRun]) -> Interval | None:
+    """End-to-end ratio of totals; None for lossy runs."""
+    return summarise("runs", "runs", runs).end_to_end_speedup

@@ -1,0 +1,134 @@
+"""The trials of a search: candidates really decode, the predicted ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from selfspec_tune.bench.contest import shortened
+from selfspec_tune.bench.run import contender
+from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.engine.teacher_forcing import make_scorer
+from selfspec_tune.measure.arms import autoregressive_arm
+from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.reporting import Candidate, Progress
+from selfspec_tune.search import budget
+from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
+from selfspec_tune.search.encoding import Encoding
+from selfspec_tune.search.proxy import Prediction
+from selfspec_tune.search.ranking import Ranking
+from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS
+from selfspec_tune.search.scoring import MatchScoring, PairedScoring, Scoring, TimedScoring
+from selfspec_tune.search.session import Session
+from selfspec_tune.search.starts import START, to_measure
+from selfspec_tune.search.strategies import ScoredBy
+from selfspec_tune.search.trials import MeasuredStudy, TrialSettings
+
+
+def open_study(session: Session, ranking: Ranking) -> MeasuredStudy:
+    """The study in the session's folder, begun or resumed, with the ranking's candidates in its queue."""
+    draft, setting, strategy = session.request.draft, session.setting, session.strategy
+    kinds = draft.policy_kinds
+    priors = [candidate.draft.policy.prior for candidate in ranking.candidates]
+    encoding = Encoding(
+        setting.space.with_vocabulary(ranking.vocabulary).costed_by(ranking.costs),
+        kinds,
+        _lengths(kinds) if draft.max_draft_tokens is None else (draft.max_draft_tokens,),
+        EXIT_THRESHOLDS if draft.exit_threshold is None else (draft.exit_threshold,),
+        next((prior for prior in priors if prior is not None), None),
+        as_reals=strategy.as_reals,
+    )
+    origin = "tpe" if strategy.has_proxy else session.request.strategy.value
+    study = MeasuredStudy(session.folder.path, TrialSettings(encoding, session.seed, strategy.sampler, origin))
+    study.enqueue(ranking.queue)
+    if not strategy.has_proxy:
+        starts = to_measure(setting.starts)
+        study.enqueue([Prediction(encoding.space.projected(draft), 0.0, START) for draft in starts])
+    return study
+
+
+def run_trials(
+    session: Session,
+    study: MeasuredStudy,
+    answers: Sequence[Answer],
+    ranking: Ranking,
+    check: LosslessCheck,
+    shares: budget.Shares,
+) -> None:
+    """Trials until the budget ends; ``answers``: those that they decode again."""
+    reporter, clock, request = session.reporter, session.clock, session.request
+    most = budget.max_trials(request.trials, request.timeout_seconds)
+    items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=session.seed + 1)
+    scoring, said = _scoring(session, answers, items, ranking, check)
+    reporter.stage("trials", said)
+    for trial in study.ended:
+        reporter.trial(study.as_candidate(trial))
+    for arm in (autoregressive_arm(session.workload), contender(session.workload, first_draft(session, ranking))):
+        arm.decode(items[0])  # a warm-up: the first trial is timed like every other
+    drafts = session.strategy.starts(session.setting.space, session.seed)
+    apart: list[Candidate] = []
+    while len(study.ended) < most and _may_try(study, clock, shares):
+        number, turn = len(study.ended), session.strategy.turn
+        is_samplers = turn is not None and number % turn == 0
+        if not is_samplers:
+            _enqueue_next(study, drafts, request.strategy.value)
+        left = clock.left - shares.reserved
+        reporter.progress(Progress(number, most, left if isfinite(left) else None))
+        candidate = study.run_trial(scoring)
+        reporter.trial(candidate)
+        if candidate.disagreement:
+            apart.append(candidate)
+            if len(apart) == 1:
+                reporter.notice(f"trial {candidate.number}: {candidate.disagreement}")
+        _report_best(session, study, candidate)
+        session.tick()
+    if len(apart) > 1:
+        reporter.notice(f"{len(apart)} trials were as far from their counts; the last, {apart[-1].disagreement}")
+
+
+def _enqueue_next(study: MeasuredStudy, drafts: Iterator[Draft], origin: str) -> None:
+    """Queue the next of ``drafts`` that no trial has had, unless one waits already."""
+    while not study.has_queued:
+        draft = next(drafts, None)
+        if draft is None:
+            return
+        study.enqueue([Prediction(draft, 0.0, origin)])
+
+
+def first_draft(session: Session, ranking: Ranking) -> Draft:
+    """The best predicted draft; without predictions the one that skips nothing."""
+    return ranking.candidates[0].draft if ranking.candidates else session.setting.space.base
+
+
+def _scoring(
+    session: Session, answers: Sequence[Answer], items: Sequence[WorkItem], ranking: Ranking, check: LosslessCheck
+) -> tuple[Scoring, str]:
+    """How the strategy scores a trial, and that in words."""
+    workload = session.workload
+    if session.strategy.scored_by is ScoredBy.TIME:
+        whole = [shortened(answer.item, budget.SELF_SD_TOKENS) for answer in answers[: budget.TRIAL_ITEMS]]
+        return TimedScoring(workload, whole), f"{len(whole)} prompts, {budget.SELF_SD_TOKENS} tokens each, alone"
+    if session.strategy.scored_by is ScoredBy.MATCHES:
+        spread = spread_windows(answers, length=budget.SWIFT_TOKENS, most=1, seed=session.seed)
+        scorer = make_scorer(workload.runner, workload.loaded, [window for _, window in spread])
+        return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
+    said = f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each"
+    return PairedScoring(workload, items, check, session.folder.trials, ranking.costs), said
+
+
+def _may_try(study: MeasuredStudy, clock: budget.Clock, shares: budget.Shares) -> bool:
+    """At least one trial is measured, whatever the time; then only what leaves time for the rest."""
+    return not study.ended or clock.left > shares.reserved + shares.trial
+
+
+def _report_best(session: Session, study: MeasuredStudy, candidate: Candidate) -> None:
+    ranking = study.ranking
+    if ranking and ranking[0].number == candidate.number:
+        session.note(study.draft_of(ranking[0].params), ranking[0].value or 0.0, "trials")
+        session.reporter.best(candidate)
+
+
+def _lengths(kinds: Sequence[PolicyKind]) -> tuple[int, ...]:
+    """Draft lengths to search; a cost-aware policy finds its own up to the longest."""
+    return (max(DRAFT_LENGTHS),) if set(kinds) == {PolicyKind.COST_AWARE} else DRAFT_LENGTHS
