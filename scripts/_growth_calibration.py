@@ -138,7 +138,7 @@ def _evaluate(scorer: DraftScorer, num_layers: int) -> tuple[list[float], list[f
         begun = perf_counter()
         trace = scorer.trace(Draft(skipped))
         traced = perf_counter()
-        best_policy(trace.matches, trace.confidences, _STEPS, grid)
+        best_policy(trace, _STEPS, grid)
         passes.append(traced - begun)
         replays.append(perf_counter() - traced)
     return passes, replays

@@ -13,7 +13,7 @@ from _growth_trials import joint_space
 from selfspec_tune.prompts.splits import default_split_sizes
 from selfspec_tune.search import budget
 from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.ranking import HELD_OUT, TEXTS, Text
+from selfspec_tune.search.texts import HELD_OUT, IMPORTANCE, TEXTS, Text
 
 _BYTES = 2  # bfloat16
 _INT4_BITS = 4.5  # a weight, scales included: what the engine's int4 copies hold
@@ -138,7 +138,7 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
     importance = num_steps(joint_space(shape.layers)) + 1  # and the base
     stages = {
         "calibrate": answers * (prefill + task.new_tokens * step),
-        "importance": importance * evaluations[TEXTS[0].name],
+        "importance": importance * _evaluation(IMPORTANCE, shape, machine, measured["replay_seconds"]),
         "step costs": budget.costs_seconds(task.seconds),
         "proxy": proxy,
         "finalists and test": shares.reserved,
@@ -171,8 +171,8 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
 
 def _evaluation(text: Text, shape: Shape, machine: Machine, replay_seconds: float) -> float:
     """One wide pass of a draft that skips nothing, the dearest there is, and the replay."""
-    positions = text.num_windows * text.length
-    return machine.pass_seconds(shape, positions) + positions * replay_seconds
+    replayed = text.num_windows * text.length
+    return machine.pass_seconds(shape, text.num_rows) + replayed * replay_seconds
 
 
 def fitting(seconds: float, trial_seconds: float, overheads: Sequence[float]) -> tuple[int, float]:

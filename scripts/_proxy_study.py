@@ -140,7 +140,8 @@ class ProxyStudy:
         self._reporter.stage("proxy", f"{variant} cache, {len(self._kinds)} policies")
         arguments, workload = self._arguments, self._workload
         alone = variant == STANDALONE
-        scorer = candidates.Remembering(make_scorer(workload.runner, workload.loaded, text.windows, standalone=alone))
+        made = make_scorer(workload.runner, workload.loaded, text.windows, standalone=alone, depths=arguments.depths)
+        scorer = candidates.Remembering(made)
         first, *others = [self._proxy(variant, kind, scorer, known) for kind in self._kinds]
         if drafts is None:
             fingerprint, most = workload.loaded.fingerprint, arguments.pool
@@ -161,7 +162,7 @@ class ProxyStudy:
         )
 
     def _speed(self, text: Text, drafts: Sequence[Draft], known: Preparation) -> dict[str, Any]:
-        """Of the token-exact proxy under the first policy, on about as much text as its target is for."""
+        """Of the token-exact proxy, as a search begins with it, on about as much text as its target is for."""
         file = self._out / "speed.json"
         if not file.exists():
             reached = list(accumulate(window.end - window.start for window in text.windows))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from selfspec_tune.costs import Counts, StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.engine.teacher_forcing import Trace
 from selfspec_tune.search.replay import (
     DRAFT_LENGTHS,
     EXIT_THRESHOLDS,
@@ -39,8 +40,14 @@ def steps(draft: float) -> StepCosts:
 STEPS = StepCosts(decode=1.0, draft=0.2, verify=(1.0, 1.05, 1.1, 1.15, 1.2))
 
 
+def traced(
+    matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]], later: tuple[Trace, ...] = ()
+) -> Trace:
+    return Trace(tuple(map(tuple, matches)), tuple(map(tuple, confidences)), 0.0, later)
+
+
 def counts(match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None) -> Counts:
-    return replay([match], [confidence or [1.0] * len(match)], policy)
+    return replay(traced([match], [confidence or [1.0] * len(match)]), policy)
 
 
 def fixed(length: int) -> DraftPolicy:
@@ -91,7 +98,7 @@ def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_w
     policy = DraftPolicy(ADAPTIVE, 2, 0.5, step=0.2, threshold_momentum=0.0)
     # Thresholds 0.5, 0.7, 0.9: in the third round 0.8 no longer reaches it.
     window, confidence = [False, False, True, True], [0.8] * 4
-    found = replay([window, window], [confidence, confidence], policy)
+    found = replay(traced([window, window], [confidence, confidence]), policy)
     assert found.drafted == [2, 2, 1, 2, 2, 1]
     assert found.accepted == [0, 0, 1, 0, 0, 1]
 
@@ -99,7 +106,7 @@ def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_w
 def test_an_adaptive_threshold_goes_on_over_windows_until_the_answer_is_long_enough() -> None:
     policy = DraftPolicy(ADAPTIVE, 2, 0.5, step=0.2, threshold_momentum=0.0)
     window, confidence = [False, False, True, True], [0.8] * 4
-    found = replay([window] * 3, [confidence] * 3, policy, answer_tokens=8)
+    found = replay(traced([window] * 3, [confidence] * 3), policy, answer_tokens=8)
     # Thresholds 0.5, 0.7, 0.9 as above; from there on 0.8 is too little, until the third window begins anew.
     assert found.drafted[:3] == [2, 2, 1]
     assert found.drafted[3] == 1
@@ -109,15 +116,15 @@ def test_an_adaptive_threshold_goes_on_over_windows_until_the_answer_is_long_eno
 def test_a_cost_aware_policy_that_knows_a_good_draft_uses_it_from_the_first_token() -> None:
     # A draft of 0.6 steps a token: one of which nothing is known is taken for too bad to try.
     costs = StepCosts(1.0, 0.6, (1.0, 1.05, 1.1, 1.15, 1.2))
-    matches, confidences = [[True] * 24] * 4, [[0.99] * 24] * 4
+    trace = traced([[True] * 24] * 4, [[0.99] * 24] * 4)
     blind = DraftPolicy(PolicyKind.COST_AWARE, 4)
-    informed = with_prior(blind, acceptance_prior(matches, confidences))
-    assert costs.speedup(replay(matches, confidences, blind, costs)) < 1.02
-    assert costs.speedup(replay(matches, confidences, informed, costs, answer_tokens=96)) > 1.2
+    informed = with_prior(blind, acceptance_prior(trace))
+    assert costs.speedup(replay(trace, blind, costs)) < 1.02
+    assert costs.speedup(replay(trace, informed, costs, answer_tokens=96)) > 1.2
 
 
 def test_only_policies_that_expect_anything_take_a_prior() -> None:
-    prior = acceptance_prior([[True]], [[0.9]])
+    prior = acceptance_prior(traced([[True]], [[0.9]]))
     assert with_prior(fixed(3), prior) == fixed(3)
     assert with_prior(DraftPolicy(PolicyKind.COST_AWARE, 4), prior).prior == prior
 
@@ -129,7 +136,7 @@ def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() 
 
 def test_what_a_lookup_finds_is_taken_first_and_costs_no_draft_step() -> None:
     lookups = [LookedUp(3, 2, 2), *[LookedUp()] * 6]
-    found = replay([[False] * 7], [[1.0] * 7], fixed(2), lookups=[lookups])
+    found = replay(traced([[False] * 7], [[1.0] * 7]), fixed(2), lookups=[lookups])
     assert (found.sources[:2], found.drafted[:2], found.accepted[:2]) == (["ngram", "model"], [3, 2], [2, 0])
     assert found.num_passes == sum(found.drafted) - 3
     assert Counts([2, 3], [0, 0]).num_passes == 5  # of a record that does not say who drafted
@@ -143,11 +150,16 @@ def test_a_cost_aware_policy_is_not_replayed_without_costs() -> None:
 def test_a_traces_prior_is_its_acceptance_by_confidence() -> None:
     matches = [[True, True, False], [False] * 6]
     confidences = [[0.9, 0.9, 0.9], [0.1] * 6]
-    prior = acceptance_prior(matches, confidences)
+    prior = acceptance_prior(traced(matches, confidences))
     assert prior.mean == pytest.approx(2 / 9, abs=1e-4)
     assert prior.by_confidence[0] == pytest.approx((0 + 4 * 0.1) / 10, abs=1e-4)
     assert prior.by_confidence[5] == pytest.approx((2 + 4 * 0.885) / 7, abs=1e-4)
     assert prior.by_confidence[9] == pytest.approx(0.9975, abs=1e-4)  # nothing seen: its confidence
+
+
+def test_a_prior_is_of_all_tokens_of_a_draft_alike() -> None:
+    later = traced([[False] * 4], [[0.9] * 4])
+    assert acceptance_prior(traced([[True] * 4], [[0.9] * 4], (later,))).mean == 0.5
 
 
 def test_the_grid_of_a_cost_aware_policy_is_one_policy() -> None:
@@ -155,13 +167,29 @@ def test_the_grid_of_a_cost_aware_policy_is_one_policy() -> None:
 
 
 def test_windows_are_replayed_one_after_another() -> None:
-    found = replay([[True, True], [False]], [[1.0, 1.0], [1.0]], fixed(2))
+    found = replay(traced([[True, True], [False]], [[1.0, 1.0], [1.0]]), fixed(2))
     assert (found.drafted, found.accepted) == ([2, 1], [2, 0])
 
 
 def test_windows_and_confidences_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="zip"):
-        replay([[True]], [], fixed(2))
+        replay(traced([[True]], []), fixed(2))
+
+
+def test_a_later_token_of_a_draft_is_what_the_trace_of_its_place_says() -> None:
+    third = traced([[False] * 4 + [True] * 5], [[0.3] * 4 + [0.9] * 5])
+    second = traced([[True] * 9], [[0.6] * 9])
+    trace = traced([[True] * 9], [[0.9] * 9], later=(second, third))
+    # The first and the second token are right; the third, and any after it, from position 4 on.
+    found = replay(trace, fixed(4))
+    assert (found.drafted, found.accepted) == ([4, 4, 1], [2, 4, 1])
+    # Confidence in the second is too little, wherever the draft begins.
+    assert replay(trace, DraftPolicy(THRESHOLD, 4, 0.7)).drafted == [2, 2, 2]
+
+
+def test_without_traces_of_later_places_the_first_stands_for_all() -> None:
+    same = traced([[True, False, True, True]], [[0.9, 0.8, 0.7, 0.6]])
+    assert replay(traced(same.matches, same.confidences, (same,)), fixed(3)) == replay(same, fixed(3))
 
 
 TRACES = st.lists(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=20), min_size=1, max_size=4)
@@ -176,7 +204,7 @@ def test_replayed_counts_are_those_of_a_possible_run(
 ) -> None:
     matches = [[match for match, _ in window] for window in trace]
     confidences = [[confidence for _, confidence in window] for window in trace]
-    found = replay(matches, confidences, policy, STEPS)
+    found = replay(traced(matches, confidences), policy, STEPS)
     positions = sum(len(window) for window in trace)
     assert len(found.drafted) == len(found.accepted)
     assert all(0 <= a <= d for a, d in zip(found.accepted, found.drafted, strict=True))
@@ -191,7 +219,7 @@ def test_replayed_counts_are_those_of_a_possible_run(
 def test_a_longer_fixed_draft_needs_no_more_rounds(trace: list[list[tuple[bool, float]]], length: int) -> None:
     matches = [[match for match, _ in window] for window in trace]
     confidences = [[confidence for _, confidence in window] for window in trace]
-    short, long = (replay(matches, confidences, fixed(n)) for n in (length, length + 1))
+    short, long = (replay(traced(matches, confidences), fixed(n)) for n in (length, length + 1))
     assert len(long.drafted) <= len(short.drafted)
 
 
@@ -206,22 +234,22 @@ def test_a_fixed_policy_has_no_threshold_to_choose() -> None:
 
 
 def test_the_best_policy_drafts_long_where_everything_matches() -> None:
-    matches, confidences = [[True] * 12], [[0.9] * 12]
-    policy, speedup = best_policy(matches, confidences, steps(0.1), [fixed(1), fixed(3), fixed(2)])
+    trace = traced([[True] * 12], [[0.9] * 12])
+    policy, speedup = best_policy(trace, steps(0.1), [fixed(1), fixed(3), fixed(2)])
     assert policy == fixed(3)
     # 3 rounds of 3 drafts, each verified in 1.5: 12 tokens in 3 · 1.8
     assert speedup == pytest.approx(12 / (3 * 1.8))
 
 
 def test_the_best_policy_stops_early_where_confidence_tells() -> None:
-    matches, confidences = [[True, False] * 6], [[0.9, 0.2] * 6]
-    policy, _ = best_policy(matches, confidences, steps(0.3), list(policies(THRESHOLD, (1, 4), (0.0, 0.5))))
+    trace = traced([[True, False] * 6], [[0.9, 0.2] * 6])
+    policy, _ = best_policy(trace, steps(0.3), list(policies(THRESHOLD, (1, 4), (0.0, 0.5))))
     assert policy.max_draft_tokens == 1 or policy.exit_threshold == 0.5
 
 
 def test_of_equal_policies_the_first_is_taken() -> None:
     grid = [DraftPolicy(THRESHOLD, 2, 0.3), DraftPolicy(THRESHOLD, 2, 0.1)]
-    assert best_policy([[True] * 4], [[0.9] * 4], steps(0.1), grid)[0] is grid[0]
+    assert best_policy(traced([[True] * 4], [[0.9] * 4]), steps(0.1), grid)[0] is grid[0]
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +283,9 @@ def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_position
 
     answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
     window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
-    trace = make_scorer(runner, loaded, [window]).trace(draft)
+    trace = make_scorer(runner, loaded, [window], depths=draft.policy.max_draft_tokens).trace(draft)
     lookups = [look_up(window, draft.ngram)] if draft.ngram else None
-    return replay(trace.matches, trace.confidences, draft.policy, STEPS, lookups, draft.ngram)
+    return replay(trace, draft.policy, STEPS, lookups, draft.ngram)
 
 
 def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> None:
@@ -291,9 +319,11 @@ def test_replaying_with_a_lookup_gives_a_real_runs_counts(
     check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, ngram=lookup), num_positions)
 
 
-@settings(max_examples=15, deadline=None)
-@given(flags=st.lists(st.booleans(), min_size=8, max_size=8), num_positions=st.integers(1, 30))
-def test_replaying_drafts_of_one_token_gives_a_real_runs_counts_for_any_skip_set(
-    runner: FastRunner, loaded: LoadedModel, flags: list[bool], num_positions: int
+@settings(max_examples=40, deadline=None)
+@given(
+    flags=st.lists(st.booleans(), min_size=8, max_size=8), num_positions=st.integers(1, 30), length=st.integers(1, 5)
+)
+def test_replaying_all_places_of_a_draft_gives_a_real_runs_counts_for_any_skip_set(
+    runner: FastRunner, loaded: LoadedModel, flags: list[bool], num_positions: int, length: int
 ) -> None:
-    check_against_reality(runner, loaded, Draft(SkipSet.from_flags(flags), fixed(1)), num_positions)
+    check_against_reality(runner, loaded, Draft(SkipSet.from_flags(flags), fixed(length)), num_positions)

@@ -96,7 +96,7 @@ def test_the_standalone_proxy_predicts_the_counts_exactly(loaded: LoadedModel, s
     text = [*prompt, *autoregressive(runner, prompt, Limits(41), Sampler()).tokens]
     window = Window(tuple(text), len(prompt), len(text) - 1)
     trace = StandaloneScorer(runner, [window]).trace(draft)
-    predicted = replay(trace.matches, trace.confidences, FIXED)
+    predicted = replay(trace, FIXED)
     made = self_speculative(standalone(loaded), prompt, Limits(41), Sampler(), draft)
     rounds = min(len(predicted.accepted), len(made.accepted)) - 1  # the last one meets the text's end
     assert rounds > 5

@@ -122,6 +122,40 @@ def test_the_token_exact_pass_equals_drafting_from_every_true_prefix(
     _assert_same(trace, _by_drafting(RUNNERS[name](loaded), windows, Draft(SKIP_SETS[skipped])))
 
 
+def _after_drafting(runner: Runner, windows: Sequence[Window], draft: Draft, before: int) -> list[list[_Step]]:
+    """The step at each position of a draft that began up to ``before`` positions earlier, in the window."""
+    runner.set_draft(draft)
+    steps = []
+    for window in windows:
+        steps.append([])
+        for position in range(window.start, window.end):
+            begun = max(position - before, window.start)
+            runner.prefill(window.tokens[: begun + 1])
+            runner.rewind(begun)
+            logits = [runner.draft_step(token) for token in window.tokens[begun : position + 1]][-1]
+            steps[-1].append(_step(logits, window.tokens[position + 1]))
+    return steps
+
+
+@pytest.mark.parametrize("skipped", SKIP_SETS)
+def test_later_tokens_of_a_draft_are_scored_as_they_are_drafted(
+    loaded: LoadedModel, fast: FastRunner, windows: list[Window], skipped: str
+) -> None:
+    short = Window(tuple(prompt_tokens(9, seed=4)), 6, 8)  # fewer positions than tokens told apart
+    texts, draft, runner = [short, *windows], Draft(SKIP_SETS[skipped]), ReferenceRunner(loaded)
+    trace = TokenExactScorer(fast, texts, depths=4).trace(draft)
+    assert len(trace.later) == 3
+    for before, place in enumerate((trace, *trace.later)):
+        _assert_same(place, _after_drafting(runner, texts, draft, before))
+
+
+def test_telling_tokens_of_a_draft_apart_leaves_the_first_as_it_was(fast: FastRunner, windows: list[Window]) -> None:
+    draft = Draft(SKIP_SETS["some"])
+    alone, apart = (TokenExactScorer(fast, windows, depths).trace(draft) for depths in (1, 3))
+    assert apart.matches == alone.matches
+    assert apart.nll == pytest.approx(alone.nll, rel=1e-6)
+
+
 @pytest.mark.parametrize("vocabulary", [20, 60, 128])
 def test_a_restricted_vocabulary_is_scored_as_it_drafts(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window], vocabulary: int

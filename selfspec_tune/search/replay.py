@@ -1,6 +1,6 @@
 """What a draft policy would do along a trace, in pure functions.
 
-A trace is what one teacher-forced pass of the draft says at every position of a known
+A trace is what a teacher-forced pass of the draft says at every position of a known
 text. Replaying the policy over it yields the counts of a real run without decoding; the
 cost model turns counts into a predicted speedup.
 """
@@ -14,6 +14,7 @@ from itertools import pairwise, product
 
 from selfspec_tune.costs import Counts, StepCosts
 from selfspec_tune.draft import CONFIDENCE_EDGES, AcceptancePrior, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.engine.teacher_forcing import Trace
 from selfspec_tune.policies import PolicyState, start
 
 DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -34,54 +35,63 @@ NOT_FOUND = LookedUp()
 
 
 def replay(
-    matches: Sequence[Sequence[bool]],
-    confidences: Sequence[Sequence[float]],
+    trace: Trace,
     policy: DraftPolicy,
     costs: StepCosts | None = None,
     lookups: Sequence[Sequence[LookedUp]] | None = None,
     ngram: NgramLookup | None = None,
     answer_tokens: int = 0,
 ) -> Counts:
-    """Run ``policy`` over every window of a trace.
+    """Run ``policy`` over every window of ``trace``.
 
-    Position i of a window says whether the token drafted after it matches, and how
-    probable the draft found it; ``lookups`` say what ``ngram`` finds there. A generation goes
+    ``lookups`` say what ``ngram`` finds at every position of every window. A generation goes
     on over further windows until it has ``answer_tokens``: policies that learn are seen as long as
     in real answers, not as in so many beginnings. 0: each window is a generation. Raises
     ValueError for a cost-aware policy without ``costs``.
     """
     counts, state, num_tokens = Counts(), None, 0
-    found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in matches]
+    depths = (trace, *trace.later)
+    found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
     draft_tokens = 0 if ngram is None else ngram.draft_tokens
+    matches = zip(*(one.matches for one in depths), strict=True)
+    confidences = zip(*(one.confidences for one in depths), strict=True)
     for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
         window = _Window(match, confidence, looked_up, draft_tokens)
         if state is None or num_tokens >= answer_tokens:
             state, num_tokens = start(policy, costs, ngram=ngram), 0
         _replay_window(counts, state, window)
-        num_tokens += len(match)
+        num_tokens += len(looked_up)
     return counts
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A trace of one window, and what the lookup finds along it; ``draft_tokens`` as in `NgramLookup`."""
+    """Traces of one window by depth, and what the lookup finds along it; ``draft_tokens`` as in `NgramLookup`."""
 
-    match: Sequence[bool]
-    confidence: Sequence[float]
+    match: Sequence[Sequence[bool]]
+    confidence: Sequence[Sequence[float]]
     lookups: Sequence[LookedUp]
     draft_tokens: int
 
-    def guesses(self, position: int, most: int, state: PolicyState) -> tuple[int, int]:
-        """How many tokens the pass at ``position`` tries, and how many come out of it beside its own: those right."""
-        found = self.lookups[position]
+    def matches(self, begun: int, drafted: int) -> bool:
+        """Whether a draft begun at position ``begun`` is right after ``drafted`` tokens that were."""
+        return self.match[min(drafted, len(self.match) - 1)][begun + drafted]
+
+    def confidence_of(self, begun: int, drafted: int) -> float:
+        """The same of how probable it finds its token."""
+        return self.confidence[min(drafted, len(self.confidence) - 1)][begun + drafted]
+
+    def guesses(self, begun: int, drafted: int, most: int, state: PolicyState) -> tuple[int, int]:
+        """How many tokens the pass after ``drafted`` tries, and how many come out of it beside its own: those right."""
+        found = self.lookups[begun + drafted]
         tried = min(found.num_found, self.draft_tokens, most)
         tried = state.num_guesses(tried, found.match_length) if tried > 0 else 0
         right = min(found.num_right, tried)
-        return tried, next((n for n in range(right) if not self.match[position + n]), right)
+        return tried, next((n for n in range(right) if not self.matches(begun, drafted + n)), right)
 
 
 def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
-    position, last = 0, len(window.match)
+    position, last = 0, len(window.lookups)
     while position < last:
         found = window.lookups[position]
         plan = state.begin(last - position, found.num_found, found.match_length)
@@ -107,27 +117,31 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
     drafted = accepted = passes = guesses = ahead = 0
     agrees = True
     while drafted < most:
-        here = position + drafted
         if ahead:
             ahead -= 1
         else:
             passes += 1
-            tried, ahead = window.guesses(here, most - drafted - 1, state) if agrees else (0, 0)
+            tried, ahead = window.guesses(position, drafted, most - drafted - 1, state) if agrees else (0, 0)
             guesses += tried
-        agrees = agrees and window.match[here]
+        agrees = agrees and window.matches(position, drafted)
         accepted += agrees
+        confidence = window.confidence_of(position, drafted)
         drafted += 1
-        if not state.wants_more(drafted, window.confidence[here], ahead):
+        if not state.wants_more(drafted, confidence, ahead):
             break
     return drafted, accepted, passes, guesses
 
 
-def acceptance_prior(matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]]) -> AcceptancePrior:
-    """What a trace tells a cost-aware policy to expect; where it has few positions, acceptance equals confidence."""
+def acceptance_prior(trace: Trace) -> AcceptancePrior:
+    """What a trace tells a cost-aware policy to expect of all tokens of a draft alike.
+
+    Where it has few positions, acceptance equals confidence.
+    """
     bounds = (0.0, *CONFIDENCE_EDGES, 1.0)
     rights = [_PRIOR_STRENGTH * (low + high) / 2 for low, high in pairwise(bounds)]
     counts = [_PRIOR_STRENGTH] * len(rights)
-    flat = [pair for window in zip(matches, confidences, strict=True) for pair in zip(*window, strict=True)]
+    windows = [pair for one in (trace, *trace.later) for pair in zip(one.matches, one.confidences, strict=True)]
+    flat = [pair for window in windows for pair in zip(*window, strict=True)]
     for match, confidence in flat:
         index = bisect_right(CONFIDENCE_EDGES, confidence)
         rights[index] += match
@@ -158,8 +172,7 @@ def policies(
 
 
 def best_policy(
-    matches: Sequence[Sequence[bool]],
-    confidences: Sequence[Sequence[float]],
+    trace: Trace,
     steps: StepCosts,
     grid: Sequence[DraftPolicy],
     lookups: Sequence[Sequence[LookedUp]] | None = None,
@@ -167,7 +180,7 @@ def best_policy(
     answer_tokens: int = 0,
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
-    replays = (replay(matches, confidences, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
+    replays = (replay(trace, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
     scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup

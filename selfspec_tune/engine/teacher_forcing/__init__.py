@@ -27,9 +27,12 @@ __all__ = [
 
 
 def make_scorer(
-    runner: Runner, loaded: LoadedModel, windows: Sequence[Window], *, standalone: bool = False
+    runner: Runner, loaded: LoadedModel, windows: Sequence[Window], *, standalone: bool = False, depths: int = 1
 ) -> DraftScorer:
-    """The scorer of drafts that share the full model's cache, or of ``standalone`` ones that run by themselves."""
+    """The scorer of drafts that share the full model's cache, or of ``standalone`` ones that run by themselves.
+
+    ``depths``: of the first, how many tokens of a draft are told apart, where the architecture allows it.
+    """
     if isinstance(runner, FastRunner):
-        return StandaloneScorer(runner, windows) if standalone else TokenExactScorer(runner, windows)
+        return StandaloneScorer(runner, windows) if standalone else TokenExactScorer(runner, windows, depths)
     return StandaloneReferenceScorer(loaded, windows) if standalone else BlockScorer(loaded, windows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,21 +30,16 @@ class LayerwiseScorer:
     approximation = ""
 
     @torch.inference_mode()
-    def __init__(self, runner: FastRunner, windows: Sequence[Window], stretches: Sequence[tuple[int, int]]) -> None:
-        """``stretches``: the first and the last but one position of each window's text that the draft computes."""
+    def __init__(self, runner: FastRunner, windows: Sequence[Window], positions: Sequence[Sequence[int]]) -> None:
+        """``positions``: those of each window's text that the draft computes, its own as often as tokens of a draft."""
         self.windows = windows
         self._runner = runner
-        tokens = [token for window, (a, b) in zip(windows, stretches, strict=True) for token in window.tokens[a:b]]
+        tokens = [window.tokens[i] for window, own in zip(windows, positions, strict=True) for i in own]
         self._embedded = runner.embed(tokens)
-        rows = torch.cat([torch.arange(a, b) for a, b in stretches])
+        rows = torch.tensor([i for own in positions for i in own])
         self._rotation = runner.rotation(rows.to(self._embedded.device), max(window.end for window in windows))
-        self._bounds = bounds([b - a for a, b in stretches])
-        self._scored = torch.cat(
-            [
-                torch.arange(begin + window.start - a, begin + window.end - a)
-                for window, (a, _), (begin, _) in zip(windows, stretches, self._bounds, strict=True)
-            ]
-        ).to(self._embedded.device)
+        self._bounds = bounds([len(own) for own in positions])
+        self._scored = _scored(windows, positions, self._bounds).to(self._embedded.device)
         self._known = _HiddenStates(_KEPT_BYTES)
 
     @torch.inference_mode()
@@ -57,7 +53,8 @@ class LayerwiseScorer:
             hidden = self.through(hidden, index, sublayers[index])
             if (index + 1) % _EVERY == 0:
                 self._known.keep(sublayers[: index + 1], hidden)
-        return to_trace(self.logits(hidden, draft), self.windows)
+        first, *later = (to_trace(self._head(hidden[rows], draft), self.windows) for rows in self._scored)
+        return replace(first, later=tuple(later))
 
     def prepare(self, draft: Draft) -> None:
         """Make the low-precision copies that ``draft`` computes with; the runner's draft becomes this one."""
@@ -87,14 +84,26 @@ class LayerwiseScorer:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, draft: Draft) -> Tensor:
-        """Logits [scored positions, draft vocabulary] of hidden states after the last sub-layer."""
-        return self._runner.head(hidden[self._scored], draft.vocabulary, draft.precision.head)
+        """Logits [the windows' positions, draft vocabulary], as first of a draft, after the last sub-layer."""
+        return self._head(hidden[self._scored[0]], draft)
+
+    def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
+        return self._runner.head(hidden, draft.vocabulary, draft.precision.head)
 
     def _attend(
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         """Attention of window ``number``'s positions [positions, heads, size]; [positions, heads * size]."""
         raise NotImplementedError
+
+
+def _scored(windows: Sequence[Window], positions: Sequence[Sequence[int]], pieces: Sequence[tuple[int, int]]) -> Tensor:
+    """[depths, the windows' positions]: where among all rows each of the windows' own is, every time it comes."""
+    found = []
+    for window, own, (begin, _) in zip(windows, positions, pieces, strict=True):
+        rows = [row for row, position in enumerate(own, begin) if position >= window.start]
+        found.append(torch.tensor(rows).reshape(-1, window.end - window.start))
+    return torch.cat(found, 1)
 
 
 class _HiddenStates:

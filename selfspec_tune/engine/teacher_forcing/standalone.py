@@ -25,7 +25,7 @@ class StandaloneScorer(LayerwiseScorer):
     """The draft's own causal pass over each window's whole text, on the fast runner's sub-layers."""
 
     def __init__(self, runner: FastRunner, windows: Sequence[Window]) -> None:
-        super().__init__(runner, windows, [(0, window.end) for window in windows])
+        super().__init__(runner, windows, [range(window.end) for window in windows])
 
     def _attend(
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor

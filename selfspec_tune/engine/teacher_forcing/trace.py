@@ -36,11 +36,15 @@ class Trace:
     ``matches``: its most probable token is the full model's; ``confidences``: the
     probability it gives to its most probable token; ``nll``: mean negative log-likelihood
     (nats) of the full model's tokens, those outside the draft's vocabulary left out.
+
+    All that as the first token of a draft. ``later[k]``: the same as token k + 2 of one, whose earlier
+    tokens were right; the last of them stands for all further tokens. Empty: the first stands for all.
     """
 
     matches: tuple[tuple[bool, ...], ...]
     confidences: tuple[tuple[float, ...], ...]
     nll: float
+    later: tuple[Trace, ...] = ()
 
     @property
     def match_rate(self) -> float:
@@ -52,7 +56,7 @@ class Trace:
 class DraftScorer(Protocol):
     """Scores drafts on fixed windows of text; a draft's policy and lookup have no influence.
 
-    ``approximation``: in what the score differs from real drafting; empty where in nothing.
+    ``approximation``: what a user should know where the architecture allows no better score; empty: nothing.
     """
 
     windows: Sequence[Window]
