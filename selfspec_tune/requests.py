@@ -217,6 +217,9 @@ class CompareRequest:
         if len(set(self.strategies)) < max(2, len(self.strategies)):
             names = ", ".join(self.strategies) or "none"
             raise UsageError(f"--strategies {names}: expected at least two different ones.")
+        if self.early_seconds and not self.early_strategies & set(self.strategies):
+            some = ", ".join(sorted(self.early_strategies))
+            raise UsageError(f"--early measures what {some} had found: name it in --strategies, or leave --early out.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def test_help_names_every_command() -> None:
 
 def test_compare_explains_the_options_that_it_shares_with_search() -> None:
     page = run("compare", "--help").stdout
-    for words in ("Alias (see", "Ways to search", "Time for the whole command"):
+    for words in ("Alias (see", "Ways to search", "Time for the search"):
         assert words in " ".join(page.replace("│", " ").split())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -17,18 +18,20 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.engine.costs import CostPlan
 from selfspec_tune.engine.teacher_forcing import Trace, Window
+from selfspec_tune.errors import BudgetError
 from selfspec_tune.requests import DraftOptions
 from selfspec_tune.search import preparation as preparation_module
 from selfspec_tune.search import proxy as proxy_module
-from selfspec_tune.search import ranking as ranking_module
+from selfspec_tune.search import texts as texts_module
 from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
 from selfspec_tune.search.importance import Importance, by_worth, measure_importance, num_steps
 from selfspec_tune.search.overfit import Overfit
 from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.proxy import Prediction, Proxy, distance, diverse
-from selfspec_tune.search.ranking import NUM_PREFIXES, TEXTS, Ranker
+from selfspec_tune.search.ranking import NUM_PREFIXES, Ranker
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import START
+from selfspec_tune.search.texts import TEXTS
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import SKIPPING_ALONE, Listener, make_item, read_rows
 
@@ -370,7 +373,7 @@ def ranker(
     monkeypatch.setattr(preparation_module, "measure_costs", measure_costs)
     ticks = count()
     monkeypatch.setattr(proxy_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
-    monkeypatch.setattr(ranking_module, "make_scorer", lambda runner, loaded, windows: scorer)
+    monkeypatch.setattr(texts_module, "make_scorer", lambda runner, loaded, windows, depths: scorer)
     workload: Any = SimpleNamespace(
         loaded=SimpleNamespace(num_layers=num_layers, context_length=512), runner=SimpleNamespace(vocabulary_size=1024)
     )
@@ -449,6 +452,42 @@ def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.M
     assert alone.candidates
     fewer = FakeScorer([0.001] * 24)
     assert ranker(monkeypatch, fewer, 12, held_out=lambda n: held_out[:n]).rank(limit, 0.1).candidates
+
+
+def test_held_out_answers_too_short_to_tell_anything_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = [answer(100 + number, 5) for number in range(3)]
+    made = ranker(monkeypatch, FakeScorer(HARMS), 12, held_out=lambda n: mute[:n])
+    assert made.rank(0.6, 0.1).candidates
+
+
+def test_calibration_answers_too_short_for_a_text_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ranker(monkeypatch, FakeScorer(HARMS), 12)
+    mute = [answer(number, 5) for number in range(6)]
+    monkeypatch.setattr(made, "_answers", lambda count: mute[:count])
+    with pytest.raises(BudgetError, match="too short for the narrow text"):
+        made.rank(0.3, 0.1)
+
+
+def test_an_interrupted_ranking_tells_no_best_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"log": tmp_path / "proxy.jsonl", "prepared": tmp_path / "preparation.json"}
+    events: list[str] = []
+
+    def run(stop_after: int) -> None:
+        def note() -> None:
+            events.append("new")
+            if events.count("new") == stop_after:
+                raise KeyboardInterrupt
+
+        made = ranker(monkeypatch, FakeScorer(HARMS), 12, on_best=lambda _: events.append("best"), on_new=note, **files)
+        with suppress(KeyboardInterrupt):
+            made.rank(0.3, 0.1)
+
+    run(stop_after=40)
+    assert "best" in events
+    events.clear()
+    run(stop_after=1000)
+    assert events[0] == "new"
+    assert "best" in events
 
 
 def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,20 +572,16 @@ def test_a_harmful_sublayer_is_raised_where_that_pays() -> None:
 
 
 def test_the_running_overfit_tells_when_only_the_searchs_own_text_gains() -> None:
-    def told(speedup: float) -> Any:
-        return lambda draft, origin: Prediction(draft, speedup, origin)
-
     draft = Draft(SkipSet.empty(2))
     here = [1.0, 1.2, 1.4, 1.6, 1.8, 2.0]
     there = iter([1.0, 1.1, 1.05, 1.08, 1.0, 1.09])
-    overfit = Overfit(lambda draft, origin: told(next(there))(draft, origin))
+    overfit = Overfit(lambda draft: next(there))
     growing = []
     for speedup in here:
         overfit.check(Prediction(draft, speedup, "local"))
         growing.append(overfit.is_growing)
     assert growing == [False] * 5 + [True]
-    assert overfit.best is not None
-    assert overfit.best.speedup == 1.1
+    assert overfit.best == 1.1
     assert overfit.gap == pytest.approx(2.0 / 1.09 - 1)
 
 

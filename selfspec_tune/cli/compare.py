@@ -45,7 +45,7 @@ def compare(
     Each has a folder of its own in DIR. After Ctrl-C the same command resumes.
     """
     request = CompareRequest(
-        search_request(**searching),
+        search_request(**searching, folder="-compare"),
         tuple(_strategy(name.strip()) for name in strategies.split(",")),
         () if early is None else (parse_duration(early),),
     )

@@ -284,14 +284,14 @@ StartFrom = Annotated[
 ]
 StudyFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>"),
+    typer.Option("--out", metavar="DIR", help="The study's folder.", show_default="studies/<model>-<prompts>…"),
 ]
 Trials = Annotated[int | None, typer.Option(metavar="N", help="Trials at most.", rich_help_panel=_PANEL_BUDGET)]
 Timeout = Annotated[
     str | None,
     typer.Option(
         metavar="45m",
-        help="Time for the whole command.",
+        help="Time for the search; compare gives as much to each strategy, and then measures.",
         show_default=f"{DEFAULT_TIMEOUT} unless --trials is given",
         rich_help_panel=_PANEL_BUDGET,
     ),

@@ -65,7 +65,8 @@ def search(
 
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
-    request = search_request(**{name: value for name, value in locals().items() if name not in NOT_OF_REQUEST})
+    asked = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
+    request = search_request(**asked, folder="-tasks" if per_task else "")
     if per_task:
         search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
     elif plot is not None:
@@ -90,9 +91,13 @@ def search_request(
     draft_precision: str | None,
     extra_memory: str | None,
     start_from: list[str] | None,
+    folder: str = "",
     **others: Any,
 ) -> SearchRequest:
-    """The search that the options of the command line ask for; ``others`` are fields of the parts of a request."""
+    """The search that the options of the command line ask for; ``others`` are fields of the parts of a request.
+
+    ``folder``: what the default folder's name ends with.
+    """
 
     def fields_of(part: type) -> dict[str, Any]:
         return given(**{name: value for name, value in others.items() if name in part.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -105,7 +110,7 @@ def search_request(
     model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
     prompt_options = PromptOptions(**given(source=prompts, tasks=tuple(task or ())), **fields_of(PromptOptions))
     return SearchRequest(
-        out=out or default_folder(model_options.name, prompt_options.source),
+        out=out or default_folder(model_options.name, prompt_options.source, folder),
         model=model_options,
         prompts=prompt_options,
         draft=DraftOptions(**drafting),
@@ -116,9 +121,9 @@ def search_request(
     )
 
 
-def default_folder(model: str, prompts: str) -> Path:
-    """Where a study goes that was given no folder: ``studies/<model>-<prompts>``."""
-    return options.STUDIES / f"{slug(model)}-{slug(prompts)}"
+def default_folder(model: str, prompts: str, ending: str = "") -> Path:
+    """Where a study goes that was given no folder: ``studies/<model>-<prompts>``, and the ``ending``."""
+    return options.STUDIES / f"{slug(model)}-{slug(prompts)}{ending}"
 
 
 def budget_seconds(trials: int | None, timeout: str | None) -> float | None:

@@ -82,7 +82,7 @@ def write_curves(curves: Mapping[Any, Sequence[tuple[float, float]]], model: Mod
     for name, curve in curves.items():
         axes.step([seconds / 60 for seconds, _ in curve], [speedup for _, speedup in curve], where="post", label=name)
     axes.set_xlabel("minutes of searching, calibration included")
-    axes.set_ylabel("decode speedup predicted on unread text")
+    axes.set_ylabel("decode speedup predicted on selection prompts")
     axes.set_title(model_line(model), fontsize="medium")
     axes.legend(fontsize="small")
     save_figure(figure, path)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from selfspec_tune.bench.run import contender_id, run_bench
+from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.files import write_json_atomic
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest, CompareRequest, SearchRequest, StrategyName, log_beside
 from selfspec_tune.results import BenchResult, DraftSettings, Score, SkipConfig, SkipLayers
-from selfspec_tune.search.calibration import calibrate, spread_windows
-from selfspec_tune.search.proxy import Proxy
+from selfspec_tune.search.calibration import calibrate
+from selfspec_tune.search.proxy import Judge
 from selfspec_tune.search.ranking_file import read_ranking
 from selfspec_tune.search.records import read_winner
 from selfspec_tune.search.run import run_search
 from selfspec_tune.search.setting import open_setting
 from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.texts import JUDGED
 from selfspec_tune.search.trajectory import Incumbent, Trajectory, incumbent_at
-
-_HELD_OUT = {"most": 24, "length": 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class Entry:
 class Comparison:
     """Every strategy's winner, the early ones too, in one bench; and how each came to it.
 
-    ``curves``: by strategy, (seconds, decode speedup predicted on text that no strategy searched on) of
-    each best so far.
+    ``curves``: by strategy, (seconds, decode speedup predicted on answers to the selection prompts, on which no
+    strategy searched but each chose its winner) of each best so far.
     """
 
     entries: list[Entry]
@@ -64,8 +65,10 @@ class Comparison:
 def run_comparison(request: CompareRequest, reporter: Reporter) -> Comparison:
     """Search by each strategy in a folder of its own, then measure their winners interleaved; resumes.
 
-    A strategy whose search was interrupted ends the comparison: the same command goes on.
+    A strategy whose search was interrupted ends the comparison: the same command goes on. Raises `UsageError` for the
+    folder of a search.
     """
+    StudyFolder(request.search.out).check_is_no_search()
     for search in [_search_of(request, name) for name in request.strategies]:
         reporter.stage("strategy", search.strategy.value)
         if run_search(search, reporter).interrupted:
@@ -123,22 +126,26 @@ def _curves(request: CompareRequest, reporter: Reporter) -> dict[StrategyName, l
     """Every strategy's bests so far, judged alike: by the proxy on answers to selection prompts."""
     setting = open_setting(_search_of(request, request.strategies[0]), reporter)
     workload, num_layers = setting.workload, setting.workload.loaded.num_layers
-    first = StudyFolder(request.search.out / request.strategies[0].value)
-    costs = read_ranking(first.ranking, num_layers).costs
-    answers = calibrate(workload, setting.selection, setting.first_draft(), first.path / "judged.json", reporter)
-    spread = spread_windows(answers, seed=request.search.prompts.seed, **_HELD_OUT)
-    scorer = make_scorer(workload.runner, workload.loaded, [window for _, window in spread])
+    folders = {name: StudyFolder(request.search.out / name.value) for name in request.strategies}
+    found = {name: Trajectory(folder.trajectory).read(num_layers) for name, folder in folders.items()}
+    costs = [read_ranking(folder.ranking, num_layers).costs for folder in folders.values()]
+    file = folders[request.strategies[0]].path / "judged.json"
+    answers = calibrate(workload, setting.selection, setting.first_draft(), file, reporter)
+    scorer = JUDGED.scorer(workload, answers, request.search.prompts.seed)
+    judge = Judge(scorer, round(mean(len(answer.tokens) for answer in answers)))
 
     def judged(incumbent: Incumbent) -> tuple[float, float]:
-        draft = incumbent.draft
-        own = costs.with_vocabulary(draft.vocabulary or workload.runner.vocabulary_size)
-        proxy = Proxy(scorer, own, [draft.policy], answer_tokens=round(mean(len(a.tokens) for a in answers)))
-        return incumbent.seconds, proxy(draft, "judged").speedup
+        vocabulary = incumbent.draft.vocabulary or workload.runner.vocabulary_size
+        return incumbent.seconds, judge.speedup(incumbent.draft, _that_know(incumbent.draft, costs, vocabulary))
 
-    return {
-        name: [
-            judged(incumbent)
-            for incumbent in Trajectory(StudyFolder(request.search.out / name.value).trajectory).read(num_layers)
-        ]
-        for name in request.strategies
-    }
+    return {name: [judged(incumbent) for incumbent in incumbents] for name, incumbents in found.items()}
+
+
+def _that_know(draft: Draft, costs: Sequence[CostModel], vocabulary: int) -> CostModel:
+    """The first of several cost models in which every part of the draft was timed; its own strategy's is one."""
+    for model in costs:
+        with suppress(ValueError):
+            known = model.with_vocabulary(vocabulary)
+            known.steps(draft)
+            return known
+    raise ValueError(f"no strategy timed all parts of {draft.describe()}")

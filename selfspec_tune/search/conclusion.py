@@ -78,7 +78,10 @@ def promise_kept(promised: Interval, obtained: Interval) -> str:
     gap = obtained.value / promised.value - 1
     if _low_ratio(obtained, promised) <= 1.0 and _low_ratio(promised, obtained) <= 1.0:
         return f"{text}: they agree within their intervals"
-    return f"{text}: {gap:+.0%}, more than their intervals explain. The selection prompts are easier or harder."
+    return (
+        f"{text}: {gap:+.0%}, more than their intervals explain. The selection prompts are easier or harder, or chose "
+        "the luckiest of several."
+    )
 
 
 def _low_ratio(one: Interval, other: Interval) -> float:

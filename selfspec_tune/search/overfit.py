@@ -12,19 +12,15 @@ _PATIENCE = 4
 
 
 class Overfit:
-    """A running comparison of each new best with what the same draft does on held-out text."""
+    """A running comparison of each new best with what the same draft does on held-out text; ``best``: most of that."""
 
-    def __init__(self, held_out: Callable[[Draft, str], Prediction]) -> None:
+    def __init__(self, held_out: Callable[[Draft], float | None]) -> None:
+        """``held_out``: a draft's predicted speedup on the other text; None where there is no such text."""
         self._held_out = held_out
-        self._best: Prediction | None = None
+        self.best: float | None = None
         self._since_best = 0
         self._smallest = float("inf")
         self.gap = 0.0
-
-    @property
-    def best(self) -> Prediction | None:
-        """The best of the bests by the held-out text."""
-        return self._best
 
     @property
     def is_growing(self) -> bool:
@@ -33,9 +29,11 @@ class Overfit:
 
     def check(self, best: Prediction) -> None:
         """Take a new best of the search; ``gap`` is how much more it promises there than on the held-out text."""
-        other = self._held_out(best.draft, best.origin)
-        self.gap = best.speedup / other.speedup - 1
-        if self._best is None or other.speedup > self._best.speedup:
-            self._best, self._since_best, self._smallest = other, 0, min(self._smallest, self.gap)
+        other = self._held_out(best.draft)
+        if other is None:
+            return
+        self.gap = best.speedup / other - 1
+        if self.best is None or other > self.best:
+            self.best, self._since_best, self._smallest = other, 0, min(self._smallest, self.gap)
         elif self.gap > self._smallest:
             self._since_best += 1

@@ -50,8 +50,10 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
 
     Each search has its folder in ``request.out`` and an equal share of the time limit; with ``trials``,
     as many each. An interrupted search ends everything: the same command goes on. Raises `UsageError`
-    where there is one task only, `PromptError` where a task has too few prompts.
+    where there is one task only or ``request.out`` holds a single search, `PromptError` where a task has too few
+    prompts.
     """
+    StudyFolder(request.out).check_is_no_search()
     searches = split_searches(request)
     _tell_of_few(searches, reporter)
     with StudyFolder(request.out).locked():

@@ -15,9 +15,12 @@ from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
+from selfspec_tune.search.importance import num_steps
 from selfspec_tune.search.ranking import NUM_PREFIXES
 from selfspec_tune.search.setting import Setting, open_setting, tell_starts
 from selfspec_tune.search.starts import to_predict
+from selfspec_tune.search.strategies import strategy_for
+from selfspec_tune.search.texts import IMPORTANCE
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -74,23 +77,28 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
 
 def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | None]]:
     request, options = setting.request, setting.request.prompts
-    shares = budget.shares_of(setting, costs)
-    num_sublayers = 2 * setting.workload.loaded.num_layers
-    pass_seconds = 240 / len(costs.verify) * costs.verify[-1] / 4  # a wide pass costs less a token than verification
-    proxy = budget.proxy_seconds(request.timeout_seconds, shares) + budget.costs_seconds(request.timeout_seconds)
-    before = options.max_new_tokens * costs.decode * 1.5 + num_sublayers * pass_seconds + proxy
+    shares, timeout = budget.shares_of(setting, costs), request.timeout_seconds
+    has_proxy = strategy_for(request.strategy).has_proxy
+    answers = len(setting.calibration) + min(budget.NUM_HELD_OUT, len(setting.selection))
+    answers = answers if has_proxy else min(budget.TRIAL_ITEMS, len(setting.calibration))
+    calibrate = answers * options.max_new_tokens * costs.decode
+    row_seconds = costs.verify[-1] / len(costs.verify) / 4  # a wide pass costs less a token than verification
+    passes = num_steps(setting.space)
+    importance = passes * IMPORTANCE.num_rows * row_seconds if has_proxy else 0.0
+    proxy = budget.costs_seconds(timeout) + (budget.proxy_seconds(timeout, shares) if has_proxy else 0.0)
+    before = calibrate + importance + proxy
     trials = budget.max_trials(request.trials, request.timeout_seconds)
-    left = None if request.timeout_seconds is None else max(request.timeout_seconds - before - shares.reserved, 0.0)
+    left = None if timeout is None else max(timeout - before - shares.reserved, 0.0)
     fitting = trials if left is None else min(trials, max(1, int(left / shares.trial)))
     starts = f"starts ({len(to_predict(setting.starts))}), " if setting.starts else ""
+    first = [("calibrate", f"{answers} answers by the full model", calibrate)]
+    if has_proxy:
+        proposed = f"{starts}{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model"
+        first += [("importance", f"{passes} drafts without random sub-layers", importance), ("proxy", proposed, proxy)]
+    else:
+        first += [("costs", "the cost model", proxy)]
     return [
-        (
-            "calibrate",
-            f"{len(setting.calibration)} answers by the full model",
-            options.max_new_tokens * costs.decode * 1.5,
-        ),
-        ("importance", f"{num_sublayers} sub-layers, each skipped alone", num_sublayers * pass_seconds),
-        ("proxy", f"{starts}{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model", proxy),
+        *first,
         ("trials", f"about {fitting} measured trials (more where some stop early)", fitting * shares.trial),
         ("finalists", f"{budget.NUM_FINALISTS} on the selection split", shares.selection),
         ("test", f"the winner alone on {len(setting.test)} prompts, once", shares.test),

@@ -44,6 +44,7 @@ class Preparer:
         vocabulary: str,
         reporter: Reporter,
         file: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self._workload = workload
         self._space = space
@@ -51,6 +52,7 @@ class Preparer:
         self._vocabulary = vocabulary
         self._reporter = reporter
         self._file = file
+        self._seed = seed
         self._known: dict[str, Any] = read_json(file) if file is not None and file.exists() else {}
 
     def prepare(
@@ -75,7 +77,7 @@ class Preparer:
             self._reporter.stage("importance", "drafts without random sub-layers")
             total = num_steps(self._space)
             found = measure_importance(
-                scorer, self._space, on_step=lambda i: self._reporter.progress(Progress(i, total))
+                scorer, self._space, self._seed, on_step=lambda i: self._reporter.progress(Progress(i, total))
             )
             self._keep("importance", found.to_dict())
         return Importance.from_dict(self._known["importance"])

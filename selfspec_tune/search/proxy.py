@@ -10,7 +10,7 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.search.lookups import look_up
-from selfspec_tune.search.replay import LookedUp, acceptance_prior, best_policy, with_prior
+from selfspec_tune.search.replay import LookedUp, acceptance_prior, best_policy, replay, with_prior
 
 _ANY_POLICY = DraftPolicy()
 
@@ -22,6 +22,22 @@ class Prediction:
     draft: Draft
     speedup: float
     origin: str
+
+
+class Lookups:
+    """What lookups find along a scorer's text: the same for all drafts with the same lookup."""
+
+    def __init__(self, scorer: DraftScorer) -> None:
+        self._scorer = scorer
+        self._found: dict[object, list[list[LookedUp]]] = {}
+
+    def of(self, draft: Draft) -> list[list[LookedUp]] | None:
+        """By window and position; None for a draft that looks nothing up."""
+        if draft.ngram is None:
+            return None
+        if draft.ngram not in self._found:
+            self._found[draft.ngram] = [look_up(window, draft.ngram) for window in self._scorer.windows]
+        return self._found[draft.ngram]
 
 
 class Proxy:
@@ -48,7 +64,7 @@ class Proxy:
         self._grid = grid
         self._answer_tokens = answer_tokens
         self._on_new = on_new
-        self._found: dict[object, list[list[LookedUp]]] = {}
+        self._lookups = Lookups(scorer)
         self._known = {_key(prediction.draft): prediction for prediction in earlier}
 
     def __call__(self, draft: Draft, origin: str) -> Prediction:
@@ -60,29 +76,19 @@ class Proxy:
         return self._known[key]
 
     def _predict(self, draft: Draft, origin: str) -> Prediction:
-        trace = self.scorer.trace(draft)
-        grid, lookups = self._grid, self._lookups(draft)
+        trace, grid = self.scorer.trace(draft), self._grid
         if self._answer_tokens:
-            prior = acceptance_prior(trace.matches, trace.confidences)
+            prior = acceptance_prior(trace)
             grid = [with_prior(policy, prior) for policy in grid]
         policy, speedup = best_policy(
-            *(trace.matches, trace.confidences, self.costs.steps(draft), grid, lookups, draft.ngram),
+            *(trace, self.costs.steps(draft), grid, self._lookups.of(draft), draft.ngram),
             answer_tokens=self._answer_tokens,
         )
-        return Prediction(replace(draft, policy=replace(policy, prior=None)), speedup, origin)
-
-    def _lookups(self, draft: Draft) -> list[list[LookedUp]] | None:
-        """What the draft's lookup finds along the text; the same for all drafts with such a lookup."""
-        if draft.ngram is None:
-            return None
-        if draft.ngram not in self._found:
-            self._found[draft.ngram] = [look_up(window, draft.ngram) for window in self.scorer.windows]
-        return self._found[draft.ngram]
+        return Prediction(replace(draft, policy=policy), speedup, origin)
 
     def prior(self, draft: Draft) -> AcceptancePrior:
         """What acceptance to expect of ``draft``."""
-        trace = self.scorer.trace(draft)
-        return acceptance_prior(trace.matches, trace.confidences)
+        return acceptance_prior(self.scorer.trace(draft))
 
     @property
     def num_known(self) -> int:
@@ -90,14 +96,24 @@ class Proxy:
         return len(self._known)
 
     @property
-    def num_positions(self) -> int:
-        """Positions of text that drafts are scored on."""
-        return sum(window.end - window.start for window in self.scorer.windows)
-
-    @property
     def predictions(self) -> list[Prediction]:
         """Everything scored so far, the best first."""
         return sorted(self._known.values(), key=lambda prediction: -prediction.speedup)
+
+
+class Judge:
+    """Predicts what drafts gain on the scorer's text under their own policies, which were chosen on another."""
+
+    def __init__(self, scorer: DraftScorer, answer_tokens: int) -> None:
+        self._scorer = scorer
+        self._answer_tokens = answer_tokens
+        self._lookups = Lookups(scorer)
+
+    def speedup(self, draft: Draft, costs: CostModel) -> float:
+        """Decode speedup by ``costs``."""
+        steps, trace = costs.steps(draft), self._scorer.trace(draft)
+        counts = replay(trace, draft.policy, steps, self._lookups.of(draft), draft.ngram, self._answer_tokens)
+        return steps.speedup(counts)
 
 
 def _key(draft: Draft) -> Draft:

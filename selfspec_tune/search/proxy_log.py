@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.search.proxy import Prediction
@@ -16,10 +17,10 @@ class ProxyLog:
     def __init__(self, file: Path | None, num_layers: int) -> None:
         self._file = file
         self._predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         for record in read_jsonl(file) if file is not None else ():
             self._predictions[record["text"]].append(read_prediction(record, num_layers))
-            self._seconds[record["text"]] += record["seconds"]
+            self._seconds[record["text"]].append(record["seconds"])
 
     def predictions(self, text: str) -> list[Prediction]:
         """What earlier runs predicted on ``text``."""
@@ -27,10 +28,14 @@ class ProxyLog:
 
     def seconds(self, text: str) -> float:
         """Time spent on ``text`` so far, by earlier runs too."""
-        return self._seconds[text]
+        return sum(self._seconds[text])
+
+    def seconds_each(self, text: str) -> float:
+        """The median time of a prediction on ``text``; 0 before the first."""
+        return median(self._seconds[text]) if self._seconds[text] else 0.0
 
     def add(self, text: str, prediction: Prediction, seconds: float) -> None:
         """Keep a prediction that took ``seconds``."""
-        self._seconds[text] += seconds
+        self._seconds[text].append(seconds)
         if self._file is not None:
             append_jsonl(self._file, {"text": text, **prediction_record(prediction), "seconds": round(seconds, 3)})

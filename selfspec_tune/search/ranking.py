@@ -7,26 +7,26 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from statistics import mean
-from time import monotonic
 
 from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
-from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer, make_scorer
+from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer
+from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions
-from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
-from selfspec_tune.search.calibration import Answer, FirstAnswers, spread_windows
+from selfspec_tune.search.calibration import Answer, FirstAnswers
 from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
 from selfspec_tune.search.overfit import Overfit
 from selfspec_tune.search.preparation import Preparation, Preparer
 from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
-from selfspec_tune.search.proxy import Prediction, Proxy, diverse
+from selfspec_tune.search.proxy import Judge, Prediction, Proxy, diverse
 from selfspec_tune.search.proxy_log import ProxyLog
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import START
+from selfspec_tune.search.texts import HELD_OUT, IMPORTANCE, TEXTS, Text
 from selfspec_tune.statistics import Interval
 
 NUM_PREFIXES = 12
@@ -37,30 +37,6 @@ _FEWEST_BUDGETS = 8
 _CHECK_EVERY = 20  # candidates at least between two looks at the held-out text
 _FEWEST_SCORED = 4  # on each text besides starts, however little time is left
 _KEPT_STARTS = 3  # of those given, to be predicted on every text and measured before all others
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text that drafts are scored on: windows of the first ``num_answers`` answers.
-
-    ``share`` of what is left of the proxy's time is spent here; the ``keep`` best and diverse go on to the next.
-    """
-
-    name: str
-    num_answers: int
-    num_windows: int
-    length: int
-    share: float = 0.0
-    keep: int = 0
-
-
-TEXTS = (
-    Text("narrow", TRIAL_ITEMS, 10, 24, 0.35, 24),
-    Text("middle", 12, 20, 32, 0.65, 16),
-    Text("wide", WIDE_WINDOWS, WIDE_WINDOWS, 40, 1.0, 20),
-)
-IMPORTANCE = Text("importance", TRIAL_ITEMS, 5, 24)
-HELD_OUT = Text("held-out", NUM_HELD_OUT, 12, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +61,7 @@ class Ranker:
     ``held_out``: the same of other prompts, by which overfitting is told; without them it is not.
     ``starts``: drafts to predict before any other; the best of them stay candidates in any case.
     ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
+    ``on_best`` gets every new best, ``on_new`` is called after every prediction.
     """
 
     def __init__(
@@ -101,6 +78,7 @@ class Ranker:
         log: Path | None = None,
         prepared: Path | None = None,
         on_best: Callable[[Prediction], None] = lambda _: None,
+        on_new: Callable[[], None] = lambda: None,
     ) -> None:
         self._workload = workload
         self._space = space
@@ -113,6 +91,7 @@ class Ranker:
         self._log = ProxyLog(log, space.num_layers)
         self._prepared = prepared
         self._on_best = on_best
+        self._on_new = on_new
 
     def costs_alone(self, cost_seconds: float) -> Ranking:
         """Step costs and the vocabulary, for a study that begins with no candidates."""
@@ -122,7 +101,7 @@ class Ranker:
     def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
         answers = self._answers(TEXTS[0].num_answers)
         preparer = Preparer(
-            self._workload, self._space, answers, self._options.vocabulary, self._reporter, self._prepared
+            self._workload, self._space, answers, self._options.vocabulary, self._reporter, self._prepared, self._seed
         )
         importance = self._scorer(IMPORTANCE) if ranks else None
         return preparer.prepare(scorer, self._grid(TEXTS[0]), cost_seconds, importance)
@@ -144,7 +123,7 @@ class Ranker:
         self, scorer: DraftScorer, space: SearchSpace, known: Preparation, seconds: float
     ) -> tuple[list[Prediction], Proxy]:
         """The best and most diverse candidates, as the last and widest text ranks them; and the proxy of that text."""
-        held_out = self._held_out_proxy(known.costs) if self._held_out else None
+        held_out = self._on_held_out(known.costs) if self._held_out else None
         moves = Moves(space, known.importance, self._seed)
         pool: list[Prediction] = []
         left = seconds
@@ -166,22 +145,22 @@ class Ranker:
 
     @staticmethod
     def _tried_again(proxy: Proxy, pool: Sequence[Prediction]) -> Iterator[Prediction]:
-        return (proxy(prediction.draft, prediction.origin) for prediction in _starts_first(pool))
+        """The best so far first, so that no worse one passes for it; then starts, for which there is always time."""
+        order = dict.fromkeys([pool[0], *_starts_first(pool)])
+        return (proxy(prediction.draft, prediction.origin) for prediction in order)
 
     def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
         """What was given to begin from, the base, prefixes, what the dynamic programme finds, and a greedy path on."""
         order, text = by_worth(known.importance, space, known.costs), TEXTS[0]
         for draft in self._given:
             yield proxy(space.projected(draft), START)
-        begun = monotonic()
-        yield proxy(space.base, "base")
-        each = monotonic() - begun
         found = [proxy(space.base, "base")]
+        yield found[0]
         for draft in prefixes(order, space, NUM_PREFIXES):
             found.append(proxy(draft, "prefix"))
             yield found[-1]
         earlier = [p.draft for p in self._log.predictions(text.name) if p.origin == "knapsack"]
-        affordable = int(_KNAPSACK_SHARE * text.share * seconds / max(each, 1e-3))
+        affordable = int(_KNAPSACK_SHARE * text.share * seconds / max(self._log.seconds_each(text.name), 1e-3))
         for draft in earlier or self._knapsack(proxy.scorer, space, known.costs, affordable):
             found.append(proxy(draft, "knapsack"))
             yield found[-1]
@@ -199,15 +178,16 @@ class Ranker:
         self, text: Text, proxy: Proxy, stream: Iterable[Prediction], seconds: float, overfit: Overfit | None
     ) -> None:
         """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
-        best, unchecked = 0.0, None
+        # What an interrupted run found was told then; here it only comes by again.
+        best, unchecked, num_earlier = max((p.speedup for p in proxy.predictions), default=0.0), None, proxy.num_known
         fewest = _FEWEST_SCORED + (len(self._given) if text is TEXTS[0] else min(len(self._given), _KEPT_STARTS))
-        num_known = repeats = last_check = 0
+        num_known, repeats, last_check = num_earlier, 0, 0
         for count, prediction in enumerate(stream, 1):
-            repeats = 0 if proxy.num_known > num_known else repeats + 1
+            repeats = 0 if proxy.num_known > num_known or count <= num_earlier else repeats + 1
             num_known = proxy.num_known
             if prediction.speedup > best:
                 best, unchecked = prediction.speedup, prediction
-                self._report_best(count, prediction)
+                self._report_best(count, self._as_asked(prediction, proxy))
             spent = self._log.seconds(text.name)
             may_check = text is not TEXTS[0] or spent > seconds / 2  # held-out answers cost time: first a search
             if overfit is not None and unchecked is not None and may_check and count >= last_check + _CHECK_EVERY:
@@ -226,42 +206,53 @@ class Ranker:
         self._reporter.progress(Progress(int(spent), int(seconds), seconds - spent, detail))
 
     def _report_best(self, count: int, prediction: Prediction) -> None:
-        self._on_best(self._as_asked(prediction))
+        self._on_best(prediction)
         speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
         self._reporter.best(Candidate(count, "predicted", prediction.draft.skip_set, speedup))
 
-    def _held_out_proxy(self, costs: CostModel) -> Callable[[Draft, str], Prediction]:
-        """Predictions on held-out answers, which are asked for by the first one."""
-        made: list[Proxy] = []
+    def _on_held_out(self, costs: CostModel) -> Callable[[Draft], float | None]:
+        """Predictions on held-out answers, which are asked for by the first one; None where these are too short."""
+        made: list[Judge | None] = []
 
-        def predict(draft: Draft, origin: str) -> Prediction:
-            made[:] = made or [self._proxy(HELD_OUT, costs)]
-            return made[0](draft, origin)
+        def predict(draft: Draft) -> float | None:
+            if not made:
+                try:
+                    made.append(Judge(self._scorer(HELD_OUT), self._answer_tokens(HELD_OUT)))
+                except BudgetError:
+                    made.append(None)
+            return None if made[0] is None else made[0].speedup(draft, costs)
 
         return predict
 
-    def _as_asked(self, prediction: Prediction) -> Prediction:
+    def _as_asked(self, prediction: Prediction, proxy: Proxy) -> Prediction:
         """With a policy of a kind that is searched, whatever led the first steps."""
-        policy = prediction.draft.policy
-        if policy.kind in self._options.policy_kinds:
+        policy, options = prediction.draft.policy, self._options
+        if policy.kind in options.policy_kinds:
             return prediction
-        asked = DraftPolicy(self._options.policy_kinds[0], max(DRAFT_LENGTHS))
+        asked = DraftPolicy(options.policy_kinds[0], options.max_draft_tokens or max(DRAFT_LENGTHS))
+        asked = with_prior(asked, proxy.prior(prediction.draft))
         return replace(prediction, draft=replace(prediction.draft, policy=asked))
 
     def _proxy(self, text: Text, costs: CostModel, scorer: DraftScorer | None = None) -> Proxy:
-        lengths = [len(answer.tokens) for answer in self._answers_of(text)]
+        def keep(prediction: Prediction, seconds: float) -> None:
+            self._log.add(text.name, prediction, seconds)
+            self._on_new()
+
         return Proxy(
             scorer or self._scorer(text),
             costs,
             self._grid(text),
-            answer_tokens=round(mean(lengths)),
+            answer_tokens=self._answer_tokens(text),
             earlier=self._log.predictions(text.name),
-            on_new=lambda prediction, seconds: self._log.add(text.name, prediction, seconds),
+            on_new=keep,
         )
 
+    def _answer_tokens(self, text: Text) -> int:
+        """How long a typical answer of the text is."""
+        return round(mean(len(answer.tokens) for answer in self._answers_of(text)))
+
     def _scorer(self, text: Text) -> DraftScorer:
-        spread = spread_windows(self._answers_of(text), length=text.length, most=text.num_windows, seed=self._seed)
-        return make_scorer(self._workload.runner, self._workload.loaded, [window for _, window in spread])
+        return text.scorer(self._workload, self._answers_of(text), self._seed)
 
     def _answers_of(self, text: Text) -> Sequence[Answer]:
         source = self._held_out if text is HELD_OUT and self._held_out else self._answers

@@ -16,6 +16,7 @@ from selfspec_tune.results import SkipConfig, StudyConfig
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
+_OF_SEVERAL = ("compare.json", "transfer.json")
 
 
 class StudyFolder:
@@ -52,8 +53,18 @@ class StudyFolder:
         finally:
             lock.release()
 
+    def check_is_no_search(self) -> None:
+        """Raise `UsageError` where a single search lies: what several leave would overwrite its files."""
+        if self.config.exists():
+            raise UsageError(f"{self.path} holds a single search. Give another --out.")
+
     def settle(self, config: StudyConfig) -> None:
-        """Write the configuration, or check that a resumed search asks for the same."""
+        """Write the configuration, or check that a resumed search asks for the same.
+
+        Raises `UsageError` where it does not, or where the results of several searches lie.
+        """
+        if not self.config.exists() and any((self.path / name).exists() for name in _OF_SEVERAL):
+            raise UsageError(f"{self.path} holds the results of several searches. Give another --out.")
         if self.config.exists():
             differences = {
                 name: values

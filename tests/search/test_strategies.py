@@ -80,6 +80,42 @@ def test_uniform_tries_evenly_spaced_layers_of_either_kind_and_both() -> None:
     assert max(draft.skip_set.num_skipped for draft in drafts) == 2 * 12
 
 
+@pytest.mark.parametrize("name", [StrategyName.UNIFORM, StrategyName.SWIFT])
+def test_a_resumed_strategy_goes_on_with_the_next_of_its_own_drafts(
+    make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, name: StrategyName
+) -> None:
+    many = STRATEGIES[name].starts(SearchSpace.of_skips(Draft(SkipSet.empty(4))), 0)
+    own = list(dict.fromkeys(draft.skip_set for draft in islice(many, 40)))[:5]
+    monkeypatch.setitem(STRATEGIES, name, replace(STRATEGIES[name], turn=None))
+    run_search(make_request(strategy=name, trials=2), Listener())
+    listener = Listener()
+    run_search(make_request(strategy=name, trials=5), listener)
+    assert [candidate.skip_set for candidate in listener.trials] == own
+
+
+def test_ctrl_c_before_anything_was_found_keeps_nothing_and_says_no_more(
+    make_request: Any, engine: ScriptedEngine
+) -> None:
+    def stop(measured: int) -> None:
+        raise KeyboardInterrupt
+
+    engine.before_block = stop
+    request = make_request(strategy=StrategyName.RANDOM, trials=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(request, Listener())
+    assert not (request.out / "skip.json").exists()
+    engine.before_block = lambda measured: None
+    assert run_search(request, Listener()).skip_config.score.verdict == "faster"
+
+
+def test_a_score_that_is_no_speedup_is_not_shown_as_one_later(make_request: Any, engine: ScriptedEngine) -> None:
+    run_search(make_request(strategy=StrategyName.SELF_SD, trials=2), Listener())
+    listener = Listener()
+    run_search(make_request(strategy=StrategyName.SELF_SD, trials=3), listener)
+    assert [candidate.speedup for candidate in listener.trials] == [None] * 3
+    assert {candidate.origin for candidate in listener.trials} == {"self-sd"}
+
+
 def test_a_strategy_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strategies_module, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs cmaes, which is not installed: pip install 'selfspec-tune\[search\]'"):
@@ -153,6 +189,28 @@ def test_a_comparison_resumes(compared: Callable[..., CompareRequest], engine: S
     assert len(engine.measured) == measured
     assert [entry.draft for entry in again.entries] == [entry.draft for entry in first.entries]
     assert len(read_rows(request.search.out / "staged" / "trajectory.jsonl")) > 0
+
+
+def test_any_order_of_strategies_can_be_judged(make_request: Any, engine: ScriptedEngine) -> None:
+    # What is timed for self-sd, the whole vocabulary, does not tell what the others' drafts cost.
+    search = make_request(trials=3, vocabulary="auto")
+    comparison = run_comparison(CompareRequest(search, (StrategyName.SELF_SD, StrategyName.STAGED)), Listener())
+    assert all(comparison.curves.values())
+
+
+def test_several_searches_and_a_single_one_never_share_a_folder(compared: Callable[..., CompareRequest]) -> None:
+    request = compared()
+    run_comparison(request, Listener())
+    with pytest.raises(UsageError, match="results of several searches"):
+        run_search(request.search, Listener())
+    single = replace(request.search, out=request.search.out / "staged")
+    with pytest.raises(UsageError, match="holds a single search"):
+        run_comparison(replace(request, search=single), Listener())
+
+
+def test_early_is_refused_where_it_would_be_ignored(make_request: Any) -> None:
+    with pytest.raises(UsageError, match="--early measures what staged had found"):
+        CompareRequest(make_request(), (StrategyName.TPE, StrategyName.GP), early_seconds=(5.0,))
 
 
 @pytest.mark.parametrize("names", [(), (StrategyName.TPE,), (StrategyName.TPE, StrategyName.TPE)])
