@@ -76,5 +76,5 @@ def promises(out: Path, strategies: Sequence[str]) -> list[str]:
         if promised is None or obtained is None:
             lines.append(f"- {name}: no figure.")
         else:
-            lines.append(f"- {name}: {promise_kept(study.interval(promised), obtained)}.")
+            lines.append(f"- {name}: {promise_kept(study.interval(promised), obtained).rstrip('.')}.")
     return lines
