@@ -197,8 +197,8 @@ def readme(results: Row, command: str, picture: str) -> list[str]:
     lines += [
         f"{settings['sets']} drafts of each variant, evenly over predicted decode speedup, out of "
         f"{results['pool']} that were predicted; {settings['windows']} windows of {settings['length']} tokens of the "
-        f"model's own answers to {settings['prompts']} prompts, {settings['depths']} tokens of a shared-cache draft told "
-        f"apart; drafts at precision {results['precision']}, "
+        f"model's own answers to {settings['prompts']} prompts, {settings['depths']} tokens of a shared-cache draft "
+        f"told apart; drafts at precision {results['precision']}, "
         f"policies {', '.join(settings['policies'])}.",
         "Time: real drafting and verification beside plain decoding, interleaved. Counts: what those runs drafted and "
         "accepted, through the cost model, so without timing noise. Held-out text: answers to other prompts, on which "
