@@ -127,7 +127,8 @@ class CostModel:
         contexts: the same at other lengths, in rising order; between them costs lie on a line.
         vocabularies: the head at full precision, by the number of token ids that it covers.
         vocabulary: how many of them ``heads`` is for.
-        cold: what a round's first draft step takes more than the next, as a share of that.
+        cold: seconds that a round's first draft step takes more than the next: about the same for every
+            draft, for it is the part of the weights that the caches could have held.
         guess: what each looked-up token adds to the draft step that tries it, as a share of that.
         residual: root mean square of the fit's relative errors over the draft steps that were timed:
             how far the engine is from costing the sum of its parts.
@@ -180,7 +181,7 @@ class CostModel:
             columns = zip(*(entry.verify for entry in self.contexts), strict=True)
             verify = tuple(_on_line(lengths, column, context) for column in columns)
         step = self.draft_step(draft, context)
-        return StepCosts(verify[0], step, verify, self.cold * step, self.guess * step)
+        return StepCosts(verify[0], step, verify, self.cold, self.guess * step)
 
     def with_vocabulary(self, vocabulary: int) -> CostModel:
         """The same where drafts cover ``vocabulary`` token ids, one of those measured.
@@ -218,7 +219,7 @@ class CostModel:
             "vocabularies": {str(size): seconds for size, seconds in self.vocabularies.items()},
             "contexts": [entry.to_dict() for entry in self.contexts],
             "residual": self.residual,
-            "cold": self.cold,
+            "cold_seconds": self.cold,
             "guess": self.guess,
         }
 
@@ -236,7 +237,7 @@ class CostModel:
             vocabularies={int(size): float(seconds) for size, seconds in value.get("vocabularies", {}).items()},
             vocabulary=value.get("vocabulary"),
             residual=float(value.get("residual", 0.0)),
-            cold=float(value.get("cold", 0.0)),
+            cold=float(value.get("cold_seconds", 0.0)),
             guess=float(value.get("guess", 0.0)),
         )
 

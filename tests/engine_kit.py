@@ -195,7 +195,7 @@ class ClockedRunner(TableRunner):
 
     One attention costs ``attention`` and ``cache`` for every position before it, an MLP ``mlp``, the
     head ``row`` a token id, a call ``call`` besides; each further token of a full pass ``token`` of
-    its first, of a draft pass ``guess`` of it. A draft step after a full pass takes the share ``cold``
+    its first, of a draft pass ``guess`` of it. A draft step after a full pass takes ``cold`` seconds
     more, and so does a full pass after a draft step. ``low`` is the share that int8 sub-layers and
     heads cost; None: they are refused.
     """
@@ -256,7 +256,7 @@ class ClockedRunner(TableRunner):
         return torch.stack([self._target[0, token][: self._chosen.vocabulary] for token in tokens])
 
     def _spend(self, seconds: float, *, is_draft: bool) -> None:
-        self.now += seconds * (1 + self._cold * (is_draft is not self._was_draft))
+        self.now += seconds + self._cold * (is_draft is not self._was_draft)
         self._was_draft = is_draft
 
     def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:

@@ -109,7 +109,7 @@ def test_tokens_that_were_looked_up_cost_no_draft_step() -> None:
 
 
 def test_the_first_step_of_a_draft_and_tokens_tried_in_a_pass_cost_more() -> None:
-    steps = replace(COSTS, cold=0.5, guess=0.25).steps(draft((1,), (0, 1)))
+    steps = replace(COSTS, cold=0.15, guess=0.25).steps(draft((1,), (0, 1)))
     found = Counts([4, 3, 0, 2], [2, 0, 0, 1], ["model", "ngram", "plain", "model"], [2, 0, 0, 1], [3, 0, 0, 4])
     # 3 draft passes of 0.3, two of them first ones, 7 tokens tried in them
     assert steps.seconds(found) == pytest.approx(3 * 0.3 + 2 * 0.15 + 7 * 0.075 + 1.7 + 1.5 + 1.0 + 1.2)

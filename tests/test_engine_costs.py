@@ -162,16 +162,16 @@ def test_steps_are_timed_as_the_rounds_of_a_generation_have_them() -> None:
     plain = runner.step_seconds(length=200)
     costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
     assert (costs.cold, costs.guess) == pytest.approx((0.2, 0.05))
-    assert costs.verify == pytest.approx([plain, *(1.2 * plain * (1 + 0.1 * k) for k in range(1, 17))])
+    assert costs.verify == pytest.approx([plain, *(0.2 + plain * (1 + 0.1 * k) for k in range(1, 17))])
     assert costs.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(plain)
     draft = Draft(SkipSet(6, (1, 2), (3,)))
     step = runner.step_seconds(draft, 50)
     quick = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
-    assert (quick.draft, quick.cold, quick.guess) == pytest.approx((step, 0.2 * step, 0.05 * step))
+    assert (quick.draft, quick.cold, quick.guess) == pytest.approx((step, 0.2, 0.05 * step))
     assert quick.decode == pytest.approx(runner.step_seconds(length=50))
     other = measure_step_costs(runner, CONTEXT, draft, StepCosts(1.0, 0.5, (1.0, 1.1)), clock=runner.clock)
-    share = step / runner.step_seconds(length=50)
-    assert (other.draft, other.cold, other.guess) == pytest.approx((share, 0.2 * share, 0.05 * share))
+    plain = runner.step_seconds(length=50)
+    assert (other.draft, other.cold, other.guess) == pytest.approx((step / plain, 0.2 / plain, 0.05 * step / plain))
 
 
 def test_a_context_with_little_room_is_timed_without_wide_draft_passes() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 
 from selfspec_tune.costs import CostModel, StepCosts
@@ -82,8 +82,8 @@ def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) ->
         full_vocabulary=runner.vocabulary_size,
         num_layers=runner.num_layers,
     )
-    in_round = timings[0].in_round
-    return costs if in_round is None else replace(costs, cold=in_round.cold, guess=in_round.guess)
+    in_rounds = timings[0].in_rounds
+    return replace(costs, cold=mean(one.cold for one in in_rounds), guess=mean(one.guess for one in in_rounds))
 
 
 def time_contexts(
@@ -95,7 +95,8 @@ def time_contexts(
     roomy = max(1, plan.context_length - widest - 2)
     home, rate = min(plan.home, roomy), 0.0
     lengths = sorted({min(length, roomy) for length in plan.lengths} - {home})
-    drafts, whole = list(_home_drafts(runner, plan)), _whole_draft(runner, plan)
+    drafts = list(_home_drafts(runner, plan))
+    whole, half = _even_draft(runner, plan), _even_draft(runner, plan, skipped=runner.num_layers // 2)
     timings: list[ContextTimings] = []
     for number, length in enumerate((home, *lengths)):
         left = plan.seconds - (clock() - begun)
@@ -106,7 +107,8 @@ def time_contexts(
         share = (left - prefilled) / (len(lengths) + 1 - number)
         rounds = Rounds(most=plan.most_rounds, seconds=share)
         timed = drafts if number == 0 else [*drafts[:_NUM_ELSEWHERE], next(filter(has_no_attention, drafts))]
-        steps = ContextSteps(runner, context[-1], timed, whole, widest, plan.others, with_rounds=number == 0)
+        in_rounds = (whole, half) if number == 0 else ()
+        steps = ContextSteps(runner, context[-1], timed, whole, in_rounds, widest, plan.others)
         timings.append(steps.time(rounds, clock))
     return timings
 
@@ -148,8 +150,9 @@ def measure_step_costs(
     if after is None:
         return costs
     in_round = in_round_of(seconds, widest)
-    step = costs.decode * median(in_round.amid) / typical["verify(0)"]
-    return replace(costs, draft=step, cold=in_round.cold * step, guess=in_round.guess * step)
+    speed = costs.decode / typical["verify(0)"]  # the machine's when the known ones were timed, in today's
+    step = speed * median(in_round.amid)
+    return replace(costs, draft=step, cold=speed * in_round.cold, guess=in_round.guess * step)
 
 
 def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
@@ -187,11 +190,11 @@ def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
     yield from plan.drafts
 
 
-def _whole_draft(runner: Runner, plan: CostPlan) -> Draft:
-    """The draft that skips nothing, at the first of the plan's precisions: what verifications are timed after."""
+def _even_draft(runner: Runner, plan: CostPlan, skipped: int = 0) -> Draft:
+    """A draft at the first of the plan's precisions that skips so many attentions and MLPs, by default none."""
     low = accepted_precisions(runner, plan.precisions)
-    precision = low[0] if low else DraftPrecision()
-    return Draft(SkipSet.empty(runner.num_layers), precision=precision, vocabulary=plan.vocabularies[0])
+    skip_set = SkipSet.uniform(runner.num_layers, skipped, skipped)
+    return Draft(skip_set, precision=low[0] if low else DraftPrecision(), vocabulary=plan.vocabularies[0])
 
 
 def accepted_precisions(runner: Runner, precisions: Sequence[DraftPrecision]) -> list[DraftPrecision]:

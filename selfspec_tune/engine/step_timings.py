@@ -29,14 +29,14 @@ _AMID, _FIRST, _TRYING = "in a draft", "first of a draft", "trying tokens"
 class ContextTimings:
     """Seconds of every step after ``length`` tokens, one value a round. ``verify[k]`` verifies k tokens.
 
-    ``in_round``: of one draft, where it was timed here.
+    ``in_rounds``: of a few drafts, where they were timed here.
     """
 
     length: int
     verify: tuple[list[float], ...]
     drafts: tuple[DraftTiming, ...]
     others: dict[str, list[float]]
-    in_round: DraftInRound | None = None
+    in_rounds: tuple[DraftInRound, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class DraftInRound:
 
     @property
     def cold(self) -> float:
-        """What the first step of a round takes more than the next, as a share of that."""
-        return max(median(self.first) / median(self.amid) - 1.0, 0.0)
+        """Seconds that the first step of a round takes more than the next; timed in pairs, a step of each a round."""
+        return max(median(first - amid for first, amid in zip(self.first, self.amid, strict=True)), 0.0)
 
     @property
     def guess(self) -> float:
@@ -71,45 +71,46 @@ def at_one_speed(timings: Sequence[ContextTimings]) -> list[ContextTimings]:
 
 @dataclass(frozen=True, slots=True)
 class ContextSteps:
-    """What to time at one context. Verifications follow ``whole``, whose rounds are timed ``with_rounds``."""
+    """What to time at one context. Verifications follow ``whole``; ``in_rounds``: drafts whose rounds are timed."""
 
     runner: Runner
     token: int
     drafts: Sequence[Draft]
     whole: Draft
+    in_rounds: Sequence[Draft]
     widest: int
     others: Mapping[str, Step]
-    with_rounds: bool
 
     def time(self, rounds: Rounds, clock: Clock) -> ContextTimings:
         runner, token, length = self.runner, self.token, self.runner.length
         steps = {f"verify {k}": verify_step(runner, token, k, self.whole) for k in range(1, self.widest + 1)}
         steps |= {"verify 0": decode_step(runner, token)}
         steps |= {f"draft {i}": draft_step(runner, token, draft) for i, draft in enumerate(self.drafts)}
-        if self.with_rounds:
-            steps |= steps_in_round(runner, token, self.whole, self.widest)
+        for number, draft in enumerate(self.in_rounds):
+            steps |= steps_in_round(runner, token, draft, self.widest, number)
         seconds = time_steps(runner, _shuffled({**steps, **self.others}), rounds, clock)
         return ContextTimings(
             length,
             tuple(seconds[f"verify {k}"] for k in range(self.widest + 1)),
             tuple(DraftTiming(length, draft, seconds[f"draft {i}"]) for i, draft in enumerate(self.drafts)),
             {name: seconds[name] for name in self.others},
-            in_round_of(seconds, self.widest) if self.with_rounds else None,
+            tuple(in_round_of(seconds, self.widest, number) for number in range(len(self.in_rounds))),
         )
 
 
-def steps_in_round(runner: Runner, token: int, draft: Draft, widest: int) -> dict[str, Step]:
-    """A draft's steps as its rounds have them; no pass is over more than ``widest`` tokens and one."""
+def steps_in_round(runner: Runner, token: int, draft: Draft, widest: int, number: int = 0) -> dict[str, Step]:
+    """Steps of the ``number``-th draft as its rounds have them; no pass is over more than ``widest`` tokens and one."""
     return {
-        _AMID: draft_step(runner, token, draft),
-        _FIRST: first_draft_step(runner, token, draft),
-        _TRYING: draft_step(runner, token, draft, min(_MOST_GUESSES, widest)),
+        f"{_AMID} {number}": draft_step(runner, token, draft),
+        f"{_FIRST} {number}": first_draft_step(runner, token, draft),
+        f"{_TRYING} {number}": draft_step(runner, token, draft, min(_MOST_GUESSES, widest)),
     }
 
 
-def in_round_of(seconds: Mapping[str, list[float]], widest: int) -> DraftInRound:
+def in_round_of(seconds: Mapping[str, list[float]], widest: int, number: int = 0) -> DraftInRound:
     """The times of `steps_in_round`."""
-    return DraftInRound(seconds[_AMID], seconds[_FIRST], seconds[_TRYING], min(_MOST_GUESSES, widest))
+    amid, first, trying = (seconds[f"{kind} {number}"] for kind in (_AMID, _FIRST, _TRYING))
+    return DraftInRound(amid, first, trying, min(_MOST_GUESSES, widest))
 
 
 def _shuffled(steps: dict[str, Step]) -> dict[str, Step]:
