@@ -27,7 +27,7 @@ def random_model(
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() >= 2:
-                parameter.normal_(std=1.5 / math.sqrt(parameter.shape[-1]))
+                parameter.normal_(std=1.0 / math.sqrt(parameter.shape[-1]))
     model.eval().requires_grad_(False)
     return LoadedModel(
         name=name,

@@ -131,6 +131,19 @@ def test_the_runners_agree_with_one_forward_of_the_model(family: LoadedModel) ->
         _assert_agree(steps, list(logits[-6:]))
 
 
+def test_attention_may_come_back_in_another_memory_order(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As CUDA's memory-efficient kernel gives it: heads innermost but one.
+    attend = nn.functional.scaled_dot_product_attention
+
+    def heads_inside(*arguments: Any, **options: Any) -> Tensor:
+        return attend(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    prompt = prompt_tokens(9, seed=1)
+    expected = _walk(FastRunner(loaded), prompt, SkipSet.empty(loaded.num_layers))
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", heads_inside)
+    _assert_agree(_walk(FastRunner(loaded), prompt, SkipSet.empty(loaded.num_layers)), expected)
+
+
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_draft_that_skips_nothing_is_the_model(loaded: LoadedModel, name: str) -> None:
     runner = RUNNERS[name](loaded)

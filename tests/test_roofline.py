@@ -111,6 +111,7 @@ def test_a_runners_own_kernel_competes() -> None:
 
 def test_too_little_memory_is_said_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    monkeypatch.setattr(roofline, "last_level_cache", lambda device: 1 << 18)
     with pytest.raises(SelfSpecError, match=r"needs 0\.5 GiB free beside the model"):
         read_kernels(torch.device("cpu"), torch.float32, (96, 64))
 

@@ -97,9 +97,11 @@ class CacheState:
         return Place(positions, self.cos.index_select(0, positions), self.signed_sin.index_select(0, positions), mask)
 
     def mask(self, start: int, num_tokens: int) -> Tensor:
-        """Causal mask [tokens * group, start + tokens] for tokens that follow ``start`` positions: a view."""
+        """Causal mask [tokens * group, start + tokens] for tokens that follow ``start`` positions."""
         offset = self.capacity - start
-        return self._band[: num_tokens * self.group, offset : offset + start + num_tokens]
+        mask = self._band[: num_tokens * self.group, offset : offset + start + num_tokens]
+        # CUDA kernels read it in vectors and do not look where a view begins: "misaligned address".
+        return mask if mask.device.type == "cpu" else mask.clone()
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -195,7 +197,8 @@ class Attention:
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
         grouped = grouped.reshape(1, state.num_kv_heads, num_tokens * state.group, state.head_size)
         attended = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=self.scale)
-        attended = attended.view(state.num_kv_heads, num_tokens, state.group * state.head_size)
+        # Some CUDA kernels return it in another memory order, which no view can regroup.
+        attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)
         return attended.transpose(0, 1).reshape(num_tokens, -1)
 
     def attend_masked(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
