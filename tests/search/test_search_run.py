@@ -411,7 +411,9 @@ def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, 
     outcome = run_scripted(request)
     drafts = [draft for draft in engine.drafts if draft.ngram is not None]
     assert {draft.ngram for draft in drafts} == {NgramLookup()}
-    assert {str(draft.precision) for draft in drafts} == {"int4 attn 1; head int8"}
+    # What is skipped has no precision; which drafts are tried depends on this machine's step times.
+    for draft in drafts:
+        assert str(draft.precision) == ("head int8" if 1 in draft.skip_set.attention else "int4 attn 1; head int8")
     (policy,) = {draft.policy for draft in drafts}
     assert policy.prior is not None
     assert policy == DraftPolicy(PolicyKind.COST_AWARE, 16, prior=policy.prior)
