@@ -82,10 +82,11 @@ def plan_lines(plans: Sequence[Row]) -> list[str]:
         f"{shape['source']}) on {machine['gpus']} GPUs.",
         f"Assumed: {machine['bytes_a_second'] / 1e12:.2f} TB/s and {machine['flops'] / 1e12:.0f} TFLOP/s nominal for "
         f"each GPU (H100 SXM), of which {100 * machine['bandwidth_share']:.0f} % and "
-        f"{100 * machine['flops_share']:.0f} % are reached; {task['prompts']} prompts of {task['prompt_tokens']} "
-        f"tokens, {task['new_tokens']} new tokens, a search of {task['seconds'] / 60:.0f} minutes. The text, the "
-        "shares of the time and the length of a trial are the program's own; a replay's time and what Optuna takes at "
-        "this number of sub-layers are those measured above, past the last trial on a line.",
+        f"{100 * machine['flops_share']:.0f} % are reached (a whole step of the engine at the 7B shape reached 56 % of "
+        f"one H200's nominal bandwidth, `studies/engine-gpu`; larger matrices reach more); {task['prompts']} prompts "
+        f"of {task['prompt_tokens']} tokens, {task['new_tokens']} new tokens, a search of {task['seconds'] / 60:.0f} "
+        "minutes. The text, the shares of the time and the length of a trial are the program's own; a replay's time "
+        "and what Optuna takes at this number of sub-layers are those measured above, past the last trial on a line.",
         "This version runs a model on one device; the plan says what several would have to do.",
         "",
         f"| | {' | '.join(plan['machine']['name'] for plan in plans)} |",
