@@ -24,7 +24,8 @@ from selfspec_tune.report.tables import lossless
 from selfspec_tune.report.verdict import SELF_SPECULATIVE, headline_method
 from selfspec_tune.results import BenchResult, MethodResult, PairedRun
 from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Interval, cluster_bootstrap
+from selfspec_tune.statistics import Interval
+from selfspec_tune.summary import advantage as advantage_of
 from selfspec_tune.summary import decode_times
 
 _PRIOR = re.compile(r", prior(?: [\d.e-]+)+")
@@ -257,21 +258,10 @@ def _verdict(found: Any, least: float) -> str:
 
 
 def advantage(result: BenchResult, ours: MethodResult, theirs: MethodResult) -> Interval | None:
-    """How many times as fast as ``theirs`` our method decodes the prompts that both did; None if one was lossy.
-
-    Each time is taken against the baseline of its own block, which a resumed bench may have measured twice.
-    """
+    """How many times as fast as ``theirs`` our method decodes the prompts that both did; None if one was lossy."""
     if ours.decode_speedup is None or theirs.decode_speedup is None:
         return None
-    other = {(run.prompt_hash, run.round): run for run in decoded(runs_of(result, theirs.id))}
-    seconds, their_seconds, prompts = [], [], []
-    for run in decoded(runs_of(result, ours.id)):
-        if (run.prompt_hash, run.round) in other:
-            own, rival = decode_times([run]), decode_times([other[run.prompt_hash, run.round]])
-            seconds += own.candidate
-            their_seconds += [own.baseline[0] * rival.candidate[0] / rival.baseline[0]]
-            prompts += own.prompts
-    return cluster_bootstrap(their_seconds, seconds, prompts) if prompts else None
+    return advantage_of(runs_of(result, ours.id), runs_of(result, theirs.id), decode_times)
 
 
 # From runs

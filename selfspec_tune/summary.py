@@ -9,7 +9,7 @@ a single lossy run gets no speedup at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selfspec_tune.results import (
@@ -62,6 +62,30 @@ def decode_times(runs: Sequence[PairedRun]) -> PairedTimes:
         [_scaled_decode_seconds(run) for run in decoded],
         [run.prompt_hash for run in decoded],
     )
+
+
+def advantage(
+    runs: Sequence[PairedRun],
+    others: Sequence[PairedRun],
+    times_of: Callable[[Sequence[PairedRun]], PairedTimes] = end_to_end_times,
+    *,
+    seed: int = 0,
+) -> Interval | None:
+    """How many times as fast as ``others`` are ``runs`` of the same prompts; None where they have none in common.
+
+    Each is taken against the baseline of its own block, which a resumed measurement may have run twice: a machine that
+    has become faster since favours neither.
+    """
+    other = {(run.prompt_hash, run.round): run for run in others}
+    seconds, their_seconds, prompts = [], [], []
+    for run in runs:
+        if (run.prompt_hash, run.round) in other:
+            own, rival = times_of([run]), times_of([other[run.prompt_hash, run.round]])
+            if own.prompts and rival.prompts:
+                seconds += own.candidate
+                their_seconds += [own.baseline[0] * rival.candidate[0] / rival.baseline[0]]
+                prompts += own.prompts
+    return cluster_bootstrap(their_seconds, seconds, prompts, seed=seed) if prompts else None
 
 
 def count_lossless(runs: Sequence[PairedRun]) -> LosslessCount:

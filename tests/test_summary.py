@@ -52,6 +52,17 @@ def test_tasks_are_broken_down() -> None:
     assert tasks["code"].decode_speedup.value == pytest.approx(4.0 / 2.5)
 
 
+def test_an_advantage_is_over_common_prompts_and_each_beside_its_own_baseline() -> None:
+    ours = [paired_run("a/1"), paired_run("a/2")]
+    theirs = [paired_run("a/1", baseline=(11, 1.0, 4.0), candidate=(11, 1.0, 3.0)), paired_run("a/3")]
+    end_to_end, decode = summary.advantage(ours, theirs), summary.advantage(ours, theirs, summary.decode_times)
+    assert end_to_end is not None
+    assert decode is not None
+    assert end_to_end.value == pytest.approx(2.5 * 4.0 / 5.0 / 1.5)
+    assert decode.value == pytest.approx(2.0 * 3.0 / 4.0 / 1.0)
+    assert summary.advantage(ours, theirs[1:]) is None
+
+
 def test_a_numerical_tie_stays_in_the_ratio_by_time_per_token() -> None:
     tie = paired_run(baseline=(11, 1.0, 10.0), candidate=(21, 1.0, 10.0), lossless="numerical_tie")
     result = summarise("best", "self-speculative", [tie])

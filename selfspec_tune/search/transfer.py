@@ -12,7 +12,7 @@ from typing import Literal
 from selfspec_tune.draft import Draft
 from selfspec_tune.results import BenchResult, PairedRun, RouterResult, SkipLayers, TransferResult, TransferRow
 from selfspec_tune.statistics import Interval, cluster_bootstrap
-from selfspec_tune.summary import end_to_end_times, summarise
+from selfspec_tune.summary import advantage, end_to_end_times, summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ class _Judge:
         return RouterResult(
             name=name,
             end_to_end_speedup=None if is_lossy else self._speedup(routed),
-            ratio_to_single=None if is_lossy or self._single.overall is None else self._ratio(routed),
+            ratio_to_single=None
+            if is_lossy or self._single.overall is None
+            else advantage(routed, self._alone, seed=self._seed),
             accuracy=sum(picks[prompt] == task for prompt, task in task_of.items()) / len(task_of),
             picks=dict(picks),
         )
@@ -102,16 +104,3 @@ class _Judge:
     def _speedup(self, routed: Sequence[PairedRun]) -> Interval:
         times = end_to_end_times(routed)
         return cluster_bootstrap(times.baseline, times.candidate, times.prompts, seed=self._seed)
-
-    def _ratio(self, routed: Sequence[PairedRun]) -> Interval:
-        """The single draft's time over the router's, prompt by prompt.
-
-        Both are of one block where one session measured them. Else each is taken by its own block's
-        baseline, so that a machine that has become faster since favours neither.
-        """
-        alone, times = end_to_end_times(self._alone), end_to_end_times(routed)
-        rescaled = [
-            seconds * other / own
-            for seconds, own, other in zip(alone.candidate, alone.baseline, times.baseline, strict=True)
-        ]
-        return cluster_bootstrap(rescaled, times.candidate, times.prompts, seed=self._seed)

@@ -9,6 +9,7 @@ import pytest
 from selfspec_tune.bench.run import contender_id
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
+from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import load_prompts
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
@@ -242,6 +243,21 @@ def test_the_finalist_that_is_fastest_on_the_selection_split_wins(make_request: 
     assert len(speeds) == budget.NUM_FINALISTS
     assert [speeds[method] for method in tested] == [max(speeds.values())]
     assert len([notice for notice in listener.notices if notice.startswith("finalist")]) == budget.NUM_FINALISTS
+
+
+@pytest.mark.parametrize(("on_code", "on_chat", "skips"), [(1.5, 1.4, True), (1.5, 0.8, False)])
+def test_a_finalist_that_skips_must_be_surely_faster_than_one_that_does_not(
+    make_request: Any, engine: ScriptedEngine, on_code: float, on_chat: float, skips: bool
+) -> None:
+    def script(draft: Draft, item: WorkItem) -> tuple[float, float, str]:
+        speedup = on_code if item.prompt.task == "code" else on_chat
+        return 1.0, 1.0 if draft.skip_set.is_empty else speedup, "identical"
+
+    engine.script, listener = script, Listener()
+    outcome = run_scripted(make_request(precision="int4"), listener)
+    assert outcome.skip_config.skip_set().is_empty != skips
+    told = [notice for notice in listener.notices if "the finalist that skips nothing" in notice]
+    assert len(told) == (not skips)
 
 
 def test_the_best_predicted_draft_is_a_finalist_however_its_trial_went(
