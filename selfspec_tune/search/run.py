@@ -81,7 +81,9 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
 def _search(session: Session) -> SearchOutcome:
     """All stages; what an earlier run of the command found is read."""
     setting = session.setting
-    session.reporter.stage("calibrate", f"{len(setting.calibration)} prompts, the first {budget.TRIAL_ITEMS} now")
+    count = len(setting.calibration)
+    first = f", the first {budget.TRIAL_ITEMS} now" if count > budget.TRIAL_ITEMS else ""
+    session.reporter.stage("calibrate", f"{count} prompts{first}")
     answers = _answers(session, setting.calibration[: budget.TRIAL_ITEMS])
     session.tick()
     if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=session.seed):
