@@ -12,7 +12,6 @@ from selfspec_tune.files import read_json
 from selfspec_tune.report import text
 from selfspec_tune.results import BenchResult, MethodResult, SkipConfig
 from selfspec_tune.search.conclusion import promise_kept
-from selfspec_tune.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,8 @@ def against(result: BenchResult, found: list[Found]) -> list[str]:
     for one in ours:
         for other in (other for other in found if other.strategy != one.strategy):
             ratio = study.advantage(result, one.method, other.method)
-            lines.append(f"- {one.name} decodes {text.speedup(ratio)} as fast as {other.name}{_judged(ratio)}.")
+            lines.append(f"- {one.name} decodes {text.speedup(ratio)} as fast as {other.name}{study.judged(ratio)}.")
     return lines
-
-
-def _judged(ratio: Interval | None) -> str:
-    if ratio is None:
-        return " (one of them was lossy)"
-    if ratio.high < 1:
-        return ": **slower**"
-    return ": faster" if ratio.low > 1 else ": the same within the interval"
 
 
 def promises(out: Path, strategies: Sequence[str]) -> list[str]:

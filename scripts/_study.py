@@ -85,12 +85,12 @@ def bench(out: Path, *command: str) -> BenchResult:
     return BenchResult.load(out)
 
 
-def publish(bench_file: Path) -> None:
-    """Take folders of this machine out of a bench's file; those in prompts and answers are nobody's, and stay."""
-    value = read_json(bench_file)
+def publish(file: Path) -> None:
+    """Take folders of this machine out of a result's file; those in prompts and answers are nobody's, and stay."""
+    value = read_json(file)
     published = {name: entry if name == "runs" else without_paths(entry) for name, entry in value.items()}
     if published != value:
-        write_json_atomic(bench_file, published)
+        write_json_atomic(file, published)
 
 
 def settle(file: Path, settings: Mapping[str, Any]) -> None:
@@ -262,6 +262,15 @@ def advantage(result: BenchResult, ours: MethodResult, theirs: MethodResult) -> 
     if ours.decode_speedup is None or theirs.decode_speedup is None:
         return None
     return advantage_of(runs_of(result, ours.id), runs_of(result, theirs.id), decode_times)
+
+
+def judged(ratio: Interval | None) -> str:
+    """What a ratio of two methods says, to follow it in a sentence."""
+    if ratio is None:
+        return " (one of them was lossy)"
+    if ratio.high < 1:
+        return ": **slower**"
+    return ": faster" if ratio.low > 1 else ": the same within the interval"
 
 
 # From runs
