@@ -301,9 +301,9 @@ PerTask = Annotated[
     typer.Option(
         "--per-task",
         help=(
-            "One search over all tasks of the prompts and one for each, in DIR/all and DIR/TASK with equal shares of "
-            "the time; then, in further time, what each draft is worth on every task, and whether picking one by "
-            "prompt would pay."
+            "One search over all tasks of the prompts and one for each, in DIR/all and DIR/TASK; half of the time is "
+            "shared equally, half by the number of prompts. Then, in further time, what each draft is worth on every "
+            "task, and whether picking one by prompt would pay."
         ),
         rich_help_panel=_PANEL_BUDGET,
     ),

@@ -22,7 +22,7 @@ from selfspec_tune.measure.prompt_vectors import prompt_vectors
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, load_prompts, split_each_task
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import BenchRequest, PromptOptions, SearchRequest, log_beside
+from selfspec_tune.requests import BenchRequest, SearchRequest, log_beside
 from selfspec_tune.results import BenchResult, PairedRun, SkipConfig, TransferResult
 from selfspec_tune.search import budget
 from selfspec_tune.search.plan import SearchPlan, plan_search
@@ -48,10 +48,9 @@ class PerTask:
 def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
     """Search for all tasks of the request's prompts together and for each, then measure all drafts on all tasks.
 
-    Each search has its folder in ``request.out`` and an equal share of the time limit; with ``trials``,
-    as many each. An interrupted search ends everything: the same command goes on. Raises `UsageError`
-    where there is one task only or ``request.out`` holds a single search, `PromptError` where a task has too few
-    prompts.
+    Each search has its folder in ``request.out`` and its share of the time limit; with ``trials``, as many
+    each. An interrupted search ends everything: the same command goes on. Raises `UsageError` where there is one
+    task only or ``request.out`` holds a single search, `PromptError` where a task has too few prompts.
     """
     StudyFolder(request.out).check_is_no_search()
     searches = split_searches(request)
@@ -91,16 +90,24 @@ def split_searches(request: SearchRequest) -> dict[str, SearchRequest]:
         )
     drawn = load_some(options)
     split_each_task(drawn, tasks, seed=options.seed)
-    share = request.timeout_seconds and request.timeout_seconds / (len(tasks) + 1)
-
-    def search(folder: str, prompts: PromptOptions) -> SearchRequest:
-        return replace(request, out=request.out / folder, prompts=prompts, timeout_seconds=share)
-
     numbers = Counter(prompt.task for prompt in drawn)
-    searches = {POOLED: search(POOLED, replace(options, tasks=tuple(tasks), num_prompts=len(drawn)))}
-    for task in sorted(tasks):
-        searches[task] = search(_folder_name(task), replace(options, tasks=(task,), num_prompts=numbers[task]))
-    return searches
+
+    def search(folder: str, tasks: tuple[str, ...]) -> SearchRequest:
+        number = sum(numbers[task] for task in tasks)
+        timeout = request.timeout_seconds and request.timeout_seconds * _share(number / len(drawn), len(numbers))
+        prompts = replace(options, tasks=tasks, num_prompts=number)
+        return replace(request, out=request.out / folder, prompts=prompts, timeout_seconds=timeout)
+
+    each = {task: search(_folder_name(task), (task,)) for task in sorted(tasks)}
+    return {POOLED: search(POOLED, tuple(each)), **each}
+
+
+def _share(of_prompts: float, num_tasks: int) -> float:
+    """A search's part of the time: half of it in equal parts, half by prompts, which the finalists and the test take.
+
+    ``of_prompts``: its prompts, as a part of the prompts of all tasks.
+    """
+    return (1 / (num_tasks + 1) + of_prompts / 2) / 2
 
 
 def _check_all(searches: Mapping[str, SearchRequest], workload: Workload, reporter: Reporter) -> None:
@@ -111,7 +118,7 @@ def _check_all(searches: Mapping[str, SearchRequest], workload: Workload, report
         try:
             budget.check_timeout(open_setting(search, reporter, workload))
         except BudgetError as error:
-            which = f"{name} (one of {len(searches)} searches with equal shares of the time)"
+            which = f"{name} (one of {len(searches)} searches that share the time)"
             raise BudgetError(f"{which}: {error}") from error
 
 
