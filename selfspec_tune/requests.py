@@ -346,3 +346,46 @@ class SweepRequest:
 
 def _joined(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
+
+
+class DraftFormat(StrEnum):
+    """Drafts that an export writes for other runtimes."""
+
+    HF_DRAFT = "hf-draft"
+    HF_ZERO = "hf-zero"
+    NAS = "nas"
+    GGUF = "gguf"
+    TRANSFORMERS_GENERATE = "transformers-generate"
+
+
+GGUF_WEIGHTS = ("copy", "f32", "f16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export.
+
+    Attributes:
+        source: skip.json, or another project's file.
+        out: the directory to make.
+        model: the target, where ``source`` does not lead to it.
+        gguf: its GGUF file, where the model itself is none.
+        weights: of a GGUF draft: copy, f32, f16 or bf16.
+        draft_tokens: for the launch lines.
+        force: whether an earlier export in ``out`` is replaced.
+    """
+
+    source: Path
+    format: DraftFormat
+    out: Path
+    model: str | None = None
+    gguf: Path | None = None
+    weights: str = "copy"
+    draft_tokens: int = 4
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weights not in GGUF_WEIGHTS:
+            raise UsageError(f"--weights {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
+        if self.draft_tokens < 1:
+            raise UsageError(f"--draft-tokens {self.draft_tokens}: expected at least 1.")

@@ -477,25 +477,25 @@ def test_show_without_any_study_says_how_to_make_one(library: Library) -> None:
 
 def test_export_writes_dialects(library: Library) -> None:
     study = save_study(Path("study"))
-    value = json.loads(run("export", study / "skip.json", "--format", "self-sd").stdout)
+    value = json.loads(run("export", study / "skip.json", "--to", "self-sd").stdout)
     assert value == {"tiny": SKIP.to_dict()}
-    assert run("export", study / "skip.json", "--format", "swift", "--task", "qa", "--out", "s.json").exit_code == 0
+    assert run("export", study / "skip.json", "--to", "swift", "--task", "qa", "--out", "s.json").exit_code == 0
     assert json.loads(Path("s.json").read_text()) == {"tiny_qa": SKIP.to_dict()}
 
 
 def test_export_explains_what_a_dialect_cannot_say(library: Library) -> None:
     study = save_study(Path("study"))
-    result = run("export", study / "skip.json", "--format", "layerskip")
+    result = run("export", study / "skip.json", "--to", "layerskip")
     assert result.exit_code == 2
     assert "layers" in result.stderr
 
 
 def test_export_converts_other_dialects_once_the_model_is_named(library: Library) -> None:
     Path("flags.json").write_text(json.dumps([0, 1] * 40))
-    unnamed = run("export", "flags.json", "--format", "self-sd")
+    unnamed = run("export", "flags.json", "--to", "self-sd")
     assert unnamed.exit_code == 2
     assert "name it with --model" in unnamed.stderr
-    named = run("export", "flags.json", "--format", "self-sd", "--model", "llama-2-13b")
+    named = run("export", "flags.json", "--to", "self-sd", "--model", "llama-2-13b")
     assert json.loads(named.stdout) == {"llama-2-13b": {"attention": [], "mlp": list(range(40))}}
 
 
@@ -503,11 +503,11 @@ def test_export_takes_the_depth_from_a_local_model(library: Library) -> None:
     Path("exit.json").write_text('{"exit_layer": 4}')
     Path("local").mkdir()
     Path("local/config.json").write_text('{"num_hidden_layers": 6}')
-    value = json.loads(run("export", "exit.json", "--format", "economize", "--model", "local").stdout)
+    value = json.loads(run("export", "exit.json", "--to", "economize", "--model", "local").stdout)
     assert value == {"skip_layers": [5, 6]}
     Path("local/config.json").write_text("{}")
-    assert "no num_hidden_layers" in run("export", "exit.json", "--format", "economize", "--model", "local").stderr
-    unknown = run("export", "exit.json", "--format", "economize", "--model", "lama-2-13b")
+    assert "no num_hidden_layers" in run("export", "exit.json", "--to", "economize", "--model", "local").stderr
+    unknown = run("export", "exit.json", "--to", "economize", "--model", "lama-2-13b")
     assert unknown.exit_code == 2
     assert "Did you mean llama-2-13b" in unknown.stderr
 

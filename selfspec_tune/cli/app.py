@@ -14,7 +14,7 @@ import typer
 from selfspec_tune.cli.bench import bench
 from selfspec_tune.cli.compare import command as compare
 from selfspec_tune.cli.doctor import doctor
-from selfspec_tune.cli.export import export
+from selfspec_tune.cli.export import export, import_
 from selfspec_tune.cli.models import models
 from selfspec_tune.cli.search import search
 from selfspec_tune.cli.show import show
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 for command in (search, bench, compare, show, export, models, doctor):
     app.command()(command)
+app.command("import")(import_)
 
 
 def main() -> None:

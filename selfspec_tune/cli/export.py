@@ -1,35 +1,110 @@
-"""``selfspec-tune export``: a skip set in another project's file format."""
+"""``selfspec-tune export`` and ``import``: skip sets and drafts in other projects' formats."""
 
 from __future__ import annotations
 
-import json
+import json as json_
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from selfspec_tune.cli import options
+from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import at_edge
 from selfspec_tune.dialects import Dialect
+from selfspec_tune.errors import UsageError
+from selfspec_tune.requests import GGUF_WEIGHTS, DraftFormat, ExportRequest
+
+_PANEL_DRAFT = "Drafts for other runtimes"
+
+# mypy knows enumerations by their literal members only.
+Target: Any = StrEnum("Target", {one.name: one.value for kind in (Dialect, DraftFormat) for one in kind})
 
 
 @at_edge()
 def export(
     source: Annotated[Path, typer.Argument(metavar="SKIP.json", help="skip.json, or any dialect's file with --model.")],
-    format: Annotated[Dialect, typer.Option("--format", help="The dialect to write.", show_default=False)],
-    task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
+    to: Annotated[Target, typer.Option("--to", help="A skip-set dialect, or a draft that runs.", show_default=False)],
     model: options.ModelOfFile = None,
+    task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="F", help="File to write.", show_default="standard output")
+        Path | None,
+        typer.Option(metavar="PATH", help="File of a dialect, folder of a draft.", show_default="standard output"),
     ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="The target's GGUF file, for --to gguf.", rich_help_panel=_PANEL_DRAFT),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="W", help=f"Of a GGUF draft: {', '.join(GGUF_WEIGHTS)}.", rich_help_panel=_PANEL_DRAFT),
+    ] = "copy",
+    draft_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens a draft, in the launch lines.", rich_help_panel=_PANEL_DRAFT)
+    ] = 4,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier export in --out.", rich_help_panel=_PANEL_DRAFT)
+    ] = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a skip set in the format of another project."""
+    """Write a skip set in another project's format, or as a draft that another runtime runs."""
+    if to.value in set(Dialect):
+        _export_dialect(source, Dialect(to.value), model, task, out)
+        return
+    if out is None:
+        raise UsageError(f"--to {to.value} makes a folder: name it with --out DIR.")
+    from selfspec_tune.export.drafts import export_draft
+
+    format_ = DraftFormat(to.value)
+    manifest = export_draft(ExportRequest(source, format_, out, model, gguf, weights, draft_tokens, force))
+    if json:
+        output.print_json(manifest)
+    else:
+        _print(manifest, out)
+
+
+@at_edge()
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Any dialect's file, or FILE#KEY for one entry.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="The model that it is for, at hand here.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="F", help="The skip.json to write.")] = Path("skip.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make a skip.json of another project's skip set, to bench it or to search on from it."""
+    from selfspec_tune.export.imports import import_skip_set
+
+    config, dialect = import_skip_set(source, model, out, force=force)
+    print(f"{out}: {config.skip_set()} of {config.model.id}, read as {dialect}; measure it with `selfspec-tune bench`.")
+
+
+def _export_dialect(source: Path, dialect: Dialect, model: str | None, task: str | None, out: Path | None) -> None:
     from selfspec_tune.export import export_dialect
     from selfspec_tune.files import write_json_atomic
 
-    value = export_dialect(source, format, task=task, model=model)
+    value = export_dialect(source, dialect, task=task, model=model)
     if out is None:
-        print(json.dumps(value))
+        print(json_.dumps(value))
     else:
         write_json_atomic(out, value)
+
+
+def _print(manifest: dict[str, Any], out: Path) -> None:
+    console = output.result_console()
+    layers = manifest["layers"]
+    whole = sum(layer["attention"] is not None and layer["mlp"] is not None for layer in layers)
+    lines = [f"{out}: {manifest['format']} of {manifest['model']}"]
+    if manifest["draft_bytes"]:
+        share = manifest["draft_bytes"] / manifest["target_bytes"]
+        lines += [
+            f"{len(layers)} layers, {whole} of them whole; {manifest['draft_bytes'] / 2**20:.0f} MiB of weights, "
+            f"{share:.0%} of the target's: a server holds both"
+        ]
+    lines += [f"note: {note}" for note in manifest["notes"]]
+    for runtime, line in manifest["launch"].items():
+        lines += [f"{runtime}:", f"  {line}"]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,20 +1,14 @@
-"""Results in other programs' files: skip-set dialects, tables, Spec-Bench answers."""
+"""Skip sets in other projects' files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfspec_tune.dialects import SKIP_CONFIG, Dialect, read_skip_set, to_dialect
 from selfspec_tune.errors import UnknownModelError, UsageError
-from selfspec_tune.files import read_json, write_atomic
+from selfspec_tune.files import read_json
 from selfspec_tune.models.aliases import close_aliases, resolve
-from selfspec_tune.results import BenchResult, SweepResult
-from selfspec_tune.summary import AUTOREGRESSIVE, spec_bench_rows, sweep_to_frame, to_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def export_dialect(source: Path, dialect: Dialect, *, task: str | None = None, model: str | None = None) -> Any:
@@ -50,40 +44,6 @@ def known_num_layers(model: str) -> int:
     if not isinstance(depth, int):
         raise UnknownModelError(f"{config} has no num_hidden_layers; expected a decoder-only language model.")
     return depth
-
-
-def write_csv(result: BenchResult | SweepResult, path: Path) -> None:
-    """A row a method, in a sweep at each value. Raises `StorageError`."""
-    write_atomic(path, _frame(result).to_csv(index=False))
-
-
-def write_parquet(result: BenchResult | SweepResult, path: Path) -> None:
-    """A row a method, in a sweep at each value. Raises `StorageError`."""
-    write_atomic(path, _frame(result).to_parquet(index=False))
-
-
-def _frame(result: BenchResult | SweepResult) -> pd.DataFrame:
-    return sweep_to_frame(result) if isinstance(result, SweepResult) else to_frame(result)
-
-
-def write_spec_bench(result: BenchResult, method_id: str, path: Path) -> list[Path]:
-    """Answer files for Spec-Bench's ``speed.py``: the method's, and the baseline's beside it.
-
-    The baseline's is written only where the runs kept its text: the script counts its
-    tokens by tokenizing the text again. Returns the files written; raises `StorageError`.
-    """
-    _write_rows(path, spec_bench_rows(result.runs, method_id))
-    texts = {run.prompt_id: (run.model_extra or {}).get("text") for run in result.runs}
-    answers = {prompt_id: text for prompt_id, text in texts.items() if isinstance(text, str)}
-    if len(answers) < len(texts):
-        return [path]
-    baseline = path.with_name(f"{path.stem}-{AUTOREGRESSIVE}{path.suffix}")
-    _write_rows(baseline, spec_bench_rows(result.runs, AUTOREGRESSIVE, answers=answers))
-    return [path, baseline]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _stated_model(source: Path, dialect: str) -> str:

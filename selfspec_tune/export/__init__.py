@@ -1,0 +1,8 @@
+"""Results and drafts in other programs' files."""
+
+from __future__ import annotations
+
+from selfspec_tune.export.skip_files import export_dialect, known_num_layers
+from selfspec_tune.export.tables import write_csv, write_parquet, write_spec_bench
+
+__all__ = ["export_dialect", "known_num_layers", "write_csv", "write_parquet", "write_spec_bench"]

@@ -1,0 +1,179 @@
+"""Hugging Face checkpoints read and written tensor by tensor, so that a model need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfspec_tune.errors import FileFormatError, UnsupportedModelError
+from selfspec_tune.files import read_json, storage_error, write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 1 << 30
+# What a tokenizer, a chat template and generation need, where the checkpoint has them.
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Shape and number format (as safetensors names it) of a tensor, and the file that holds it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return prod(self.shape) * _WIDTHS.get(self.dtype, 1)
+
+
+class Checkpoint:
+    """A directory with config.json and safetensors weights, one file or several; nothing is read until asked for.
+
+    Raises `FileFormatError` where it has no such weights or they are incomplete, `UnsupportedModelError` where
+    they are quantised: what is packed cannot be taken apart.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = read_json(folder / "config.json")
+        if self.config.get("quantization_config"):
+            raise UnsupportedModelError(
+                f"The weights of {folder} are quantised ({self.config['quantization_config'].get('quant_method')}): "
+                "only plain float weights can be taken apart. Export from the checkpoint that it was made from."
+            )
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in _weight_files(folder):
+            self.tensors |= _headers(file)
+        if (folder / INDEX).exists():
+            missing = set(read_json(folder / INDEX).get("weight_map", {})) - set(self.tensors)
+            if missing:
+                raise FileFormatError(
+                    f"{folder / INDEX} names tensors that no file holds ({', '.join(sorted(missing)[:3])}). "
+                    "Get the checkpoint again."
+                )
+
+    def read(self, name: str) -> Tensor:
+        """One tensor. Raises `FileFormatError` where the checkpoint lacks it."""
+        from safetensors import safe_open
+
+        if name not in self.tensors:
+            raise FileFormatError(f"{self.folder} has no tensor {name}. Get the checkpoint again.")
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def beside(self) -> Iterator[Path]:
+        """Files that a tokenizer and generation read; links are followed, as caches keep files behind them."""
+        for name in _BESIDE:
+            if (self.folder / name).is_file():
+                yield self.folder / name
+
+
+def write_checkpoint(
+    folder: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Write config.json and ``tensors`` in files of up to ``shard_bytes``; the bytes of all weights.
+
+    Holds no more than one file's tensors at a time. Raises `StorageError`.
+    """
+    from safetensors.torch import save_file
+
+    shards: list[tuple[Path, list[str]]] = []
+    held: dict[str, Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        file = folder / f"shard-{len(shards)}.safetensors"
+        save_file(held, file, metadata={"format": "pt"})
+        shards.append((file, list(held)))
+        held.clear()
+        size = 0
+
+    try:
+        for name, tensor in tensors:
+            num_bytes = tensor.numel() * tensor.element_size()
+            if held and size + num_bytes > shard_bytes:
+                flush()
+            held[name] = tensor.contiguous()
+            size += num_bytes
+            total += num_bytes
+        flush()
+        _name_shards(folder, shards, total)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    write_json_atomic(folder / "config.json", config)
+    return total
+
+
+def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
+    if len(shards) == 1:
+        shards[0][0].rename(folder / WEIGHTS)
+        return
+    weight_map = {}
+    for number, (file, names) in enumerate(shards, 1):
+        target = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file.rename(target)
+        weight_map |= dict.fromkeys(names, target.name)
+    write_json_atomic(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+        files = [folder / name for name in sorted(names)]
+        outside = [file for file in files if file.parent != folder]
+        if outside:
+            raise FileFormatError(f"{folder / INDEX} names a file outside its folder: {outside[0]}.")
+    else:
+        files = [folder / WEIGHTS]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        pickled = sorted(folder.glob("pytorch_model*.bin"))
+        hint = (
+            "its pickled weights are never read: save it again with safe_serialization=True"
+            if pickled
+            else "get the checkpoint again"
+        )
+        raise FileFormatError(f"{folder} lacks {', '.join(absent)}; {hint}.")
+    return files
+
+
+def _headers(file: Path) -> dict[str, TensorInfo]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with ExitStack() as stack:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            return {name: TensorInfo(tuple(s.get_shape()), s.get_dtype(), file) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise FileFormatError(f"{file} is no complete safetensors file ({error}). Get it again.") from error

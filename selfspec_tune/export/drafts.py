@@ -1,0 +1,170 @@
+"""Drafts for other runtimes: written whole or not at all, with a manifest that says what they are."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
+from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.errors import SkipSetError, UsageError
+from selfspec_tune.export.blocks import Block
+from selfspec_tune.export.generate import write_generate
+from selfspec_tune.export.gguf import write_gguf
+from selfspec_tune.export.gguf_file import GgufFile
+from selfspec_tune.export.hf import write_whole_layers, write_zeroed
+from selfspec_tune.export.job import Format, Job, Written, fingerprint_of
+from selfspec_tune.export.nas import write_nas
+from selfspec_tune.export.skip_files import known_num_layers
+from selfspec_tune.export.target import checkpoint_folder, gguf_of
+from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.results import SkipConfig
+
+MANIFEST = "selfspec-export.json"
+_SCHEMA = "selfspec-tune/export"
+
+
+FORMATS: dict[DraftFormat, Format] = {
+    DraftFormat.HF_DRAFT: Format(
+        "the model with fewer whole layers, for any runtime that loads it", write_whole_layers
+    ),
+    DraftFormat.HF_ZERO: Format("the model with zeros for what is skipped: exact, saves nothing", write_zeroed),
+    DraftFormat.NAS: Format("layers without attention or MLP: vLLM, SGLang, MLX-LM, transformers", write_nas),
+    DraftFormat.GGUF: Format("llama.cpp; made from the target's GGUF file", write_gguf, needs_gguf=True),
+    DraftFormat.TRANSFORMERS_GENERATE: Format(
+        "code for model.generate(custom_generate=DIR): drafts with the model's own cache", write_generate
+    ),
+}
+
+
+def export_draft(request: ExportRequest) -> dict[str, Any]:
+    """Write the draft and its manifest; the manifest.
+
+    Raises:
+        UsageError: ``out`` is there already, or the target's GGUF file is needed and not given.
+        SkipSetError: the skip set does not fit the target, or not the format.
+        UnsupportedModelError: the format cannot represent the target.
+        StorageError: it cannot be written.
+    """
+    _check_free(request)
+    made = FORMATS[request.format]
+    with ExitStack() as stack:
+        job = _job(request, made, stack)
+        temporary = request.out.with_name(f".{request.out.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.mkdir(parents=True)
+            written = made.write(job, temporary, request.out)
+            manifest = _manifest(request, job, written, temporary)
+            write_json_atomic(temporary / MANIFEST, manifest)
+            _put(temporary, request.out)
+        except OSError as error:
+            raise storage_error(request.out, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _check_free(request: ExportRequest) -> None:
+    out = request.out
+    if out.is_symlink():
+        raise UsageError(f"{out} is a symbolic link, which an export never follows. Give the folder itself.")
+    if not out.exists():
+        return
+    if not request.force:
+        raise UsageError(f"{out} is there already. Give another --out, or --force to replace an earlier export.")
+    if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("schema") != _SCHEMA:
+        raise UsageError(f"{out} holds no export of ours, so --force does not replace it. Give another --out.")
+
+
+def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
+    """What to write, with the target's files at hand until ``stack`` ends."""
+    config = _skip_config(request.source)
+    model = request.model or (config.model.id if config else "")
+    if not model:
+        raise UsageError(f"{request.source} does not say which model it is for; name it with --model.")
+    gguf = request.gguf or gguf_of(model)
+    if made.needs_gguf and gguf is None:
+        raise UsageError(
+            f"--to {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
+            "--gguf FILE."
+        )
+    folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model))
+    if config is not None:
+        skip_set = config.skip_set()
+        draft = Draft.from_dict(skip_set, config.draft.model_dump())
+        policy, vocabulary = draft.policy, draft.vocabulary
+    else:
+        depth = GgufFile(gguf).num_layers if made.needs_gguf and gguf else known_num_layers(str(folder))
+        skip_set, _ = read_skip_set(request.source, num_layers=depth)
+        policy, vocabulary = DraftPolicy(), None
+    job = Job(skip_set, model, folder, gguf, request.weights, request.draft_tokens, policy, vocabulary)
+    if not job.blocks:
+        raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
+    if folder is not None:
+        _check_target(job, config)
+    return job
+
+
+def _skip_config(source: Path) -> SkipConfig | None:
+    """The file, where it is our own."""
+    value = read_json(Path(str(source).partition("#")[0]))
+    is_own = isinstance(value, dict) and value.get("schema") == f"selfspec-tune/{SKIP_CONFIG}"
+    return SkipConfig.load(source) if is_own else None
+
+
+def _check_target(job: Job, config: SkipConfig | None) -> None:
+    """That the weights at hand are those that the skip set was searched for, as far as the file says."""
+    depth = job.checkpoint.config.get("num_hidden_layers")
+    if depth != job.skip_set.num_layers:
+        raise SkipSetError(
+            f"{job.model} has {depth} layers, the skip set is for a model of {job.skip_set.num_layers}. "
+            "Give the model that was searched with --model."
+        )
+    if config is None:
+        return
+    found = fingerprint_of(job)
+    if found != config.model.fingerprint:
+        raise SkipSetError(
+            f"The skip set was searched for {config.model.id} (fingerprint {config.model.fingerprint}); {job.model} is "
+            f"another model (fingerprint {found}). Give the model that was searched with --model."
+        )
+
+
+def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) -> dict[str, Any]:
+    config = _skip_config(request.source)
+    files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    target = job.gguf.stat().st_size if job.folder is None and job.gguf else job.checkpoint.num_bytes
+    return {
+        "schema": _SCHEMA,
+        "version": 1,
+        "format": request.format.value,
+        "model": job.model,
+        "model_fingerprint": config.model.fingerprint if config else None,
+        "skip": job.skip_set.to_dict(),
+        "layers": [_layer_record(block) for block in job.blocks],
+        "draft_bytes": written.weight_bytes,
+        "target_bytes": target,
+        "draft_tokens": job.draft_tokens,
+        "launch": dict(written.launch),
+        "notes": list(written.notes),
+        "files": files,
+    }
+
+
+def _layer_record(block: Block) -> dict[str, int | None]:
+    return {"attention": block.attention, "mlp": block.mlp}
+
+
+def _put(temporary: Path, out: Path) -> None:
+    """Move the folder into its place; an earlier export there goes once the new one is whole."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+    out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""Self-speculation inside transformers: a directory for ``model.generate(custom_generate=…)``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from selfspec_tune.draft import DraftPolicy, PolicyKind
+from selfspec_tune.export.job import Job, Written
+from selfspec_tune.files import read_text, write_atomic
+
+_TEMPLATE = Path(__file__).parent / "generate_files" / "generate.py"
+_PLACE = "SETTINGS = {}"
+_THRESHOLD = 0.8  # where the policy needs costs measured on the user's machine
+
+
+def write_generate(job: Job, folder: Path, final: Path) -> Written:
+    """``custom_generate/generate.py``: the skip set, the policy and the loop, without need of this package."""
+    layout, skip_set = job.layout, job.skip_set
+    attentions = [f"{layout.layers}.{layer}.{layout.attention}" for layer in skip_set.attention]
+    mlps = [f"{layout.layers}.{layer}.{layout.mlp}" for layer in skip_set.mlp]
+    policy, notes = _carried(job.policy)
+    settings = {
+        "model": job.model,
+        "num_layers": skip_set.num_layers,
+        "skipped": [*attentions, *mlps],
+        "attentions": attentions,
+        "first_attention": f"{layout.layers}.0.{layout.attention}",
+        "vocabulary": job.vocabulary,
+        "max_draft_tokens": policy.max_draft_tokens,
+        "exit_threshold": policy.exit_threshold,
+    }
+    # JSON in a string: true, false and null are no Python.
+    code = read_text(_TEMPLATE).replace(_PLACE, f"SETTINGS = json.loads({json.dumps(settings)!r})", 1)
+    code = code.replace("import inspect\n", "import inspect\nimport json\n", 1)
+    write_atomic(folder / "custom_generate" / "generate.py", code)
+    line = f"model.generate(**inputs, custom_generate={str(final)!r}, trust_remote_code=True)"
+    return Written(0, {"transformers": line}, notes)
+
+
+def _carried(policy: DraftPolicy) -> tuple[DraftPolicy, tuple[str, ...]]:
+    """A policy that needs to measure nothing, and what a user should know of it."""
+    if policy.kind is PolicyKind.FIXED:
+        return DraftPolicy(PolicyKind.THRESHOLD, policy.max_draft_tokens, 0.0), ()
+    if policy.kind is PolicyKind.THRESHOLD:
+        return policy, ()
+    threshold = policy.exit_threshold if policy.kind is PolicyKind.ADAPTIVE else _THRESHOLD
+    note = f"drafts while it is {threshold:.0%} sure, up to {policy.max_draft_tokens} tokens: {policy.kind} stays here"
+    return DraftPolicy(PolicyKind.THRESHOLD, policy.max_draft_tokens, threshold), (note,)

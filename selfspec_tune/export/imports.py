@@ -1,0 +1,47 @@
+"""Other projects' skip sets as a skip.json of our own."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import SkipSetError, UsageError
+from selfspec_tune.export.job import Job, fingerprint_of
+from selfspec_tune.export.skip_files import known_num_layers
+from selfspec_tune.export.target import checkpoint_folder
+from selfspec_tune.models.origin import find_origin
+from selfspec_tune.results import DraftSettings, ModelInfo, Score, SkipConfig, SkipLayers
+
+
+def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) -> tuple[SkipConfig, str]:
+    """Write a skip.json of the skip set in ``source``, unmeasured, and the dialect that it was read as.
+
+    Raises `UsageError` where ``out`` is there already, `FileFormatError` or `SkipSetError` for the file, and what
+    finding the model raises.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
+    origin = find_origin(model)
+    with ExitStack() as stack:
+        folder = stack.enter_context(checkpoint_folder(model))
+        skip_set, dialect = read_skip_set(source, num_layers=known_num_layers(str(folder)))
+        if dialect == SKIP_CONFIG:
+            raise SkipSetError(f"{source} is a skip.json of ours already; give it to any command as it is.")
+        job = Job(skip_set, model, folder)
+        config = SkipConfig(
+            model=ModelInfo(
+                id=origin.id,
+                name=origin.name,
+                source=origin.source,
+                fingerprint=fingerprint_of(job),
+                num_layers=skip_set.num_layers,
+            ),
+            skip=SkipLayers.model_validate(skip_set.to_dict()),
+            draft=DraftSettings.model_validate(Draft(skip_set).to_dict()),
+            score=Score(verdict="undecided", split="none", num_prompts=0),
+            provenance={"imported_from": {"dialect": dialect, "file": Path(source.partition("#")[0]).name}},
+        )
+    config.save(out)
+    return config, dialect

@@ -1,0 +1,84 @@
+"""What an export is made from, and what a format leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from selfspec_tune.draft import DraftPolicy
+from selfspec_tune.export.blocks import Block, surviving_blocks
+from selfspec_tune.export.checkpoint import Checkpoint
+from selfspec_tune.export.layout import Layout, read_layout
+from selfspec_tune.skip_set import SkipSet
+
+
+@dataclass(frozen=True)
+class Job:
+    """A draft to write.
+
+    Attributes:
+        skip_set: the sub-layers that it leaves out.
+        model: the target's name, as a user gives it.
+        folder: the target's checkpoint; None where only a GGUF file is at hand.
+        gguf: the target's GGUF file, where one is at hand.
+        weights: number format of the draft's weights in a GGUF file; ``copy``: the target's own.
+        draft_tokens: how many tokens a runtime should draft.
+        policy: when the draft, sharing the model's cache, goes on.
+        vocabulary: how many token ids it then covers; None: all.
+    """
+
+    skip_set: SkipSet
+    model: str
+    folder: Path | None
+    gguf: Path | None = None
+    weights: str = "copy"
+    draft_tokens: int = 4
+    policy: DraftPolicy = field(default_factory=DraftPolicy)
+    vocabulary: int | None = None
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The layers that are left."""
+        return surviving_blocks(self.skip_set)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The target's weights. Raises `FileFormatError` or `UnsupportedModelError`."""
+        assert self.folder is not None
+        return Checkpoint(self.folder)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The target's names. Raises `UnsupportedModelError`."""
+        return read_layout(self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a format wrote: bytes of weights, the line that runs it by runtime, and what a user should know."""
+
+    weight_bytes: int
+    launch: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of drafts that run by themselves.
+
+    ``write`` puts the files into an empty folder, given where that will lie, and refuses by `UnsupportedModelError`
+    or `SkipSetError` what it cannot represent. ``needs_gguf``: it is made from the target's GGUF file.
+    """
+
+    about: str
+    write: Callable[[Job, Path, Path], Written]
+    needs_gguf: bool = False
+
+
+def fingerprint_of(job: Job) -> str:
+    """The fingerprint of the target's checkpoint, as `LoadedModel.fingerprint` has it, read weight by weight."""
+    from selfspec_tune.models.fingerprint import fingerprint
+
+    return fingerprint(job.layout.model, job.checkpoint.read)

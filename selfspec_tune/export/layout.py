@@ -1,0 +1,133 @@
+"""Which tensor of a checkpoint belongs to which sub-layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.blocks import Block
+from selfspec_tune.export.checkpoint import Checkpoint
+
+_ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
+_LLAMA_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+_LLAMA_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names of a checkpoint: ``layers`` is the path of its layers, ``attention`` and ``mlp`` are their children.
+
+    ``config``: the model's configuration with every default filled in; ``model``: an empty one of that kind.
+    """
+
+    layers: str
+    attention: str
+    mlp: str
+    num_layers: int
+    config: Mapping[str, Any]
+    names: tuple[str, ...]
+    model: Any
+
+    def of_layer(self, layer: int) -> Iterator[tuple[str, str]]:
+        """(name, name within the layer) of a layer's tensors."""
+        prefix = f"{self.layers}.{layer}."
+        return ((name, name.removeprefix(prefix)) for name in self.names if name.startswith(prefix))
+
+    @property
+    def outside(self) -> list[str]:
+        """Tensors of no layer: embeddings, last norm, head."""
+        return [name for name in self.names if not re.match(rf"{re.escape(self.layers)}\.\d+\.", name)]
+
+    def is_of(self, name: str, sublayer: int) -> bool:
+        """Whether a tensor is one of sub-layer ``sublayer`` itself (2i: attention, 2i + 1: MLP of layer i)."""
+        layer, is_mlp = divmod(sublayer, 2)
+        return name.startswith(f"{self.layers}.{layer}.{self.mlp if is_mlp else self.attention}.")
+
+    @property
+    def difference(self) -> str:
+        """How a layer differs from a Llama's, biases apart: "has …" or "lacks …"; empty where in nothing."""
+        own = {rest for _, rest in self.of_layer(0)}
+        more = sorted(rest for rest in own if not _is_llamas(rest))
+        less = [norm for norm in (_ATTENTION_NORM, _MLP_NORM) if f"{norm}.weight" not in own]
+        return f"has {', '.join(more[:3])}" if more else f"lacks {', '.join(less)}" if less else ""
+
+    def renamed(self, blocks: Sequence[Block]) -> Iterator[tuple[str, str]]:
+        """(new name, name in the checkpoint) of every tensor of a model of ``blocks``.
+
+        Raises `UnsupportedModelError` where a block takes its halves from two layers, or has one half only, and the
+        model's norms are not known to belong to one of them.
+        """
+        if self.difference and any(block.attention != block.mlp for block in blocks):
+            raise UnsupportedModelError(
+                f"A layer of this model {self.difference}, unlike a Llama's, so its halves cannot be joined anew. "
+                "Skip whole layers, or use --to hf-zero."
+            )
+        for name in self.outside:
+            yield name, name
+        for number, block in enumerate(blocks):
+            prefix = f"{self.layers}.{number}"
+            if block.attention == block.mlp:
+                assert block.attention is not None
+                yield from ((f"{prefix}.{rest}", name) for name, rest in self.of_layer(block.attention))
+                continue
+            for layer, own in ((block.attention, self._is_attentions), (block.mlp, self._is_mlps)):
+                if layer is not None:
+                    yield from ((f"{prefix}.{rest}", name) for name, rest in self.of_layer(layer) if own(rest))
+
+    def _is_attentions(self, rest: str) -> bool:
+        return rest.split(".")[0] in (self.attention, _ATTENTION_NORM)
+
+    def _is_mlps(self, rest: str) -> bool:
+        return rest.split(".")[0] in (self.mlp, _MLP_NORM)
+
+    def config_of(self, blocks: Sequence[Block], given: Mapping[str, Any]) -> dict[str, Any]:
+        """``given``, the checkpoint's configuration, for a model of whole ``blocks``: entries by layer follow theirs."""
+        config = {**given, "num_hidden_layers": len(blocks)}
+        for name, value in self.config.items():
+            if isinstance(value, list) and len(value) == self.num_layers:
+                config[name] = [value[block.attention or 0] for block in blocks]
+        return config
+
+
+def read_layout(checkpoint: Checkpoint) -> Layout:
+    """The layout of a checkpoint, from an empty model of its configuration.
+
+    Raises `UnsupportedModelError` where the model's sub-layers cannot be told apart, or where its tensors are
+    named otherwise than its modules.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from selfspec_tune.models.loading_output import quietly
+    from selfspec_tune.models.sublayers import find_sublayers
+
+    with quietly(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config)
+    found = find_sublayers(model)
+    layers, _, rest = found.names[0].partition(".0.")
+    mlp = found.names[1].rpartition(".")[2]
+    names = tuple(checkpoint.tensors)
+    layout = Layout(layers, rest, mlp, found.num_layers, config.to_dict(), names, model)
+    for index in range(2 * found.num_layers):
+        if not any(layout.is_of(name, index) for name in layout.names):
+            raise UnsupportedModelError(
+                f"{Path(checkpoint.folder)} names no tensor {found.names[index]}.*: its weights are stored under "
+                "other names than the model's modules. Load it with transformers and save it again."
+            )
+    return layout
+
+
+def _is_llamas(rest: str) -> bool:
+    parts = rest.split(".")
+    if parts[-1] not in ("weight", "bias"):
+        return False
+    if len(parts) == 2:
+        return parts[0] in (_ATTENTION_NORM, _MLP_NORM) and parts[1] == "weight"
+    return len(parts) == 3 and (
+        (parts[0] == "self_attn" and parts[1] in _LLAMA_ATTENTION) or (parts[0] == "mlp" and parts[1] in _LLAMA_MLP)
+    )

@@ -1,0 +1,174 @@
+"""Drafts whose layers may lack their attention or their MLP, as ``nemotron-nas`` directories.
+
+transformers runs them by the small files that come with them; vLLM, SGLang, TensorRT-LLM and MLX-LM have models of that
+kind of their own, which the configuration's entries are for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.blocks import Block
+from selfspec_tune.export.checkpoint import write_checkpoint
+from selfspec_tune.export.hf import assisted_launch, copy_beside
+from selfspec_tune.export.job import Job, Written
+from selfspec_tune.files import read_text, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILES = Path(__file__).parent / "nas_files"
+_LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
+_MULTIPLE = 256  # runtimes round the width of an FFN up to it
+
+
+def write_nas(job: Job, folder: Path, final: Path) -> Written:
+    """A Llama with layers as `surviving_blocks` leaves them.
+
+    Raises `UnsupportedModelError` for a model that a Llama with biases is not.
+    """
+    check_is_llama(job)
+    blocks = job.blocks
+    if blocks[0].attention is None:
+        # vLLM takes the first layer's cache for granted: it gets an attention that adds nothing.
+        blocks = [Block(0, blocks[0].mlp), *blocks[1:]]
+    config = _config(job, blocks)
+    size = write_checkpoint(folder, _tensors(job, blocks), config)
+    for file in ("configuration_decilm.py", "modeling_decilm.py"):
+        write_atomic(folder / file, read_text(_FILES / file))
+    copy_beside(job, folder)
+    return Written(size, assisted_launch(job, final, remote_code=True) | _launch(job, final))
+
+
+def check_is_llama(job: Job) -> None:
+    """Raises `UnsupportedModelError` unless the target computes what a Llama with biases does."""
+    kind, layout = job.checkpoint.config.get("model_type"), job.layout
+    reason = f"its layers are of the type {kind}"
+    if kind in _LLAMAS:
+        reason = f"a layer of it {layout.difference}" if layout.difference else ""
+        if "sliding_attention" in (layout.config.get("layer_types") or ()) or _slides(job):
+            reason = "its attention looks back over a window only"
+        if any(re.search(r"\.(o_proj|gate_proj|up_proj|down_proj)\.bias$", name) for name in layout.names):
+            reason = "it has biases in its output projections or its MLPs"
+    if reason:
+        raise UnsupportedModelError(
+            f"{job.model} cannot be written as a Llama without some sub-layers: {reason}. Expected one of the types "
+            f"{', '.join(_LLAMAS)}. Use --to hf-draft for whole layers, or --to hf-zero."
+        )
+
+
+def _slides(job: Job) -> bool:
+    config = job.layout.config
+    return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
+
+
+def _tensors(job: Job, blocks: list[Block]) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    is_tied = job.layout.config.get("tie_word_embeddings")
+    is_first_empty = job.blocks[0].attention is None
+    for new, old in job.layout.renamed(blocks):
+        if is_tied and new == "lm_head.weight":
+            continue
+        tensor = job.checkpoint.read(old)
+        adds_nothing = is_first_empty and new == "model.layers.0.self_attn.o_proj.weight"
+        yield new, torch.zeros_like(tensor) if adds_nothing else _padded(new, tensor)
+
+
+def _padded(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as one of an MLP of the width that the runtimes expect; what is added computes nothing."""
+    from torch.nn import functional
+
+    if name.endswith((".gate_proj.weight", ".up_proj.weight")):
+        return functional.pad(tensor, (0, 0, 0, padded(len(tensor)) - len(tensor)))
+    if name.endswith(".down_proj.weight"):
+        return functional.pad(tensor, (0, padded(tensor.shape[1]) - tensor.shape[1]))
+    return tensor
+
+
+def _config(job: Job, blocks: list[Block]) -> dict[str, Any]:
+    full, given = job.layout.config, job.checkpoint.config
+    heads, width, inner = full["num_attention_heads"], full["hidden_size"], padded(full["intermediate_size"])
+    rope = full["rope_parameters"]
+    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+    names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    names += ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings")
+    names += ("bos_token_id", "eos_token_id", "pad_token_id")
+    dtype = given.get("dtype") or given.get("torch_dtype") or "float32"
+    return {
+        "architectures": ["DeciLMForCausalLM"],
+        "model_type": "nemotron-nas",
+        "auto_map": {
+            "AutoConfig": "configuration_decilm.DeciLMConfig",
+            "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+        },
+        **{name: full.get(name) for name in names},
+        "intermediate_size": inner,
+        "head_dim": full.get("head_dim") or width // heads,
+        "num_hidden_layers": len(blocks),
+        "attention_bias": False,
+        "qkv_bias": any(name.endswith(".q_proj.bias") for name in job.layout.names),
+        "mlp_bias": False,
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope.get("rope_type", "default") == "default" else scaling,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "block_configs": [_block_config(block, heads // full["num_key_value_heads"], inner, width) for block in blocks],
+    }
+
+
+def _block_config(block: Block, group: int, inner: int, width: int) -> dict[str, Any]:
+    has_attention, has_mlp = block.attention is not None, block.mlp is not None
+    return {
+        "attention": {
+            "no_op": not has_attention,
+            "replace_with_linear": False,
+            "sparsify": None,
+            "n_heads_in_group": group if has_attention else None,
+            "window_length": None,
+            "num_sink_tokens": None,
+            "use_prefill_window_in_sink_attention": False,
+            "unshifted_sink": False,
+        },
+        "ffn": {
+            "no_op": not has_mlp,
+            "replace_with_linear": False,
+            "sparsify": None,
+            "ffn_mult": ffn_mult(inner, width) if has_mlp else None,
+        },
+    }
+
+
+def padded(inner: int) -> int:
+    """The width of an MLP of ``inner`` as the runtimes have it: they round up."""
+    return -(-inner // _MULTIPLE) * _MULTIPLE
+
+
+def ffn_mult(inner: int, width: int) -> float:
+    """The multiplier from which runtimes compute an FFN of ``inner``: 2/3 of it times ``width``, rounded up.
+
+    It aims below ``inner``, a multiple of what they round to, so that no error of the division leads past it.
+    """
+    return (inner - _MULTIPLE // 4) * 1.5 / width
+
+
+def _launch(job: Job, final: Path) -> dict[str, str]:
+    speculative = {"method": "draft_model", "model": str(final), "num_speculative_tokens": job.draft_tokens}
+    return {
+        "vllm": f"vllm serve {shlex.quote(job.model)} --trust-remote-code "
+        f"--speculative-config {shlex.quote(json.dumps(speculative))}",
+        "mlx": f"mlx_lm.server --model {shlex.quote(job.model)} --draft-model {shlex.quote(str(final))} "
+        f"--num-draft-tokens {job.draft_tokens} --trust-remote-code",
+        "sglang": f"python -m sglang.launch_server --model-path {shlex.quote(job.model)} --trust-remote-code "
+        f"--speculative-algorithm STANDALONE --speculative-draft-model-path {shlex.quote(str(final))} "
+        f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {job.draft_tokens + 1}",
+    }
