@@ -29,9 +29,7 @@ _SCHEMA = "selfspec-tune/export"
 
 
 FORMATS: dict[DraftFormat, Format] = {
-    DraftFormat.HF_DRAFT: Format(
-        "the model with fewer whole layers, for any runtime that loads it", write_whole_layers
-    ),
+    DraftFormat.HF_DRAFT: Format("the model with fewer whole layers, for whatever loads it", write_whole_layers),
     DraftFormat.HF_ZERO: Format("the model with zeros for what is skipped: exact, saves nothing", write_zeroed),
     DraftFormat.NAS: Format("layers without attention or MLP: vLLM, SGLang, MLX-LM, transformers", write_nas),
     DraftFormat.GGUF: Format("llama.cpp; made from the target's GGUF file", write_gguf, needs_gguf=True),

@@ -1,11 +1,11 @@
 """Drafts for llama.cpp, made from the target's own GGUF file.
 
-Whole layers keep the target's architecture. A layer that lacks its attention or its MLP needs the architecture ``deci``,
-in the encodings that llama.cpp computes as meant:
+Whole layers keep the target's architecture. A layer that lacks its attention or its MLP needs the architecture
+``deci``, in the encodings that llama.cpp computes as meant:
 
 - without MLP: an FFN 32 wide of zeros. ``n_ff = 0`` is accepted, and silently leaves the attention out as well;
-- without attention: both head counts 0 and no tensors; the first layer of a model cannot be without one, so there it has
-  one head of zeros.
+- without attention: both head counts 0 and no tensors; the first layer of a model cannot be without one, so there it
+  has one head of zeros.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Layout:
         return rest.split(".")[0] in (self.mlp, _MLP_NORM)
 
     def config_of(self, blocks: Sequence[Block], given: Mapping[str, Any]) -> dict[str, Any]:
-        """``given``, the checkpoint's configuration, for a model of whole ``blocks``: entries by layer follow theirs."""
+        """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
         config = {**given, "num_hidden_layers": len(blocks)}
         for name, value in self.config.items():
             if isinstance(value, list) and len(value) == self.num_layers:

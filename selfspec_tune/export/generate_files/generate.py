@@ -214,8 +214,8 @@ def cut(cache, length):
 def left_out(model):
     """Within it the skipped sub-layers add nothing.
 
-    The first layer's attention runs all the same where it is skipped, and its output is thrown away: masks and positions
-    are made for the length of its cache.
+    The first layer's attention runs all the same where it is skipped, and its output is thrown away: masks and
+    positions are made for the length of its cache.
     """
     replaced = []
     try:

@@ -29,7 +29,7 @@ class DeciLMForCausalLM(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         num_attentions = 0
-        for layer, block in zip(self.model.layers, config.block_configs):
+        for layer, block in zip(self.model.layers, config.block_configs, strict=True):
             if block.attention.no_op:
                 layer.self_attn, layer.input_layernorm = NoAttention(), nn.Identity()
             else:

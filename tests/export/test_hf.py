@@ -1,0 +1,225 @@
+"""Drafts that transformers loads, against the model's own forward with sub-layers skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfspec_tune.engine.reference import skipped
+from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
+from selfspec_tune.export.checkpoint import INDEX, Checkpoint, write_checkpoint
+from selfspec_tune.export.drafts import MANIFEST, export_draft
+from selfspec_tune.models import load_model
+from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.skip_set import SkipSet
+from tests.engine_kit import prompt_tokens
+
+WHOLE = {
+    "one layer": SkipSet(4, (1,), (1,)),
+    "the last layer": SkipSet(4, (3,), (3,)),
+    "halves that make a layer": SkipSet(4, (2,), (1,)),
+    "two layers and a pair": SkipSet(4, (0, 2), (0, 1)),
+}
+HALVES = {
+    "an attention": SkipSet(4, (2,)),
+    "an MLP": SkipSet(4, (), (1,)),
+    "the first attention": SkipSet(4, (0,)),
+    "the first MLP": SkipSet(4, (), (0,)),
+    "the last attention": SkipSet(4, (3,)),
+    "the last MLP": SkipSet(4, (), (3,)),
+    "some": SkipSet(4, (0, 3), (1,)),
+    "all attentions but one": SkipSet(4, (0, 1, 3)),
+}
+
+
+@pytest.fixture(params=["tiny_llama_dir", "tiny_qwen2_dir"])
+def directory(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def exported(
+    format_: str, directory: Path, skip_set: SkipSet, skip_file: Callable[..., Path], tmp_path: Path
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path / "draft"
+    request = ExportRequest(skip_file(directory, skip_set), DraftFormat(format_), out, str(directory))
+    return out, export_draft(request)
+
+
+@torch.inference_mode()
+def logits_of(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.tensor([prompt_tokens(24)])).logits  # type: ignore[no-any-return]
+
+
+def expected(directory: Path, skip_set: SkipSet) -> torch.Tensor:
+    loaded = load_model(str(directory), dtype="float32", device="cpu")
+    with skipped(loaded, skip_set):
+        return logits_of(loaded.model)
+
+
+def loaded_from(out: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **options).eval()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_layers_compute_what_the_skipped_model_does(
+    name: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, manifest = exported("hf-draft", directory, WHOLE[name], skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, WHOLE[name]))
+    assert manifest["draft_bytes"] < manifest["target_bytes"]
+    assert AutoTokenizer.from_pretrained(out).encode("a b")
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *HALVES])
+def test_zeroed_sublayers_compute_what_the_skipped_model_does(
+    name: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    skip_set = (WHOLE | HALVES)[name]
+    out, manifest = exported("hf-zero", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+    assert any("as slow as its target" in note for note in manifest["notes"])
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *HALVES])
+def test_a_nas_directory_computes_what_the_skipped_model_does(
+    name: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    skip_set = (WHOLE | HALVES)[name]
+    out, manifest = exported("nas", directory, skip_set, skip_file, tmp_path)
+    draft = loaded_from(out, trust_remote_code=True)
+    assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
+    config = json.loads((out / "config.json").read_text())
+    assert config["num_hidden_layers"] == len(config["block_configs"])
+    assert set(manifest["launch"]) == {"transformers", "vllm", "mlx", "sglang"}
+
+
+@pytest.mark.parametrize("format_", ["hf-draft", "hf-zero", "nas"])
+def test_assisted_generation_gives_what_plain_generation_does(
+    format_: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    skip_set = WHOLE["halves that make a layer"] if format_ == "hf-draft" else HALVES["some"]
+    out, _ = exported(format_, directory, skip_set, skip_file, tmp_path)
+    draft = loaded_from(out, **({"trust_remote_code": True} if format_ == "nas" else {}))
+    draft.generation_config.update(
+        num_assistant_tokens=4, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+    )
+    target = loaded_from(directory)
+    prompt = {"input_ids": torch.tensor([prompt_tokens(12)]), "max_new_tokens": 24, "do_sample": False}
+    assert torch.equal(target.generate(**prompt, assistant_model=draft), target.generate(**prompt))
+
+
+def test_what_would_leave_half_a_layer_is_no_whole_layers_draft(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SkipSetError, match=r"attention 2 alone.*--to nas"):
+        exported("hf-draft", directory, SkipSet(4, (), (2,)), skip_file, tmp_path)
+    assert not (tmp_path / "draft").exists()
+    assert not list(tmp_path.glob(".draft*"))
+
+
+def test_a_model_that_is_no_llama_is_refused_by_nas(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    from tests import kit
+
+    directory = kit.save_random(
+        GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, bos_token_id=1, eos_token_id=2),
+        tmp_path / "gpt2",
+    )
+    with pytest.raises(UnsupportedModelError, match=r"type gpt2.*--to hf-draft"):
+        exported("nas", directory, SkipSet(3, (1,)), skip_file, tmp_path)
+    out, _ = exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, SkipSet(3, (1,), (1,))))
+
+
+def test_a_sharded_checkpoint_is_read_and_written_file_by_file(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, sharded = Checkpoint(directory), tmp_path / "sharded"
+    sharded.mkdir()
+    tensors = ((name, source.read(name)) for name in source.tensors)
+    total = write_checkpoint(sharded, tensors, source.config, shard_bytes=100_000)
+    assert total == source.num_bytes
+    assert len(set(json.loads((sharded / INDEX).read_text())["weight_map"].values())) > 1
+    for file in source.beside:
+        (sharded / file.name).write_bytes(file.read_bytes())
+    skip_set = WHOLE["one layer"]
+    out, _ = exported("hf-draft", sharded, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+
+
+def test_tied_weights_stay_tied(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from tests import kit
+
+    directory = kit.tiny_llama(tmp_path / "tied", tied=True)
+    for format_ in ("hf-draft", "nas"):
+        skip_set = SkipSet(4, (1,), (1,))
+        out, _ = exported(format_, directory, skip_set, skip_file, tmp_path)
+        assert "lm_head.weight" not in Checkpoint(out).tensors
+        draft = loaded_from(out, trust_remote_code=True)
+        assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
+        (tmp_path / "draft").rename(tmp_path / format_)
+
+
+def test_an_export_is_not_overwritten_without_force(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = skip_file(directory, SkipSet(4, (1,), (1,)))
+    request = ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(directory))
+    export_draft(request)
+    with pytest.raises(UsageError, match="--force"):
+        export_draft(request)
+    export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "draft", str(directory), force=True))
+    assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["format"] == "nas"
+    assert not list(tmp_path.glob(".draft*"))
+
+
+def test_force_replaces_nothing_but_exports(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    file = skip_file(directory, SkipSet(4, (1,), (1,)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="no export of ours"):
+        export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "mine", str(directory), force=True))
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="symbolic link"):
+        export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "link", str(directory), force=True))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_another_model_than_the_searched_one_is_refused(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tests import kit
+
+    file = skip_file(tiny_llama_dir, SkipSet(4, (1,), (1,)))
+    other = kit.tiny_llama(tmp_path / "other", seed=5)
+    with pytest.raises(SkipSetError, match="another model"):
+        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(other)))
+    deeper = kit.tiny_llama(tmp_path / "deeper", layers=6)
+    with pytest.raises(SkipSetError, match="has 6 layers"):
+        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(deeper)))
+
+
+def test_pickled_weights_are_never_read(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    file = skip_file(tiny_llama_dir, SkipSet(4, (1,), (1,)))
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(FileFormatError, match="pickled weights are never read"):
+        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(pickled)))
+
+
+def test_everything_skipped_leaves_nothing_to_export(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    everything = SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3))
+    with pytest.raises(SkipSetError, match="skips every sub-layer"):
+        exported("nas", tiny_llama_dir, everything, skip_file, tmp_path)
