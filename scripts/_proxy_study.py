@@ -13,13 +13,13 @@ import _faithfulness as faithfulness
 import _study as study
 import torch
 from _plain_text import Text, plain_text
-from _standalone import StandaloneRunner
 
 from selfspec_tune.bench.contest import Contest, run_together
 from selfspec_tune.bench.run import bench_provenance, contender, contender_id, make_check
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import Window, make_scorer
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.measure.arms import NULL, autoregressive_arm

@@ -125,13 +125,21 @@ class PolicyChoice(StrEnum):
 SEARCHED_POLICIES = (PolicyKind.COST_AWARE, PolicyKind.THRESHOLD)
 
 
+class Objective(StrEnum):
+    """What a draft is judged as: one that shares the model's cache, or one to be exported, which stands alone."""
+
+    SHARED = "shared"
+    STANDALONE = "standalone"
+
+
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
     """The draft to search with. ``policy`` is a `PolicyChoice`; ``vocabulary``: auto, full, or a number of token ids.
 
     ``ngram`` looks tokens up in the context first; ``precision`` is the text form of a
     `DraftPrecision`, whose copies of weights may take ``extra_memory``, or auto: the lowest
-    one that the engine has kernels for and whose copies fit, else the model's own.
+    one that the engine has kernels for and whose copies fit, else the model's own. A ``standalone`` draft is what
+    other runtimes run: it looks nothing up, covers every token id, at the model's own precision.
     """
 
     policy: str = PolicyChoice.AUTO.value
@@ -141,20 +149,37 @@ class DraftOptions:
     ngram: bool = True
     precision: str = "auto"
     extra_memory: ExtraMemory = ExtraMemory(share=0.3)
+    objective: Objective = Objective.SHARED
 
     @property
     def policy_kinds(self) -> tuple[PolicyKind, ...]:
         """The kinds of policy that are searched; a threshold that was asked for wants a policy that has one."""
         if self.policy != PolicyChoice.AUTO:
             return (PolicyKind(self.policy),)
+        if self.objective is Objective.STANDALONE and self.exit_threshold is None:
+            return (PolicyKind.FIXED,)
         return SEARCHED_POLICIES if self.exit_threshold is None else (PolicyKind.THRESHOLD,)
 
     def __post_init__(self) -> None:
+        if self.objective is Objective.STANDALONE:
+            self._check_standalone()
         if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
             raise UsageError(
                 f"--exit-threshold {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add --policy "
                 f"{' or '.join(_THRESHOLD_POLICIES)}, or leave it out."
             )
+
+    def _check_standalone(self) -> None:
+        """Raise `UsageError` for what no other runtime's draft does, and leave out what it lacks by default."""
+        given = f"--objective {self.objective}: a draft of another runtime"
+        if self.policy not in (PolicyChoice.AUTO, PolicyChoice.FIXED, PolicyChoice.THRESHOLD):
+            raise UsageError(f"{given} goes by a fixed length or a threshold, not by --policy {self.policy}.")
+        if self.precision not in ("auto", "same"):
+            raise UsageError(f"{given} is exported at a precision of its own, so --precision {self.precision} is lost.")
+        if self.vocabulary not in ("auto", "full"):
+            raise UsageError(f"{given} covers every token id, so --draft-vocabulary {self.vocabulary} is lost.")
+        for name, value in (("ngram", False), ("precision", "same"), ("vocabulary", "full")):
+            object.__setattr__(self, name, value)
 
 
 class StrategyName(StrEnum):
@@ -371,7 +396,7 @@ class ExportRequest:
         model: the target, where ``source`` does not lead to it.
         gguf: its GGUF file, where the model itself is none.
         weights: of a GGUF draft: copy, f32, f16 or bf16.
-        draft_tokens: for the launch lines.
+        draft_tokens: for the launch lines; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
     """
 
@@ -381,11 +406,11 @@ class ExportRequest:
     model: str | None = None
     gguf: Path | None = None
     weights: str = "copy"
-    draft_tokens: int = 4
+    draft_tokens: int | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
         if self.weights not in GGUF_WEIGHTS:
             raise UsageError(f"--weights {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
-        if self.draft_tokens < 1:
+        if self.draft_tokens is not None and self.draft_tokens < 1:
             raise UsageError(f"--draft-tokens {self.draft_tokens}: expected at least 1.")

@@ -60,9 +60,11 @@ HEAVY = TENSOR_LIBRARIES | {"datasets", "gguf", "optuna", "pandas", "pyarrow", "
 
 
 def all_modules() -> dict[str, Path]:
-    """Dotted name inside the package (``""`` for its root) to file."""
+    """Dotted name inside the package (``""`` for its root) to file; files to be copied elsewhere are no modules."""
     modules = {}
     for path in sorted(ROOT.rglob("*.py")):
+        if not (path.parent / "__init__.py").exists():
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return modules

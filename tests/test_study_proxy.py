@@ -37,7 +37,6 @@ from tests.search_kit import hurry, make_item, prompt_file
 import _candidates as candidates  # isort: skip  # from scripts/, by scripts_kit
 import _faithfulness as faithfulness  # isort: skip
 from _plain_text import plain_text  # isort: skip
-from _standalone import StandaloneRunner  # isort: skip
 
 FIXED = DraftPolicy(PolicyKind.FIXED, 4)
 SKIP_SETS = [SkipSet(4, (2,)), SkipSet(4, (), (1, 2)), SkipSet(4, (1, 3), (0,))]

@@ -98,7 +98,7 @@ class Contest:
 
     def warm_up(self, arms: Sequence[Arm], reporter: Reporter) -> None:
         """The baseline and ``arms`` once, at full length on the longest item, so that nothing grows while timed."""
-        self.workload.runner.reserve(_positions(self.longest))
+        self.workload.speculating.reserve(_positions(self.longest))
         for arm in [self._baseline, *arms]:
             try:
                 arm.decode(shortened(self.longest, _WARM_UP_TOKENS))

@@ -40,8 +40,14 @@ def export(
         typer.Option(metavar="W", help=f"Of a GGUF draft: {', '.join(GGUF_WEIGHTS)}.", rich_help_panel=_PANEL_DRAFT),
     ] = "copy",
     draft_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens a draft, in the launch lines.", rich_help_panel=_PANEL_DRAFT)
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens a draft, in the launch lines.",
+            show_default="the search's",
+            rich_help_panel=_PANEL_DRAFT,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export in --out.", rich_help_panel=_PANEL_DRAFT)
     ] = False,

@@ -17,6 +17,7 @@ from selfspec_tune.requests import (
     DEFAULT_NUM_PROMPTS,
     DraftOptions,
     ModelOptions,
+    Objective,
     PolicyChoice,
     PromptOptions,
     StrategyName,
@@ -266,6 +267,18 @@ ExtraMemory = Annotated[
         metavar="30%|2GiB|0",
         help="Most memory for low-precision copies of weights.",
         show_default=str(_DRAFT.extra_memory),
+        rich_help_panel=_PANEL_DRAFT,
+    ),
+]
+ObjectiveChoice = Annotated[
+    Objective | None,
+    typer.Option(
+        "--objective",
+        help=(
+            "shared: the draft uses the model's cache, as this program and model.generate can. standalone: it has its "
+            "own, as a draft exported to a server has, which accepts less."
+        ),
+        show_default=_DRAFT.objective.value,
         rich_help_panel=_PANEL_DRAFT,
     ),
 ]

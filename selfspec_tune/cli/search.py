@@ -52,6 +52,7 @@ def search(
     ngram: options.Ngram = None,
     draft_precision: options.Precision = None,
     extra_memory: options.ExtraMemory = None,
+    objective: options.ObjectiveChoice = None,
     start_from: options.StartFrom = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,

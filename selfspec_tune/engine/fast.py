@@ -112,6 +112,13 @@ class FastRunner:
         return self.head(hidden[-1])
 
     @torch.inference_mode()
+    def draft_prefill(self, tokens: Sequence[int]) -> None:
+        """Empty the cache and run the prompt through the draft, as a draft with a cache of its own begins."""
+        self._length = 0
+        self.reserve(len(tokens))
+        self._run(self.embed(tokens), self._draft_sublayers)
+
+    @torch.inference_mode()
     def decode(self, token: int) -> Tensor:
         hidden = self._run(self._embedding[token : token + 1], self._sublayers)
         return self.head(hidden)[0]

@@ -12,6 +12,7 @@ from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.errors import SkipSetError, UsageError
 from selfspec_tune.export.blocks import Block
+from selfspec_tune.export.forecast import forecast
 from selfspec_tune.export.generate import write_generate
 from selfspec_tune.export.gguf import write_gguf
 from selfspec_tune.export.gguf_file import GgufFile
@@ -34,7 +35,9 @@ FORMATS: dict[DraftFormat, Format] = {
     DraftFormat.NAS: Format("layers without attention or MLP: vLLM, SGLang, MLX-LM, transformers", write_nas),
     DraftFormat.GGUF: Format("llama.cpp; made from the target's GGUF file", write_gguf, needs_gguf=True),
     DraftFormat.TRANSFORMERS_GENERATE: Format(
-        "code for model.generate(custom_generate=DIR): drafts with the model's own cache", write_generate
+        "code for model.generate(custom_generate=DIR): drafts with the model's own cache",
+        write_generate,
+        is_alone=False,
     ),
 }
 
@@ -99,7 +102,8 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         depth = GgufFile(gguf).num_layers if made.needs_gguf and gguf else known_num_layers(str(folder))
         skip_set, _ = read_skip_set(request.source, num_layers=depth)
         policy, vocabulary = DraftPolicy(), None
-    job = Job(skip_set, model, folder, gguf, request.weights, request.draft_tokens, policy, vocabulary)
+    draft_tokens = request.draft_tokens or forecast(config).draft_tokens
+    job = Job(skip_set, model, folder, gguf, request.weights, draft_tokens, policy, vocabulary)
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
     if folder is not None:
@@ -116,7 +120,7 @@ def _skip_config(source: Path) -> SkipConfig | None:
 
 def _check_target(job: Job, config: SkipConfig | None) -> None:
     """That the weights at hand are those that the skip set was searched for, as far as the file says."""
-    depth = job.checkpoint.config.get("num_hidden_layers")
+    depth = job.layout.num_layers
     if depth != job.skip_set.num_layers:
         raise SkipSetError(
             f"{job.model} has {depth} layers, the skip set is for a model of {job.skip_set.num_layers}. "
@@ -148,7 +152,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "target_bytes": target,
         "draft_tokens": job.draft_tokens,
         "launch": dict(written.launch),
-        "notes": list(written.notes),
+        "notes": [*written.notes, *([forecast(config).text] if FORMATS[request.format].is_alone else [])],
         "files": files,
     }
 

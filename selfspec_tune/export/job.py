@@ -69,12 +69,14 @@ class Format:
     """A format of drafts that run by themselves.
 
     ``write`` puts the files into an empty folder, given where that will lie, and refuses by `UnsupportedModelError`
-    or `SkipSetError` what it cannot represent. ``needs_gguf``: it is made from the target's GGUF file.
+    or `SkipSetError` what it cannot represent. ``needs_gguf``: it is made from the target's GGUF file. ``is_alone``:
+    the draft has keys and values of its own.
     """
 
     about: str
     write: Callable[[Job, Path, Path], Written]
     needs_gguf: bool = False
+    is_alone: bool = True
 
 
 def fingerprint_of(job: Job) -> str:

@@ -86,7 +86,8 @@ class Layout:
 
     def config_of(self, blocks: Sequence[Block], given: Mapping[str, Any]) -> dict[str, Any]:
         """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
-        config = {**given, "num_hidden_layers": len(blocks)}
+        name_of_depth = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        config = {**given, name_of_depth: len(blocks)}
         for name, value in self.config.items():
             if isinstance(value, list) and len(value) == self.num_layers:
                 config[name] = [value[block.attention or 0] for block in blocks]

@@ -46,7 +46,7 @@ def self_speculative_arm(
 
     def decode(item: WorkItem) -> Generation:
         costs = workload.step_costs(draft) if needs_costs else None
-        return self_speculative(workload.runner, item.tokens, item.limits, workload.sampler, draft, costs)
+        return self_speculative(workload.speculating, item.tokens, item.limits, workload.sampler, draft, costs)
 
     return Arm(arm_id, name, decode, draft, description=draft.describe())
 

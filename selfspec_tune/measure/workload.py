@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -11,6 +11,8 @@ from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.standalone import StandaloneRunner
+from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
@@ -36,6 +38,7 @@ class Workload:
 
     ``cost_context``: after how many tokens the steps are timed that a cost-aware policy counts on.
     ``costs``: the model of the engine's steps that it counts on instead, where one is known for every draft.
+    ``alone``: runs drafts with a cache of their own, where such drafts are meant; everything else `runner` does.
     """
 
     loaded: LoadedModel
@@ -43,6 +46,7 @@ class Workload:
     options: PromptOptions
     cost_context: int = 128
     costs: CostModel | None = None
+    alone: StandaloneRunner | None = None
     sampler: Sampler = field(init=False)
     _full_steps: StepCosts | None = field(init=False, default=None)
     _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
@@ -50,6 +54,19 @@ class Workload:
     def __post_init__(self) -> None:
         options = self.options
         self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+
+    @property
+    def speculating(self) -> Runner:
+        """What drafts and verifies."""
+        return self.runner if self.alone is None else self.alone
+
+    def stand_alone(self, notice: Callable[[str], None]) -> None:
+        """From now on drafts have a cache of their own, in a second runner of the same weights."""
+        self.alone = StandaloneRunner(self.runner, choose_runner(self.loaded, self.runner.name, notice))
+
+    def scorer(self, windows: Sequence[Window], depths: int = 1) -> DraftScorer:
+        """A scorer of this workload's drafts; ``depths`` as `make_scorer` has it."""
+        return make_scorer(self.runner, self.loaded, windows, standalone=self.alone is not None, depths=depths)
 
     def step_costs(self, draft: Draft) -> StepCosts:
         """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy.

@@ -44,6 +44,7 @@ class Score(Record):
 class SkipConfig(Document):
     """``skip.json``, what a user keeps: the skip set, how it drafts, its score, its origin.
 
+    ``objective``: whether the draft shared the model's cache when it was searched and scored, or stood alone.
     ``provenance["prompts"]`` holds the hash of every prompt, by split.
     """
 
@@ -54,6 +55,7 @@ class SkipConfig(Document):
     model: ModelInfo
     skip: SkipLayers
     draft: DraftSettings
+    objective: Literal["shared", "standalone"] = "shared"
     score: Score
     provenance: dict[str, Any] = {}
 

@@ -10,6 +10,7 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.requests import Objective
 from selfspec_tune.results import (
     BenchResult,
     DraftSettings,
@@ -26,8 +27,10 @@ from selfspec_tune.statistics import Interval
 LARGEST_GAP = 0.10
 
 
-def skip_config(loaded: LoadedModel, winner: Draft, bench: BenchResult, search: dict[str, Any]) -> SkipConfig:
-    """The winner with its score on the test split; ``search`` says how it was found."""
+def skip_config(
+    loaded: LoadedModel, winner: Draft, bench: BenchResult, search: dict[str, Any], objective: Objective
+) -> SkipConfig:
+    """The winner with its score on the test split; ``search`` says how it was found, ``objective`` as what."""
     method = next(method for method in bench.methods if method.name == SELF_SPECULATIVE)
     score = Score(
         verdict="undecided" if bench.verdict == "withheld" else bench.verdict,
@@ -39,20 +42,25 @@ def skip_config(loaded: LoadedModel, winner: Draft, bench: BenchResult, search: 
         num_prompts=method.num_prompts,
         withheld_because=bench.withheld_because,
     )
-    return _config(loaded, winner, score, {**bench.provenance, "search": search})
+    return _config(loaded, winner, score, {**bench.provenance, "search": search}, objective)
 
 
-def provisional_config(loaded: LoadedModel, best: Draft, provenance: dict[str, Any]) -> SkipConfig:
+def provisional_config(
+    loaded: LoadedModel, best: Draft, provenance: dict[str, Any], objective: Objective
+) -> SkipConfig:
     """The best draft of an interrupted search: nothing was measured on held-out prompts, so no figure is given."""
     score = Score(verdict="undecided", split="calibration", num_prompts=0)
-    return _config(loaded, best, score, {"interrupted": True, **provenance})
+    return _config(loaded, best, score, {"interrupted": True, **provenance}, objective)
 
 
-def _config(loaded: LoadedModel, draft: Draft, score: Score, provenance: dict[str, Any]) -> SkipConfig:
+def _config(
+    loaded: LoadedModel, draft: Draft, score: Score, provenance: dict[str, Any], objective: Objective
+) -> SkipConfig:
     return SkipConfig(
         model=ModelInfo.model_validate(loaded.describe()),
         skip=SkipLayers.model_validate(draft.skip_set.to_dict()),
         draft=DraftSettings.model_validate(draft.to_dict()),
+        objective=objective.value,
         score=score,
         provenance=provenance,
     )

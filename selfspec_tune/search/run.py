@@ -20,7 +20,7 @@ from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import SearchRequest
+from selfspec_tune.requests import Objective, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.search import budget
 from selfspec_tune.search.calibration import Answer, calibrate, trial_items
@@ -38,6 +38,7 @@ from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.session import Session
 from selfspec_tune.search.setting import open_setting, tell_starts
+from selfspec_tune.search.standalone import predict_standalone
 from selfspec_tune.search.starts import to_predict
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.trial_stage import first_draft, open_study, run_trials
@@ -116,7 +117,10 @@ def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check
         raise KeyboardInterrupt  # nothing to keep
     best = choose_finalists(study, ranking, session.setting.space.base)[0]
     provenance = bench_provenance(session.workload, check, prompts=session.setting.prompt_record())
-    config = provisional_config(session.workload.loaded, best, {**provenance, "search": _search_record(session, study)})
+    objective = session.request.draft.objective
+    config = provisional_config(
+        session.workload.loaded, best, {**provenance, "search": _search_record(session, study)}, objective
+    )
     if not session.folder.has_scored_skip_set():
         config.save(session.folder.skip)
     return SearchOutcome(config, None, session.folder.path, interrupted=True)
@@ -174,10 +178,21 @@ def _conclude(
         "predicted_decode_speedup": predicted.get(winner),
         "decode_speedup_from_counts": from_counts,
         "selection_speedup": None if promised is None else bounded(promised),
+        **_standalone_record(session, winner, ranking),
     }
-    config = skip_config(session.workload.loaded, winner, bench, record)
+    config = skip_config(session.workload.loaded, winner, bench, record, session.request.draft.objective)
     config.save(session.folder.skip)
     return config
+
+
+def _standalone_record(session: Session, winner: Draft, ranking: Ranking) -> dict[str, Any]:
+    """What the winner, which shares the model's cache, would be worth in a runtime where it cannot."""
+    if session.request.draft.objective is Objective.STANDALONE:
+        return {}
+    setting = session.setting
+    few = setting.selection[: budget.NUM_HELD_OUT] if session.strategy.has_proxy else None
+    answers = _answers(session, few or setting.calibration[: budget.TRIAL_ITEMS])
+    return {"standalone": predict_standalone(session.workload, answers, winner.skip_set, ranking.costs, session.seed)}
 
 
 def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:

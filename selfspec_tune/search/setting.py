@@ -14,7 +14,7 @@ from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Splits, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import DraftOptions, SearchRequest
+from selfspec_tune.requests import DraftOptions, Objective, SearchRequest
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.calibration import lookup_alone
 from selfspec_tune.search.space import SearchSpace
@@ -110,6 +110,8 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
         test = left_out + len(splits.test)
         reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
     workload = workload.reopened(options) if workload else open_workload(request.model, options, reporter)
+    if request.draft.objective is Objective.STANDALONE:
+        workload.stand_alone(reporter.notice)
     space = _open_space(workload, request.draft)
     return Setting(
         request,
@@ -176,5 +178,6 @@ def _draft_record(options: DraftOptions, space: SearchSpace) -> dict[str, Any]:
         "precision": options.precision,
         "base_precision": str(space.base.precision),
         "extra_memory": str(options.extra_memory),
+        "objective": None if options.objective is Objective.SHARED else options.objective.value,
     }
     return {key: value for key, value in record.items() if value is not None}

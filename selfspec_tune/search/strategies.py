@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import DraftOptions, PolicyChoice, StrategyName
+from selfspec_tune.requests import DraftOptions, Objective, PolicyChoice, StrategyName
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.skip_set import SkipSet
 
@@ -91,7 +91,8 @@ def _as_published(**fields: Any) -> Callable[[DraftOptions], DraftOptions]:
 
 def _by_rule(options: DraftOptions) -> DraftOptions:
     """A threshold where any policy may be searched: a cost-aware one, of a draft unknown to it, drafts nothing."""
-    return replace(options, policy=PolicyKind.THRESHOLD.value) if options.policy == PolicyChoice.AUTO else options
+    is_open = options.policy == PolicyChoice.AUTO and options.objective is Objective.SHARED
+    return replace(options, policy=PolicyKind.THRESHOLD.value) if is_open else options
 
 
 def _tpe(seed: int) -> BaseSampler:

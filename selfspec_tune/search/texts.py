@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
+from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
@@ -45,7 +45,7 @@ class Text:
                 f"The model's answers are too short for the {self.name} text (8 tokens or fewer each). Use prompts "
                 "with longer answers."
             )
-        return make_scorer(workload.runner, workload.loaded, windows, depths=self.depths)
+        return workload.scorer(windows, self.depths)
 
 
 # What a draft makes of its own tokens is worse than the full model's keys and values. So predictions from first tokens

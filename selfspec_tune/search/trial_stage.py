@@ -8,7 +8,6 @@ from math import isfinite
 from selfspec_tune.bench.contest import shortened
 from selfspec_tune.bench.run import contender
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.measure.arms import autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem
@@ -111,7 +110,7 @@ def _scoring(
         return TimedScoring(workload, whole), f"{len(whole)} prompts, {budget.SELF_SD_TOKENS} tokens each, alone"
     if session.strategy.scored_by is ScoredBy.MATCHES:
         spread = spread_windows(answers, length=budget.SWIFT_TOKENS, most=1, seed=session.seed)
-        scorer = make_scorer(workload.runner, workload.loaded, [window for _, window in spread])
+        scorer = workload.scorer([window for _, window in spread])
         return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
     said = f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each"
     return PairedScoring(workload, items, check, session.folder.trials, ranking.costs), said

@@ -130,7 +130,9 @@ def test_a_model_that_is_no_llama_is_refused_by_nas(skip_file: Callable[..., Pat
     from tests import kit
 
     directory = kit.save_random(
-        GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, bos_token_id=1, eos_token_id=2),
+        GPT2Config(
+            n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, bos_token_id=1, eos_token_id=2
+        ),
         tmp_path / "gpt2",
     )
     with pytest.raises(UnsupportedModelError, match=r"type gpt2.*--to hf-draft"):

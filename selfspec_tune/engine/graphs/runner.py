@@ -107,11 +107,14 @@ class GraphedRunner(FastRunner):
 
     @torch.inference_mode()
     def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        if len(tokens) > MAX_MASKED_TOKENS:
+            return super().draft_pass(tokens)
         return self._pass(tokens, self._draft_key)[:, : self._draft_width].clone()
 
     @torch.inference_mode()
     def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        logits = self._pass(tokens, self._draft_key)[:, : self._draft_width]
+        is_long = len(tokens) > MAX_MASKED_TOKENS
+        logits = super().draft_pass(tokens) if is_long else self._pass(tokens, self._draft_key)[:, : self._draft_width]
         following = logits.argmax(-1)
         confidence = _probability if self._needs_probability else _certainty
         chosen: list[list[float]] = torch.stack((following.double(), confidence(logits, following)), -1).tolist()

@@ -1,0 +1,63 @@
+"""What a skip.json says of its skip set as a draft that stands alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfspec_tune.results import SkipConfig
+
+DEFAULT_DRAFT_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How many tokens it should draft at a time, and what a user should expect, in words."""
+
+    draft_tokens: int
+    text: str
+
+
+def forecast(config: SkipConfig | None) -> Forecast:
+    """The search's own measurement where it judged standalone drafts, else its prediction, else that there is none."""
+    if config is None:
+        return Forecast(DEFAULT_DRAFT_TOKENS, _unknown("The file says nothing of how it was searched"))
+    if config.objective == "standalone":
+        return Forecast(config.draft.max_draft_tokens, _measured(config))
+    predicted = (config.provenance.get("search") or {}).get("standalone")
+    if not predicted:
+        return Forecast(DEFAULT_DRAFT_TOKENS, _unknown("The skip set was searched to share the model's cache"))
+    acceptance = predicted["acceptance_rate"]
+    return Forecast(
+        predicted["draft_tokens"],
+        "The skip set was searched to share the model's cache, which an exported draft cannot. With keys and values of "
+        f"its own it is predicted to decode {predicted['decode_speedup']:.2f}x as fast as the model alone, drafting "
+        f"{predicted['draft_tokens']} tokens of which {_share(acceptance)} are accepted{_shared(config)}. "
+        "`search --objective standalone` finds better ones.",
+    )
+
+
+def _measured(config: SkipConfig) -> str:
+    score, speedup = config.score, config.score.decode_speedup
+    if speedup is None:
+        return "Searched to stand alone; its search has measured nothing on test prompts yet."
+    return (
+        f"Searched to stand alone: {speedup.value:.2f}x decode, {_share(score.acceptance_rate)} of "
+        f"{config.draft.max_draft_tokens} drafted tokens accepted, in this program's engine on {score.num_prompts} "
+        f"{score.split} prompts."
+    )
+
+
+def _shared(config: SkipConfig) -> str:
+    rate = config.score.acceptance_rate
+    return "" if rate is None else f" ({_share(rate)} when it shares them)"
+
+
+def _share(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.0%}"
+
+
+def _unknown(reason: str) -> str:
+    return (
+        f"{reason}: what it is worth as a draft that stands alone is not known. --verify measures it in the runtime; "
+        "`search --objective standalone` finds sets for it."
+    )
