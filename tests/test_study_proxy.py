@@ -18,6 +18,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup,
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.reference import ReferenceRunner, skipped
+from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import StandaloneScorer, Window
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import append_jsonl

@@ -117,10 +117,8 @@ def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check
         raise KeyboardInterrupt  # nothing to keep
     best = choose_finalists(study, ranking, session.setting.space.base)[0]
     provenance = bench_provenance(session.workload, check, prompts=session.setting.prompt_record())
-    objective = session.request.draft.objective
-    config = provisional_config(
-        session.workload.loaded, best, {**provenance, "search": _search_record(session, study)}, objective
-    )
+    provenance |= {"search": _search_record(session, study)}
+    config = provisional_config(session.workload.loaded, best, provenance, session.request.draft.objective)
     if not session.folder.has_scored_skip_set():
         config.save(session.folder.skip)
     return SearchOutcome(config, None, session.folder.path, interrupted=True)

@@ -129,12 +129,9 @@ def test_a_model_that_is_no_llama_is_refused_by_nas(skip_file: Callable[..., Pat
 
     from tests import kit
 
-    directory = kit.save_random(
-        GPT2Config(
-            n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, bos_token_id=1, eos_token_id=2
-        ),
-        tmp_path / "gpt2",
-    )
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, **ends)
+    directory = kit.save_random(config, tmp_path / "gpt2")
     with pytest.raises(UnsupportedModelError, match=r"type gpt2.*--to hf-draft"):
         exported("nas", directory, SkipSet(3, (1,)), skip_file, tmp_path)
     out, _ = exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
