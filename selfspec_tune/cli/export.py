@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json as json_
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import at_edge
 from selfspec_tune.dialects import Dialect
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.requests import GGUF_WEIGHTS, DraftFormat, ExportRequest
+
+if TYPE_CHECKING:
+    from selfspec_tune.export.verification import Verification
 
 _PANEL_DRAFT = "Drafts for other runtimes"
 
-# mypy knows enumerations by their literal members only.
-Target: Any = StrEnum("Target", {one.name: one.value for kind in (Dialect, DraftFormat) for one in kind})
+_TARGETS = click.Choice([one.value for kind in (Dialect, DraftFormat) for one in kind])
 
 
 @at_edge()
 def export(
     source: Annotated[Path, typer.Argument(metavar="SKIP.json", help="skip.json, or any dialect's file with --model.")],
-    to: Annotated[Target, typer.Option("--to", help="A skip-set dialect, or a draft that runs.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option("--to", click_type=_TARGETS, help="A skip-set dialect, or a draft that runs.", show_default=False),
+    ],
     model: options.ModelOfFile = None,
     task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
     out: Annotated[
@@ -51,23 +56,42 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export in --out.", rich_help_panel=_PANEL_DRAFT)
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Run the draft in its runtime: does it say what our engine says, and draft as often right?",
+            rich_help_panel=_PANEL_DRAFT,
+        ),
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Write a skip set in another project's format, or as a draft that another runtime runs."""
-    if to.value in set(Dialect):
-        _export_dialect(source, Dialect(to.value), model, task, out)
+    if to in set(Dialect):
+        if verify:
+            raise UsageError(f"--verify runs drafts; --to {to} writes a file that nothing runs. Leave it out.")
+        _export_dialect(source, Dialect(to), model, task, out)
         return
     if out is None:
-        raise UsageError(f"--to {to.value} makes a folder: name it with --out DIR.")
-    from selfspec_tune.export.drafts import export_draft
+        raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
+    from selfspec_tune.export.drafts import MANIFEST, export_draft
 
-    format_ = DraftFormat(to.value)
-    manifest = export_draft(ExportRequest(source, format_, out, model, gguf, weights, draft_tokens, force))
+    manifest = export_draft(ExportRequest(source, DraftFormat(to), out, model, gguf, weights, draft_tokens, force))
+    found = None
+    if not json:
+        _print(manifest, out)
+    if verify:
+        from selfspec_tune.export.verified import verify_export
+
+        found = verify_export(out, manifest, MANIFEST)
+        manifest["verified"] = found.to_dict()
+        if not json:
+            _print_verification(found)
     if json:
         output.print_json(manifest)
-    else:
-        _print(manifest, out)
+    if found is not None and found.verdict == "different":
+        raise SelfSpecError(f"{out} does not compute what the skip set means. Do not serve it, and report it.")
 
 
 @at_edge()
@@ -85,6 +109,23 @@ def import_(
 
     config, dialect = import_skip_set(source, model, out, force=force)
     print(f"{out}: {config.skip_set()} of {config.model.id}, read as {dialect}; measure it with `selfspec-tune bench`.")
+
+
+def _print_verification(found: Verification) -> None:
+    difference = found.logprob_difference
+    lines = [f"verified in {found.runtime}: {found.verdict}"]
+    if found.tokens:
+        lines += [
+            f"  the draft alone: {found.equal_tokens} of {found.tokens} tokens are our engine's choice too"
+            + ("" if difference is None else f", log-probabilities at most {difference:.1g} apart")
+        ]
+    lines += [f"  with the draft: {found.same_texts} of {found.prompts} answers are the target's own"]
+    expected = (
+        "" if found.expected_drafted is None else f"; expected {found.expected_accepted}/{found.expected_drafted}"
+    )
+    lines += [f"  {found.accepted} of {found.drafted} drafted tokens accepted{expected}"]
+    for line in lines:
+        output.result_console().print(line, markup=False, soft_wrap=True)
 
 
 def _export_dialect(source: Path, dialect: Dialect, model: str | None, task: str | None, out: Path | None) -> None:

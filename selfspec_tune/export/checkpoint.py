@@ -138,7 +138,7 @@ def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int)
     if len(shards) == 1:
         shards[0][0].rename(folder / WEIGHTS)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (file, names) in enumerate(shards, 1):
         target = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
         file.rename(target)

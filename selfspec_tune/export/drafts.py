@@ -145,6 +145,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "version": 1,
         "format": request.format.value,
         "model": job.model,
+        "gguf": str(job.gguf) if FORMATS[request.format].needs_gguf else None,
         "model_fingerprint": config.model.fingerprint if config else None,
         "skip": job.skip_set.to_dict(),
         "layers": [_layer_record(block) for block in job.blocks],

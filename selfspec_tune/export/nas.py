@@ -97,7 +97,7 @@ def _config(job: Job, blocks: list[Block]) -> dict[str, Any]:
     heads, width, inner = full["num_attention_heads"], full["hidden_size"], padded(full["intermediate_size"])
     rope = full["rope_parameters"]
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-    names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    names: tuple[str, ...] = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")
     names += ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "tie_word_embeddings")
     names += ("bos_token_id", "eos_token_id", "pad_token_id")
     dtype = given.get("dtype") or given.get("torch_dtype") or "float32"

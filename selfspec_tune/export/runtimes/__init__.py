@@ -1,1 +1,1 @@
-"""Other runtimes, driven from here: what an export is verified and measured in."""
+"""Runtimes of others, driven here: each imports its library when it is asked for."""

@@ -1,4 +1,4 @@
-"""llama.cpp through ``xllamacpp``, whose wheel holds llama-server's engine. Nothing listens beyond the loopback."""
+"""llama.cpp through ``xllamacpp``, whose wheel holds llama-server's engine; it listens on the loopback only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.export.verification import Said
 
 EXTRA = "llamacpp"
 
@@ -65,8 +66,7 @@ class LlamaCpp:
             params.speculative.types = [xlc.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
             chosen = params.speculative.draft
             chosen.mparams.path = str(draft)
-            chosen.n_max = chosen.n_min = draft_tokens
-            chosen.p_min = 0.0
+            chosen.n_max, chosen.n_min, chosen.p_min = draft_tokens, 0, 0.0
         try:
             self._server: Any = xlc.Server(params)
         except RuntimeError as error:
@@ -89,6 +89,31 @@ class LlamaCpp:
             timings["predicted_ms"] / 1000,
             timings["prompt_ms"] / 1000,
         )
+
+
+class LlamaCppPair:
+    """A target and its exported draft, for `verify`: exact where both are in float32."""
+
+    first_token_is_plain = True
+
+    def __init__(self, target: Path, draft: Path, draft_tokens: int) -> None:
+        self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
+        self._draft = LlamaCpp(draft, is_exact=True)
+        self._target = LlamaCpp(target, is_exact=True)
+        self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, is_exact=True)
+
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return _said(self._draft.complete(prompt, num_tokens, with_logprobs=True))
+
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return _said(self._target.complete(prompt, num_tokens))
+
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return _said(self._both.complete(prompt, num_tokens))
+
+
+def _said(completion: Completion) -> Said:
+    return Said(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
 
 
 def llamacpp_version() -> str | None:

@@ -1,0 +1,88 @@
+"""transformers with an exported directory, for `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from selfspec_tune.export.verification import Said
+from selfspec_tune.measure.hf_generate import counted_rounds, only_settings
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.loading_output import quietly
+
+
+class AssistedGeneration:
+    """``model.generate`` with the exported draft as its assistant."""
+
+    first_token_is_plain = False
+
+    def __init__(self, loaded: LoadedModel, draft: Path, draft_tokens: int) -> None:
+        self.name = f"transformers {transformers.__version__}"
+        self._model: Any = loaded.model
+        with quietly():
+            # The code is what the export has just written.
+            model = AutoModelForCausalLM.from_pretrained(
+                draft, dtype=loaded.dtype, trust_remote_code=True, local_files_only=True
+            )
+        self._draft: Any = model.to(loaded.device).eval()
+        self._draft.generation_config.update(
+            num_assistant_tokens=draft_tokens,
+            num_assistant_tokens_schedule="constant",
+            assistant_confidence_threshold=0.0,
+        )
+
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        answer = _generate(self._draft, prompt, num_tokens, output_logits=True, return_dict_in_generate=True)
+        tokens = answer.sequences[0, len(prompt) :].tolist()
+        rows = torch.cat(answer.logits).float().log_softmax(-1)
+        return Said(tuple(tokens), tuple(row[token].item() for row, token in zip(rows, tokens, strict=True)))
+
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return Said(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
+
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        with counted_rounds(self._model) as rounds:
+            answer = _generate(self._model, prompt, num_tokens, assistant_model=self._draft)
+        return Said(_new_tokens(answer, prompt), (), sum(rounds.drafted), sum(rounds.accepted))
+
+
+class CustomGeneration:
+    """``model.generate(custom_generate=DIR)``: there is no draft to run alone."""
+
+    first_token_is_plain = True
+
+    def __init__(self, loaded: LoadedModel, folder: Path) -> None:
+        self.name = f"transformers {transformers.__version__}, custom_generate"
+        self._model: Any = loaded.model
+        self._how = {"custom_generate": str(folder), "trust_remote_code": True}
+
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return Said(())
+
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        return Said(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
+
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+        counts: dict[str, int] = {}
+        answer = _generate(self._model, prompt, num_tokens, draft_counts=counts, **self._how)
+        return Said(_new_tokens(answer, prompt), (), counts["drafted"], counts["accepted"])
+
+
+@torch.inference_mode()
+def _generate(model: Any, prompt: Sequence[int], num_tokens: int, **how: Any) -> Any:
+    """Greedy, for exactly so many tokens."""
+    ids = torch.tensor([list(prompt)], device=model.device)
+    settings = GenerationConfig(max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+    given = {name: how.pop(name) for name in ("output_logits", "return_dict_in_generate") if name in how}
+    settings.update(**given)
+    with quietly(), only_settings(model, settings):
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+
+
+def _new_tokens(answer: Any, prompt: Sequence[int]) -> tuple[int, ...]:
+    return tuple(answer[0, len(prompt) :].tolist())
