@@ -69,14 +69,15 @@ def interleaved(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 
 def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
-    letters = [chr(0x100 + index) for index in range(size - 4)]  # byte-level BPE's own letters begin here
-    tokens = ["<unk>", "<s>", "</s>", *letters]
-    tokens.append(letters[0] + letters[1])
+    # Whole characters: the server names no tokens that are parts of one.
+    letters = [chr(code) for code in range(33, 127)]
+    pairs = [first + second for first in "abcdefgh" for second in "abcdefgh"]
+    tokens = ["<unk>", "<s>", "</s>", *letters, *pairs][:size]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3] + [1] * (size - 3))
-    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+    writer.add_token_merges([f"{first} {second}" for first, second in (token for token in tokens if token in pairs)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

@@ -80,6 +80,10 @@ class LlamaCpp:
         if "choices" not in answer:
             raise SelfSpecError(f"llama.cpp refused a completion: {answer}")
         content = answer["choices"][0]["logprobs"]["content"]
+        if len(content) < answer["usage"]["completion_tokens"]:
+            raise SelfSpecError(
+                "llama.cpp does not name tokens that are parts of a character, as in this answer. Take another prompt."
+            )
         timings = answer["timings"]
         return Completion(
             tuple(entry["id"] for entry in content),

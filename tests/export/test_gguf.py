@@ -1,0 +1,121 @@
+"""Drafts for llama.cpp, in llama.cpp."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError
+from selfspec_tune.export import gguf as gguf_export
+from selfspec_tune.export.gguf import FILE, write_gguf
+from selfspec_tune.export.gguf_file import GgufFile
+from selfspec_tune.export.job import Job
+from selfspec_tune.export.runtimes.llamacpp import LlamaCpp, LlamaCppPair
+from selfspec_tune.export.verification import EXACT_LOGPROB, _along, expected_counts
+from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.skip_set import SkipSet
+from tests import kit
+from tests.engine_kit import prompt_tokens
+from tests.export.gguf_kit import save_gguf
+
+pytest.importorskip("xllamacpp")
+
+SETS = {
+    "nothing": SkipSet.empty(4),
+    "whole layers": SkipSet(4, (1, 3), (1, 3)),
+    "halves that make a layer": SkipSet(4, (2,), (1,)),
+    "an attention": SkipSet(4, (2,)),
+    "an MLP": SkipSet(4, (), (1,)),
+    "the first attention": SkipSet(4, (0,)),
+    "the first MLP": SkipSet(4, (), (0,)),
+    "the last attention": SkipSet(4, (3,)),
+    "the last MLP": SkipSet(4, (), (3,)),
+    "many": SkipSet(4, (0, 3), (1, 2)),
+}
+NUM_TOKENS, DRAFT_TOKENS = 24, 3
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "llama, tied"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Path]:
+    folder = tmp_path_factory.mktemp("model")
+    make = kit.tiny_qwen2 if request.param == "qwen2" else kit.tiny_llama
+    directory = make(folder / "hf", tied="tied" in request.param, seed=3)
+    return load_model(str(directory), dtype="float32", device="cpu"), save_gguf(directory, folder / "target.gguf")
+
+
+def written(target: Path, skip_set: SkipSet, folder: Path, weights: str = "f32") -> Path:
+    folder.mkdir(exist_ok=True)
+    write_gguf(Job(skip_set, "tiny", None, target, weights, DRAFT_TOKENS), folder, folder)
+    return folder / FILE
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_llamacpp_computes_and_drafts_as_we_do(name: str, model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+    loaded, target = model
+    pair = LlamaCppPair(target, written(target, SETS[name], tmp_path / "draft"), DRAFT_TOKENS)
+    prompt = prompt_tokens(20, seed=4)
+    alone = pair.draft_alone(prompt, NUM_TOKENS)
+    choices, logprobs = _along(loaded, SETS[name], prompt, alone.tokens)
+    assert choices == list(alone.tokens)
+    assert torch.allclose(torch.tensor(logprobs), torch.tensor(alone.logprobs), atol=EXACT_LOGPROB)
+    together = pair.speculative(prompt, NUM_TOKENS)
+    assert together.tokens == pair.plain(prompt, NUM_TOKENS).tokens
+    counts = expected_counts(loaded, SETS[name], prompt, len(together.tokens), DRAFT_TOKENS)
+    assert (together.drafted, together.accepted) == counts
+
+
+def test_an_ffn_of_width_zero_would_lose_its_attention(
+    model: tuple[LoadedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Why a layer without MLP gets one that adds nothing: with none llama.cpp leaves the attention out as well.
+    loaded, target = model
+    skip_set, prompt = SETS["an MLP"], prompt_tokens(20, seed=4)
+    monkeypatch.setattr(gguf_export, "_EMPTY_FFN", 0)
+    monkeypatch.setattr(gguf_export, "_empty_ffn", lambda source, prefix: iter(()))
+    trapped = LlamaCpp(written(target, skip_set, tmp_path / "trap"), is_exact=True)
+    alone = trapped.complete(prompt, NUM_TOKENS, with_logprobs=True)
+    _, meant = _along(loaded, skip_set, prompt, alone.tokens)
+    _, without = _along(loaded, SkipSet(4, (1,), (1,)), prompt, alone.tokens)
+    assert not torch.allclose(torch.tensor(meant), torch.tensor(alone.logprobs), atol=0.05)
+    assert torch.allclose(torch.tensor(without), torch.tensor(alone.logprobs), atol=EXACT_LOGPROB)
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("f16", "F16"), ("bf16", "BF16"), ("copy", "F32")])
+def test_weights_come_in_the_format_that_was_asked_for(
+    weights: str, kind: str, model: tuple[LoadedModel, Path], tmp_path: Path
+) -> None:
+    draft = GgufFile(written(model[1], SETS["an MLP"], tmp_path / "draft", weights))
+    assert draft.tensors["blk.0.attn_q.weight"].tensor_type == GGMLQuantizationType[kind]
+    assert draft.tensors["blk.0.attn_norm.weight"].tensor_type == GGMLQuantizationType.F32
+
+
+def test_whole_layers_keep_the_architecture(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+    _, target = model
+    native = GgufFile(written(target, SETS["halves that make a layer"], tmp_path / "whole"))
+    assert (native.architecture, native.num_layers) == (GgufFile(target).architecture, 3)
+    deci = GgufFile(written(target, SETS["the first attention"], tmp_path / "halves"))
+    assert deci.architecture == "deci"
+    assert deci.own("attention.head_count") == [1, 4, 4, 4]
+
+
+def test_a_file_of_another_depth_or_none_is_refused(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+    with pytest.raises(SkipSetError, match="has 4 layers, the skip set is for a model of 6"):
+        written(model[1], SkipSet(6, (1,)), tmp_path / "draft")
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(model[1].read_bytes()[:500])
+    with pytest.raises(FileFormatError, match="no complete GGUF file"):
+        written(cut, SETS["an MLP"], tmp_path / "draft")
+
+
+def test_an_architecture_of_another_graph_keeps_its_layers_whole(
+    model: tuple[LoadedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_export, "_INTERLEAVED", {"other": True})
+    with pytest.raises(UnsupportedModelError, match="cannot be left out singly"):
+        written(model[1], SETS["an attention"], tmp_path / "draft")
+    assert written(model[1], SETS["whole layers"], tmp_path / "draft").exists()
+    shutil.rmtree(tmp_path / "draft")
