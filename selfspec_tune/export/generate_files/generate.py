@@ -27,7 +27,9 @@ def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=Non
         "draft_counts": {} if draft_counts is None else draft_counts,
     }
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer=None, **inputs):
+    streamer = arguments.get("streamer")  # transformers does not hand it on to a function
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
         loop = Loop(model, logits_processor, stopping_criteria, generation_config, streamer, policy)
         return loop.run(input_ids, inputs)
 
@@ -60,6 +62,8 @@ class Loop:
         self.counts = policy["draft_counts"]
         self.counts.update(rounds=0, drafted=0, accepted=0)
         self.scores, self.logits = (), ()
+        ends = config.eos_token_id
+        self.ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
     def run(self, ids, inputs):
         """The sequence, or what ``return_dict_in_generate`` asks for."""
@@ -115,7 +119,7 @@ class Loop:
                 token = self.pick(scores, belief)
                 ids = torch.cat((ids, token.reshape(1, 1)), 1)
                 beliefs.append(belief)
-                if belief[token] < self.policy["exit_threshold"]:
+                if belief[token] < self.policy["exit_threshold"] or int(token) in self.ends:
                     break
         return ids[:, self.ids.shape[1] :], beliefs
 

@@ -1,0 +1,171 @@
+"""Self-speculation inside transformers, from an exported directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM
+from transformers.generation.streamers import BaseStreamer
+
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.engine import Limits, Sampler, self_speculative
+from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.export.drafts import export_draft
+from selfspec_tune.models import load_model
+from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.skip_set import SkipSet
+from tests.engine_kit import prompt_tokens
+
+SETS = {
+    "an attention": SkipSet(4, (2,)),
+    "an MLP": SkipSet(4, (), (1,)),
+    "the first attention": SkipSet(4, (0,)),
+    "a layer and more": SkipSet(4, (1, 3), (1, 2)),
+}
+POLICIES = {
+    "fixed": DraftPolicy(PolicyKind.FIXED, 4),
+    "threshold": DraftPolicy(PolicyKind.THRESHOLD, 6, 0.2),
+}
+
+
+@pytest.fixture(params=["tiny_llama_dir", "tiny_qwen2_dir"])
+def directory(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+def exported(directory: Path, skip_set: SkipSet, skip_file: Callable[..., Path], tmp_path: Path, **draft: Any) -> Path:
+    out = tmp_path / "generate"
+    file = skip_file(directory, skip_set, **draft)
+    export_draft(ExportRequest(file, DraftFormat.TRANSFORMERS_GENERATE, out, str(directory), force=True))
+    return out
+
+
+def loaded_from(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def generated(model: Any, out: Path | None = None, **how: Any) -> Any:
+    ids = torch.tensor([prompt_tokens(12, seed=2)])
+    how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0} | how
+    if out is not None:
+        how |= {"custom_generate": str(out), "trust_remote_code": True}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", SETS)
+def test_it_generates_and_drafts_as_our_engine_does(
+    name: str, policy: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = exported(directory, SETS[name], skip_file, tmp_path, policy=POLICIES[policy])
+    model, counts = loaded_from(directory), dict[str, int]()
+    plain = generated(model)
+    assert torch.equal(generated(model, out, draft_counts=counts), plain)
+    loaded = load_model(str(directory), dtype="float32", device="cpu")
+    limits = Limits(24, frozenset(loaded.eos_token_ids))
+    draft = Draft(SETS[name], POLICIES[policy])
+    ours = self_speculative(FastRunner(loaded), prompt_tokens(12, seed=2), limits, Sampler(), draft)
+    if ours.stop_reason != "eos":  # ours drafts no further past an end of sequence
+        assert (counts["drafted"], counts["accepted"]) == (sum(ours.drafted), sum(ours.accepted))
+    assert torch.equal(generated(model), plain)  # nothing of it stays in the model
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"repetition_penalty": 1.4},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5], [7, 8]]},
+        {"min_new_tokens": 20},
+        {"num_beams": 1, "suppress_tokens": [3, 9]},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_logits_processors_work_as_ever(
+    how: dict[str, Any], directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["a layer and more"], skip_file, tmp_path), loaded_from(directory)
+    assert torch.equal(generated(model, out, **how), generated(model, **how))
+
+
+def test_a_streamer_gets_every_token_in_order(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    class Kept(BaseStreamer):
+        def __init__(self) -> None:
+            self.pieces: list[list[int]] = []
+            self.has_ended = False
+
+        def put(self, value: torch.Tensor) -> None:
+            self.pieces.append(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.has_ended = True
+
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    ours, theirs = Kept(), Kept()
+    generated(model, out, streamer=ours)
+    generated(model, streamer=theirs)
+    assert ours.pieces == theirs.pieces
+    assert ours.has_ended
+
+
+def test_scores_and_logits_are_those_of_plain_generation(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["an attention"], skip_file, tmp_path), loaded_from(directory)
+    how = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "repetition_penalty": 1.2}
+    ours, theirs = generated(model, out, **how), generated(model, **how)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for name in ("scores", "logits"):
+        assert torch.allclose(torch.cat(getattr(ours, name)), torch.cat(getattr(theirs, name)), atol=1e-4)
+
+
+def test_stopping_criteria_end_it_at_the_same_token(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    plain = generated(model)
+    end = int(plain[0, -6])
+    assert torch.equal(generated(model, out, eos_token_id=end), generated(model, eos_token_id=end))
+
+
+def test_several_sequences_are_decoded_plainly(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    ids = torch.tensor([prompt_tokens(9, seed=2), prompt_tokens(9, seed=3)])
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    ours = model.generate(ids, custom_generate=str(out), trust_remote_code=True, **how)
+    assert torch.equal(ours, model.generate(ids, **how))
+
+
+def test_sampling_keeps_the_distribution(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    policy = DraftPolicy(PolicyKind.FIXED, 3)
+    out = exported(tiny_llama_dir, SETS["a layer and more"], skip_file, tmp_path, policy=policy)
+    model = loaded_from(tiny_llama_dir)
+    torch.manual_seed(0)
+    how = {"do_sample": True, "top_k": 5, "temperature": 1.5, "max_new_tokens": 3}
+    seen = [[tuple(generated(model, folder, **how)[0, -2:].tolist()) for _ in range(400)] for folder in (None, out)]
+    pairs = sorted(set(seen[0]) | set(seen[1]), key=lambda pair: -(seen[0] + seen[1]).count(pair))
+    frequent = [pair for pair in pairs if (seen[0] + seen[1]).count(pair) >= 10]
+    table = [[side.count(pair) for pair in frequent] for side in seen]
+    for row, side in zip(table, seen, strict=True):
+        row.append(len(side) - sum(row))
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_the_code_needs_nothing_of_ours_and_knows_its_model(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tests import kit
+
+    out = exported(directory, SETS["an MLP"], skip_file, tmp_path)
+    code = (out / "custom_generate" / "generate.py").read_text()
+    assert "import selfspec" not in code
+    assert "from selfspec" not in code
+    deeper = loaded_from(kit.tiny_llama(tmp_path / "deeper", layers=6))
+    with pytest.raises(ValueError, match=r"a model of 4 layers .* this one has 6"):
+        generated(deeper, out)
