@@ -373,6 +373,28 @@ def _joined(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
+class RuntimeName(StrEnum):
+    """Runtimes that a bench drives."""
+
+    LLAMACPP = "llamacpp"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeBenchRequest:
+    """A bench of the GGUF export in ``folder``, in llama.cpp.
+
+    ``draft_tokens``: a draft, None: the export's. ``threads``: None: as many as torch takes. ``context``: positions of the runtime's cache. ``log``: where runs
+    are kept as they come.
+    """
+
+    folder: Path
+    prompts: PromptOptions
+    draft_tokens: int | None = None
+    threads: int | None = None
+    context: int = 4096
+    log: Path | None = None
+
+
 class DraftFormat(StrEnum):
     """Drafts that an export writes for other runtimes."""
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.cli.runtime_bench import run_in_runtime
 from selfspec_tune.cli.sweep import SweepFiles, run_sweep
 from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import BenchRequest, SweepRequest, log_beside
+from selfspec_tune.requests import BenchRequest, PromptOptions, SweepRequest, log_beside
 
 if TYPE_CHECKING:
     from selfspec_tune.results import BenchResult
@@ -48,6 +49,7 @@ def bench(
     early_exit: bench_options.EarlyExit = None,
     parts: bench_options.Parts = False,
     allow_calibration: bench_options.AllowCalibration = False,
+    runtime: bench_options.RuntimeChoice = None,
     sweep: bench_options.Sweep = None,
     sweep_values: bench_options.SweepValues = None,
     plot: bench_options.Plot = None,
@@ -62,10 +64,18 @@ def bench(
 ) -> None:
     """Measure skip sets against plain decoding, in interleaved pairs.
 
+    With --runtime, an exported draft in the runtime that it is for: give its folder.
     Model and prompts are those of the study unless other ones are given. With --out, raw runs are
     kept as they come: after Ctrl-C or a crash the same command resumes.
     """
     output.prepare_outputs(csv, parquet, spec_bench, out, plot)
+    if runtime is not None:
+        prompt_options = PromptOptions(
+            **given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template),
+            **given(seed=seed, tasks=tuple(task) if task else None),
+        )
+        run_in_runtime(skip_files or [], prompt_options, out, fresh=fresh, json=json, quiet=quiet)
+        return
     loading = given(name=model, dtype=dtype, device=device, runner=runner)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)

@@ -12,7 +12,7 @@ from typer.models import OptionInfo
 from selfspec_tune.cli import options
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
-from selfspec_tune.requests import SWEEP_VALUES, SweepKind
+from selfspec_tune.requests import SWEEP_VALUES, RuntimeName, SweepKind
 
 _PANEL_DRAFT, _PANEL_RIVALS, _PANEL_SWEEP, _PANEL_FILES = "Draft", "Rivals", "Sweep", "Files"
 _OF_SKIP_FILE = "the skip.json's"
@@ -56,6 +56,15 @@ def _usual(kind: SweepKind) -> str:
     return ",".join(f"{value:g}" for value in SWEEP_VALUES[kind])
 
 
+RuntimeChoice = Annotated[
+    RuntimeName | None,
+    typer.Option(
+        "--runtime",
+        help="Measure an export in another runtime, its target alone against its target with it.",
+        show_default=False,
+        rich_help_panel=_PANEL_RIVALS,
+    ),
+]
 Sweep = Annotated[
     SweepKind | None,
     typer.Option(

@@ -148,6 +148,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "gguf": str(job.gguf) if FORMATS[request.format].needs_gguf else None,
         "model_fingerprint": config.model.fingerprint if config else None,
         "skip": job.skip_set.to_dict(),
+        "read_prompts": sorted(config.read_prompts) if config else [],
         "layers": [_layer_record(block) for block in job.blocks],
         "draft_bytes": written.weight_bytes,
         "target_bytes": target,

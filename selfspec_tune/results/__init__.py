@@ -7,6 +7,7 @@ bench        bench.json
 skip_config  skip.json
 study        study.toml
 sweep        the result of bench --sweep
+runtime_bench  the result of bench --runtime
 transfer     transfer.json
 
 Every file states its schema and version. Reading refuses another schema or a newer version
@@ -17,6 +18,7 @@ from selfspec_tune.results.bench import BenchResult, ModelInfo
 from selfspec_tune.results.methods import LosslessCount, MethodResult, NullRun, Ratio, SkipLayers, TaskResult
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
+from selfspec_tune.results.runtime_bench import RuntimeBench, RuntimeRun
 from selfspec_tune.results.skip_config import DraftSettings, Score, SkipConfig
 from selfspec_tune.results.study import StudyConfig
 from selfspec_tune.results.sweep import SweepPoint, SweepResult
@@ -36,6 +38,8 @@ __all__ = [
     "Ratio",
     "Record",
     "RouterResult",
+    "RuntimeBench",
+    "RuntimeRun",
     "Score",
     "SkipConfig",
     "SkipLayers",

@@ -77,7 +77,7 @@ def test_an_ffn_of_width_zero_would_lose_its_attention(
     monkeypatch.setattr(gguf_export, "_EMPTY_FFN", 0)
     monkeypatch.setattr(gguf_export, "_empty_ffn", lambda source, prefix: iter(()))
     trapped = LlamaCpp(written(target, skip_set, tmp_path / "trap"), is_exact=True)
-    alone = trapped.complete(prompt, NUM_TOKENS, with_logprobs=True)
+    alone = trapped.complete(prompt, NUM_TOKENS)
     _, meant = _along(loaded, skip_set, prompt, alone.tokens)
     _, without = _along(loaded, SkipSet(4, (1,), (1,)), prompt, alone.tokens)
     assert not torch.allclose(torch.tensor(meant), torch.tensor(alone.logprobs), atol=0.05)

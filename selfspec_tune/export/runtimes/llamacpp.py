@@ -16,12 +16,15 @@ EXTRA = "llamacpp"
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A greedy answer.
+    """A greedy answer of ``num_tokens``.
 
-    ``logprobs``: of each token, by llama.cpp's own softmax; empty where not asked for. ``drafted`` and ``accepted`` are
-    llama.cpp's own counts. ``seconds``: of decoding, without the prompt.
+    ``tokens``: those that make whole characters, the only ones that llama.cpp names. ``logprobs``: of each, by its own
+    softmax; without a draft only. ``drafted`` and ``accepted`` are its own counts. ``seconds``: of decoding, without
+    the prompt.
     """
 
+    text: str
+    num_tokens: int
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     drafted: int
@@ -67,12 +70,13 @@ class LlamaCpp:
             chosen = params.speculative.draft
             chosen.mparams.path = str(draft)
             chosen.n_max, chosen.n_min, chosen.p_min = draft_tokens, 0, 0.0
+        self._has_draft = draft is not None
         try:
             self._server: Any = xlc.Server(params)
         except RuntimeError as error:
             raise SelfSpecError(f"llama.cpp cannot load {model}{f' with {draft}' if draft else ''}: {error}") from error
 
-    def complete(self, prompt: Sequence[int], num_tokens: int, *, with_logprobs: bool = False) -> Completion:
+    def complete(self, prompt: Sequence[int], num_tokens: int) -> Completion:
         """Continue ``prompt`` greedily by up to ``num_tokens``. Raises `SelfSpecError` where llama.cpp refuses."""
         asked: dict[str, Any] = {"prompt": list(prompt), "max_tokens": num_tokens, "temperature": 0.0}
         asked |= {"cache_prompt": False, "logprobs": 1, "return_tokens": True}
@@ -80,14 +84,12 @@ class LlamaCpp:
         if "choices" not in answer:
             raise SelfSpecError(f"llama.cpp refused a completion: {answer}")
         content = answer["choices"][0]["logprobs"]["content"]
-        if len(content) < answer["usage"]["completion_tokens"]:
-            raise SelfSpecError(
-                "llama.cpp does not name tokens that are parts of a character, as in this answer. Take another prompt."
-            )
         timings = answer["timings"]
         return Completion(
+            answer["choices"][0]["text"],
+            int(answer["usage"]["completion_tokens"]),
             tuple(entry["id"] for entry in content),
-            tuple(entry["logprob"] for entry in content) if with_logprobs else (),
+            () if self._has_draft else tuple(entry["logprob"] for entry in content),
             int(timings.get("draft_n", 0)),
             int(timings.get("draft_n_accepted", 0)),
             timings["predicted_ms"] / 1000,
@@ -107,7 +109,7 @@ class LlamaCppPair:
         self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, is_exact=True)
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
-        return _said(self._draft.complete(prompt, num_tokens, with_logprobs=True))
+        return _said(self._draft.complete(prompt, num_tokens))
 
     def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
         return _said(self._target.complete(prompt, num_tokens))
@@ -117,6 +119,10 @@ class LlamaCppPair:
 
 
 def _said(completion: Completion) -> Said:
+    if len(completion.tokens) < completion.num_tokens:
+        raise SelfSpecError(
+            "llama.cpp does not name tokens that are parts of a character, as in this answer. Take another prompt."
+        )
     return Said(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
 
 

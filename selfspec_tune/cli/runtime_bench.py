@@ -1,0 +1,59 @@
+"""``selfspec-tune bench --runtime``: an exported draft in the runtime that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfspec_tune.cli import output
+from selfspec_tune.errors import UsageError
+from selfspec_tune.requests import PromptOptions, RuntimeBenchRequest, log_beside
+
+if TYPE_CHECKING:
+    from selfspec_tune.results import RuntimeBench
+
+
+def run_in_runtime(
+    folders: Sequence[Path], prompts: PromptOptions, out: Path | None, *, fresh: bool, json: bool, quiet: bool
+) -> None:
+    """Measure one export and print what it gains."""
+    if len(folders) != 1:
+        raise UsageError("--runtime measures one export: give the folder that `selfspec-tune export --to gguf` made.")
+    if prompts.temperature > 0:
+        raise UsageError("--runtime decodes greedily; leave --temperature out.")
+    from selfspec_tune.export.runtime_bench import run_runtime_bench
+
+    log = log_beside(out) if out else None
+    if fresh and log is not None:
+        log.unlink(missing_ok=True)
+    with output.progress(quiet=quiet) as reporter:
+        result = run_runtime_bench(RuntimeBenchRequest(folders[0], prompts, log=log), reporter)
+    if out is not None:
+        result.save(out)
+    if json:
+        output.print_json(result.to_dict())
+    else:
+        _print(result)
+
+
+def _print(result: RuntimeBench) -> None:
+    from selfspec_tune.report import text
+
+    accepted = "none drafted" if result.acceptance_rate is None else f"{result.acceptance_rate:.0%} accepted"
+    lines = [
+        f"{result.runtime}: {result.model} with {result.draft}, {result.draft_tokens} tokens a draft",
+        f"decode      {text.speedup(result.decode_speedup)}",
+        f"end to end  {text.speedup(result.end_to_end_speedup)}",
+        f"itself      {text.speedup(result.again)} decode: the target alone against itself",
+        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification; {result.tokens_per_second:.1f} tokens/s "
+        f"by the target alone, {result.num_prompts} prompts",
+        f"{result.same_texts} of {result.num_prompts} answers are the target's own",
+    ]
+    if result.same_texts < result.num_prompts:
+        lines += [
+            "warning: the others differ: a runtime that verifies several tokens at once may round otherwise than it "
+            "does for one. Export at f32 and use --verify to tell rounding from a wrong draft."
+        ]
+    for line in lines:
+        output.result_console().print(line, markup=False, soft_wrap=True)

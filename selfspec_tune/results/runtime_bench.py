@@ -1,0 +1,52 @@
+"""What an exported draft gains in the runtime that it is for."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from selfspec_tune.results.methods import Ratio
+from selfspec_tune.results.record import Document, Record
+
+
+class RuntimeRun(Record):
+    """One answer in the runtime: ``arm`` plain, again (plain once more) or speculative.
+
+    Seconds as the runtime itself states them: of reading the prompt, and of all tokens after it.
+    """
+
+    prompt_id: str
+    arm: Literal["plain", "again", "speculative"]
+    num_tokens: int
+    prompt_seconds: float
+    decode_seconds: float
+    drafted: int = 0
+    accepted: int = 0
+    text_hash: str
+
+
+class RuntimeBench(Document):
+    """The target with its exported draft against the target alone, in one runtime, interleaved by prompt.
+
+    ``again``: the target alone against itself. ``same_texts``: prompts whose text by speculation is the target's own.
+    """
+
+    SCHEMA: ClassVar[str] = "selfspec-tune/runtime-bench"
+
+    schema_name: Literal["selfspec-tune/runtime-bench"] = Field(default="selfspec-tune/runtime-bench", alias="schema")
+    version: Literal[1] = 1
+    runtime: str
+    model: str
+    draft: str
+    draft_tokens: int
+    decode_speedup: Ratio
+    end_to_end_speedup: Ratio
+    again: Ratio
+    tokens_per_second: float
+    acceptance_rate: float | None
+    mean_accepted_tokens: float
+    same_texts: int
+    num_prompts: int
+    provenance: dict[str, Any] = {}
+    runs: list[RuntimeRun] = []
