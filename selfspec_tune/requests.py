@@ -175,9 +175,9 @@ class DraftOptions:
         if self.policy not in (PolicyChoice.AUTO, PolicyChoice.FIXED, PolicyChoice.THRESHOLD):
             raise UsageError(f"{given} goes by a fixed length or a threshold, not by --policy {self.policy}.")
         if self.precision not in ("auto", "same"):
-            raise UsageError(f"{given} is exported at a precision of its own, so --precision {self.precision} is lost.")
+            raise UsageError(f"{given} has a precision of its own, so --draft-precision {self.precision} is lost.")
         if self.vocabulary not in ("auto", "full"):
-            raise UsageError(f"{given} covers every token id, so --draft-vocabulary {self.vocabulary} is lost.")
+            raise UsageError(f"{given} covers all token ids, so --draft-vocab {self.vocabulary} is lost.")
         for name, value in (("ngram", False), ("precision", "same"), ("vocabulary", "full")):
             object.__setattr__(self, name, value)
 

@@ -99,7 +99,7 @@ def test_a_model_without_separable_sub_layers_is_refused_by_name(tmp_path: Path)
     check(search(mamba), FAILED, "MambaForCausalLM cannot draft for itself", "What works")
 
 
-@pytest.mark.parametrize("command", ["bench", "show", "export --format self-sd"])
+@pytest.mark.parametrize("command", ["bench", "show", "export --to self-sd"])
 def test_a_missing_file_is_named(command: str) -> None:
     check(run(command, "nowhere/skip.json"), WRONGLY_ASKED, "nowhere/skip.json does not exist", "Check the path")
 
@@ -159,7 +159,7 @@ def test_a_prompt_longer_than_the_context_is_named_with_both_lengths(tmp_path: P
     check(result, WRONGLY_ASKED, "Prompt prompts/", "with 50 new tokens", "does not fit the model's context of 64")
 
 
-@pytest.mark.parametrize("command", ["bench", "show", "export --format self-sd"])
+@pytest.mark.parametrize("command", ["bench", "show", "export --to self-sd"])
 def test_a_truncated_skip_file_is_called_truncated(command: str, skip_file: Path) -> None:
     skip_file.write_text(skip_file.read_text()[:-40])
     check(run(command, skip_file), WRONGLY_ASKED, "skip.json is not valid JSON")

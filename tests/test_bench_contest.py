@@ -58,7 +58,7 @@ def reserved() -> list[int]:
 @pytest.fixture
 def make_contest(monkeypatch: pytest.MonkeyPatch, journal: Journal, reserved: list[int]) -> Callable[..., Contest]:
     monkeypatch.setattr(contest_module, "autoregressive_arm", lambda workload: journal.arm(BASELINE, BASELINE))
-    workload: Any = SimpleNamespace(runner=SimpleNamespace(reserve=reserved.append))
+    workload: Any = SimpleNamespace(speculating=SimpleNamespace(reserve=reserved.append))
 
     def make(contenders: Sequence[str], references: Sequence[str] = (), **options: Any) -> Contest:
         items = options.pop("items", ITEMS)

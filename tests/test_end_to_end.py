@@ -150,7 +150,7 @@ def test_show_prints_what_was_found(home: Path) -> None:
 
 def test_export_writes_the_skip_set_under_the_alias(home: Path) -> None:
     config = SkipConfig.load(home / STUDY / "skip.json")
-    done = run(home, "export", str(STUDY / "skip.json"), "--format", "self-sd")
+    done = run(home, "export", str(STUDY / "skip.json"), "--to", "self-sd")
     assert json.loads(done.stdout) == {ALIAS: config.skip_set().to_dict()}
 
 

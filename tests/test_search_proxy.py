@@ -373,9 +373,10 @@ def ranker(
     monkeypatch.setattr(preparation_module, "measure_costs", measure_costs)
     ticks = count()
     monkeypatch.setattr(proxy_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
-    monkeypatch.setattr(texts_module, "make_scorer", lambda runner, loaded, windows, depths: scorer)
     workload: Any = SimpleNamespace(
-        loaded=SimpleNamespace(num_layers=num_layers, context_length=512), runner=SimpleNamespace(vocabulary_size=1024)
+        loaded=SimpleNamespace(num_layers=num_layers, context_length=512),
+        runner=SimpleNamespace(vocabulary_size=1024),
+        scorer=lambda windows, depths: scorer,
     )
     answers = [answer(number, 60) for number in range(6)]
     options = options or DraftOptions(**SKIPPING_ALONE)

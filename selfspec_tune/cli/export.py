@@ -120,10 +120,12 @@ def _print_verification(found: Verification) -> None:
             + ("" if difference is None else f", log-probabilities at most {difference:.1g} apart")
         ]
     lines += [f"  with the draft: {found.same_texts} of {found.prompts} answers are the target's own"]
-    expected = (
-        "" if found.expected_drafted is None else f"; expected {found.expected_accepted}/{found.expected_drafted}"
-    )
-    lines += [f"  {found.accepted} of {found.drafted} drafted tokens accepted{expected}"]
+    lines += [
+        f"  {found.accepted} of {found.drafted} drafted tokens accepted; expected: {found.expected_accepted} of "
+        f"{found.expected_drafted}"
+    ]
+    if found.left_out:
+        lines += [f"  {found.left_out} prompts left out: the runtime does not name every token of their answers"]
     for line in lines:
         output.result_console().print(line, markup=False, soft_wrap=True)
 

@@ -153,6 +153,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "draft_bytes": written.weight_bytes,
         "target_bytes": target,
         "draft_tokens": job.draft_tokens,
+        "settings": dict(written.settings),
         "launch": dict(written.launch),
         "notes": [*written.notes, *([forecast(config).text] if FORMATS[request.format].is_alone else [])],
         "files": files,

@@ -35,7 +35,8 @@ def write_generate(job: Job, folder: Path, final: Path) -> Written:
     code = code.replace("import inspect\n", "import inspect\nimport json\n", 1)
     write_atomic(folder / "custom_generate" / "generate.py", code)
     line = f"model.generate(**inputs, custom_generate={str(final)!r}, trust_remote_code=True)"
-    return Written(0, {"transformers": line}, notes)
+    carried = {name: settings[name] for name in ("max_draft_tokens", "exit_threshold", "vocabulary")}
+    return Written(0, {"transformers": line}, notes, carried)
 
 
 def _carried(policy: DraftPolicy) -> tuple[DraftPolicy, tuple[str, ...]]:

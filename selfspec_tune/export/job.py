@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from selfspec_tune.draft import DraftPolicy
 from selfspec_tune.export.blocks import Block, surviving_blocks
@@ -57,11 +58,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a format wrote: bytes of weights, the line that runs it by runtime, and what a user should know."""
+    """What a format wrote: bytes of weights, the line that runs it by runtime, and what a user should know.
+
+    ``settings``: what the draft carries besides, such as its policy.
+    """
 
     weight_bytes: int
     launch: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

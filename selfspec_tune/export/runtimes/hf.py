@@ -19,15 +19,13 @@ from selfspec_tune.models.loading_output import quietly
 class AssistedGeneration:
     """``model.generate`` with the exported draft as its assistant."""
 
-    first_token_is_plain = False
-
-    def __init__(self, loaded: LoadedModel, draft: Path, draft_tokens: int) -> None:
+    def __init__(self, loaded: LoadedModel, draft: Path, draft_tokens: int, *, has_own_code: bool) -> None:
+        """``has_own_code``: whether the export wrote the draft's modelling code itself; no other is run."""
         self.name = f"transformers {transformers.__version__}"
         self._model: Any = loaded.model
         with quietly():
-            # The code is what the export has just written.
             model = AutoModelForCausalLM.from_pretrained(
-                draft, dtype=loaded.dtype, trust_remote_code=True, local_files_only=True
+                draft, dtype=loaded.dtype, trust_remote_code=has_own_code, local_files_only=True
             )
         self._draft: Any = model.to(loaded.device).eval()
         self._draft.generation_config.update(
@@ -53,8 +51,6 @@ class AssistedGeneration:
 
 class CustomGeneration:
     """``model.generate(custom_generate=DIR)``: there is no draft to run alone."""
-
-    first_token_is_plain = True
 
     def __init__(self, loaded: LoadedModel, folder: Path) -> None:
         self.name = f"transformers {transformers.__version__}, custom_generate"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.errors import SelfSpecError, UsageError
-from selfspec_tune.export.verification import Said
+from selfspec_tune.export.verification import NotComparableError, Said
 
 EXTRA = "llamacpp"
 
@@ -100,8 +100,6 @@ class LlamaCpp:
 class LlamaCppPair:
     """A target and its exported draft, for `verify`: exact where both are in float32."""
 
-    first_token_is_plain = True
-
     def __init__(self, target: Path, draft: Path, draft_tokens: int) -> None:
         self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
         self._draft = LlamaCpp(draft, is_exact=True)
@@ -120,9 +118,7 @@ class LlamaCppPair:
 
 def _said(completion: Completion) -> Said:
     if len(completion.tokens) < completion.num_tokens:
-        raise SelfSpecError(
-            "llama.cpp does not name tokens that are parts of a character, as in this answer. Take another prompt."
-        )
+        raise NotComparableError("llama.cpp names no tokens that are parts of a character, as in this answer.")
     return Said(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
 
 
