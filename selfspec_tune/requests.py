@@ -384,7 +384,7 @@ class RuntimeBenchRequest:
     """A bench of the GGUF export in ``folder``, in llama.cpp.
 
     ``draft_tokens``: a draft, None: the export's. ``threads``: None: as many as torch takes. ``context``: positions of the runtime's cache. ``log``: where runs
-    are kept as they come.
+    are kept as they come; ``fresh`` measures again what it holds.
     """
 
     folder: Path
@@ -393,6 +393,7 @@ class RuntimeBenchRequest:
     threads: int | None = None
     context: int = 4096
     log: Path | None = None
+    fresh: bool = False
 
 
 class DraftFormat(StrEnum):

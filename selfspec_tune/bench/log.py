@@ -136,7 +136,7 @@ def opened(
         return
     with _owned(path):
         if fresh and path.exists():
-            aside = _put_aside(path)
+            aside = put_aside(path)
             reporter.notice(f"the earlier runs are kept in {aside}")
         yield BenchLog(path, measurement)
 
@@ -157,7 +157,7 @@ def _owned(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _put_aside(path: Path) -> Path:
+def put_aside(path: Path) -> Path:
     """Rename the log to the first free ``NAME.1``, ``NAME.2``, …; nothing measured is ever lost."""
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():

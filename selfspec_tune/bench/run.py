@@ -106,6 +106,12 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
     """Read skip sets and prompts first (cheap, may be wrong), then load the model, unless a ``workload`` is open."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
+    for config in configs:
+        if config.objective == "standalone":
+            reporter.notice(
+                f"{config.skip_set()} was searched as a draft with a cache of its own; here it shares the model's. "
+                "`selfspec-tune export` makes the draft that it was searched as."
+            )
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     if workload is None:

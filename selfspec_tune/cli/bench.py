@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.runtime_bench import run_in_runtime
+from selfspec_tune.cli.runtime_bench import refuse_with_runtime, run_in_runtime
 from selfspec_tune.cli.sweep import SweepFiles, run_sweep
 from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
 from selfspec_tune.errors import UsageError
@@ -70,6 +70,26 @@ def bench(
     """
     output.prepare_outputs(csv, parquet, spec_bench, out, plot)
     if runtime is not None:
+        others = {
+            "--model": model,
+            "--skip-set": skip_set,
+            "--temperature": temperature,
+            "--top-p": top_p,
+            "--top-k": top_k,
+            "--dtype": dtype,
+            "--device": device,
+            "--runner": runner,
+            "--policy": policy,
+            "--ngram": ngram,
+            "--draft-precision": draft_precision,
+            "--rivals": rivals or None,
+            "--parts": parts or None,
+            "--sweep": sweep,
+            "--csv": csv,
+            "--parquet": parquet,
+            "--spec-bench": spec_bench,
+        }
+        refuse_with_runtime(others)
         prompt_options = PromptOptions(
             **given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template),
             **given(seed=seed, tasks=tuple(task) if task else None),

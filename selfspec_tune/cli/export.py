@@ -41,9 +41,14 @@ def export(
         typer.Option(metavar="F", help="The target's GGUF file, for --to gguf.", rich_help_panel=_PANEL_DRAFT),
     ] = None,
     weights: Annotated[
-        str,
-        typer.Option(metavar="W", help=f"Of a GGUF draft: {', '.join(GGUF_WEIGHTS)}.", rich_help_panel=_PANEL_DRAFT),
-    ] = "copy",
+        str | None,
+        typer.Option(
+            metavar="W",
+            help=f"Of a GGUF draft: {', '.join(GGUF_WEIGHTS)}.",
+            show_default="copy",
+            rich_help_panel=_PANEL_DRAFT,
+        ),
+    ] = None,
     draft_tokens: Annotated[
         int | None,
         typer.Option(
@@ -54,7 +59,7 @@ def export(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier export in --out.", rich_help_panel=_PANEL_DRAFT)
+        bool, typer.Option("--force", help="Replace what an earlier export left in --out.", rich_help_panel=_PANEL_DRAFT)
     ] = False,
     verify: Annotated[
         bool,
@@ -69,15 +74,19 @@ def export(
 ) -> None:
     """Write a skip set in another project's format, or as a draft that another runtime runs."""
     if to in set(Dialect):
-        if verify:
-            raise UsageError(f"--verify runs drafts; --to {to} writes a file that nothing runs. Leave it out.")
-        _export_dialect(source, Dialect(to), model, task, out)
+        _refuse(f"--to {to} writes a file of skips alone", {"--verify": verify or None, "--gguf": gguf})
+        _refuse(f"--to {to} writes a file of skips alone", {"--weights": weights, "--draft-tokens": draft_tokens})
+        _export_dialect(source, Dialect(to), model, task, out, force=force)
         return
+    _refuse(f"--to {to} holds one draft for all tasks", {"--task": task})
+    if to != DraftFormat.GGUF:
+        _refuse(f"--to {to} is made from the checkpoint", {"--gguf": gguf, "--weights": weights})
     if out is None:
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
     from selfspec_tune.export.drafts import MANIFEST, export_draft
 
-    manifest = export_draft(ExportRequest(source, DraftFormat(to), out, model, gguf, weights, draft_tokens, force))
+    request = ExportRequest(source, DraftFormat(to), out, model, gguf, weights or "copy", draft_tokens, force)
+    manifest = export_draft(request)
     found = None
     if not json:
         _print(manifest, out)
@@ -130,7 +139,17 @@ def _print_verification(found: Verification) -> None:
         output.result_console().print(line, markup=False, soft_wrap=True)
 
 
-def _export_dialect(source: Path, dialect: Dialect, model: str | None, task: str | None, out: Path | None) -> None:
+def _refuse(reason: str, given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{reason}, so {name} means nothing. Leave it out.")
+
+
+def _export_dialect(
+    source: Path, dialect: Dialect, model: str | None, task: str | None, out: Path | None, *, force: bool
+) -> None:
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
     from selfspec_tune.export import export_dialect
     from selfspec_tune.files import write_json_atomic
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     from selfspec_tune.results import RuntimeBench
 
 
+def refuse_with_runtime(others: Mapping[str, object]) -> None:
+    """Raise `UsageError` for an option that means nothing to another runtime."""
+    for name, value in others.items():
+        if value is not None:
+            raise UsageError(f"{name} is for a bench in this program's engine; leave it out with --runtime.")
+
+
 def run_in_runtime(
     folders: Sequence[Path], prompts: PromptOptions, out: Path | None, *, fresh: bool, json: bool, quiet: bool
 ) -> None:
     """Measure one export and print what it gains."""
     if len(folders) != 1:
         raise UsageError("--runtime measures one export: give the folder that `selfspec-tune export --to gguf` made.")
-    if prompts.temperature > 0:
-        raise UsageError("--runtime decodes greedily; leave --temperature out.")
     from selfspec_tune.export.runtime_bench import run_runtime_bench
 
-    log = log_beside(out) if out else None
-    if fresh and log is not None:
-        log.unlink(missing_ok=True)
     with output.progress(quiet=quiet) as reporter:
-        result = run_runtime_bench(RuntimeBenchRequest(folders[0], prompts, log=log), reporter)
+        request = RuntimeBenchRequest(folders[0], prompts, log=log_beside(out) if out else None, fresh=fresh)
+        result = run_runtime_bench(request, reporter)
     if out is not None:
         result.save(out)
     if json:

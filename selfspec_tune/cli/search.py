@@ -17,7 +17,7 @@ from selfspec_tune.cli.values import (
     slug,
 )
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import DraftOptions, ModelOptions, PromptOptions, SearchRequest, StrategyName
+from selfspec_tune.requests import DraftOptions, ModelOptions, Objective, PromptOptions, SearchRequest, StrategyName
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
@@ -68,6 +68,8 @@ def search(
     """
     asked = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
     request = search_request(**asked, folder="-tasks" if per_task else "")
+    if per_task and request.draft.objective is Objective.STANDALONE:
+        raise UsageError("--per-task compares drafts that share the model's cache; search --objective standalone singly.")
     if per_task:
         search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
     elif plot is not None:

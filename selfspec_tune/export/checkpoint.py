@@ -31,6 +31,7 @@ _BESIDE = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_COMPUTED = ".rotary_emb.inv_freq"  # that old checkpoints store; every loader computes it anew
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -65,7 +66,7 @@ class Checkpoint:
             )
         self.tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(folder):
-            self.tensors |= _headers(file)
+            self.tensors |= {name: info for name, info in _headers(file).items() if not name.endswith(_COMPUTED)}
         if (folder / INDEX).exists():
             missing = set(read_json(folder / INDEX).get("weight_map", {})) - set(self.tensors)
             if missing:

@@ -10,9 +10,9 @@ from typing import Any
 
 from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
 from selfspec_tune.draft import Draft, DraftPolicy
-from selfspec_tune.errors import SkipSetError, UsageError
+from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.export.blocks import Block
-from selfspec_tune.export.forecast import forecast
+from selfspec_tune.export.forecast import dropped, forecast
 from selfspec_tune.export.generate import write_generate
 from selfspec_tune.export.gguf import write_gguf
 from selfspec_tune.export.gguf_file import GgufFile
@@ -21,6 +21,7 @@ from selfspec_tune.export.job import Format, Job, Written, fingerprint_of
 from selfspec_tune.export.nas import write_nas
 from selfspec_tune.export.skip_files import known_num_layers
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
+from selfspec_tune.models.origin import find_origin
 from selfspec_tune.files import read_json, storage_error, write_json_atomic
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.results import SkipConfig
@@ -79,6 +80,14 @@ def _check_free(request: ExportRequest) -> None:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace an earlier export.")
     if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("schema") != _SCHEMA:
         raise UsageError(f"{out} holds no export of ours, so --force does not replace it. Give another --out.")
+    ours = {*read_json(out / MANIFEST).get("files", {}), MANIFEST}
+    others = sorted(str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir())
+    others = [name for name in others if name not in ours]
+    if others:
+        raise UsageError(
+            f"{out} holds files that no export wrote ({', '.join(others[:3])}), so --force does not replace it. Move "
+            "them, or give another --out."
+        )
 
 
 def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
@@ -94,26 +103,44 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
             "--gguf FILE."
         )
     folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model))
+    policy, vocabulary, is_standalone = DraftPolicy(), None, False
     if config is not None:
         skip_set = config.skip_set()
         draft = Draft.from_dict(skip_set, config.draft.model_dump())
-        policy, vocabulary = draft.policy, draft.vocabulary
+        policy, vocabulary, is_standalone = draft.policy, draft.vocabulary, config.objective == "standalone"
     else:
         depth = GgufFile(gguf).num_layers if made.needs_gguf and gguf else known_num_layers(str(folder))
         skip_set, _ = read_skip_set(request.source, num_layers=depth)
-        policy, vocabulary = DraftPolicy(), None
     draft_tokens = request.draft_tokens or forecast(config).draft_tokens
-    job = Job(skip_set, model, folder, gguf, request.weights, draft_tokens, policy, vocabulary)
+    job = Job(
+        skip_set,
+        model,
+        folder,
+        gguf if made.needs_gguf else None,
+        request.weights,
+        draft_tokens,
+        policy,
+        vocabulary,
+        is_standalone,
+        str(gguf) if made.needs_gguf else find_origin(model).location,
+    )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
+    if not skip_set.num_skipped:
+        raise SkipSetError(f"{request.source} skips nothing: the draft would be the model itself, and as slow.")
     if folder is not None:
         _check_target(job, config)
+    elif config is not None:
+        _check_gguf(job, config)
     return job
 
 
 def _skip_config(source: Path) -> SkipConfig | None:
     """The file, where it is our own."""
-    value = read_json(Path(str(source).partition("#")[0]))
+    try:
+        value = read_json(Path(str(source).partition("#")[0]))
+    except FileFormatError:
+        return None  # a dialect that is no JSON, or nothing: its reader says which
     is_own = isinstance(value, dict) and value.get("schema") == f"selfspec-tune/{SKIP_CONFIG}"
     return SkipConfig.load(source) if is_own else None
 
@@ -136,8 +163,28 @@ def _check_target(job: Job, config: SkipConfig | None) -> None:
         )
 
 
+def _check_gguf(job: Job, config: SkipConfig) -> None:
+    """That the GGUF file holds as many weights as the model that was searched, whose fingerprint is of other bytes."""
+    assert job.gguf is not None
+    stated = config.model.parameters
+    if stated is None:
+        return
+    tensors = GgufFile(job.gguf).tensors
+    found = sum(int(tensor.n_elements) for name, tensor in tensors.items() if not name.startswith("rope_"))
+    head = tensors.get("output.weight")  # which a file may hold beside an embedding that it is tied to
+    if stated not in (found, found - (int(head.n_elements) if head is not None else 0)):
+        raise SkipSetError(
+            f"{job.gguf} holds {found} weights; {config.model.id}, which was searched, has {stated}. Give the GGUF file "
+            "of that model."
+        )
+
+
 def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) -> dict[str, Any]:
     config = _skip_config(request.source)
+    notes = [*written.notes]
+    if FORMATS[request.format].is_alone:
+        notes += [forecast(config).text]
+    notes += dropped(config)
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     target = job.gguf.stat().st_size if job.folder is None and job.gguf else job.checkpoint.num_bytes
     return {
@@ -145,8 +192,8 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "version": 1,
         "format": request.format.value,
         "model": job.model,
-        "gguf": str(job.gguf) if FORMATS[request.format].needs_gguf else None,
-        "model_fingerprint": config.model.fingerprint if config else None,
+        "gguf": str(job.gguf.absolute()) if job.gguf else None,
+        "model_fingerprint": fingerprint_of(job) if job.folder else config.model.fingerprint if config else None,
         "skip": job.skip_set.to_dict(),
         "read_prompts": sorted(config.read_prompts) if config else [],
         "layers": [_layer_record(block) for block in job.blocks],
@@ -155,7 +202,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "draft_tokens": job.draft_tokens,
         "settings": dict(written.settings),
         "launch": dict(written.launch),
-        "notes": [*written.notes, *([forecast(config).text] if FORMATS[request.format].is_alone else [])],
+        "notes": notes,
         "files": files,
     }
 
@@ -171,5 +218,9 @@ def _put(temporary: Path, out: Path) -> None:
         return
     old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
     out.rename(old)
-    temporary.rename(out)
+    try:
+        temporary.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)

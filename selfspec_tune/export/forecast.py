@@ -36,6 +36,17 @@ def forecast(config: SkipConfig | None) -> Forecast:
     )
 
 
+def dropped(config: SkipConfig | None) -> list[str]:
+    """What the skip set drafted with in its search and an export does not carry, as notes."""
+    if config is None:
+        return []
+    lost = [
+        *(["low-precision copies"] if config.draft.precision != "same" else []),
+        *(["n-gram lookup"] if config.draft.ngram else []),
+    ]
+    return [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
+
+
 def _measured(config: SkipConfig) -> str:
     score, speedup = config.score, config.score.decode_speedup
     if speedup is None:

@@ -55,7 +55,7 @@ def write_gguf(job: Job, folder: Path, final: Path) -> Written:
     size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
     line = (
         f"llama-server -m {shlex.quote(str(job.gguf))} -md {shlex.quote(str(final / FILE))} --spec-type draft-simple "
-        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min 0"
+        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.policy.exit_threshold if job.is_threshold else 0:g}"
     )
     return Written(size, {"llama.cpp": line})
 

@@ -54,6 +54,10 @@ class GgufFile:
             }
         except (OSError, ValueError, IndexError, KeyError) as error:
             raise FileFormatError(f"The file {path} is no complete GGUF file ({error}). Get it again.") from error
+        if int(self.entries.get("split.count", Entry(1, None)).value) > 1:
+            raise FileFormatError(
+                f"{path} is one of several files of a split model. Merge them first: llama-gguf-split --merge."
+            )
         self.path = path
         self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
 
@@ -134,7 +138,7 @@ def write_gguf_file(
 
     writer = GGUFWriter(path, architecture)
     for name, entry in entries.items():
-        if name != "general.architecture":
+        if name not in ("general.architecture", "general.alignment"):  # the writer aligns by a rule of its own
             writer.add_key_value(name, entry.value, entry.kind, entry.of)
     if weights in _FILE_TYPES:
         writer.kv_data[0].pop("general.file_type", None)

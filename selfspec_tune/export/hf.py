@@ -11,6 +11,7 @@ from selfspec_tune.errors import SkipSetError
 from selfspec_tune.export.blocks import partial
 from selfspec_tune.export.checkpoint import write_checkpoint
 from selfspec_tune.export.job import Job, Written
+from selfspec_tune.export.layout import without_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def write_zeroed(job: Job, folder: Path, final: Path) -> Written:
 
     Exact in every architecture whose sub-layers are added to the residual stream.
     """
-    size = write_checkpoint(folder, _zeroed(job), job.checkpoint.config)
+    size = write_checkpoint(folder, _zeroed(job), without_code(job.checkpoint.config))
     copy_beside(job, folder)
     note = "Zeroed sub-layers are computed all the same: this draft is as slow as its target. It is for checks, and for"
     return Written(size, assisted_launch(job, final), (f"{note} runtimes that skip zeros.",))
@@ -64,8 +65,9 @@ def assisted_launch(job: Job, final: Path, *, remote_code: bool = False) -> dict
     """How transformers drafts with the folder."""
     trust = ", trust_remote_code=True" if remote_code else ""
     load = f"AutoModelForCausalLM.from_pretrained({str(final)!r}{trust})"
+    threshold = job.policy.exit_threshold if job.is_threshold else 0.0
     return {
         "transformers": f"draft = {load}; draft.generation_config.update(num_assistant_tokens={job.draft_tokens}, "
-        "num_assistant_tokens_schedule='constant', assistant_confidence_threshold=0.0); "
+        f"num_assistant_tokens_schedule='constant', assistant_confidence_threshold={threshold:g}); "
         "model.generate(**inputs, assistant_model=draft)"
     }

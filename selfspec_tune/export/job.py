@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.draft import DraftPolicy
+from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.export.blocks import Block, surviving_blocks
 from selfspec_tune.export.checkpoint import Checkpoint
 from selfspec_tune.export.layout import Layout, read_layout
@@ -22,12 +22,14 @@ class Job:
     Attributes:
         skip_set: the sub-layers that it leaves out.
         model: the target's name, as a user gives it.
+        target: how a runtime finds it: a hub id or a path.
         folder: the target's checkpoint; None where only a GGUF file is at hand.
         gguf: the target's GGUF file, where one is at hand.
         weights: number format of the draft's weights in a GGUF file; ``copy``: the target's own.
         draft_tokens: how many tokens a runtime should draft.
         policy: when the draft, sharing the model's cache, goes on.
         vocabulary: how many token ids it then covers; None: all.
+        is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
     """
 
     skip_set: SkipSet
@@ -38,6 +40,13 @@ class Job:
     draft_tokens: int = 4
     policy: DraftPolicy = field(default_factory=DraftPolicy)
     vocabulary: int | None = None
+    is_standalone: bool = False
+    target: str = ""
+
+    @property
+    def is_threshold(self) -> bool:
+        """Whether a server should stop drafting below the policy's threshold."""
+        return self.is_standalone and self.policy.kind is PolicyKind.THRESHOLD
 
     @cached_property
     def blocks(self) -> list[Block]:

@@ -87,7 +87,7 @@ class Layout:
     def config_of(self, blocks: Sequence[Block], given: Mapping[str, Any]) -> dict[str, Any]:
         """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
         name_of_depth = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        config = {**given, name_of_depth: len(blocks)}
+        config = {**without_code(given), name_of_depth: len(blocks)}
         for name, value in self.config.items():
             if isinstance(value, list) and len(value) == self.num_layers:
                 config[name] = [value[block.attention or 0] for block in blocks]
@@ -107,8 +107,8 @@ def read_layout(checkpoint: Checkpoint) -> Layout:
     from selfspec_tune.models.sublayers import find_sublayers
 
     with quietly(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config)
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     found = find_sublayers(model)
     layers, _, rest = found.names[0].partition(".0.")
     mlp = found.names[1].rpartition(".")[2]
@@ -121,6 +121,11 @@ def read_layout(checkpoint: Checkpoint) -> Layout:
                 "other names than the model's modules. Load it with transformers and save it again."
             )
     return layout
+
+
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that leads to no code of a checkpoint's own: transformers knows every model written here."""
+    return {name: value for name, value in config.items() if name != "auto_map"}
 
 
 def _is_llamas(rest: str) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FILES = Path(__file__).parent / "nas_files"
 _LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
+_VLLM_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 _MULTIPLE = 256  # runtimes round the width of an FFN up to it
 
 
@@ -43,7 +44,8 @@ def write_nas(job: Job, folder: Path, final: Path) -> Written:
     for file in ("configuration_decilm.py", "modeling_decilm.py"):
         write_atomic(folder / file, read_text(_FILES / file))
     copy_beside(job, folder)
-    return Written(size, assisted_launch(job, final, remote_code=True) | _launch(job, final))
+    launch = assisted_launch(job, final, remote_code=True) | _launch(job, blocks, final)
+    return Written(size, launch, _notes(job, blocks, final))
 
 
 def check_is_llama(job: Job) -> None:
@@ -160,15 +162,41 @@ def ffn_mult(inner: int, width: int) -> float:
     return (inner - _MULTIPLE // 4) * 1.5 / width
 
 
-def _launch(job: Job, final: Path) -> dict[str, str]:
+def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
+    target, draft = shlex.quote(job.target), shlex.quote(str(final))
     speculative = {"method": "draft_model", "model": str(final), "num_speculative_tokens": job.draft_tokens}
-    return {
-        "vllm": f"vllm serve {shlex.quote(job.model)} --trust-remote-code "
+    lines = {
+        "vllm": f"vllm serve {target} --trust-remote-code "
         f"--speculative-config {shlex.quote(json.dumps(speculative))}",
-        "mlx": f"mlx_lm.server --model {shlex.quote(job.model)} --draft-model {shlex.quote(str(final))} "
-        f"--num-draft-tokens {job.draft_tokens} --trust-remote-code",
-        "sglang": f"python -m sglang.launch_server --model-path {shlex.quote(job.model)} --trust-remote-code "
-        f"--speculative-algorithm STANDALONE --speculative-draft-model-path {shlex.quote(str(final))} "
+        "sglang": f"python -m sglang.launch_server --model-path {target} --trust-remote-code "
+        f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} "
         f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {job.draft_tokens + 1}",
     }
+    if not _mlx_trouble(job, blocks):
+        lines["mlx"] = (
+            f"mlx_lm.server --model {target} --draft-model {draft} --num-draft-tokens {job.draft_tokens} "
+            "--trust-remote-code"
+        )
+    return lines
+
+
+def _notes(job: Job, blocks: list[Block], final: Path) -> tuple[str, ...]:
+    trouble = _mlx_trouble(job, blocks)
+    notes = [f"Not for MLX-LM: {trouble}."] if trouble else []
+    if any(part in str(final) for part in _VLLM_NAMES):
+        notes.append(f"vLLM takes a path with one of {', '.join(_VLLM_NAMES)} for another method: move the folder.")
+    return tuple(notes)
+
+
+def _mlx_trouble(job: Job, blocks: list[Block]) -> str:
+    """What keeps MLX-LM from drafting with it; empty where nothing does."""
+    config = job.layout.config
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    if any(block.attention is None for block in blocks):
+        return "it takes no rejected token back from a draft in which a layer has no attention"
+    if any(name.endswith(".q_proj.bias") for name in job.layout.names):
+        return "its nemotron-nas has no biases on queries, keys and values alone"
+    if (config.get("head_dim") or width // heads) * heads != width:
+        return "its nemotron-nas computes the size of a head from the width"
+    return ""

@@ -9,9 +9,10 @@ from typing import Any
 from selfspec_tune.errors import FileFormatError, PromptError, UsageError
 from selfspec_tune.export.drafts import MANIFEST
 from selfspec_tune.export.gguf import FILE
+from selfspec_tune.export.runtime_log import RuntimeLog
 from selfspec_tune.export.runtimes.llamacpp import Completion, LlamaCpp, llamacpp_version
-from selfspec_tune.files import append_jsonl, read_json, read_jsonl, short_hash
-from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, render
+from selfspec_tune.files import read_json, short_hash
+from selfspec_tune.prompts import Prompt, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, RuntimeBenchRequest
@@ -19,6 +20,7 @@ from selfspec_tune.results import RuntimeBench, RuntimeRun
 from selfspec_tune.statistics import Interval, cluster_bootstrap
 
 _ARMS = ("plain", "speculative", "again")
+_WARM_UP_TOKENS = 8
 
 
 def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> RuntimeBench:
@@ -39,19 +41,19 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     )
     prompts = _prompts(request, target, frozenset(manifest["read_prompts"]))
     reporter.stage("measure", f"{len(prompts)} prompts of {request.prompts.max_new_tokens} tokens at most")
-    runs = _logged(request)
-    done = {(run.prompt_id, run.arm) for run in runs}
+    log = RuntimeLog(request.log, _measurement(request, manifest, target, tokens, threads), fresh=request.fresh)
+    done = {(run.prompt_id, run.arm) for run in log.runs}
+    for engine in (alone, both):  # once, untimed: cold pages would count against whichever comes first
+        engine.complete(prompts[0][1], _WARM_UP_TOKENS)
     for number, (prompt, ids) in enumerate(prompts):
         turn = number % len(_ARMS)
         for arm in (*_ARMS[turn:], *_ARMS[:turn]):
             if (prompt.id, arm) in done:
                 continue
             answer = (both if arm == "speculative" else alone).complete(ids, request.prompts.max_new_tokens)
-            runs.append(_run(prompt, arm, answer))
-            if request.log is not None:
-                append_jsonl(request.log, runs[-1].to_dict())
+            log.add(_run(prompt, arm, answer))
         reporter.progress(Progress(number + 1, len(prompts), detail=prompt.id))
-    return _result(request, manifest, tokens, threads, runs, target)
+    return _result(request, manifest, tokens, threads, log.runs, target)
 
 
 def _export(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -86,7 +88,10 @@ def _prompts(request: RuntimeBenchRequest, target: Path, read: frozenset[str]) -
             "--num-prompts or give other --prompts."
         )
     chosen = draw_prompts(unread, wanted, seed=options.seed)
-    return [(prompt, render(prompt, tokenizer, Template(options.template))) for prompt in chosen]
+    rendered = [(prompt, render(prompt, tokenizer, Template(options.template))) for prompt in chosen]
+    for prompt, tokens in rendered:
+        fit_context(tokens, options.max_new_tokens, request.context, prompt_id=prompt.id)
+    return rendered
 
 
 def _run(prompt: Prompt, arm: Any, answer: Completion) -> RuntimeRun:
@@ -102,10 +107,19 @@ def _run(prompt: Prompt, arm: Any, answer: Completion) -> RuntimeRun:
     )
 
 
-def _logged(request: RuntimeBenchRequest) -> list[RuntimeRun]:
-    if request.log is None or not request.log.exists():
-        return []
-    return [RuntimeRun.model_validate(row) for row in read_jsonl(request.log)]
+def _measurement(
+    request: RuntimeBenchRequest, manifest: dict[str, Any], target: Path, tokens: int, threads: int
+) -> dict[str, Any]:
+    """What answers must agree in to be one measurement; the files by size, which hashing would take minutes over."""
+    return {
+        "target": {"name": target.name, "bytes": target.stat().st_size},
+        "draft": {"skip": manifest["skip"], "bytes": (request.folder / FILE).stat().st_size},
+        "draft_tokens": tokens,
+        "threads": threads,
+        "context": request.context,
+        "prompts": request.prompts.to_dict(),
+        "xllamacpp": llamacpp_version(),
+    }
 
 
 def _result(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
@@ -132,6 +132,29 @@ def test_stopping_criteria_end_it_at_the_same_token(
     plain = generated(model)
     end = int(plain[0, -6])
     assert torch.equal(generated(model, out, eos_token_id=end), generated(model, eos_token_id=end))
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"guidance_scale": 1.5}])
+def test_what_it_does_not_do_is_decoded_plainly(
+    how: dict[str, Any], directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    assert torch.equal(generated(model, out, **how), generated(model, **how))
+
+
+def test_stop_strings_end_it(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = tokenizer.decode(generated(model)[0, 20:22])
+    how = {"stop_strings": [text], "tokenizer": tokenizer}
+    assert torch.equal(generated(model, out, **how), generated(model, **how))
+
+
+def test_a_cache_of_the_users_is_filled(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    out, model = exported(directory, SETS["the first attention"], skip_file, tmp_path), loaded_from(directory)
+    cache = DynamicCache()
+    text = generated(model, out, **{load_model(str(directory)).cache_argument: cache})
+    assert cache.get_seq_length() == text.shape[1] - 1
 
 
 def test_several_sequences_are_decoded_plainly(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from selfspec_tune.engine.reference import skipped
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
 from selfspec_tune.export.checkpoint import INDEX, Checkpoint, write_checkpoint
 from selfspec_tune.export.drafts import MANIFEST, export_draft
+from selfspec_tune.export.verified import verify_export
 from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.skip_set import SkipSet
@@ -97,7 +98,7 @@ def test_a_nas_directory_computes_what_the_skipped_model_does(
     assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["block_configs"])
-    assert set(manifest["launch"]) == {"transformers", "vllm", "mlx", "sglang"}
+    assert {"transformers", "vllm", "sglang"} <= set(manifest["launch"])
 
 
 @pytest.mark.parametrize("format_", ["hf-draft", "hf-zero", "nas"])
@@ -178,6 +179,55 @@ def test_an_export_is_not_overwritten_without_force(
     export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "draft", str(directory), force=True))
     assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["format"] == "nas"
     assert not list(tmp_path.glob(".draft*"))
+
+
+def test_what_users_put_beside_an_export_is_not_deleted(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = skip_file(directory, SkipSet(4, (1,), (1,)))
+    request = ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(directory), force=True)
+    export_draft(request)
+    (tmp_path / "draft" / "bench.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"files that no export wrote \(bench\.json\)"):
+        export_draft(request)
+
+
+def test_an_export_leads_to_no_code_of_the_checkpoints(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    for format_ in ("hf-draft", "hf-zero"):
+        out, _ = exported(format_, copied, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
+        assert "auto_map" not in json.loads((out / "config.json").read_text())
+        out.rename(tmp_path / format_)
+
+
+@pytest.mark.parametrize("format_", ["hf-draft", "hf-zero", "nas", "transformers-generate"])
+def test_an_export_is_verified_in_transformers(
+    format_: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, manifest = exported(format_, directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
+    found = verify_export(out, manifest, MANIFEST)
+    assert found.verdict == "exact", found
+    assert json.loads((out / MANIFEST).read_text())["verified"]["verdict"] == "exact"
+
+
+def test_a_draft_that_computes_something_else_is_told(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, manifest = exported("hf-draft", directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
+    wrong = manifest | {"skip": {"attention": [2], "mlp": [0]}}
+    assert verify_export(out, wrong, MANIFEST).verdict == "different"
+
+
+def test_skipping_nothing_is_refused(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SkipSetError, match="skips nothing"):
+        exported("nas", directory, SkipSet.empty(4), skip_file, tmp_path)
 
 
 def test_force_replaces_nothing_but_exports(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:

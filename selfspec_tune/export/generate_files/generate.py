@@ -3,9 +3,9 @@
     model.generate(**inputs, custom_generate=DIRECTORY, trust_remote_code=True)
 
 Greedy output is what ``generate`` gives without it; sampled output has its distribution. Logits processors, stopping
-criteria and streamers work as ever. More than one sequence at a time, or no cache, is decoded plainly. Not for several
-threads on one model at once. ``max_draft_tokens``, ``exit_threshold`` and ``draft_counts`` (a dictionary, which gets
-rounds, drafted and accepted tokens) may be given to ``generate``.
+criteria and streamers work as ever. Beams, several sequences at a time, guidance, or no cache, are decoded plainly.
+Not for several threads on one model at once. ``max_draft_tokens``, ``exit_threshold`` and ``draft_counts`` (a
+dictionary, which gets rounds, drafted and accepted tokens) may be given to ``generate``.
 """
 
 import inspect
@@ -13,9 +13,11 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import linear
-from transformers import DynamicCache, GenerationMixin
+from transformers import DynamicCache, GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
 SETTINGS = {}
+# What the loop feeds the model with; a model that needs more is decoded plainly.
+KNOWN = {"attention_mask", "cache", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
 
 
 def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=None, **arguments):
@@ -26,17 +28,43 @@ def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=Non
         "exit_threshold": SETTINGS["exit_threshold"] if exit_threshold is None else exit_threshold,
         "draft_counts": {} if draft_counts is None else draft_counts,
     }
-
-    streamer = arguments.get("streamer")  # transformers does not hand it on to a function
+    for name in ("synced_gpus", "assistant_model"):
+        if arguments.get(name) is None:
+            arguments.pop(name, None)
+    if not is_simple(model, arguments):
+        return GenerationMixin.generate(model, **arguments)
+    # What transformers does not hand on to a function.
+    streamer, tokenizer = arguments.get("streamer"), arguments.pop("tokenizer", None)
+    texts = arguments.pop("stop_strings", None)
+    if texts is not None:
+        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
+        arguments["stopping_criteria"] = criteria + [StopStringCriteria(tokenizer, texts)]
 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
         loop = Loop(model, logits_processor, stopping_criteria, generation_config, streamer, policy)
         return loop.run(input_ids, inputs)
 
-    for name in ("synced_gpus", "assistant_model"):
-        if arguments.get(name) is None:
-            arguments.pop(name, None)
     return GenerationMixin.generate(model, custom_generate=decode, **arguments)
+
+
+def is_simple(model, arguments):
+    """Whether it is one sequence of text, sampled or greedy, that nothing with a state of its own has a say in.
+
+    Anything else is decoded as ``generate`` does it alone.
+    """
+    config = arguments.get("generation_config") or model.generation_config
+
+    def asked(name):
+        return arguments[name] if arguments.get(name) is not None else getattr(config, name, None)
+
+    plain = (("num_beams", (None, 1)), ("num_return_sequences", (None, 1)), ("guidance_scale", (None, 1, 1.0)))
+    plain += (("penalty_alpha", (None, 0)), ("prompt_lookup_num_tokens", (None,)), ("assistant_early_exit", (None,)))
+    plain += (("dola_layers", (None,)),)
+    if any(asked(name) not in allowed for name, allowed in plain):
+        return False
+    if getattr(config, "stop_strings", None) and arguments.get("stop_strings") is None:
+        return False
+    return not any(arguments.get(name) is not None for name in ("inputs_embeds", "assistant_model", "position_ids"))
 
 
 def check(model):
@@ -69,12 +97,12 @@ class Loop:
         """The sequence, or what ``return_dict_in_generate`` asks for."""
         name = "cache" if "cache" in inputs else "past_key_values"
         cache = inputs.get(name)
-        if len(ids) != 1 or not inputs.get("use_cache", True) or not is_plain(cache):
+        if len(ids) != 1 or not inputs.get("use_cache", True) or not is_plain(cache) or set(inputs) - KNOWN:
             return self.model._sample(
                 ids, self.processors, self.criteria, self.config, streamer=self.streamer, **inputs
             )
-        if not cache.get_seq_length():
-            cache = DynamicCache()  # keeps every position, whatever the model's windows: any of them can be taken back
+        if not keeps_all(cache):
+            cache = DynamicCache()  # whatever the model's windows: any position can be taken back
         self.name, self.cache, self.mask = name, cache, inputs.get("attention_mask")
         self.ids = ids
         logits = self.forward(ids[:, cache.get_seq_length() :], keep=1)
@@ -201,10 +229,13 @@ class Loop:
 
 
 def is_plain(cache):
-    """Whether any position of the cache can be taken back; an empty one is replaced by such a one."""
-    if not isinstance(cache, DynamicCache):
-        return False
-    return not cache.get_seq_length() or all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+    """Whether any position of the cache can be taken back; an empty one is replaced by such a one where it must be."""
+    return isinstance(cache, DynamicCache) and (not cache.get_seq_length() or keeps_all(cache))
+
+
+def keeps_all(cache):
+    """Whether no layer of the cache forgets what has left a window."""
+    return all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
 
 
 def cut(cache, length):
