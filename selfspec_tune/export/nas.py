@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FILES = Path(__file__).parent / "nas_files"
 _LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
 _VLLM_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
+_TRTLLM = "trtllm.yaml"
 _MULTIPLE = 256  # runtimes round the width of an FFN up to it
 
 
@@ -43,6 +44,7 @@ def write_nas(job: Job, folder: Path, final: Path) -> Written:
     size = write_checkpoint(folder, _tensors(job, blocks), config)
     for file in ("configuration_decilm.py", "modeling_decilm.py"):
         write_atomic(folder / file, read_text(_FILES / file))
+    write_atomic(folder / _TRTLLM, _trtllm_options(job, final))
     copy_beside(job, folder)
     launch = assisted_launch(job, final, remote_code=True) | _launch(job, blocks, final)
     return Written(size, launch, _notes(job, blocks, final))
@@ -172,6 +174,7 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
         f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} "
         f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {job.draft_tokens + 1}",
+        "tensorrt-llm": f"trtllm-serve {target} --trust_remote_code --config {shlex.quote(str(final / _TRTLLM))}",
     }
     if not _mlx_trouble(job, blocks):
         lines["mlx"] = (
@@ -179,6 +182,17 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
             "--trust-remote-code"
         )
     return lines
+
+
+def _trtllm_options(job: Job, final: Path) -> str:
+    """What trtllm-serve reads in place of options; JSON strings are YAML."""
+    return (
+        "disable_overlap_scheduler: true\n"
+        "speculative_config:\n"
+        "  decoding_type: DraftTarget\n"
+        f"  max_draft_len: {job.draft_tokens}\n"
+        f"  speculative_model: {json.dumps(str(final), ensure_ascii=False)}\n"
+    )
 
 
 def _notes(job: Job, blocks: list[Block], final: Path) -> tuple[str, ...]:

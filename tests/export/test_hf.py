@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,38 @@ def test_a_nas_directory_computes_what_the_skipped_model_does(
     assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["block_configs"])
-    assert {"transformers", "vllm", "sglang"} <= set(manifest["launch"])
+    assert {"transformers", "vllm", "sglang", "tensorrt-llm"} <= set(manifest["launch"])
+
+
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_a_nas_directory_keeps_how_positions_are_scaled(
+    rope: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    scaled = tmp_path / "scaled"
+    shutil.copytree(directory, scaled)
+    config = json.loads((scaled / "config.json").read_text())
+    theta = config["rope_parameters"]["rope_theta"]
+    (scaled / "config.json").write_text(json.dumps(config | {"rope_parameters": ROPES[rope] | {"rope_theta": theta}}))
+    skip_set = HALVES["some"]
+    out, _ = exported("nas", scaled, skip_set, skip_file, tmp_path)
+    ours = logits_of(loaded_from(out, trust_remote_code=True))
+    assert torch.allclose(ours, expected(scaled, skip_set), atol=1e-5)
+    assert not torch.allclose(ours, expected(directory, skip_set), atol=1e-2)
+    written = json.loads((out / "config.json").read_text())
+    assert written["rope_scaling"]["rope_type"] == rope
 
 
 @pytest.mark.parametrize("format_", ["hf-draft", "hf-zero", "nas"])
@@ -195,8 +227,6 @@ def test_what_users_put_beside_an_export_is_not_deleted(
 def test_an_export_leads_to_no_code_of_the_checkpoints(
     tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     copied = tmp_path / "copied"
     shutil.copytree(tiny_llama_dir, copied)
     config = json.loads((copied / "config.json").read_text())
