@@ -65,7 +65,10 @@ def read_skip_set(
             layer is out of range.
     """
     file, key = _split_key(os.fspath(path), key)
-    return _interpret(_decode(file), num_layers, key, file)
+    try:
+        return _interpret(_decode(file), num_layers, key, file)
+    except SkipSetError as error:
+        raise error if file in str(error) else SkipSetError(f"{file}: {error}") from error
 
 
 def stated_depth(path: str | os.PathLike[str]) -> int | None:

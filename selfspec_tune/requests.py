@@ -383,8 +383,8 @@ class RuntimeName(StrEnum):
 class RuntimeBenchRequest:
     """A bench of the GGUF export in ``folder``, in llama.cpp.
 
-    ``draft_tokens``: a draft, None: the export's. ``threads``: None: as many as torch takes. ``context``: positions of the runtime's cache. ``log``: where runs
-    are kept as they come; ``fresh`` measures again what it holds.
+    ``draft_tokens``: a draft, None: the export's. ``threads``: None: as many as torch takes. ``context``: positions
+    of the runtime's cache. ``log``: where runs are kept as they come; ``fresh`` measures again what it holds.
     """
 
     folder: Path

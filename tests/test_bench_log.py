@@ -12,10 +12,10 @@ from filelock import FileLock
 from selfspec_tune.bench import run as run_module
 from selfspec_tune.bench import run_bench
 from selfspec_tune.bench.contest import MeasurementInterrupted
-from selfspec_tune.bench.measurement import first_difference
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.requests import BenchRequest, log_beside
 from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.run_logs import first_difference
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady
 
 NUM_PROMPTS, NUM_REFERENCES = 4, 2

@@ -22,7 +22,6 @@ from selfspec_tune.errors import BudgetError
 from selfspec_tune.requests import DraftOptions
 from selfspec_tune.search import preparation as preparation_module
 from selfspec_tune.search import proxy as proxy_module
-from selfspec_tune.search import texts as texts_module
 from selfspec_tune.search.calibration import Answer, spread_windows, trial_items
 from selfspec_tune.search.importance import Importance, by_worth, measure_importance, num_steps
 from selfspec_tune.search.overfit import Overfit

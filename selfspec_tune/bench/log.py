@@ -20,11 +20,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from selfspec_tune.bench.contest import Contest
-from selfspec_tune.bench.measurement import first_difference, methods_of
+from selfspec_tune.bench.measurement import methods_of
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import append_jsonl, read_jsonl, storage_error
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.results import PairedRun
+from selfspec_tune.run_logs import first_difference, put_aside
 
 SCHEMA, VERSION = "selfspec-tune/bench-log", 1
 _WAYS_OUT = "Give the same options to resume it, --fresh to measure again (the old runs are kept), or another --out."
@@ -155,17 +156,6 @@ def _owned(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def put_aside(path: Path) -> Path:
-    """Rename the log to the first free ``NAME.1``, ``NAME.2``, …; nothing measured is ever lost."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    try:
-        return path.rename(aside)
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 def _heading(rows: Sequence[Any], path: Path) -> dict[str, Any] | None:

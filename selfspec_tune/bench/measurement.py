@@ -61,26 +61,6 @@ def methods_of(contests: Sequence[Contest]) -> dict[str, dict[str, Any]]:
     return {_name(contest, arm): _definition(arm) for contest in contests for arm in contest.arms}
 
 
-def first_difference(recorded: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str | None:
-    """``dtype was float32, is bfloat16``: the first entry in which two records differ, None where they agree."""
-    for name in {**asked, **recorded}:
-        old, new = recorded.get(name), asked.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found = first_difference(old, new, f"{prefix}{name} ")
-            if found:
-                return found
-        elif old != new:
-            return f"{prefix}{name} was {_shown(old)}, is {_shown(new)}"
-    return None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        text = ", ".join(map(str, value))
-        return text if len(value) <= 8 and len(text) <= 60 else f"{len(value)} ({short_hash(text)[:8]})"
-    return "none" if value is None else str(value)
-
-
 def _tokens_hash(items: Sequence[WorkItem]) -> str:
     return short_hash("\n".join(" ".join(map(str, item.tokens)) for item in items))
 

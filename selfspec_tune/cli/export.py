@@ -6,7 +6,6 @@ import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from selfspec_tune.cli import options, output
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 _PANEL_DRAFT = "Drafts for other runtimes"
 
-_TARGETS = click.Choice([one.value for kind in (Dialect, DraftFormat) for one in kind])
+_TARGETS = tuple(one.value for kind in (Dialect, DraftFormat) for one in kind)
 
 
 @at_edge()
@@ -28,7 +27,12 @@ def export(
     source: Annotated[Path, typer.Argument(metavar="SKIP.json", help="skip.json, or any dialect's file with --model.")],
     to: Annotated[
         str,
-        typer.Option("--to", click_type=_TARGETS, help="A skip-set dialect, or a draft that runs.", show_default=False),
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help=f"A skip-set dialect ({', '.join(Dialect)}), or a draft that runs ({', '.join(DraftFormat)}).",
+            show_default=False,
+        ),
     ],
     model: options.ModelOfFile = None,
     task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
@@ -59,7 +63,8 @@ def export(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what an earlier export left in --out.", rich_help_panel=_PANEL_DRAFT)
+        bool,
+        typer.Option("--force", help="Replace what an earlier export left in --out.", rich_help_panel=_PANEL_DRAFT),
     ] = False,
     verify: Annotated[
         bool,
@@ -73,6 +78,8 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write a skip set in another project's format, or as a draft that another runtime runs."""
+    if to not in _TARGETS:
+        raise UsageError(f"--to {to!r} is no format; expected one of {', '.join(_TARGETS)}.")
     if to in set(Dialect):
         _refuse(f"--to {to} writes a file of skips alone", {"--verify": verify or None, "--gguf": gguf})
         _refuse(f"--to {to} writes a file of skips alone", {"--weights": weights, "--draft-tokens": draft_tokens})

@@ -69,7 +69,7 @@ def search(
     asked = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
     request = search_request(**asked, folder="-tasks" if per_task else "")
     if per_task and request.draft.objective is Objective.STANDALONE:
-        raise UsageError("--per-task compares drafts that share the model's cache; search --objective standalone singly.")
+        raise UsageError("--per-task compares drafts that share the model's cache; leave out --objective standalone.")
     if per_task:
         search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
     elif plot is not None:

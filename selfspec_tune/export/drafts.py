@@ -21,8 +21,8 @@ from selfspec_tune.export.job import Format, Job, Written, fingerprint_of
 from selfspec_tune.export.nas import write_nas
 from selfspec_tune.export.skip_files import known_num_layers
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
-from selfspec_tune.models.origin import find_origin
 from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.results import SkipConfig
 
@@ -174,8 +174,8 @@ def _check_gguf(job: Job, config: SkipConfig) -> None:
     head = tensors.get("output.weight")  # which a file may hold beside an embedding that it is tied to
     if stated not in (found, found - (int(head.n_elements) if head is not None else 0)):
         raise SkipSetError(
-            f"{job.gguf} holds {found} weights; {config.model.id}, which was searched, has {stated}. Give the GGUF file "
-            "of that model."
+            f"{job.gguf} holds {found} weights; {config.model.id}, which was searched, has {stated}. Give the GGUF "
+            "file of that model."
         )
 
 

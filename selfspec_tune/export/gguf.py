@@ -53,9 +53,10 @@ def write_gguf(job: Job, folder: Path, final: Path) -> Written:
     entries = _native_entries(source, blocks) if is_native else _deci_entries(source, blocks)
     pieces = list(_pieces(source, blocks, job.weights, is_native=is_native))
     size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
+    least = job.policy.exit_threshold if job.is_threshold else 0
     line = (
         f"llama-server -m {shlex.quote(str(job.gguf))} -md {shlex.quote(str(final / FILE))} --spec-type draft-simple "
-        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.policy.exit_threshold if job.is_threshold else 0:g}"
+        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {least:g}"
     )
     return Written(size, {"llama.cpp": line})
 

@@ -168,8 +168,7 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
     target, draft = shlex.quote(job.target), shlex.quote(str(final))
     speculative = {"method": "draft_model", "model": str(final), "num_speculative_tokens": job.draft_tokens}
     lines = {
-        "vllm": f"vllm serve {target} --trust-remote-code "
-        f"--speculative-config {shlex.quote(json.dumps(speculative))}",
+        "vllm": f"vllm serve {target} --trust-remote-code --speculative-config {shlex.quote(json.dumps(speculative))}",
         "sglang": f"python -m sglang.launch_server --model-path {target} --trust-remote-code "
         f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} "
         f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "

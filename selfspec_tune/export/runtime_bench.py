@@ -36,9 +36,7 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     tokens = request.draft_tokens or manifest["draft_tokens"]
     reporter.stage("load", f"{target.name}, alone and with {FILE}")
     alone = LlamaCpp(target, context=request.context, threads=threads)
-    both = LlamaCpp(
-        target, request.folder / FILE, draft_tokens=tokens, context=request.context, threads=threads
-    )
+    both = LlamaCpp(target, request.folder / FILE, draft_tokens=tokens, context=request.context, threads=threads)
     prompts = _prompts(request, target, frozenset(manifest["read_prompts"]))
     reporter.stage("measure", f"{len(prompts)} prompts of {request.prompts.max_new_tokens} tokens at most")
     log = RuntimeLog(request.log, _measurement(request, manifest, target, tokens, threads), fresh=request.fresh)

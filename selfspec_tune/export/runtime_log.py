@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bench.log import put_aside
-from selfspec_tune.bench.measurement import first_difference
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.results import RuntimeRun
+from selfspec_tune.run_logs import first_difference, put_aside
 
 _SCHEMA = "selfspec-tune/runtime-bench-log"
 
@@ -37,8 +36,8 @@ class RuntimeLog:
         difference = first_difference(heading["measurement"], measurement)
         if difference:
             raise UsageError(
-                f"{path} holds another measurement: {difference}. Give the same options to resume it, --fresh to measure "
-                "again (the old answers are kept), or another --out."
+                f"{path} holds another measurement: {difference}. Give the same options to resume it, --fresh to "
+                "measure again (the old answers are kept), or another --out."
             )
         self.runs = [RuntimeRun.model_validate(row) for row in rows]
 

@@ -32,7 +32,9 @@ def predict_standalone(
     if not windows:
         return None
     scorer = make_scorer(workload.runner, workload.loaded, windows, standalone=True)
-    found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(Draft(skip_set), "standalone")
+    found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(
+        Draft(skip_set), "standalone"
+    )
     counts = replay(scorer.trace(found.draft), found.draft.policy)
     drafted = sum(counts.drafted)
     return {

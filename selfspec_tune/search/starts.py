@@ -150,7 +150,8 @@ def _meant(file: StartFile, space: SearchSpace) -> Draft:
         meant = rescaled(source.as_written(num_layers), num_layers)
     except SkipSetError as error:
         no_depth = "" if source.stated_depth else " It states no depth, so its layers are taken to be this model's."
-        raise SkipSetError(f"--start-from {file.name}: {error}{no_depth}") from error
+        named = "" if file.name in str(error) else f"{file.name}: "
+        raise SkipSetError(f"--start-from {named}{error}{no_depth}") from error
     return meant if source.config is not None else space.skipping(meant.skip_set.indices)
 
 

@@ -134,7 +134,9 @@ def test_stopping_criteria_end_it_at_the_same_token(
     assert torch.equal(generated(model, out, eos_token_id=end), generated(model, eos_token_id=end))
 
 
-@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"guidance_scale": 1.5}])
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"guidance_scale": 1.5}]
+)
 def test_what_it_does_not_do_is_decoded_plainly(
     how: dict[str, Any], directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:

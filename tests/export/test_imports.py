@@ -26,7 +26,7 @@ def representable(dialect: Dialect, attention: list[int], mlp: list[int]) -> Ski
     if dialect in (Dialect.CONFLAYERS, Dialect.ECONOMIZE):
         mlp = attention
     if dialect is Dialect.LAYERSKIP:
-        attention = mlp = list(range(max(attention, default=3), 4))
+        attention = mlp = list(range(max(attention, default=3) or 1, 4))
     return SkipSet(4, tuple(attention), tuple(mlp))
 
 

@@ -21,7 +21,7 @@ from selfspec_tune.results import RuntimeBench
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 
-PROMPTS = [Prompt(f"p{number}", f"text {number}") for number in range(6)]
+PROMPTS = [Prompt(f"p{number}", "qa", f"text {number}") for number in range(6)]
 
 
 class Timed:
@@ -36,6 +36,7 @@ class Timed:
         return Completion("abc", num_tokens, (), (), 8 * self.has_draft, 6 * self.has_draft, seconds, 0.5)
 
 
+WARM_UPS = [((0,), False), ((0,), True)]  # of each engine, untimed
 asked: list[tuple[tuple[int, ...], bool]] = []
 
 
@@ -68,8 +69,10 @@ def test_the_arms_take_turns_and_the_ratio_is_theirs(folder: Path) -> None:
     assert (result.acceptance_rate, result.same_texts, result.num_prompts) == (0.75, 6, 6)
     assert result.mean_accepted_tokens == pytest.approx(16 / 10)
     assert result.draft_tokens == 3
-    first = [has_draft for prompt, has_draft in asked[::3]]
-    assert len(asked) == 18
+    measured = asked[len(WARM_UPS) :]
+    first = [has_draft for prompt, has_draft in measured[::3]]
+    assert asked[: len(WARM_UPS)] == WARM_UPS
+    assert len(measured) == 18
     assert set(first) == {False, True}  # no arm always begins
 
 
@@ -81,7 +84,7 @@ def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path) -
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-5]) + "\n")
     asked.clear()
     again = run_runtime_bench(request, SilentReporter())
-    assert len(asked) == 5
+    assert len(asked) == len(WARM_UPS) + 5
     assert again.decode_speedup == first.decode_speedup
 
 
@@ -93,7 +96,7 @@ def test_what_is_no_export_for_llamacpp_is_refused(folder: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="an export to nas"):
         run_runtime_bench(RuntimeBenchRequest(folder, PromptOptions()), SilentReporter())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"gguf": "/nowhere.gguf"}))
-    with pytest.raises(FileFormatError, match="target of .* is gone"):
+    with pytest.raises(FileFormatError, match=r"target of .* is gone"):
         run_runtime_bench(RuntimeBenchRequest(folder, PromptOptions()), SilentReporter())
 
 

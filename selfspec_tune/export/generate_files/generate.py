@@ -37,8 +37,8 @@ def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=Non
     streamer, tokenizer = arguments.get("streamer"), arguments.pop("tokenizer", None)
     texts = arguments.pop("stop_strings", None)
     if texts is not None:
-        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
-        arguments["stopping_criteria"] = criteria + [StopStringCriteria(tokenizer, texts)]
+        criteria = arguments.pop("stopping_criteria", None) or []
+        arguments["stopping_criteria"] = StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer, texts)])
 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
         loop = Loop(model, logits_processor, stopping_criteria, generation_config, streamer, policy)

@@ -24,10 +24,10 @@ class AssistedGeneration:
         self.name = f"transformers {transformers.__version__}"
         self._model: Any = loaded.model
         with quietly():
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 draft, dtype=loaded.dtype, trust_remote_code=has_own_code, local_files_only=True
             )
-        self._draft: Any = model.to(loaded.device).eval()
+        self._draft = model.to(loaded.device).eval()
         self._draft.generation_config.update(
             num_assistant_tokens=draft_tokens,
             num_assistant_tokens_schedule="constant",
