@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from selfspec_tune.bench.measurement import first_difference
 from selfspec_tune.bench.parts import COPIES, COPIES_AND_SKIPS, PARTS, SKIPS
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import UsageError
@@ -23,6 +22,7 @@ from selfspec_tune.report import text
 from selfspec_tune.report.tables import lossless
 from selfspec_tune.report.verdict import SELF_SPECULATIVE, headline_method
 from selfspec_tune.results import BenchResult, MethodResult, PairedRun
+from selfspec_tune.run_logs import first_difference
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import advantage as advantage_of
