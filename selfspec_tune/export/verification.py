@@ -99,9 +99,11 @@ def _rate(drafted: int, accepted: int) -> float:
     return accepted / drafted if drafted else 0.0
 
 
-def verify(runtime: Runtime, loaded: LoadedModel, skip_set: SkipSet, simulate: Simulation) -> Verification:
+def verify(
+    runtime: Runtime, loaded: LoadedModel, skip_set: SkipSet, simulate: Simulation, *, num_prompts: int = NUM_PROMPTS
+) -> Verification:
     """Have ``runtime`` answer some prompts of the built-in set, and ``loaded``, the target in float32, the same."""
-    prompts, left_out = _prompts(loaded), 0
+    prompts, left_out = _prompts(loaded, num_prompts), 0
     equal = tokens = same = drafted = accepted = expected_drafted = expected_accepted = 0
     differences = []
     for prompt in prompts:
@@ -188,12 +190,12 @@ def _untold(text: str) -> None:
     """Notices about speed: nobody times this."""
 
 
-def _prompts(loaded: LoadedModel) -> list[list[int]]:
+def _prompts(loaded: LoadedModel, count: int) -> list[list[int]]:
     """One prompt of each of the first tasks of the built-in set."""
     from selfspec_tune.prompts import load_prompts, render
 
     by_task = {prompt.task: prompt for prompt in reversed(load_prompts("builtin"))}
-    chosen = [by_task[task] for task in sorted(by_task)[:NUM_PROMPTS]]
+    chosen = [by_task[task] for task in sorted(by_task)[:count]]
     return [render(prompt, loaded.tokenizer) for prompt in chosen]
 
 

@@ -58,7 +58,7 @@ def loaded(target: Path) -> LoadedModel:
 def test_llamacpp_computes_and_drafts_as_we_do(name: str, target: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     write_gguf(Job(SETS[name], "smollm2", None, target, "f32", DRAFT_TOKENS), tmp_path, tmp_path)
     simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)
-    found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], simulate)
+    found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], simulate, num_prompts=2)
     assert found.verdict == "exact", found
     assert found.drafted > 0
     (tmp_path / FILE).unlink()
