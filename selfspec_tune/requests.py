@@ -377,20 +377,22 @@ class RuntimeName(StrEnum):
     """Runtimes that a bench drives."""
 
     LLAMACPP = "llamacpp"
+    TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeBenchRequest:
-    """A bench of the GGUF export in ``folder``, in llama.cpp.
+    """A bench of the export in ``folder``, in ``runtime``.
 
-    ``draft_tokens``: a draft, None: the export's. ``threads``: None: as many as torch takes. ``context``: positions
-    of the runtime's cache. ``log``: where runs are kept as they come; ``fresh`` measures again what it holds.
+    ``dtype`` and ``device``: of transformers, as `ModelOptions` has them; a GGUF file states its own. ``context``: positions
+    of llama.cpp's cache. ``log``: where runs are kept as they come; ``fresh`` measures again what it holds.
     """
 
     folder: Path
+    runtime: RuntimeName
     prompts: PromptOptions
-    draft_tokens: int | None = None
-    threads: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
     context: int = 4096
     log: Path | None = None
     fresh: bool = False

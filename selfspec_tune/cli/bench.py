@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.runtime_bench import refuse_with_runtime, run_in_runtime
+from selfspec_tune.cli.runtime_bench import refuse_with_runtime, run_in_runtime, runtime_request
 from selfspec_tune.cli.sweep import SweepFiles, run_sweep
 from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
 from selfspec_tune.errors import UsageError
@@ -76,8 +76,6 @@ def bench(
             "--temperature": temperature,
             "--top-p": top_p,
             "--top-k": top_k,
-            "--dtype": dtype,
-            "--device": device,
             "--runner": runner,
             "--policy": policy,
             "--ngram": ngram,
@@ -89,12 +87,14 @@ def bench(
             "--parquet": parquet,
             "--spec-bench": spec_bench,
         }
-        refuse_with_runtime(others)
+        refuse_with_runtime(runtime, others, {"--dtype": dtype, "--device": device})
         prompt_options = PromptOptions(
             **given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template),
             **given(seed=seed, tasks=tuple(task) if task else None),
         )
-        run_in_runtime(skip_files or [], prompt_options, out, fresh=fresh, json=json, quiet=quiet)
+        loading = given(dtype=dtype, device=device)
+        asked = runtime_request(runtime, skip_files or [], prompt_options, loading, out, fresh=fresh)
+        run_in_runtime(asked, out, json=json, quiet=quiet)
         return
     loading = given(name=model, dtype=dtype, device=device, runner=runner)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
@@ -127,8 +127,8 @@ def bench(
     elif spec_bench is not None:
         raise UsageError("--spec-bench takes the answers of one bench; leave it out with --sweep.")
     else:
-        asked = SweepRequest(request, sweep, parse_sweep_values(sweep_values))
-        run_sweep(asked, SweepFiles(csv, parquet, plot, out), json=json, quiet=quiet)
+        swept = SweepRequest(request, sweep, parse_sweep_values(sweep_values))
+        run_sweep(swept, SweepFiles(csv, parquet, plot, out), json=json, quiet=quiet)
 
 
 @dataclass(frozen=True, slots=True)

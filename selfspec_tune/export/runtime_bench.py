@@ -2,82 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfspec_tune.errors import FileFormatError, PromptError, UsageError
+from selfspec_tune.errors import PromptError, UsageError
 from selfspec_tune.export.drafts import MANIFEST
-from selfspec_tune.export.gguf import FILE
 from selfspec_tune.export.runtime_log import RuntimeLog
-from selfspec_tune.export.runtimes.llamacpp import Completion, LlamaCpp, llamacpp_version
+from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import read_json, short_hash
-from selfspec_tune.prompts import Prompt, draw_prompts, fit_context, load_prompts, render
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
-from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, RuntimeBenchRequest
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench, RuntimeRun
 from selfspec_tune.statistics import Interval, cluster_bootstrap
 
 _ARMS = ("plain", "speculative", "again")
 _WARM_UP_TOKENS = 8
+_RUNS_IN = {format_: RuntimeName.TRANSFORMERS for format_ in DraftFormat} | {DraftFormat.GGUF: RuntimeName.LLAMACPP}
 
 
 def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> RuntimeBench:
     """Answer every prompt by each arm, in turns that rotate from prompt to prompt.
 
     With ``request.log`` runs are kept as they come, and the same request goes on from them. Raises `UsageError` where
-    the folder holds no GGUF export or its target is gone, or llama.cpp is not installed.
+    the folder holds no export for the runtime, or the runtime is not installed, and what loading the target raises.
     """
     import torch
 
-    manifest, target = _export(request.folder)
-    threads = request.threads or torch.get_num_threads()
-    tokens = request.draft_tokens or manifest["draft_tokens"]
-    reporter.stage("load", f"{target.name}, alone and with {FILE}")
-    alone = LlamaCpp(target, context=request.context, threads=threads)
-    both = LlamaCpp(target, request.folder / FILE, draft_tokens=tokens, context=request.context, threads=threads)
-    prompts = _prompts(request, target, frozenset(manifest["read_prompts"]))
-    reporter.stage("measure", f"{len(prompts)} prompts of {request.prompts.max_new_tokens} tokens at most")
-    log = RuntimeLog(request.log, _measurement(request, manifest, target, tokens, threads), fresh=request.fresh)
+    from selfspec_tune.bench.contest import shortened
+
+    manifest = _export(request)
+    reporter.stage("load", f"{manifest['gguf'] or manifest['model']}, alone and with {request.folder}")
+    runtime = open_runtime(request, manifest, reporter)
+    items = [runtime.read(prompt) for prompt in _unread(request.prompts, frozenset(manifest["read_prompts"]))]
+    reporter.stage("measure", f"{len(items)} prompts of {request.prompts.max_new_tokens} tokens at most")
+    log = RuntimeLog(request.log, _measurement(request, manifest, runtime), fresh=request.fresh)
     done = {(run.prompt_id, run.arm) for run in log.runs}
-    for engine in (alone, both):  # once, untimed: cold pages would count against whichever comes first
-        engine.complete(prompts[0][1], _WARM_UP_TOKENS)
-    for number, (prompt, ids) in enumerate(prompts):
+    for with_draft in (False, True):  # once, untimed: cold pages would count against whichever comes first
+        runtime.answer(shortened(items[0], _WARM_UP_TOKENS), with_draft=with_draft)
+    for number, item in enumerate(items):
         turn = number % len(_ARMS)
         for arm in (*_ARMS[turn:], *_ARMS[:turn]):
-            if (prompt.id, arm) in done:
-                continue
-            answer = (both if arm == "speculative" else alone).complete(ids, request.prompts.max_new_tokens)
-            log.add(_run(prompt, arm, answer))
-        reporter.progress(Progress(number + 1, len(prompts), detail=prompt.id))
-    return _result(request, manifest, tokens, threads, log.runs, target)
+            if (item.id, arm) not in done:
+                log.add(_run(item.id, arm, runtime.answer(item, with_draft=arm == "speculative")))
+        reporter.progress(Progress(number + 1, len(items), detail=item.id))
+    about = collect(
+        threads=torch.get_num_threads(),
+        seed=request.prompts.seed,
+        prompts=request.prompts.to_dict(),
+        runtime=dict(runtime.measured),
+        skip=manifest["skip"],
+    )
+    return _result(request, manifest, runtime, log.runs, about)
 
 
-def _export(folder: Path) -> tuple[dict[str, Any], Path]:
+def open_runtime(request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> TimedRuntime:
+    """The target and its draft, loaded in the runtime that the request names."""
+    if request.runtime is RuntimeName.LLAMACPP:
+        from selfspec_tune.export.runtimes.llamacpp import TimedLlamaCpp
+
+        return TimedLlamaCpp(request, manifest)
+    from selfspec_tune.export.runtimes.hf import TimedTransformers
+
+    return TimedTransformers(request, manifest, reporter)
+
+
+def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
+    """The export's manifest."""
+    folder = request.folder
     if not (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder} holds no {MANIFEST}: give the folder that `selfspec-tune export --to gguf` made.")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != DraftFormat.GGUF:
-        raise UsageError(
-            f"{folder} is an export to {manifest.get('format')}; llama.cpp runs those to {DraftFormat.GGUF}."
-        )
-    target = Path(manifest["gguf"])
-    if not target.is_file():
-        raise FileFormatError(f"The target of {folder} is gone: {target}. Export again with --gguf.")
-    return manifest, target
+        raise UsageError(f"{folder} holds no {MANIFEST}: give the folder that `selfspec-tune export` made.")
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    made = manifest.get("format")
+    if made not in set(DraftFormat) or _RUNS_IN[DraftFormat(made)] is not request.runtime:
+        fit = ", ".join(format_ for format_, runtime in _RUNS_IN.items() if runtime is request.runtime)
+        raise UsageError(f"{folder} is an export to {made}; --runtime {request.runtime} takes those to {fit}.")
+    return manifest
 
 
-def _prompts(request: RuntimeBenchRequest, target: Path, read: frozenset[str]) -> list[tuple[Prompt, list[int]]]:
-    """Prompts that no search read, with their tokens by the target's own tokenizer."""
-    from transformers import AutoTokenizer
+def _draft_tokens(manifest: dict[str, Any]) -> int:
+    """At most, of a draft."""
+    return int(manifest["settings"].get("max_draft_tokens", manifest["draft_tokens"]))
 
-    from selfspec_tune.models.loading_output import quietly
-    from selfspec_tune.prompts.render import Template
 
-    options = request.prompts
-    with quietly():
-        tokenizer = AutoTokenizer.from_pretrained(target.parent, gguf_file=target.name, local_files_only=True)
+def _unread(options: PromptOptions, read: frozenset[str]) -> Sequence[Prompt]:
+    """As many prompts as were asked for of those that no search read."""
     unread = [prompt for prompt in load_prompts(options.source, tasks=options.tasks) if prompt.hash not in read]
     wanted = options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS)
     if wanted > len(unread) or not unread:
@@ -85,18 +95,15 @@ def _prompts(request: RuntimeBenchRequest, target: Path, read: frozenset[str]) -
             f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. Lower "
             "--num-prompts or give other --prompts."
         )
-    chosen = draw_prompts(unread, wanted, seed=options.seed)
-    rendered = [(prompt, render(prompt, tokenizer, Template(options.template))) for prompt in chosen]
-    for prompt, tokens in rendered:
-        fit_context(tokens, options.max_new_tokens, request.context, prompt_id=prompt.id)
-    return rendered
+    return draw_prompts(unread, wanted, seed=options.seed)
 
 
-def _run(prompt: Prompt, arm: Any, answer: Completion) -> RuntimeRun:
+def _run(prompt_id: str, arm: Any, answer: Completion) -> RuntimeRun:
     return RuntimeRun(
-        prompt_id=prompt.id,
+        prompt_id=prompt_id,
         arm=arm,
         num_tokens=answer.num_tokens,
+        first_tokens=answer.first_tokens,
         prompt_seconds=answer.prompt_seconds,
         decode_seconds=answer.seconds,
         drafted=answer.drafted,
@@ -105,68 +112,62 @@ def _run(prompt: Prompt, arm: Any, answer: Completion) -> RuntimeRun:
     )
 
 
-def _measurement(
-    request: RuntimeBenchRequest, manifest: dict[str, Any], target: Path, tokens: int, threads: int
-) -> dict[str, Any]:
-    """What answers must agree in to be one measurement; the files by size, which hashing would take minutes over."""
+def _measurement(request: RuntimeBenchRequest, manifest: dict[str, Any], runtime: TimedRuntime) -> dict[str, Any]:
+    """What answers must agree in to be one measurement."""
     return {
-        "target": {"name": target.name, "bytes": target.stat().st_size},
-        "draft": {"skip": manifest["skip"], "bytes": (request.folder / FILE).stat().st_size},
-        "draft_tokens": tokens,
-        "threads": threads,
-        "context": request.context,
+        "runtime": runtime.name,
+        "target": runtime.target,
+        "skip": manifest["skip"],
+        "draft_tokens": _draft_tokens(manifest),
         "prompts": request.prompts.to_dict(),
-        "xllamacpp": llamacpp_version(),
+        **runtime.measured,
     }
 
 
 def _result(
     request: RuntimeBenchRequest,
     manifest: dict[str, Any],
-    tokens: int,
-    threads: int,
+    runtime: TimedRuntime,
     runs: Sequence[RuntimeRun],
-    target: Path,
+    about: dict[str, Any],
 ) -> RuntimeBench:
     by_arm = {arm: {run.prompt_id: run for run in runs if run.arm == arm} for arm in _ARMS}
     plain, ours = by_arm["plain"], by_arm["speculative"]
     drafted, accepted = (sum(getattr(run, name) for run in ours.values()) for name in ("drafted", "accepted"))
     produced = sum(run.num_tokens for run in ours.values())
     return RuntimeBench(
-        runtime=f"llama.cpp (xllamacpp {llamacpp_version()})",
-        model=target.name,
+        runtime=runtime.name,
+        model=runtime.target,
         draft=str(request.folder),
-        draft_tokens=tokens,
-        decode_speedup=_ratio(plain, ours, _decode),
-        end_to_end_speedup=_ratio(plain, ours, _whole),
-        again=_ratio(plain, by_arm["again"], _decode),
-        tokens_per_second=sum(run.num_tokens for run in plain.values()) / sum(map(_whole, plain.values())),
+        draft_tokens=_draft_tokens(manifest),
+        decode_speedup=_ratio(plain, ours),
+        end_to_end_speedup=_ratio(plain, ours, with_prompt=True),
+        again=_ratio(plain, by_arm["again"]),
+        tokens_per_second=sum(run.num_tokens for run in plain.values())
+        / sum(run.prompt_seconds + run.decode_seconds for run in plain.values()),
         acceptance_rate=accepted / drafted if drafted else None,
         mean_accepted_tokens=produced / max(produced - accepted, 1),
         same_texts=sum(ours[name].text_hash == run.text_hash for name, run in plain.items()),
         num_prompts=len(plain),
-        provenance=collect(
-            threads=threads,
-            seed=request.prompts.seed,
-            prompts=request.prompts.to_dict(),
-            xllamacpp=llamacpp_version(),
-            skip=manifest["skip"],
-        ),
+        provenance=about,
         runs=list(runs),
     )
 
 
 def _decode(run: RuntimeRun) -> float:
     """Seconds a token, so that answers that end elsewhere compare."""
-    return run.decode_seconds / max(run.num_tokens, 1)
-
-
-def _whole(run: RuntimeRun) -> float:
-    return run.prompt_seconds + run.decode_seconds
+    return run.decode_seconds / max(run.num_tokens - run.first_tokens, 1)
 
 
 def _ratio(
-    plain: Mapping[str, RuntimeRun], other: Mapping[str, RuntimeRun], seconds: Callable[[RuntimeRun], float]
+    plain: Mapping[str, RuntimeRun], other: Mapping[str, RuntimeRun], *, with_prompt: bool = False
 ) -> Interval:
-    names = list(plain)
-    return cluster_bootstrap([seconds(plain[name]) for name in names], [seconds(other[name]) for name in names], names)
+    """Plain time over the other's, for answers as long as the plain ones."""
+
+    def seconds(run: RuntimeRun, num_tokens: int) -> float:
+        decoding = _decode(run)
+        return run.prompt_seconds + decoding * (num_tokens - run.first_tokens) if with_prompt else decoding
+
+    lengths = {name: run.num_tokens for name, run in plain.items()}
+    times = [[seconds(arm[name], length) for name, length in lengths.items()] for arm in (plain, other)]
+    return cluster_bootstrap(*times, list(lengths))

@@ -13,12 +13,14 @@ from selfspec_tune.results.record import Document, Record
 class RuntimeRun(Record):
     """One answer in the runtime: ``arm`` plain, again (plain once more) or speculative.
 
-    Seconds as the runtime itself states them: of reading the prompt, and of all tokens after it.
+    Seconds as the runtime itself states them, where it does: of reading the prompt, and of all tokens after it.
+    ``first_tokens``: of ``num_tokens``, those that were there with the prompt's pass.
     """
 
     prompt_id: str
     arm: Literal["plain", "again", "speculative"]
     num_tokens: int
+    first_tokens: int = 0
     prompt_seconds: float
     decode_seconds: float
     drafted: int = 0

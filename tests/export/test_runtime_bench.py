@@ -1,39 +1,46 @@
-"""An exported draft benched in llama.cpp."""
+"""An exported draft benched in its runtime."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
+from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.export import runtime_bench
 from selfspec_tune.export.drafts import MANIFEST, export_draft
 from selfspec_tune.export.runtime_bench import run_runtime_bench
-from selfspec_tune.export.runtimes.llamacpp import Completion
+from selfspec_tune.export.runtimes.completion import Completion
+from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest
+from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 
+LLAMACPP = RuntimeName.LLAMACPP
 PROMPTS = [Prompt(f"p{number}", "qa", f"text {number}") for number in range(6)]
 
 
 class Timed:
-    """Stands in for llama.cpp: with a draft twice as fast."""
+    """Stands in for a runtime: with a draft twice as fast."""
 
-    def __init__(self, target: Path, draft: Path | None = None, **_: object) -> None:
-        self.has_draft = draft is not None
+    name, target = "llama.cpp (xllamacpp 1)", "target.gguf"
+    measured: ClassVar[dict[str, object]] = {"threads": 2}
 
-    def complete(self, prompt: list[int], num_tokens: int) -> Completion:
-        asked.append((tuple(prompt), self.has_draft))
-        seconds = 1.0 if self.has_draft else 2.0
-        return Completion("abc", num_tokens, (), (), 8 * self.has_draft, 6 * self.has_draft, seconds, 0.5)
+    def read(self, prompt: Prompt) -> WorkItem:
+        return WorkItem(prompt.id, prompt, (PROMPTS.index(prompt),), Limits(16))
+
+    def answer(self, item: WorkItem, *, with_draft: bool) -> Completion:
+        asked.append((item.tokens, with_draft))
+        seconds = 1.0 if with_draft else 2.0
+        return Completion("abc", item.limits.max_new_tokens, (), (), 8 * with_draft, 6 * with_draft, seconds, 0.5)
 
 
 WARM_UPS = [((0,), False), ((0,), True)]  # of each engine, untimed
@@ -55,14 +62,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
-    monkeypatch.setattr(runtime_bench, "LlamaCpp", Timed)
-    prompts = [(prompt, [number]) for number, prompt in enumerate(PROMPTS)]
-    monkeypatch.setattr(runtime_bench, "_prompts", lambda request, target, read: prompts)
+    monkeypatch.setattr(runtime_bench, "open_runtime", lambda request, manifest, reporter: Timed())
+    monkeypatch.setattr(runtime_bench, "_unread", lambda options, read: PROMPTS)
 
 
 @pytest.mark.usefixtures("timed")
 def test_the_arms_take_turns_and_the_ratio_is_theirs(folder: Path) -> None:
-    result = run_runtime_bench(RuntimeBenchRequest(folder, PromptOptions(max_new_tokens=16)), SilentReporter())
+    result = run_runtime_bench(RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16)), SilentReporter())
     assert result.decode_speedup.value == pytest.approx(2.0)
     assert result.end_to_end_speedup.value == pytest.approx(2.5 / 1.5)
     assert result.again.value == pytest.approx(1.0)
@@ -78,7 +84,7 @@ def test_the_arms_take_turns_and_the_ratio_is_theirs(folder: Path) -> None:
 
 @pytest.mark.usefixtures("timed")
 def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path) -> None:
-    request = RuntimeBenchRequest(folder, PromptOptions(max_new_tokens=16), log=tmp_path / "runs.jsonl")
+    request = RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16), log=tmp_path / "runs.jsonl")
     first = run_runtime_bench(request, SilentReporter())
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-5]) + "\n")
@@ -90,14 +96,14 @@ def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path) -
 
 def test_what_is_no_export_for_llamacpp_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no selfspec-export\.json"):
-        run_runtime_bench(RuntimeBenchRequest(tmp_path, PromptOptions()), SilentReporter())
+        run_runtime_bench(RuntimeBenchRequest(tmp_path, LLAMACPP, PromptOptions()), SilentReporter())
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": "nas"}))
     with pytest.raises(UsageError, match="an export to nas"):
-        run_runtime_bench(RuntimeBenchRequest(folder, PromptOptions()), SilentReporter())
+        run_runtime_bench(RuntimeBenchRequest(folder, LLAMACPP, PromptOptions()), SilentReporter())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"gguf": "/nowhere.gguf"}))
     with pytest.raises(FileFormatError, match=r"target of .* is gone"):
-        run_runtime_bench(RuntimeBenchRequest(folder, PromptOptions()), SilentReporter())
+        run_runtime_bench(RuntimeBenchRequest(folder, LLAMACPP, PromptOptions()), SilentReporter())
 
 
 @pytest.mark.usefixtures("timed")
@@ -108,3 +114,27 @@ def test_the_command_prints_and_writes_the_result(folder: Path, tmp_path: Path) 
     assert "decode      2.00×" in run.output
     assert RuntimeBench.load(out).decode_speedup.value == pytest.approx(2.0)
     assert CliRunner().invoke(app, ["bench", "--runtime", "llamacpp"]).exit_code == 2
+
+
+def test_what_only_our_engine_does_is_refused(folder: Path) -> None:
+    for option, reason in ((("--policy", "fixed"), "this program's engine"), (("--dtype", "float32"), "the GGUF file")):
+        run = CliRunner().invoke(app, ["bench", str(folder), "--runtime", "llamacpp", *option])
+        assert run.exit_code == 2
+        assert reason in " ".join(run.output.split())
+
+
+@pytest.mark.parametrize("format_", [DraftFormat.TRANSFORMERS_GENERATE, DraftFormat.HF_DRAFT])
+def test_transformers_answers_as_it_does_alone(format_: DraftFormat, tmp_path: Path) -> None:
+    directory = kit.tiny_llama(tmp_path / "hf")
+    skips = tmp_path / "skip_layers.json"
+    skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [2]}}))
+    out = tmp_path / "draft"
+    export_draft(ExportRequest(Path(f"{skips}#tiny"), format_, out, str(directory), draft_tokens=3))
+    prompts = PromptOptions(num_prompts=3, max_new_tokens=12)
+    request = RuntimeBenchRequest(out, RuntimeName.TRANSFORMERS, prompts, "float32", "cpu")
+    result = run_runtime_bench(request, SilentReporter())
+    assert (result.same_texts, result.num_prompts) == (3, 3)
+    assert result.acceptance_rate is not None
+    assert all(run.drafted >= run.accepted >= 0 for run in result.runs)
+    assert {run.drafted > 0 for run in result.runs if run.arm == "speculative"} == {True}
+    assert {run.drafted for run in result.runs if run.arm != "speculative"} == {0}

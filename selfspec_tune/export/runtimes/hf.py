@@ -10,10 +10,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.export.verification import Said
-from selfspec_tune.measure.hf_generate import counted_rounds, only_settings
+from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
+from selfspec_tune.measure.workload import WorkItem, open_workload
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.prompts import Prompt
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import DraftFormat, ModelOptions, RuntimeBenchRequest
 
 
 class AssistedGeneration:
@@ -23,16 +28,7 @@ class AssistedGeneration:
         """``has_own_code``: whether the export wrote the draft's modelling code itself; no other is run."""
         self.name = f"transformers {transformers.__version__}"
         self._model: Any = loaded.model
-        with quietly():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                draft, dtype=loaded.dtype, trust_remote_code=has_own_code, local_files_only=True
-            )
-        self._draft = model.to(loaded.device).eval()
-        self._draft.generation_config.update(
-            num_assistant_tokens=draft_tokens,
-            num_assistant_tokens_schedule="constant",
-            assistant_confidence_threshold=0.0,
-        )
+        self._draft = _assistant(loaded, draft, draft_tokens, has_own_code=has_own_code)
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
         answer = _generate(self._draft, prompt, num_tokens, output_logits=True, return_dict_in_generate=True)
@@ -67,6 +63,64 @@ class CustomGeneration:
         counts: dict[str, int] = {}
         answer = _generate(self._model, prompt, num_tokens, draft_counts=counts, **self._how)
         return Said(_new_tokens(answer, prompt), (), counts["drafted"], counts["accepted"])
+
+
+class TimedTransformers:
+    """The target of an export for transformers by ``generate`` alone, and with the export; for `bench --runtime`."""
+
+    def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> None:
+        """Raises what loading the target or the draft raises."""
+        options = ModelOptions(manifest["model"], request.dtype, request.device, "reference")
+        self._workload = open_workload(options, request.prompts, reporter)
+        loaded = self._workload.loaded
+        self.name = f"transformers {transformers.__version__}"
+        self.target = Path(manifest["model"]).name
+        self.measured = {
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "device": str(loaded.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        self._is_code = manifest["format"] == DraftFormat.TRANSFORMERS_GENERATE
+        self._with_draft: dict[str, Any] = {"custom_generate": str(request.folder), "trust_remote_code": True}
+        if not self._is_code:
+            is_nas = manifest["format"] == DraftFormat.NAS
+            draft = _assistant(loaded, request.folder, manifest["draft_tokens"], has_own_code=is_nas)
+            self._with_draft = {"assistant_model": draft}
+
+    def read(self, prompt: Prompt) -> WorkItem:
+        return self._workload.items([prompt])[0]
+
+    def answer(self, item: WorkItem, *, with_draft: bool) -> Completion:
+        counts: dict[str, int] = {}
+        how = self._with_draft if with_draft else {}
+        made = hf_generate(self._workload, item, **how, **({"draft_counts": counts} if how and self._is_code else {}))
+        return Completion(
+            self._workload.loaded.tokenizer.decode(made.tokens),
+            len(made.tokens),
+            tuple(made.tokens),
+            (),
+            counts.get("drafted", sum(made.drafted)),
+            counts.get("accepted", sum(made.accepted)),
+            made.decode_seconds,
+            made.prefill_seconds,
+            made.first_tokens,
+        )
+
+
+def _assistant(loaded: LoadedModel, draft: Path, draft_tokens: int, *, has_own_code: bool) -> Any:
+    """An exported draft as ``assistant_model``: so many tokens each time, whatever its confidence."""
+    with quietly():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            draft, dtype=loaded.dtype, trust_remote_code=has_own_code, local_files_only=True
+        )
+    model = model.to(loaded.device).eval()
+    model.generation_config.update(
+        num_assistant_tokens=draft_tokens,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+    )
+    return model
 
 
 @torch.inference_mode()

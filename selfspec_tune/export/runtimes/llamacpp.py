@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.engine import Limits
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
+from selfspec_tune.export.gguf import FILE
+from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.export.verification import NotComparableError, Said
+from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.prompts import Prompt, Template, fit_context, render
+from selfspec_tune.requests import RuntimeBenchRequest
 
 EXTRA = "llamacpp"
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A greedy answer of ``num_tokens``.
-
-    ``tokens``: those that make whole characters, the only ones that llama.cpp names. ``logprobs``: of each, by its own
-    softmax; without a draft only. ``drafted`` and ``accepted`` are its own counts. ``seconds``: of decoding, without
-    the prompt.
-    """
-
-    text: str
-    num_tokens: int
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    drafted: int
-    accepted: int
-    seconds: float
-    prompt_seconds: float
-
-
 class LlamaCpp:
     """A model in llama.cpp, alone or with a draft; one sequence at a time.
+
+    It names those tokens that make whole characters, and gives log-probabilities without a draft only.
 
     ``is_exact``: keys and values in float32 and no fused attention, for comparisons. Raises `UsageError` where
     ``xllamacpp`` is not installed, `SelfSpecError` where the model does not load.
@@ -95,6 +84,50 @@ class LlamaCpp:
             timings["predicted_ms"] / 1000,
             timings["prompt_ms"] / 1000,
         )
+
+
+class TimedLlamaCpp:
+    """The target of a GGUF export alone, and with the draft; for `bench --runtime`.
+
+    Raises `FileFormatError` where the target is gone, and what `LlamaCpp` raises.
+    """
+
+    def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any]) -> None:
+        import torch
+
+        self._file, draft = Path(manifest["gguf"]), request.folder / FILE
+        if not self._file.is_file():
+            raise FileFormatError(f"The target of {request.folder} is gone: {self._file}. Export again with --gguf.")
+        self._options, self._context = request.prompts, request.context
+        tokens, threads = manifest["draft_tokens"], torch.get_num_threads()
+        self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
+        self.target = self._file.name
+        self.measured = {
+            # By size: hashing would take minutes.
+            "target": {"name": self.target, "bytes": self._file.stat().st_size},
+            "draft": {"bytes": draft.stat().st_size},
+            "threads": threads,
+            "context": request.context,
+        }
+        self._alone = LlamaCpp(self._file, context=request.context, threads=threads)
+        self._both = LlamaCpp(self._file, draft, draft_tokens=tokens, context=request.context, threads=threads)
+
+    def read(self, prompt: Prompt) -> WorkItem:
+        tokens = render(prompt, self._tokenizer, Template(self._options.template))
+        fit_context(tokens, self._options.max_new_tokens, self._context, prompt_id=prompt.id)
+        return WorkItem(prompt.id, prompt, tuple(tokens), Limits(self._options.max_new_tokens))
+
+    def answer(self, item: WorkItem, *, with_draft: bool) -> Completion:
+        return (self._both if with_draft else self._alone).complete(item.tokens, item.limits.max_new_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        from selfspec_tune.models.loading_output import quietly
+
+        with quietly():
+            return AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, local_files_only=True)
 
 
 class LlamaCppPair:
