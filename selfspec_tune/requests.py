@@ -384,8 +384,8 @@ class RuntimeName(StrEnum):
 class RuntimeBenchRequest:
     """A bench of the export in ``folder``, in ``runtime``.
 
-    ``dtype`` and ``device``: of transformers, as `ModelOptions` has them; a GGUF file states its own. ``context``: positions
-    of llama.cpp's cache. ``log``: where runs are kept as they come; ``fresh`` measures again what it holds.
+    ``dtype`` and ``device``: of transformers, as `ModelOptions` has them; a GGUF file states its own. ``context``: of
+    llama.cpp's cache. ``log``: where runs are kept as they come; ``fresh`` measures again what it holds.
     """
 
     folder: Path

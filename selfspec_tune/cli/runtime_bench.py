@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.cli import output
 from selfspec_tune.errors import UsageError
@@ -28,7 +28,7 @@ def runtime_request(
     runtime: RuntimeName,
     folders: Sequence[Path],
     prompts: PromptOptions,
-    loading: Mapping[str, str],
+    loading: Mapping[str, Any],
     out: Path | None,
     *,
     fresh: bool,

@@ -159,9 +159,7 @@ def _decode(run: RuntimeRun) -> float:
     return run.decode_seconds / max(run.num_tokens - run.first_tokens, 1)
 
 
-def _ratio(
-    plain: Mapping[str, RuntimeRun], other: Mapping[str, RuntimeRun], *, with_prompt: bool = False
-) -> Interval:
+def _ratio(plain: Mapping[str, RuntimeRun], other: Mapping[str, RuntimeRun], *, with_prompt: bool = False) -> Interval:
     """Plain time over the other's, for answers as long as the plain ones."""
 
     def seconds(run: RuntimeRun, num_tokens: int) -> float:
@@ -169,5 +167,5 @@ def _ratio(
         return run.prompt_seconds + decoding * (num_tokens - run.first_tokens) if with_prompt else decoding
 
     lengths = {name: run.num_tokens for name, run in plain.items()}
-    times = [[seconds(arm[name], length) for name, length in lengths.items()] for arm in (plain, other)]
-    return cluster_bootstrap(*times, list(lengths))
+    baseline, candidate = ([seconds(arm[name], length) for name, length in lengths.items()] for arm in (plain, other))
+    return cluster_bootstrap(baseline, candidate, list(lengths))

@@ -68,7 +68,9 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("timed")
 def test_the_arms_take_turns_and_the_ratio_is_theirs(folder: Path) -> None:
-    result = run_runtime_bench(RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16)), SilentReporter())
+    result = run_runtime_bench(
+        RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16)), SilentReporter()
+    )
     assert result.decode_speedup.value == pytest.approx(2.0)
     assert result.end_to_end_speedup.value == pytest.approx(2.5 / 1.5)
     assert result.again.value == pytest.approx(1.0)
@@ -125,7 +127,7 @@ def test_what_only_our_engine_does_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("format_", [DraftFormat.TRANSFORMERS_GENERATE, DraftFormat.HF_DRAFT])
 def test_transformers_answers_as_it_does_alone(format_: DraftFormat, tmp_path: Path) -> None:
-    directory = kit.tiny_llama(tmp_path / "hf")
+    directory = kit.tiny_llama(tmp_path / "hf", context=4096)
     skips = tmp_path / "skip_layers.json"
     skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [2]}}))
     out = tmp_path / "draft"

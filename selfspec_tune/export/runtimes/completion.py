@@ -17,8 +17,8 @@ class Completion:
     """A greedy answer of ``num_tokens``.
 
     ``tokens``: as far as the runtime names them; ``logprobs``: of each, by its own softmax, where it gives them.
-    ``drafted`` and ``accepted`` are its own counts. ``seconds``: of decoding, without the prompt; ``prompt_seconds``: until
-    the first ``first_tokens`` are there, 0 where these count as decoded.
+    ``drafted`` and ``accepted`` are its own counts. ``seconds``: of decoding, without the prompt. ``prompt_seconds``:
+    until the first ``first_tokens`` are there, 0 where these count as decoded.
     """
 
     text: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class TimedTransformers:
         loaded = self._workload.loaded
         self.name = f"transformers {transformers.__version__}"
         self.target = Path(manifest["model"]).name
-        self.measured = {
+        self.measured: Mapping[str, Any] = {
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "device": str(loaded.device),
             "threads": torch.get_num_threads(),
@@ -96,7 +96,7 @@ class TimedTransformers:
         how = self._with_draft if with_draft else {}
         made = hf_generate(self._workload, item, **how, **({"draft_counts": counts} if how and self._is_code else {}))
         return Completion(
-            self._workload.loaded.tokenizer.decode(made.tokens),
+            str(self._workload.loaded.tokenizer.decode(made.tokens)),
             len(made.tokens),
             tuple(made.tokens),
             (),

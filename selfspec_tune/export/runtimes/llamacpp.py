@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +102,7 @@ class TimedLlamaCpp:
         tokens, threads = manifest["draft_tokens"], torch.get_num_threads()
         self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
         self.target = self._file.name
-        self.measured = {
+        self.measured: Mapping[str, Any] = {
             # By size: hashing would take minutes.
             "target": {"name": self.target, "bytes": self._file.stat().st_size},
             "draft": {"bytes": draft.stat().st_size},
