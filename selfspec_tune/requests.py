@@ -161,6 +161,7 @@ class DraftOptions:
         return SEARCHED_POLICIES if self.exit_threshold is None else (PolicyKind.THRESHOLD,)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", Objective(self.objective))  # the command line has plain values
         if self.objective is Objective.STANDALONE:
             self._check_standalone()
         if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
@@ -421,7 +422,7 @@ class ExportRequest:
         model: the target, where ``source`` does not lead to it.
         gguf: its GGUF file, where the model itself is none.
         weights: of a GGUF draft: copy, f32, f16 or bf16.
-        draft_tokens: for the launch lines; None: what the search found best.
+        draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
     """
 
