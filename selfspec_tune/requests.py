@@ -174,11 +174,16 @@ class DraftOptions:
         """Raise `UsageError` for what no other runtime's draft does, and leave out what it lacks by default."""
         given = f"--objective {self.objective}: a draft of another runtime"
         if self.policy not in (PolicyChoice.AUTO, PolicyChoice.FIXED, PolicyChoice.THRESHOLD):
-            raise UsageError(f"{given} goes by a fixed length or a threshold, not by --policy {self.policy}.")
+            raise UsageError(
+                f"{given} goes by a fixed length or a threshold, not by --policy {self.policy}. Name one of these, or "
+                "leave it out."
+            )
         if self.precision not in ("auto", "same"):
-            raise UsageError(f"{given} has a precision of its own, so --draft-precision {self.precision} is lost.")
+            raise UsageError(
+                f"{given} has a precision of its own, so --draft-precision {self.precision} is lost. Leave it out."
+            )
         if self.vocabulary not in ("auto", "full"):
-            raise UsageError(f"{given} covers all token ids, so --draft-vocab {self.vocabulary} is lost.")
+            raise UsageError(f"{given} covers all token ids, so --draft-vocab {self.vocabulary} is lost. Leave it out.")
         for name, value in (("ngram", False), ("precision", "same"), ("vocabulary", "full")):
             object.__setattr__(self, name, value)
 
@@ -194,6 +199,9 @@ class StrategyName(StrEnum):
     UNIFORM = "uniform"
     SELF_SD = "self-sd"
     SWIFT = "swift"
+
+
+_PUBLISHED = frozenset({StrategyName.SELF_SD, StrategyName.SWIFT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +222,11 @@ class SearchRequest:
     start_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.draft.objective is Objective.STANDALONE and self.strategy in _PUBLISHED:
+            raise UsageError(
+                f"--strategy {self.strategy} searches, as it was published, for drafts that share the model's cache. "
+                "Choose another strategy, or leave out --objective standalone."
+            )
         own = {os.path.realpath(path) for path in (self.out, self.out / "skip.json")}
         for start in self.start_from:
             if os.path.realpath(start) in own:

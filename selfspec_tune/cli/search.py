@@ -110,6 +110,12 @@ def search_request(
     drafting |= given(
         precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
     )
+    if others.get("objective") is Objective.STANDALONE:
+        lost = {"--ngram": ngram or None, "--extra-memory": extra_memory}
+        for option in (name for name, value in lost.items() if value is not None):
+            raise UsageError(
+                f"{option} is for a draft in this program's engine; leave it out with --objective standalone."
+            )
     model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
     prompt_options = PromptOptions(**given(source=prompts, tasks=tuple(task or ())), **fields_of(PromptOptions))
     return SearchRequest(

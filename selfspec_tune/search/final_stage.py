@@ -10,27 +10,33 @@ from selfspec_tune.bench.contest import Contest, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
 from selfspec_tune.draft import Draft
-from selfspec_tune.errors import LosslessError
+from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.requests import Objective
 from selfspec_tune.results import BenchResult
 from selfspec_tune.search import budget
-from selfspec_tune.search.ranking import Ranking
+from selfspec_tune.search.ranking import Ranking, may_win
 from selfspec_tune.search.session import Session
 from selfspec_tune.search.trials import MeasuredStudy
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import advantage, summarise
 
 
-def choose_finalists(study: MeasuredStudy, ranking: Ranking, base: Draft) -> list[Draft]:
+def choose_finalists(study: MeasuredStudy, ranking: Ranking, base: Draft, objective: Objective) -> list[Draft]:
     """The best measured and the best predicted drafts in turns: trials are noisy, predictions may be biased.
 
     ``base``, which skips nothing, is among them wherever it may gain: what is chosen on little text can lose to it.
-    Raises `LosslessError` where every candidate gave other tokens than plain decoding.
+    Raises `LosslessError` where every candidate gave other tokens than plain decoding, `BudgetError` where none skips.
     """
     measured = [study.draft_of(trial.params) for trial in study.ranking]
     predicted = [prediction.draft for prediction in ranking.candidates]
     drafts = [draft for turn in zip_longest(measured, predicted) for draft in turn if draft is not None]
-    drafts = [draft for draft in drafts if not study.is_lossy(draft)]
+    able = [draft for draft in drafts if may_win(draft, objective)]
+    if drafts and not able:
+        raise BudgetError(
+            "No draft that skips anything was tried. Raise --trials or --timeout; the same command goes on."
+        )
+    drafts = [draft for draft in able if not study.is_lossy(draft)]
     finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
     if finalists and not base.precision.is_same:
         whole = replace(base, policy=finalists[0].policy, vocabulary=finalists[0].vocabulary)

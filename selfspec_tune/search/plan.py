@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import psutil
@@ -13,14 +13,14 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import SearchRequest
+from selfspec_tune.requests import Objective, SearchRequest
 from selfspec_tune.search import budget
 from selfspec_tune.search.importance import num_steps
 from selfspec_tune.search.ranking import NUM_PREFIXES
 from selfspec_tune.search.setting import Setting, open_setting, tell_starts
 from selfspec_tune.search.starts import to_predict
 from selfspec_tune.search.strategies import strategy_for
-from selfspec_tune.search.texts import IMPORTANCE
+from selfspec_tune.search.texts import texts_of
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -75,6 +75,14 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
     )
 
 
+def _importance_rows(setting: Setting) -> float:
+    """Rows of a pass that tells importance; a draft that stands alone computes the prompts too."""
+    objective = setting.request.draft.objective
+    text = texts_of(objective).importance
+    prompts = mean(len(item.tokens) for item in setting.calibration) if objective is Objective.STANDALONE else 0
+    return text.num_rows + text.num_windows * prompts
+
+
 def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | None]]:
     request, options = setting.request, setting.request.prompts
     shares, timeout = budget.shares_of(setting, costs), request.timeout_seconds
@@ -84,7 +92,7 @@ def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | 
     calibrate = answers * options.max_new_tokens * costs.decode
     row_seconds = costs.verify[-1] / len(costs.verify) / 4  # a wide pass costs less a token than verification
     passes = num_steps(setting.space)
-    importance = passes * IMPORTANCE.num_rows * row_seconds if has_proxy else 0.0
+    importance = passes * _importance_rows(setting) * row_seconds if has_proxy else 0.0
     proxy = budget.costs_seconds(timeout) + (budget.proxy_seconds(timeout, shares) if has_proxy else 0.0)
     before = calibrate + importance + proxy
     trials = budget.max_trials(request.trials, request.timeout_seconds)

@@ -14,7 +14,7 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
-from selfspec_tune.requests import DraftOptions
+from selfspec_tune.requests import DraftOptions, Objective
 from selfspec_tune.search.calibration import Answer, FirstAnswers
 from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
@@ -26,7 +26,7 @@ from selfspec_tune.search.proxy_log import ProxyLog
 from selfspec_tune.search.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import START
-from selfspec_tune.search.texts import HELD_OUT, IMPORTANCE, TEXTS, Text
+from selfspec_tune.search.texts import Text, texts_of
 from selfspec_tune.statistics import Interval
 
 NUM_PREFIXES = 12
@@ -90,25 +90,31 @@ class Ranker:
         self._given = starts
         self._log = ProxyLog(log, space.num_layers)
         self._prepared = prepared
+        self._texts = texts_of(options.objective)
         self._on_best = on_best
         self._on_new = on_new
 
+    @property
+    def _narrow(self) -> Text:
+        """The first text."""
+        return self._texts.candidates[0]
+
     def costs_alone(self, cost_seconds: float) -> Ranking:
         """Step costs and the vocabulary, for a study that begins with no candidates."""
-        known = self._prepare(self._scorer(TEXTS[0]), cost_seconds, ranks=False)
+        known = self._prepare(self._scorer(self._narrow), cost_seconds, ranks=False)
         return Ranking(known.costs, known.importance, known.vocabulary, [])
 
     def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
-        answers = self._answers(TEXTS[0].num_answers)
+        answers = self._answers(self._narrow.num_answers)
         preparer = Preparer(
             self._workload, self._space, answers, self._options.vocabulary, self._reporter, self._prepared, self._seed
         )
-        importance = self._scorer(IMPORTANCE) if ranks else None
-        return preparer.prepare(scorer, self._grid(TEXTS[0]), cost_seconds, importance)
+        importance = self._scorer(self._texts.importance) if ranks else None
+        return preparer.prepare(scorer, self._grid(self._narrow), cost_seconds, importance)
 
     def rank(self, seconds: float, cost_seconds: float) -> Ranking:
         """Importance, step costs in about ``cost_seconds``, then candidates by proxy for about ``seconds``."""
-        scorer = self._scorer(TEXTS[0])
+        scorer = self._scorer(self._narrow)
         if scorer.approximation:
             self._reporter.notice(f"Predictions are approximate for this architecture: {scorer.approximation}.")
         known = self._prepare(scorer, cost_seconds)
@@ -127,8 +133,8 @@ class Ranker:
         moves = Moves(space, known.importance, self._seed)
         pool: list[Prediction] = []
         left = seconds
-        for text in TEXTS:
-            proxy = self._proxy(text, known.costs, scorer if text is TEXTS[0] else None)
+        for text in self._texts.candidates:
+            proxy = self._proxy(text, known.costs, scorer if text is self._narrow else None)
             stream = self._tried_again(proxy, pool) if pool else self._starts(proxy, space, known, seconds)
             stream = chain(stream, local_moves(proxy, moves))
             self._climb(text, proxy, stream, text.share * left, Overfit(held_out) if held_out else None)
@@ -136,12 +142,15 @@ class Ranker:
             pool = self._kept(proxy, text)
         return pool, proxy
 
-    @staticmethod
-    def _kept(proxy: Proxy, text: Text) -> list[Prediction]:
+    def _kept(self, proxy: Proxy, text: Text) -> list[Prediction]:
         """The best and most diverse, and the best starts, the best first."""
-        predictions = proxy.predictions
+        predictions = self._winnable(proxy)
         kept = {*diverse(predictions, text.keep, least_distance=2), *_best_starts(predictions)}
         return [prediction for prediction in predictions if prediction in kept]
+
+    def _winnable(self, proxy: Proxy) -> list[Prediction]:
+        """Predictions of drafts that the search may end with, the best first."""
+        return [prediction for prediction in proxy.predictions if may_win(prediction.draft, self._options.objective)]
 
     @staticmethod
     def _tried_again(proxy: Proxy, pool: Sequence[Prediction]) -> Iterator[Prediction]:
@@ -151,7 +160,7 @@ class Ranker:
 
     def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
         """What was given to begin from, the base, prefixes, what the dynamic programme finds, and a greedy path on."""
-        order, text = by_worth(known.importance, space, known.costs), TEXTS[0]
+        order, text = by_worth(known.importance, space, known.costs), self._narrow
         for draft in self._given:
             yield proxy(space.projected(draft), START)
         found = [proxy(space.base, "base")]
@@ -179,17 +188,21 @@ class Ranker:
     ) -> None:
         """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
         # What an interrupted run found was told then; here it only comes by again.
-        best, unchecked, num_earlier = max((p.speedup for p in proxy.predictions), default=0.0), None, proxy.num_known
-        fewest = _FEWEST_SCORED + (len(self._given) if text is TEXTS[0] else min(len(self._given), _KEPT_STARTS))
+        best, unchecked, num_earlier = (
+            max((p.speedup for p in self._winnable(proxy)), default=0.0),
+            None,
+            proxy.num_known,
+        )
+        fewest = _FEWEST_SCORED + (len(self._given) if text is self._narrow else min(len(self._given), _KEPT_STARTS))
         num_known, repeats, last_check = num_earlier, 0, 0
         for count, prediction in enumerate(stream, 1):
             repeats = 0 if proxy.num_known > num_known or count <= num_earlier else repeats + 1
             num_known = proxy.num_known
-            if prediction.speedup > best:
+            if prediction.speedup > best and may_win(prediction.draft, self._options.objective):
                 best, unchecked = prediction.speedup, prediction
                 self._report_best(count, self._as_asked(prediction, proxy))
             spent = self._log.seconds(text.name)
-            may_check = text is not TEXTS[0] or spent > seconds / 2  # held-out answers cost time: first a search
+            may_check = text is not self._narrow or spent > seconds / 2  # held-out answers cost time: first a search
             if overfit is not None and unchecked is not None and may_check and count >= last_check + _CHECK_EVERY:
                 overfit.check(unchecked)
                 unchecked, last_check = None, count
@@ -217,7 +230,7 @@ class Ranker:
         def predict(draft: Draft) -> float | None:
             if not made:
                 try:
-                    made.append(Judge(self._scorer(HELD_OUT), self._answer_tokens(HELD_OUT)))
+                    made.append(Judge(self._scorer(self._texts.held_out), self._answer_tokens(self._texts.held_out)))
                 except BudgetError:
                     made.append(None)
             return None if made[0] is None else made[0].speedup(draft, costs)
@@ -255,7 +268,7 @@ class Ranker:
         return text.scorer(self._workload, self._answers_of(text), self._seed)
 
     def _answers_of(self, text: Text) -> Sequence[Answer]:
-        source = self._held_out if text is HELD_OUT and self._held_out else self._answers
+        source = self._held_out if text is self._texts.held_out and self._held_out else self._answers
         return source(text.num_answers)
 
     def _grid(self, text: Text) -> list[DraftPolicy]:
@@ -266,15 +279,20 @@ class Ranker:
         """
         options = self._options
         kinds = options.policy_kinds
-        if text is TEXTS[0] and PolicyKind.COST_AWARE in kinds:
+        if text is self._narrow and PolicyKind.COST_AWARE in kinds:
             kinds = (PolicyKind.THRESHOLD,)
-        lengths: Sequence[int] = (3, 4, 6, 8) if text is TEXTS[0] else DRAFT_LENGTHS
-        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is TEXTS[0] else EXIT_THRESHOLDS
+        lengths: Sequence[int] = (3, 4, 6, 8) if text is self._narrow else DRAFT_LENGTHS
+        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is self._narrow else EXIT_THRESHOLDS
         if options.max_draft_tokens is not None:
             lengths = (options.max_draft_tokens,)
         if options.exit_threshold is not None:
             thresholds = (options.exit_threshold,)
         return [policy for kind in kinds for policy in policies(kind, lengths, thresholds)]
+
+
+def may_win(draft: Draft, objective: Objective) -> bool:
+    """Whether a search may end with the draft: the model itself is none that could be exported."""
+    return objective is Objective.SHARED or not draft.skip_set.is_empty
 
 
 def _best_starts(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -100,7 +100,7 @@ def _search(session: Session) -> SearchOutcome:
     try:
         shares = budget.shares_of(setting, ranking.costs.steps(first_draft(session, ranking)))
         run_trials(session, study, answers, ranking, check, shares)
-        finalists = choose_finalists(study, ranking, setting.space.base)
+        finalists = choose_finalists(study, ranking, setting.space.base, session.request.draft.objective)
         winner, promised = select(session, check, finalists, shares.num_selection)
         bench = measure_winner(session, check, winner, promised)
     except KeyboardInterrupt:
@@ -115,10 +115,11 @@ def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check
     session.tick()
     if not study.ended and not ranking.candidates:
         raise KeyboardInterrupt  # nothing to keep
-    best = choose_finalists(study, ranking, session.setting.space.base)[0]
+    objective = session.request.draft.objective
+    best = choose_finalists(study, ranking, session.setting.space.base, objective)[0]
     provenance = bench_provenance(session.workload, check, prompts=session.setting.prompt_record())
     provenance |= {"search": _search_record(session, study)}
-    config = provisional_config(session.workload.loaded, best, provenance, session.request.draft.objective)
+    config = provisional_config(session.workload.loaded, best, provenance, objective)
     if not session.folder.has_scored_skip_set():
         config.save(session.folder.skip)
     return SearchOutcome(config, None, session.folder.path, interrupted=True)

@@ -12,7 +12,7 @@ from selfspec_tune.measure.workload import Workload
 from selfspec_tune.search.calibration import Answer, spread_windows
 from selfspec_tune.search.proxy import Proxy
 from selfspec_tune.search.replay import policies, replay
-from selfspec_tune.search.texts import HELD_OUT
+from selfspec_tune.search.texts import STANDALONE
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -27,7 +27,8 @@ def predict_standalone(
     if whole_vocabulary not in {costs.vocabulary, *costs.vocabularies}:
         return None
 
-    spread = spread_windows(answers, length=HELD_OUT.length, most=HELD_OUT.num_windows, seed=seed)
+    text = STANDALONE.held_out
+    spread = spread_windows(answers, length=text.length, most=text.num_windows, seed=seed)
     windows = [window for _, window in spread]
     if not windows:
         return None

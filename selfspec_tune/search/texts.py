@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.workload import Workload
+from selfspec_tune.requests import Objective
 from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
 from selfspec_tune.search.calibration import Answer, spread_windows
 
@@ -59,3 +60,30 @@ TEXTS = (
 IMPORTANCE = Text("importance", TRIAL_ITEMS, 5, 24)
 HELD_OUT = Text("held-out", NUM_HELD_OUT, 12, 40, depths=3)
 JUDGED = Text("judged", 24, 24, 40, depths=3)  # for the curves of a comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts of a search: for candidates, each wider than the one before; for importance; to tell overfitting by."""
+
+    candidates: tuple[Text, ...]
+    importance: Text
+    held_out: Text
+
+
+SHARED = Texts(TEXTS, IMPORTANCE, HELD_OUT)
+# A draft that stands alone reads all that comes before a window, the prompt too: few long windows cost less.
+STANDALONE = Texts(
+    (
+        Text("narrow", TRIAL_ITEMS, 3, 96, share=0.35, keep=24),
+        Text("middle", 12, 6, 112, share=0.65, keep=16),
+        Text("wide", WIDE_WINDOWS, 12, 112, share=1.0, keep=20),
+    ),
+    Text("importance", TRIAL_ITEMS, 2, 64),
+    Text("held-out", NUM_HELD_OUT, 4, 112),
+)
+
+
+def texts_of(objective: Objective) -> Texts:
+    """The texts of a search with that objective."""
+    return STANDALONE if objective is Objective.STANDALONE else SHARED

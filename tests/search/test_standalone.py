@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from selfspec_tune.cli.app import app
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.fast import FastRunner
@@ -94,3 +96,42 @@ def test_standalone_drafts_go_by_a_fixed_length_unless_told_otherwise() -> None:
     assert DraftOptions(objective=Objective.STANDALONE).policy_kinds == (PolicyKind.FIXED,)
     asked = DraftOptions(objective=Objective.STANDALONE, policy=PolicyChoice.THRESHOLD.value)
     assert asked.policy_kinds == (PolicyKind.THRESHOLD,)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--strategy", "self-sd"], "--strategy self-sd searches, as it was published, for drafts that share"),
+        (["--policy", "adaptive"], "not by --policy adaptive. Name one of these, or leave it out"),
+        (["--ngram"], "--ngram is for a draft in this program's engine"),
+        (["--extra-memory", "1GiB"], "--extra-memory is for a draft in this program's engine"),
+        (["--draft-precision", "int4"], "--draft-precision int4 is lost. Leave it out"),
+        (["--per-task"], "leave out --objective standalone"),
+    ],
+)
+def test_the_command_line_refuses_what_is_lost(options: list[str], reason: str) -> None:
+    run = CliRunner().invoke(app, ["search", "--objective", "standalone", *options])
+    assert run.exit_code == 2
+    assert reason in " ".join(run.output.split())
+
+
+def test_the_command_line_searches_for_drafts_that_stand_alone(tmp_path: Path, model: Path, source: str) -> None:
+    out = tmp_path / "study"
+    options = ["--model", str(model), "--prompts", source, "--num-prompts", "16", "--max-new-tokens", "16"]
+    options += [
+        "--template",
+        "raw",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--trials",
+        "1",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    run = CliRunner().invoke(app, ["search", "--objective", "standalone", *options])
+    assert run.exit_code == 0, run.output
+    assert SkipConfig.load(out / "skip.json").objective == "standalone"
+    assert "keys and values of its own" in CliRunner().invoke(app, ["show", str(out)]).output
