@@ -29,6 +29,7 @@ from selfspec_tune.skip_set import SkipSet
 
 SKIP_CONFIG = "skip-config"
 _OWN_SCHEMAS = "selfspec-tune/"
+_ENTRY = frozenset({"attention", "mlp", "layers"})
 _EXIT_KEYS = ("exit_layer", "assistant_early_exit")
 _ECONOMIZE_CALL = re.compile(r"skip_layers\s*=\s*[(\[]([\d,\s]*)[)\]]")
 _MODEL_SIZE = re.compile(r"\d+(\.\d+)?[bm](?![a-z0-9])", re.IGNORECASE)
@@ -64,7 +65,7 @@ def read_skip_set(
         SkipSetError: an entry must be chosen, the depth is missing or does not fit, or a
             layer is out of range.
     """
-    file, key = _split_key(os.fspath(path), key)
+    file, key = split_key(os.fspath(path), key)
     try:
         return _interpret(_decode(file), num_layers, key, file)
     except SkipSetError as error:
@@ -76,13 +77,13 @@ def stated_depth(path: str | os.PathLike[str]) -> int | None:
 
     Raises `FileFormatError`: missing or corrupt.
     """
-    value = _decode(_split_key(os.fspath(path), None)[0])
+    value = _decode(split_key(os.fspath(path), None)[0])
     return len(value) // 2 or None if isinstance(value, list) else None
 
 
 def parse_skip_set(text_or_path: str, num_layers: int) -> SkipSet:
     """A skip set from a file in any dialect, if there is such a file, else from the text form."""
-    file, _ = _split_key(text_or_path, None)
+    file, _ = split_key(text_or_path, None)
     if os.path.isfile(file):
         return read_skip_set(text_or_path, num_layers=num_layers)[0]
     if file.endswith(".json") or "/" in file:
@@ -114,7 +115,8 @@ def to_dialect(skip_set: SkipSet, dialect: Dialect | str, *, model_name: str, ta
             return [int(flag) for flag in skip_set.to_flags()]
 
 
-def _split_key(path: str, key: str | None) -> tuple[str, str | None]:
+def split_key(path: str, key: str | None = None) -> tuple[str, str | None]:
+    """(file, key) of ``FILE#KEY``; a file whose name holds a # is taken as it is."""
     file, mark, suffix = path.rpartition("#")
     return (file, suffix) if mark and not os.path.exists(path) else (path, key)
 
@@ -148,7 +150,7 @@ def _interpret(value: Any, num_layers: int | None, key: str | None, origin: str)
         return _from_entry(value, num_layers, origin), Dialect.SELF_SD
     name, entry = _choose_entry(value, key, origin)
     dialect = Dialect.CONFLAYERS if "layers" in entry else _dialect_of_key(name)
-    return _from_entry(entry, num_layers, origin), dialect
+    return _from_entry(entry, num_layers, f"{origin}#{name}"), dialect
 
 
 def _from_skip_config(value: dict[str, Any], num_layers: int | None, origin: str) -> SkipSet:
@@ -186,14 +188,21 @@ def _from_economize(layers: tuple[int, ...], num_layers: int | None, origin: str
 
 def _from_entry(entry: dict[str, Any], num_layers: int | None, origin: str) -> SkipSet:
     depth = _needed_depth(num_layers, origin)
-    if "layers" in entry:
-        whole = _layers(entry, "layers", origin)
-        return SkipSet(depth, whole, whole)
-    return SkipSet(depth, _layers(entry, "attention", origin), _layers(entry, "mlp", origin))
+    named = entry.keys() & _ENTRY
+    if named not in ({"layers"}, {"attention", "mlp"}):
+        raise FileFormatError(
+            f"{origin} has the keys {', '.join(entry)}; expected attention and mlp, or layers alone. Add what is "
+            "missing, as an empty list where nothing is skipped."
+        )
+    attention, mlp = (_layers(entry, "layers" if "layers" in named else name, origin) for name in ("attention", "mlp"))
+    try:
+        return SkipSet(depth, attention, mlp)
+    except SkipSetError as error:
+        raise SkipSetError(f"{origin}: {error} Correct the file, or name the model that it is for.") from error
 
 
 def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and not value.keys().isdisjoint({"attention", "mlp", "layers"})
+    return isinstance(value, dict) and not value.keys().isdisjoint(_ENTRY)
 
 
 def _choose_entry(value: dict[str, Any], key: str | None, origin: str) -> tuple[str, dict[str, Any]]:
@@ -222,9 +231,9 @@ def _dialect_of_key(key: str) -> Dialect:
 
 
 def _layers(entry: dict[str, Any], name: str, origin: str) -> tuple[int, ...]:
-    value = entry.get(name, [])
+    value = entry[name]
     if not isinstance(value, list) or not all(type(layer) is int for layer in value):
-        raise FileFormatError(f"{origin}: {name} is {value!r}; expected a list of layer numbers.")
+        raise FileFormatError(f"{origin}: {name} is {value!r}; expected a list of layer numbers, such as [3, 7].")
     return tuple(value)
 
 
@@ -244,7 +253,10 @@ def _check_depth(found: int, expected: int | None, origin: str) -> None:
 
 def _not_understood(origin: str) -> FileFormatError:
     names = ", ".join((SKIP_CONFIG, *DIALECTS))
-    return FileFormatError(f"{origin} holds no skip set in a form known here ({names}).")
+    return FileFormatError(
+        f"{origin} holds no skip set in a form known here ({names}). Expected for example "
+        '{"model": {"attention": [3], "mlp": [3, 6]}}.'
+    )
 
 
 def _known(dialect: Dialect | str) -> Dialect:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
+from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set, split_key
 from selfspec_tune.draft import Draft
-from selfspec_tune.errors import SkipSetError, UsageError
-from selfspec_tune.export.job import Job, fingerprint_of
-from selfspec_tune.export.skip_files import known_num_layers
+from selfspec_tune.errors import SkipSetError, UnsupportedModelError, UsageError
+from selfspec_tune.export.job import Job
+from selfspec_tune.export.layout import read_outline
 from selfspec_tune.export.target import checkpoint_folder
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.results import DraftSettings, ModelInfo, Score, SkipConfig, SkipLayers
@@ -26,7 +26,7 @@ def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) 
     origin = find_origin(model)
     with ExitStack() as stack:
         folder = stack.enter_context(checkpoint_folder(model))
-        skip_set, dialect = read_skip_set(source, num_layers=known_num_layers(str(folder)))
+        skip_set, dialect = read_skip_set(source, num_layers=read_outline(folder).num_layers)
         if dialect == SKIP_CONFIG:
             raise SkipSetError(f"{source} is a skip.json of ours already; give it to any command as it is.")
         job = Job(skip_set, model, folder)
@@ -35,13 +35,23 @@ def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) 
                 id=origin.id,
                 name=origin.name,
                 source=origin.source,
-                fingerprint=fingerprint_of(job),
+                fingerprint=_fingerprint(job),
                 num_layers=skip_set.num_layers,
             ),
             skip=SkipLayers.model_validate(skip_set.to_dict()),
             draft=DraftSettings.model_validate(Draft(skip_set).to_dict()),
             score=Score(verdict="undecided", split="none", num_prompts=0),
-            provenance={"imported_from": {"dialect": dialect, "file": Path(source.partition("#")[0]).name}},
+            provenance={"imported_from": {"dialect": dialect, "file": Path(split_key(source)[0]).name}},
         )
     config.save(out)
     return config, dialect
+
+
+def _fingerprint(job: Job) -> str:
+    """Read weight by weight where the checkpoint allows it, else of the model, loaded whole."""
+    try:
+        return job.fingerprint
+    except UnsupportedModelError:
+        from selfspec_tune.models import load_model
+
+        return load_model(job.model, device="cpu").fingerprint

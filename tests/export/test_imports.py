@@ -38,8 +38,9 @@ def test_what_is_exported_comes_back(
 ) -> None:
     skip_set = representable(dialect, attention, mlp)
     file, out = tmp_path / "theirs.json", tmp_path / "skip.json"
-    file.write_text(json.dumps(to_dialect(skip_set, dialect, model_name="tiny", task="code")))
-    config, _ = import_skip_set(str(file), str(tiny_llama_dir), out, force=True)
+    file.write_text(json.dumps(to_dialect(skip_set, dialect, model_name="tiny-1b", task="code")))
+    config, found = import_skip_set(str(file), str(tiny_llama_dir), out, force=True)
+    assert found == dialect
     assert config.skip_set() == SkipConfig.load(out).skip_set() == skip_set
 
 
@@ -68,9 +69,13 @@ def test_a_file_is_not_overwritten_and_ours_not_imported(tiny_llama_dir: Path, t
     [
         ("{", "not valid JSON"),
         ("[0, 1, 1]", "2 zeros or ones for each layer"),
-        ('{"tiny": {"attention": [9], "mlp": []}}', "9"),
+        ('{"tiny": {"attention": [9], "mlp": []}}', "theirs.json#tiny: attention layer 9 is out of range"),
+        ('{"tiny": {"attention": [1], "mpl": [2]}}', "theirs.json#tiny has the keys attention, mpl; expected"),
+        ('{"tiny": {"layers": [1], "mlp": [2]}}', "or layers alone"),
+        ('{"attention": [1]}', "has the keys attention; expected attention and mlp"),
+        ('{"a": 3}', 'Expected for example {"model"'),
         ('{"tiny": {"attention": "all", "mlp": []}}', "expected a list of layer numbers"),
-        ('{"a": {"attention": [1], "mlp": []}, "b": {"attention": [2], "mlp": []}}', "a"),
+        ('{"a": {"attention": [1], "mlp": []}, "b": {"attention": [2], "mlp": []}}', "2 skip sets; name one, as in"),
         ('{"exit_layer": 40}', "exit layer 40"),
     ],
 )
