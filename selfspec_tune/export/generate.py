@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.export.job import Job, Written
@@ -16,7 +18,7 @@ _THRESHOLD = 0.8  # where the policy needs costs measured on the user's machine
 
 def write_generate(job: Job, folder: Path, final: Path) -> Written:
     """``custom_generate/generate.py``: the skip set, the policy and the loop, without need of this package."""
-    layout, skip_set = job.layout, job.skip_set
+    layout, skip_set = job.outline, job.skip_set
     attentions = [f"{layout.layers}.{layer}.{layout.attention}" for layer in skip_set.attention]
     mlps = [f"{layout.layers}.{layer}.{layout.mlp}" for layer in skip_set.mlp]
     policy, notes = _carried(job.policy)
@@ -24,19 +26,21 @@ def write_generate(job: Job, folder: Path, final: Path) -> Written:
         "model": job.model,
         "num_layers": skip_set.num_layers,
         "skipped": [*attentions, *mlps],
-        "attentions": attentions,
         "first_attention": f"{layout.layers}.0.{layout.attention}",
         "vocabulary": job.vocabulary,
         "max_draft_tokens": policy.max_draft_tokens,
         "exit_threshold": policy.exit_threshold,
     }
-    # JSON in a string: true, false and null are no Python.
-    code = read_text(_TEMPLATE).replace(_PLACE, f"SETTINGS = json.loads({json.dumps(settings)!r})", 1)
-    code = code.replace("import inspect\n", "import inspect\nimport json\n", 1)
-    write_atomic(folder / "custom_generate" / "generate.py", code)
+    write_atomic(folder / "custom_generate" / "generate.py", code_of(settings))
     line = f"model.generate(**inputs, custom_generate={str(final)!r}, trust_remote_code=True)"
     carried = {name: settings[name] for name in ("max_draft_tokens", "exit_threshold", "vocabulary")}
     return Written(0, {"transformers": line}, notes, carried)
+
+
+def code_of(settings: Mapping[str, Any]) -> str:
+    """The loop with its settings: JSON in a string, for true, false and null are no Python."""
+    code = read_text(_TEMPLATE).replace(_PLACE, f"SETTINGS = json.loads({json.dumps(settings)!r})", 1)
+    return code.replace("import inspect\n", "import inspect\nimport json\n", 1)
 
 
 def _carried(policy: DraftPolicy) -> tuple[DraftPolicy, tuple[str, ...]]:

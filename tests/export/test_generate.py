@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    WatermarkingConfig,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
@@ -135,7 +142,14 @@ def test_stopping_criteria_end_it_at_the_same_token(
 
 
 @pytest.mark.parametrize(
-    "how", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"guidance_scale": 1.5}]
+    "how",
+    [
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"guidance_scale": 1.5},
+        {"watermarking_config": WatermarkingConfig()},
+        {"cache_implementation": "static"},
+    ],
 )
 def test_what_it_does_not_do_is_decoded_plainly(
     how: dict[str, Any], directory: Path, skip_file: Callable[..., Path], tmp_path: Path
@@ -157,6 +171,93 @@ def test_a_cache_of_the_users_is_filled(directory: Path, skip_file: Callable[...
     cache = DynamicCache()
     text = generated(model, out, **{load_model(str(directory)).cache_argument: cache})
     assert cache.get_seq_length() == text.shape[1] - 1
+
+
+@pytest.mark.parametrize("is_all", [True, False], ids=["the whole text", "new tokens alone"])
+def test_a_conversation_goes_on_from_its_cache(
+    is_all: bool, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["a layer and more"], skip_file, tmp_path), loaded_from(directory)
+    name = load_model(str(directory)).cache_argument
+    first, second = prompt_tokens(12, seed=2), prompt_tokens(5, seed=6)
+
+    def answer(folder: dict[str, Any]) -> torch.Tensor:
+        how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, name: DynamicCache()} | folder
+        ids = torch.tensor([first])
+        ids = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        text = torch.cat((ids, torch.tensor([second])), 1)
+        given = text if is_all else text[:, how[name].get_seq_length() :]
+        made: torch.Tensor = model.generate(given, attention_mask=torch.ones_like(text), **how)
+        return made[:, given.shape[1] :]
+
+    assert torch.equal(answer({"custom_generate": str(out), "trust_remote_code": True}), answer({}))
+
+
+def test_sublayers_that_return_more_than_a_tensor_are_left_out_too(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(tiny_llama_dir, SETS["an MLP"], skip_file, tmp_path), loaded_from(tiny_llama_dir)
+
+    class Pair(torch.nn.Module):
+        """An MLP that also says how it routed, as gpt-oss has it."""
+
+        def __init__(self, mlp: torch.nn.Module) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.mlp(hidden_states), hidden_states
+
+    layer = model.model.layers[1]
+    layer.mlp = Pair(layer.mlp)
+
+    def forward(hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **named)
+        hidden_states = residual + hidden_states
+        added, _ = layer.mlp(layer.post_attention_layernorm(hidden_states))
+        return hidden_states + added
+
+    layer.forward = forward
+    counts: dict[str, int] = {}
+    assert torch.equal(generated(model, out, draft_counts=counts), generated(model))
+    assert counts["drafted"] > 0
+
+
+def test_a_processor_may_work_in_place(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    class Shift(LogitsProcessor):
+        def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+            scores[:, int(input_ids[0, -1]) % scores.shape[1]] -= 1.0
+            return scores
+
+    out, model = exported(directory, SETS["an attention"], skip_file, tmp_path), loaded_from(directory)
+    how = {"return_dict_in_generate": True, "output_scores": True}
+    ours, theirs = (generated(model, folder, logits_processor=[Shift()], **how) for folder in (out, None))
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert torch.allclose(torch.cat(ours.scores), torch.cat(theirs.scores), atol=1e-4)
+
+
+def test_what_the_models_own_configuration_asks_for_counts(
+    directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    model.generation_config.num_beams = 3
+    given = {"generation_config": GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0)}
+    ids = torch.tensor([prompt_tokens(12, seed=2)])
+    ours, theirs = (
+        model.generate(ids, attention_mask=torch.ones_like(ids), **given, **how)
+        for how in ({"custom_generate": str(out), "trust_remote_code": True}, {})
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_no_draft_is_longer_than_was_asked_for(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    out, file = tmp_path / "short", skip_file(directory, SETS["an MLP"], policy=POLICIES["fixed"])
+    manifest = export_draft(ExportRequest(file, DraftFormat.TRANSFORMERS_GENERATE, out, str(directory), draft_tokens=2))
+    assert manifest["draft_tokens"] == manifest["settings"]["max_draft_tokens"] == 2
+    counts: dict[str, int] = {}
+    generated(loaded_from(directory), out, draft_counts=counts)
+    assert 0 < counts["drafted"] <= 2 * counts["rounds"]
 
 
 def test_several_sequences_are_decoded_plainly(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
     model.generate(**inputs, custom_generate=DIRECTORY, trust_remote_code=True)
 
 Greedy output is what ``generate`` gives without it; sampled output has its distribution. Logits processors, stopping
-criteria and streamers work as ever. Beams, several sequences at a time, guidance, or no cache, are decoded plainly.
-Not for several threads on one model at once. ``max_draft_tokens``, ``exit_threshold`` and ``draft_counts`` (a
-dictionary, which gets rounds, drafted and accepted tokens) may be given to ``generate``.
+criteria and streamers work as ever; a processor of your own is asked for drafted tokens too, so it must go by the text
+that it is given and remember nothing. Beams, several sequences at a time, guidance, watermarks, or no cache, are
+decoded plainly. Not for several threads on one model at once. ``max_draft_tokens``, ``exit_threshold`` and
+``draft_counts`` (a dictionary, which gets rounds, drafted and accepted tokens) may be given to ``generate``.
 """
 
 import inspect
@@ -52,17 +53,19 @@ def is_simple(model, arguments):
 
     Anything else is decoded as ``generate`` does it alone.
     """
-    config = arguments.get("generation_config") or model.generation_config
 
     def asked(name):
-        return arguments[name] if arguments.get(name) is not None else getattr(config, name, None)
+        """As transformers merges it: given, else by the configuration given, else the model's own."""
+        configs = arguments.get("generation_config"), model.generation_config
+        values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value is not None), None)
 
     plain = (("num_beams", (None, 1)), ("num_return_sequences", (None, 1)), ("guidance_scale", (None, 1, 1.0)))
     plain += (("penalty_alpha", (None, 0)), ("prompt_lookup_num_tokens", (None,)), ("assistant_early_exit", (None,)))
-    plain += (("dola_layers", (None,)),)
+    plain += (("dola_layers", (None,)), ("watermarking_config", (None,)), ("token_healing", (None, False)))
     if any(asked(name) not in allowed for name, allowed in plain):
         return False
-    if getattr(config, "stop_strings", None) and arguments.get("stop_strings") is None:
+    if arguments.get("stop_strings") is None and asked("stop_strings"):
         return False
     return not any(arguments.get(name) is not None for name in ("inputs_embeds", "assistant_model", "position_ids"))
 
@@ -96,17 +99,20 @@ class Loop:
     def run(self, ids, inputs):
         """The sequence, or what ``return_dict_in_generate`` asks for."""
         name = "cache" if "cache" in inputs else "past_key_values"
-        cache = inputs.get(name)
-        if len(ids) != 1 or not inputs.get("use_cache", True) or not is_plain(cache) or set(inputs) - KNOWN:
+        cache, mask = inputs.get(name), inputs.get("attention_mask")
+        is_known = len(ids) == 1 and inputs.get("use_cache", True) and not set(inputs) - KNOWN
+        if not is_known or not is_plain(cache) or not is_whole(ids, cache, mask, self.config):
             return self.model._sample(
                 ids, self.processors, self.criteria, self.config, streamer=self.streamer, **inputs
             )
         if not keeps_all(cache):
             cache = DynamicCache()  # whatever the model's windows: any position can be taken back
-        self.name, self.cache, self.mask = name, cache, inputs.get("attention_mask")
+        self.name, self.cache, self.mask = name, cache, mask
         self.ids = ids
-        logits = self.forward(ids[:, cache.get_seq_length() :], keep=1)
-        stopped = self.accept(logits[0], self.pick(*self.believe(self.ids, logits[0])))
+        with watched(self.model) as self.numbers:
+            logits = self.forward(ids[:, cache.get_seq_length() :], keep=1)
+        scores, belief = self.believe(self.ids, logits[0])
+        stopped = self.accept(logits[0], scores, self.pick(scores, belief))
         while not stopped:
             stopped = self.round()
         if self.streamer is not None:
@@ -124,12 +130,13 @@ class Loop:
         num_accepted = 0
         stopped = False
         for place in range(num_drafted + 1):
+            scores, wanted = self.believe(self.ids, logits[place])
             if place == num_drafted:
-                stopped = self.accept(logits[place], self.pick(*self.believe(self.ids, logits[place])))
+                stopped = self.accept(logits[place], scores, self.pick(scores, wanted))
                 break
-            token, is_draft = self.judge(logits[place], drafted[0, place], beliefs[place])
+            token, is_draft = self.judge(scores, wanted, drafted[0, place], beliefs[place])
             num_accepted += is_draft
-            stopped = self.accept(logits[place], token)
+            stopped = self.accept(logits[place], scores, token)
             if stopped or not is_draft:
                 break
         cut(self.cache, self.ids.shape[1] - 1)
@@ -141,7 +148,7 @@ class Loop:
     def draft(self, most):
         """Tokens [1, up to ``most``] of the model without its skipped sub-layers, and the distribution of each."""
         ids, beliefs = self.ids, []
-        with left_out(self.model):
+        with left_out(self.model, self.numbers):
             while len(beliefs) < most:
                 scores, belief = self.believe(ids, self.draft_step(ids[:, -1:]))
                 token = self.pick(scores, belief)
@@ -151,30 +158,30 @@ class Loop:
                     break
         return ids[:, self.ids.shape[1] :], beliefs
 
-    def judge(self, logits, drafted, belief):
+    def judge(self, scores, wanted, drafted, belief):
         """The token at a place where ``drafted`` stands, and whether it is that one: by Leviathan et al., 2023."""
-        scores, wanted = self.believe(self.ids, logits)
         if not self.config.do_sample:
             token = self.pick(scores, wanted)
             return token, bool(token == drafted)
         if torch.rand((), device=wanted.device) * belief[drafted] < wanted[drafted]:
             return drafted, True
         rest = (wanted - belief).clamp(min=0)
+        rest = rest if rest.any() else wanted  # the same distribution, but for roundings
         return torch.multinomial(rest / rest.sum(), 1)[0], False
 
     def believe(self, ids, logits):
         """Scores [vocabulary] after ``ids`` as the processors leave them, and the distribution that they mean."""
-        scores = self.processors(ids, logits[None].to(torch.float32))[0]
+        scores = self.processors(ids, logits[None].to(torch.float32, copy=True))[0]
         return scores, scores.softmax(-1)
 
     def pick(self, scores, probabilities):
         """The next token."""
         return torch.multinomial(probabilities, 1)[0] if self.config.do_sample else scores.argmax()
 
-    def accept(self, logits, token):
+    def accept(self, logits, scores, token):
         """Put ``token`` out; whether that ends the generation."""
         if self.config.return_dict_in_generate and self.config.output_scores:
-            self.scores += (self.processors(self.ids, logits[None].to(torch.float32)),)
+            self.scores += (scores[None],)
         if self.config.return_dict_in_generate and self.config.output_logits:
             self.logits += (logits[None].to(torch.float32),)
         self.ids = torch.cat((self.ids, token.reshape(1, 1)), 1)
@@ -184,27 +191,30 @@ class Loop:
 
     def forward(self, ids, keep):
         """Logits [keep, vocabulary] of the whole model."""
-        return self.model(**self.inputs(ids), logits_to_keep=keep, return_dict=True).logits[0, -keep:]
+        output = self.model(**self.inputs(ids), logits_to_keep=keep, return_dict=True)
+        return output.logits[0, -keep:].to(self.ids.device)
 
     def draft_step(self, ids):
         """Logits [vocabulary] of the draft, those of tokens that it never drafts at the least."""
         vocabulary, head = SETTINGS["vocabulary"], self.model.get_output_embeddings()
-        if vocabulary is None or type(head) is not torch.nn.Linear:
+        if vocabulary is None or type(head) is not torch.nn.Linear or head.weight.is_meta:
             return self.forward(ids, keep=1)[0]
         hidden = self.model.base_model(**self.inputs(ids), return_dict=True).last_hidden_state[0, -1]
         logits = linear(hidden, head.weight[:vocabulary], None if head.bias is None else head.bias[:vocabulary])
         all_logits = logits.new_full((len(head.weight),), torch.finfo(logits.dtype).min)
         all_logits[:vocabulary] = logits
-        return all_logits
+        return all_logits.to(self.ids.device)
 
     def inputs(self, ids):
-        """What a pass over ``ids``, the next of the text, takes."""
+        """What a pass over ``ids``, the next of the text, takes, where the model lies."""
+        device = ids.device if self.model.device.type == "meta" else self.model.device
+        ids = ids.to(device)
         start = self.cache.get_seq_length()
         end = start + ids.shape[1]
-        mask = self.mask
+        mask = None if self.mask is None else self.mask.to(device)
         if mask is not None and mask.shape[1] < end:
             mask = torch.cat((mask, mask.new_ones(1, end - mask.shape[1])), 1)
-        positions = torch.arange(start, end, device=ids.device)[None]
+        positions = torch.arange(start, end, device=device)[None]
         if mask is not None:
             mask = mask[:, :end]
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]
@@ -230,7 +240,15 @@ class Loop:
 
 def is_plain(cache):
     """Whether any position of the cache can be taken back; an empty one is replaced by such a one where it must be."""
-    return isinstance(cache, DynamicCache) and (not cache.get_seq_length() or keeps_all(cache))
+    is_known = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
+    return is_known and (not cache.get_seq_length() or keeps_all(cache))
+
+
+def is_whole(ids, cache, mask, config):
+    """Whether ``ids`` is all of the text, and not only what follows a text in the cache."""
+    cached = cache.get_seq_length()
+    known = getattr(config, "_mask_length", -1) if mask is None else mask.shape[1]
+    return not cached or (known == ids.shape[1] and cached < known)
 
 
 def keeps_all(cache):
@@ -246,8 +264,27 @@ def cut(cache, length):
 
 
 @contextmanager
-def left_out(model):
-    """Within it the skipped sub-layers add nothing.
+def watched(model):
+    """Within it what every skipped sub-layer returns is noted: how many values, 0 where it is a tensor alone."""
+    numbers = {}
+
+    def note(path):
+        def hook(module, inputs, output):
+            numbers[path] = len(output) if isinstance(output, tuple) else 0
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in SETTINGS["skipped"]]
+    try:
+        yield numbers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def left_out(model, numbers):
+    """Within it the skipped sub-layers add nothing; ``numbers``: what each returns, by `watched`.
 
     The first layer's attention runs all the same where it is skipped, and its output is thrown away: masks and
     positions are made for the length of its cache.
@@ -257,8 +294,7 @@ def left_out(model):
         for path in SETTINGS["skipped"]:
             module = model.get_submodule(path)
             forward, own = module.forward, module.__dict__.get("forward")
-            runs = path == SETTINGS["first_attention"]
-            module.forward = silenced(forward, runs) if path in SETTINGS["attentions"] else nothing
+            module.forward = silenced(forward, numbers[path], runs=path == SETTINGS["first_attention"])
             replaced.append((module, own))
         yield
     finally:
@@ -268,17 +304,13 @@ def left_out(model):
                 module.forward = own
 
 
-def silenced(forward, runs):
-    """An attention that adds nothing."""
+def silenced(forward, number, runs):
+    """A sub-layer that adds nothing, in as many values as it has."""
 
-    def attend(hidden_states, *positional, **named):
+    def add_nothing(hidden_states, *positional, **named):
         if runs:
             forward(hidden_states, *positional, **named)
-        return torch.zeros_like(hidden_states), None
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, *[None] * (number - 1)) if number else nothing
 
-    return attend
-
-
-def nothing(hidden_states, *_, **__):
-    """An MLP that adds nothing."""
-    return torch.zeros_like(hidden_states)
+    return add_nothing
