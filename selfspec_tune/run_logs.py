@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import short_hash, storage_error
+
+WAYS_OUT = "Give the same options to resume it, --fresh to measure again (the old runs are kept), or another --out."
 
 
 def first_difference(recorded: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str | None:
@@ -38,3 +44,35 @@ def put_aside(path: Path) -> Path:
         return path.rename(aside)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Within it no other bench writes to the log. Raises `UsageError` where one does already, `StorageError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{path} is in use by another bench. Wait for it, or give another --out.") from None
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def heading_of(rows: Sequence[Any], path: Path, schema: str, version: int) -> dict[str, Any] | None:
+    """The heading of a log's rows, None of an empty one. Raises `FileFormatError`."""
+    if not rows:
+        return None
+    heading = rows[0]
+    if not isinstance(heading, dict) or heading.get("schema") != schema:
+        raise FileFormatError(f"{path} is no log of a bench (expected schema {schema} in its first line). {WAYS_OUT}")
+    if heading.get("version") != version:
+        raise FileFormatError(
+            f"{path} is version {heading.get('version')} of {schema}; this program reads {version}. "
+            "Update selfspec-tune, or give another --out."
+        )
+    return heading

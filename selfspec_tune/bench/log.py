@@ -17,18 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from selfspec_tune.bench.contest import Contest
 from selfspec_tune.bench.measurement import methods_of
-from selfspec_tune.errors import FileFormatError, UsageError
-from selfspec_tune.files import append_jsonl, read_jsonl, storage_error
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.results import PairedRun
-from selfspec_tune.run_logs import first_difference, put_aside
+from selfspec_tune.run_logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 SCHEMA, VERSION = "selfspec-tune/bench-log", 1
-_WAYS_OUT = "Give the same options to resume it, --fresh to measure again (the old runs are kept), or another --out."
 
 
 class BenchLog:
@@ -41,13 +38,13 @@ class BenchLog:
         self.path = path
         self._measurement = dict(measurement)
         rows = read_jsonl(path)
-        self._heading: dict[str, Any] | None = _heading(rows, path)
+        self._heading: dict[str, Any] | None = heading_of(rows, path, SCHEMA, VERSION)
         self._sessions: list[dict[str, Any]] = [row for row in rows if "started_session" in row]
         self._left_out: set[str] = {row["left_out"] for row in rows if "left_out" in row}
         if self._heading is not None:
             difference = first_difference(self._heading.get("measurement", {}), self._measurement)
             if difference:
-                raise UsageError(f"{path} holds another measurement: {difference}. {_WAYS_OUT}")
+                raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
 
     @property
     def session(self) -> int:
@@ -95,7 +92,7 @@ class BenchLog:
         for method_id in known.keys() & methods.keys():
             difference = first_difference(known[method_id], methods[method_id])
             if difference:
-                raise UsageError(f"{self.path} holds another method {method_id}: {difference}. {_WAYS_OUT}")
+                raise UsageError(f"{self.path} holds another method {method_id}: {difference}. {WAYS_OUT}")
 
     def _tell_of_new(self, new: Any, reporter: Reporter) -> None:
         if new:
@@ -135,42 +132,11 @@ def opened(
     if path is None:
         yield None
         return
-    with _owned(path):
+    with owned(path):
         if fresh and path.exists():
             aside = put_aside(path)
             reporter.notice(f"the earlier runs are kept in {aside}")
         yield BenchLog(path, measurement)
-
-
-@contextmanager
-def _owned(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path.with_name(f".{path.name}.lock")))
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{path} is in use by another bench. Wait for it, or give another --out.") from None
-    except OSError as error:
-        raise storage_error(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _heading(rows: Sequence[Any], path: Path) -> dict[str, Any] | None:
-    """The heading of a log's rows, None of an empty one. Raises `FileFormatError`."""
-    if not rows:
-        return None
-    heading = rows[0]
-    if not isinstance(heading, dict) or heading.get("schema") != SCHEMA:
-        raise FileFormatError(f"{path} is no log of a bench (expected schema {SCHEMA} in its first line). {_WAYS_OUT}")
-    if heading.get("version") != VERSION:
-        raise FileFormatError(
-            f"{path} is version {heading.get('version')} of {SCHEMA}; this program reads {VERSION}. "
-            "Update selfspec-tune, or give another --out."
-        )
-    return heading
 
 
 def _point(contest: Contest) -> str:

@@ -41,8 +41,8 @@ def bench(
     draft_precision: bench_options.Precision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
-    rounds: bench_options.Rounds = 1,
-    reference_prompts: bench_options.ReferencePrompts = 8,
+    rounds: bench_options.Rounds = None,
+    reference_prompts: bench_options.ReferencePrompts = None,
     no_references: bench_options.NoReferences = False,
     rivals: bench_options.Rivals = False,
     draft_model: bench_options.DraftModel = None,
@@ -68,34 +68,19 @@ def bench(
     Model and prompts are those of the study unless other ones are given. With --out, raw runs are
     kept as they come: after Ctrl-C or a crash the same command resumes.
     """
-    output.prepare_outputs(csv, parquet, spec_bench, out, plot)
+    asked = dict(locals())
     if runtime is not None:
-        others = {
-            "--model": model,
-            "--skip-set": skip_set,
-            "--temperature": temperature,
-            "--top-p": top_p,
-            "--top-k": top_k,
-            "--runner": runner,
-            "--policy": policy,
-            "--ngram": ngram,
-            "--draft-precision": draft_precision,
-            "--rivals": rivals or None,
-            "--parts": parts or None,
-            "--sweep": sweep,
-            "--csv": csv,
-            "--parquet": parquet,
-            "--spec-bench": spec_bench,
-        }
-        refuse_with_runtime(runtime, others, {"--dtype": dtype, "--device": device})
+        refuse_with_runtime(runtime, asked)
+        output.prepare_outputs(out)
         prompt_options = PromptOptions(
             **given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template),
             **given(seed=seed, tasks=tuple(task) if task else None),
         )
         loading = given(dtype=dtype, device=device)
-        asked = runtime_request(runtime, skip_files or [], prompt_options, loading, out, fresh=fresh)
-        run_in_runtime(asked, out, json=json, quiet=quiet)
+        timed = runtime_request(runtime, skip_files or [], prompt_options, loading, out, fresh=fresh)
+        run_in_runtime(timed, out, json=json, quiet=quiet)
         return
+    output.prepare_outputs(csv, parquet, spec_bench, out, plot)
     loading = given(name=model, dtype=dtype, device=device, runner=runner)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
@@ -110,8 +95,7 @@ def bench(
         prompt_overrides=tuple(decoding.items()),
         draft_overrides=tuple(drafting.items()),
         studies=options.STUDIES,
-        rounds=rounds,
-        reference_prompts=reference_prompts,
+        **given(rounds=rounds, reference_prompts=reference_prompts),
         uniform_and_random=not no_references,
         allow_calibration=allow_calibration,
         rivals=rivals,

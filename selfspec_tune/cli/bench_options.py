@@ -12,10 +12,11 @@ from typer.models import OptionInfo
 from selfspec_tune.cli import options
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
-from selfspec_tune.requests import SWEEP_VALUES, RuntimeName, SweepKind
+from selfspec_tune.requests import SWEEP_VALUES, BenchRequest, RuntimeName, SweepKind
 
 _PANEL_DRAFT, _PANEL_RIVALS, _PANEL_SWEEP, _PANEL_FILES = "Draft", "Rivals", "Sweep", "Files"
 _OF_SKIP_FILE = "the skip.json's"
+_BENCH = BenchRequest()
 
 
 def _of_study(option: Any, *, help: str | None = None, default: str | None = None) -> OptionInfo:
@@ -60,7 +61,8 @@ RuntimeChoice = Annotated[
     RuntimeName | None,
     typer.Option(
         "--runtime",
-        help="Measure an export in another runtime, its target alone against its target with it.",
+        help="Measure an export, given by its folder, in another runtime: its target alone against its target with it. "
+        "Prompts are then builtin, 64 of those that no search read, unless others are given.",
         show_default=False,
         rich_help_panel=_PANEL_RIVALS,
     ),
@@ -115,7 +117,7 @@ SkipFiles = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="[SKIP.json]...",
-        help="skip.json, or any dialect's file with --model.",
+        help="skip.json, or any dialect's file with --model; with --runtime the folder of an export.",
         show_default="the newest study's",
     ),
 ]
@@ -128,10 +130,17 @@ SkipSets = Annotated[
         show_default=False,
     ),
 ]
-Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Times each prompt is measured.")]
+Rounds = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Times each prompt is measured.", show_default=str(_BENCH.rounds))
+]
 ReferencePrompts = Annotated[
-    int,
-    typer.Option(metavar="N", min=1, help="Prompts for model.generate, uniform and random skipping, and A-A."),
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Prompts for model.generate, uniform and random skipping, and A-A.",
+        show_default=str(_BENCH.reference_prompts),
+    ),
 ]
 NoReferences = Annotated[
     bool,

@@ -14,14 +14,22 @@ if TYPE_CHECKING:
     from selfspec_tune.results import RuntimeBench
 
 
-def refuse_with_runtime(runtime: RuntimeName, others: Mapping[str, object], loading: Mapping[str, object]) -> None:
-    """Raise `UsageError` for an option that means nothing to another runtime; ``loading``: nothing to llama.cpp."""
-    for name, value in others.items():
-        if value is not None:
-            raise UsageError(f"{name} is for a bench in this program's engine; leave it out with --runtime.")
-    for name, value in loading.items():
-        if value is not None and runtime is RuntimeName.LLAMACPP:
-            raise UsageError(f"{name} is said by the GGUF file; leave it out with --runtime {runtime}.")
+_PROMPTS = frozenset({"prompts", "num_prompts", "task", "max_new_tokens", "template", "seed"})
+_OF_ANY = _PROMPTS | {"runtime", "skip_files", "out", "fresh", "json", "quiet", "debug"}
+_LOADING = frozenset({"dtype", "device"})  # what a GGUF file says itself
+
+
+def refuse_with_runtime(runtime: RuntimeName, asked: Mapping[str, object]) -> None:
+    """Raise `UsageError` for an option of ``bench`` that was given and means nothing to the runtime."""
+    for name, value in asked.items():
+        is_given = value is not None and (value is not False or name == "ngram")  # False: a flag that is not set
+        if name in _OF_ANY or not is_given:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name not in _LOADING:
+            raise UsageError(f"{option} is for a bench in this program's engine; leave it out with --runtime.")
+        if runtime is RuntimeName.LLAMACPP:
+            raise UsageError(f"{option} is said by the GGUF file; leave it out with --runtime {runtime}.")
 
 
 def runtime_request(
@@ -48,29 +56,14 @@ def run_in_runtime(request: RuntimeBenchRequest, out: Path | None, *, json: bool
         result = run_runtime_bench(request, reporter)
     if out is not None:
         result.save(out)
+    print_result(result, json=json)
+
+
+def print_result(result: RuntimeBench, *, json: bool) -> None:
+    """One JSON object, or lines for people."""
+    from selfspec_tune.report.runtime import print_runtime_bench
+
     if json:
         output.print_json(result.to_dict())
     else:
-        _print(result)
-
-
-def _print(result: RuntimeBench) -> None:
-    from selfspec_tune.report import text
-
-    accepted = "none drafted" if result.acceptance_rate is None else f"{result.acceptance_rate:.0%} accepted"
-    lines = [
-        f"{result.runtime}: {result.model} with {result.draft}, {result.draft_tokens} tokens a draft",
-        f"decode      {text.speedup(result.decode_speedup)}",
-        f"end to end  {text.speedup(result.end_to_end_speedup)}",
-        f"itself      {text.speedup(result.again)} decode: the target alone against itself",
-        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification; {result.tokens_per_second:.1f} tokens/s "
-        f"by the target alone, {result.num_prompts} prompts",
-        f"{result.same_texts} of {result.num_prompts} answers are the target's own",
-    ]
-    if result.same_texts < result.num_prompts:
-        lines += [
-            "warning: the others differ: a runtime that verifies several tokens at once may round otherwise than it "
-            "does for one. `export --verify`, at --weights f32 for llama.cpp, tells rounding from a wrong draft."
-        ]
-    for line in lines:
-        output.result_console().print(line, markup=False, soft_wrap=True)
+        print_runtime_bench(output.result_console(), result)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfspec_tune.cli import options, output
+from selfspec_tune.cli import options, output, runtime_bench, sweep
 from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.sweep import print_result
 from selfspec_tune.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from selfspec_tune.results import BenchResult, SkipConfig, SweepResult
+    from selfspec_tune.results import BenchResult, SkipConfig
 
 SKIP_FILE = "skip.json"
 BENCH_FILE = "bench.json"
@@ -38,9 +39,9 @@ def show(
     if model is not None:
         _show_dialect(chosen, model, json=json)
         return
-    sweep = read_sweep(chosen)
-    if sweep is not None:
-        print_result(sweep, json=json)
+    other = _read_other(chosen)
+    if other is not None:
+        other(json=json)
         return
     config, bench = read_results(chosen)
     if json:
@@ -75,14 +76,21 @@ def newest_study(studies: Path) -> Path:
     return found[-1].parent
 
 
-def read_sweep(path: Path) -> SweepResult | None:
-    """The sweep that a file holds, None if it is something else. Raises `FileFormatError`."""
+def _read_other(path: Path) -> Callable[..., None] | None:
+    """What prints the sweep or the bench in another runtime that a file holds; None if it is something else.
+
+    Raises `FileFormatError`.
+    """
     from selfspec_tune.files import read_json
-    from selfspec_tune.results import SweepResult
+    from selfspec_tune.results import RuntimeBench, SweepResult
 
     value = None if path.is_dir() else read_json(path)
-    is_sweep = isinstance(value, dict) and value.get("schema") == SweepResult.SCHEMA
-    return SweepResult.from_dict(value, origin=str(path)) if is_sweep else None
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema == SweepResult.SCHEMA:
+        return partial(sweep.print_result, SweepResult.from_dict(value, origin=str(path)))
+    if schema == RuntimeBench.SCHEMA:
+        return partial(runtime_bench.print_result, RuntimeBench.from_dict(value, origin=str(path)))
+    return None
 
 
 def read_results(path: Path) -> tuple[SkipConfig | None, BenchResult | None]:

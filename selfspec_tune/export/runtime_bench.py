@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.errors import PromptError, UsageError
-from selfspec_tune.export.drafts import MANIFEST
-from selfspec_tune.export.runtime_log import RuntimeLog
+from selfspec_tune.errors import FileFormatError, PromptError, UsageError
+from selfspec_tune.export.drafts import MANIFEST, SCHEMA, VERSION
+from selfspec_tune.export.own_code import check_own_code
+from selfspec_tune.export.runtime_log import RuntimeLog, opened
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import read_json, short_hash
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
@@ -17,8 +18,12 @@ from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptio
 from selfspec_tune.results import RuntimeBench, RuntimeRun
 from selfspec_tune.statistics import Interval, cluster_bootstrap
 
+if TYPE_CHECKING:
+    from selfspec_tune.measure.workload import WorkItem
+
 _ARMS = ("plain", "speculative", "again")
 _WARM_UP_TOKENS = 8
+_EXPORT = ("format", "model_fingerprint", "settings", "draft_bytes", "files")  # what tells one from another
 _RUNS_IN = {format_: RuntimeName.TRANSFORMERS for format_ in DraftFormat} | {DraftFormat.GGUF: RuntimeName.LLAMACPP}
 
 
@@ -30,14 +35,27 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     """
     import torch
 
-    from selfspec_tune.bench.contest import shortened
-
     manifest = _export(request)
+    check_own_code(request.folder, DraftFormat(manifest["format"]))
     reporter.stage("load", f"{manifest['gguf'] or manifest['model']}, alone and with {request.folder}")
     runtime = open_runtime(request, manifest, reporter)
     items = [runtime.read(prompt) for prompt in _unread(request.prompts, frozenset(manifest["read_prompts"]))]
     reporter.stage("measure", f"{len(items)} prompts of {request.prompts.max_new_tokens} tokens at most")
-    log = RuntimeLog(request.log, _measurement(request, manifest, runtime), fresh=request.fresh)
+    with opened(request.log, _measurement(request, manifest, runtime), fresh=request.fresh) as log:
+        _measure(runtime, items, log, reporter)
+    about = collect(
+        threads=torch.get_num_threads(),
+        seed=request.prompts.seed,
+        prompts=request.prompts.to_dict(),
+        runtime=dict(runtime.measured),
+        skip=manifest["skip"],
+    )
+    return _result(request, manifest, runtime, log.runs, about)
+
+
+def _measure(runtime: TimedRuntime, items: Sequence[WorkItem], log: RuntimeLog, reporter: Reporter) -> None:
+    from selfspec_tune.bench.contest import shortened
+
     done = {(run.prompt_id, run.arm) for run in log.runs}
     for with_draft in (False, True):  # once, untimed: cold pages would count against whichever comes first
         runtime.answer(shortened(items[0], _WARM_UP_TOKENS), with_draft=with_draft)
@@ -47,14 +65,6 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
             if (item.id, arm) not in done:
                 log.add(_run(item.id, arm, runtime.answer(item, with_draft=arm == "speculative")))
         reporter.progress(Progress(number + 1, len(items), detail=item.id))
-    about = collect(
-        threads=torch.get_num_threads(),
-        seed=request.prompts.seed,
-        prompts=request.prompts.to_dict(),
-        runtime=dict(runtime.measured),
-        skip=manifest["skip"],
-    )
-    return _result(request, manifest, runtime, log.runs, about)
 
 
 def open_runtime(request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> TimedRuntime:
@@ -74,16 +84,13 @@ def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} holds no {MANIFEST}: give the folder that `selfspec-tune export` made.")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if (manifest.get("schema"), manifest.get("version")) != (SCHEMA, VERSION):
+        raise FileFormatError(f"{folder / MANIFEST} is no manifest of this version. Export it again with --force.")
     made = manifest.get("format")
     if made not in set(DraftFormat) or _RUNS_IN[DraftFormat(made)] is not request.runtime:
         fit = ", ".join(format_ for format_, runtime in _RUNS_IN.items() if runtime is request.runtime)
         raise UsageError(f"{folder} is an export to {made}; --runtime {request.runtime} takes those to {fit}.")
     return manifest
-
-
-def _draft_tokens(manifest: dict[str, Any]) -> int:
-    """At most, of a draft."""
-    return int(manifest["settings"].get("max_draft_tokens", manifest["draft_tokens"]))
 
 
 def _unread(options: PromptOptions, read: frozenset[str]) -> Sequence[Prompt]:
@@ -117,8 +124,11 @@ def _measurement(request: RuntimeBenchRequest, manifest: dict[str, Any], runtime
     return {
         "runtime": runtime.name,
         "target": runtime.target,
+        "export": {
+            name: manifest[name] for name in ("format", "model_fingerprint", "settings", "draft_bytes", "files")
+        },
         "skip": manifest["skip"],
-        "draft_tokens": _draft_tokens(manifest),
+        "draft_tokens": manifest["draft_tokens"],
         "prompts": request.prompts.to_dict(),
         **runtime.measured,
     }
@@ -139,7 +149,7 @@ def _result(
         runtime=runtime.name,
         model=runtime.target,
         draft=str(request.folder),
-        draft_tokens=_draft_tokens(manifest),
+        draft_tokens=manifest["draft_tokens"],
         decode_speedup=_ratio(plain, ours),
         end_to_end_speedup=_ratio(plain, ours, with_prompt=True),
         again=_ratio(plain, by_arm["again"]),

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.results import RuntimeRun
-from selfspec_tune.run_logs import first_difference, put_aside
+from selfspec_tune.run_logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
-_SCHEMA = "selfspec-tune/runtime-bench-log"
+_SCHEMA, _VERSION = "selfspec-tune/runtime-bench-log", 1
 
 
 class RuntimeLog:
     """What was measured so far; in memory alone without a ``path``.
 
-    ``fresh`` puts an earlier log aside. Raises `FileFormatError` where the file is no such log, `UsageError` where it
-    holds another measurement.
+    Raises `FileFormatError` where the file is no such log, `UsageError` where it holds another measurement.
     """
 
-    def __init__(self, path: Path | None, measurement: Mapping[str, Any], *, fresh: bool = False) -> None:
+    def __init__(self, path: Path | None, measurement: Mapping[str, Any]) -> None:
         self._path = path
-        self._heading = {"schema": _SCHEMA, "version": 1, "measurement": dict(measurement)}
+        self._heading = {"schema": _SCHEMA, "version": _VERSION, "measurement": dict(measurement)}
         self.runs: list[RuntimeRun] = []
-        if path is None or not path.exists():
+        rows = read_jsonl(path) if path is not None else []
+        if path is None or (heading := heading_of(rows, path, _SCHEMA, _VERSION)) is None:
             return
-        if fresh:
-            put_aside(path)
-            return
-        heading, *rows = read_jsonl(path) or [{}]
-        if not isinstance(heading, dict) or heading.get("schema") != _SCHEMA:
-            raise FileFormatError(f"{path} is no log of a bench in another runtime. Give another --out.")
-        difference = first_difference(heading["measurement"], measurement)
-        if difference:
-            raise UsageError(
-                f"{path} holds another measurement: {difference}. Give the same options to resume it, --fresh to "
-                "measure again (the old answers are kept), or another --out."
-            )
-        self.runs = [RuntimeRun.model_validate(row) for row in rows]
+        if difference := first_difference(heading.get("measurement", {}), measurement):
+            raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
+        for number, row in enumerate(rows[1:], 2):
+            try:
+                self.runs.append(RuntimeRun.model_validate(row))
+            except ValidationError as error:
+                reason = error.errors()[0]
+                place = ".".join(map(str, reason["loc"]))
+                raise FileFormatError(
+                    f"{path}, line {number} is no answer of a bench: {place} {reason['msg']}. {WAYS_OUT}"
+                ) from error
 
     def add(self, run: RuntimeRun) -> None:
         """Keep one answer. Raises `StorageError`."""
@@ -47,3 +48,15 @@ class RuntimeLog:
         if self._path is not None:
             is_new = not self._path.exists()
             append_jsonl(self._path, *([self._heading] if is_new else []), run.to_dict())
+
+
+@contextmanager
+def opened(path: Path | None, measurement: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RuntimeLog]:
+    """The log at ``path``, owned until the block ends; ``fresh`` puts an earlier one aside."""
+    if path is None:
+        yield RuntimeLog(None, measurement)
+        return
+    with owned(path):
+        if fresh and path.exists():
+            put_aside(path)
+        yield RuntimeLog(path, measurement)

@@ -29,6 +29,8 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
     facts.add_column(style="dim")
     facts.add_row("skip set", Text(str(skip_set)))
     facts.add_row("draft", Text(draft_line(config.draft, config.model.num_layers)))
+    if config.objective == "standalone":
+        facts.add_row("objective", "standalone: keys and values of its own, as an exported draft has")
     for name, value in _score_facts(config.score):
         facts.add_row(name, value)
     facts.add_row("model", Text(f"{config.model.id}, fingerprint {config.model.fingerprint}"))

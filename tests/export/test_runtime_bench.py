@@ -14,6 +14,7 @@ from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.export import runtime_bench
 from selfspec_tune.export.drafts import MANIFEST, export_draft
+from selfspec_tune.export.own_code import check_own_code
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.measure.workload import WorkItem
@@ -140,3 +141,82 @@ def test_transformers_answers_as_it_does_alone(format_: DraftFormat, tmp_path: P
     assert all(run.drafted >= run.accepted >= 0 for run in result.runs)
     assert {run.drafted > 0 for run in result.runs if run.arm == "speculative"} == {True}
     assert {run.drafted for run in result.runs if run.arm != "speculative"} == {0}
+
+
+@pytest.mark.usefixtures("timed")
+def test_another_exports_answers_are_not_taken_for_this_ones(folder: Path, tmp_path: Path) -> None:
+    request = RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16), log=tmp_path / "runs.jsonl")
+    run_runtime_bench(request, SilentReporter())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"settings": {"exit_threshold": 0.5}}))
+    with pytest.raises(UsageError, match=r"another measurement: export settings exit_threshold was 0\.0, is 0\.5"):
+        run_runtime_bench(request, SilentReporter())
+
+
+@pytest.mark.usefixtures("timed")
+def test_a_log_that_is_none_or_damaged_is_refused(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "runs.jsonl"
+    request = RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16), log=log)
+    run_runtime_bench(request, SilentReporter())
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:2], '{"prompt_id": "p0"}', *lines[2:]]) + "\n")
+    with pytest.raises(FileFormatError, match=r"line 3 is no answer of a bench: arm"):
+        run_runtime_bench(request, SilentReporter())
+    log.write_text(lines[0].replace("runtime-bench-log", "other") + "\n")
+    with pytest.raises(FileFormatError, match="is no log of a bench"):
+        run_runtime_bench(request, SilentReporter())
+
+
+ENGINE_ONLY = (
+    ("--rounds", "3"),
+    ("--reference-prompts", "4"),
+    ("--no-references",),
+    ("--draft-model", "m"),
+    ("--early-exit", "2"),
+    ("--allow-calibration",),
+    ("--sweep-values", "1,2"),
+    ("--plot", "x.svg"),
+    ("--trust-remote-code",),
+    ("--allow-pickle",),
+    ("--no-ngram",),
+    ("--csv", "x.csv"),
+)
+
+
+@pytest.mark.parametrize("option", ENGINE_ONLY, ids=lambda option: option[0])
+def test_no_option_is_ignored(option: tuple[str, ...], folder: Path) -> None:
+    run = CliRunner().invoke(app, ["bench", str(folder), "--runtime", "llamacpp", *option])
+    assert run.exit_code == 2
+    assert f"{option[0].replace('--no-ngram', '--ngram')} is for a bench in this program's engine" in " ".join(
+        run.output.split()
+    )
+
+
+def test_show_prints_a_bench_of_a_runtime(tmp_path: Path) -> None:
+    from tests.test_study_exports import runtime_bench
+
+    runtime_bench("llamacpp").save(tmp_path / "runtime.json")
+    run = CliRunner().invoke(app, ["show", str(tmp_path / "runtime.json")])
+    assert run.exit_code == 0, run.output
+    assert "decode      1.21×" in run.output
+    as_json = CliRunner().invoke(app, ["show", str(tmp_path / "runtime.json"), "--json"])
+    assert json.loads(as_json.stdout)["same_texts"] == 31
+
+
+@pytest.mark.parametrize("format_", [DraftFormat.TRANSFORMERS_GENERATE, DraftFormat.NAS])
+def test_code_that_no_export_wrote_is_not_run(format_: DraftFormat, tmp_path: Path) -> None:
+    directory = kit.tiny_llama(tmp_path / "hf")
+    skips = tmp_path / "skip_layers.json"
+    skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [2]}}))
+    out = tmp_path / "draft"
+    export_draft(ExportRequest(skips, format_, out, str(directory)))
+    check_own_code(out, format_)
+    file = next(out.rglob("*.py"))
+    code = file.read_text()
+    file.write_text(code + "\nimport os\n")
+    with pytest.raises(FileFormatError, match="no other code is run"):
+        run_runtime_bench(RuntimeBenchRequest(out, RuntimeName.TRANSFORMERS, PromptOptions()), SilentReporter())
+    file.write_text(code)
+    (out / "more.py").write_text("")
+    with pytest.raises(FileFormatError, match=r"more\.py is not what this version"):
+        check_own_code(out, format_)

@@ -28,7 +28,7 @@ class AssistedGeneration:
         """``has_own_code``: whether the export wrote the draft's modelling code itself; no other is run."""
         self.name = f"transformers {transformers.__version__}"
         self._model: Any = loaded.model
-        self._draft = _assistant(loaded, draft, draft_tokens, has_own_code=has_own_code)
+        self._draft = _assistant(loaded, draft, draft_tokens, 0.0, has_own_code=has_own_code)
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
         answer = _generate(self._draft, prompt, num_tokens, output_logits=True, return_dict_in_generate=True)
@@ -85,7 +85,13 @@ class TimedTransformers:
         self._with_draft: dict[str, Any] = {"custom_generate": str(request.folder), "trust_remote_code": True}
         if not self._is_code:
             is_nas = manifest["format"] == DraftFormat.NAS
-            draft = _assistant(loaded, request.folder, manifest["draft_tokens"], has_own_code=is_nas)
+            draft = _assistant(
+                loaded,
+                request.folder,
+                manifest["draft_tokens"],
+                manifest["settings"]["exit_threshold"],
+                has_own_code=is_nas,
+            )
             self._with_draft = {"assistant_model": draft}
 
     def read(self, prompt: Prompt) -> WorkItem:
@@ -108,17 +114,23 @@ class TimedTransformers:
         )
 
 
-def _assistant(loaded: LoadedModel, draft: Path, draft_tokens: int, *, has_own_code: bool) -> Any:
-    """An exported draft as ``assistant_model``: so many tokens each time, whatever its confidence."""
+def _assistant(
+    loaded: LoadedModel, draft: Path, draft_tokens: int, exit_threshold: float, *, has_own_code: bool
+) -> Any:
+    """An exported draft as ``assistant_model``: so many tokens each time, fewer where it is less sure than that."""
     with quietly():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            draft, dtype=loaded.dtype, trust_remote_code=has_own_code, local_files_only=True
+            draft,
+            dtype=loaded.dtype,
+            trust_remote_code=has_own_code,
+            local_files_only=True,
+            use_safetensors=True,
         )
     model = model.to(loaded.device).eval()
     model.generation_config.update(
         num_assistant_tokens=draft_tokens,
         num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
+        assistant_confidence_threshold=exit_threshold,
     )
     return model
 

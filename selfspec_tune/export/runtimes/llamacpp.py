@@ -35,11 +35,12 @@ class LlamaCpp:
         draft: Path | None = None,
         *,
         draft_tokens: int = 4,
+        exit_threshold: float = 0.0,
         context: int = 2048,
         threads: int = 2,
         is_exact: bool = False,
     ) -> None:
-        xlc = _library()
+        xlc = library()
         params = xlc.CommonParams()
         params.model.path = str(model)
         params.n_ctx = context
@@ -58,7 +59,7 @@ class LlamaCpp:
             params.speculative.types = [xlc.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
             chosen = params.speculative.draft
             chosen.mparams.path = str(draft)
-            chosen.n_max, chosen.n_min, chosen.p_min = draft_tokens, 0, 0.0
+            chosen.n_max, chosen.n_min, chosen.p_min = draft_tokens, 0, exit_threshold
         self._has_draft = draft is not None
         try:
             self._server: Any = xlc.Server(params)
@@ -100,7 +101,7 @@ class TimedLlamaCpp:
             raise FileFormatError(f"The target of {request.folder} is gone: {self._file}. Export again with --gguf.")
         self._options, self._context = request.prompts, request.context
         tokens, threads = manifest["draft_tokens"], torch.get_num_threads()
-        self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
+        self.name = _name()
         self.target = self._file.name
         self.measured: Mapping[str, Any] = {
             # By size: hashing would take minutes.
@@ -110,7 +111,14 @@ class TimedLlamaCpp:
             "context": request.context,
         }
         self._alone = LlamaCpp(self._file, context=request.context, threads=threads)
-        self._both = LlamaCpp(self._file, draft, draft_tokens=tokens, context=request.context, threads=threads)
+        self._both = LlamaCpp(
+            self._file,
+            draft,
+            draft_tokens=tokens,
+            exit_threshold=manifest["settings"]["exit_threshold"],
+            context=request.context,
+            threads=threads,
+        )
 
     def read(self, prompt: Prompt) -> WorkItem:
         tokens = render(prompt, self._tokenizer, Template(self._options.template))
@@ -134,7 +142,7 @@ class LlamaCppPair:
     """A target and its exported draft, for `verify`: exact where both are in float32."""
 
     def __init__(self, target: Path, draft: Path, draft_tokens: int) -> None:
-        self.name = f"llama.cpp (xllamacpp {llamacpp_version()})"
+        self.name = _name()
         self._draft = LlamaCpp(draft, is_exact=True)
         self._target = LlamaCpp(target, is_exact=True)
         self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, is_exact=True)
@@ -155,16 +163,13 @@ def _said(completion: Completion) -> Said:
     return Said(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
 
 
-def llamacpp_version() -> str | None:
-    """The version of ``xllamacpp``; None where it is not installed."""
-    try:
-        _library()
-    except UsageError:
-        return None
-    return version("xllamacpp")
+def _name() -> str:
+    library()
+    return f"llama.cpp (xllamacpp {version('xllamacpp')})"
 
 
-def _library() -> Any:
+def library() -> Any:
+    """``xllamacpp``. Raises `UsageError` where it is not installed."""
     try:
         import xllamacpp
     except ImportError as error:
