@@ -10,7 +10,7 @@ from selfspec_tune.errors import UsageError
 from selfspec_tune.export.drafts import MANIFEST
 from selfspec_tune.files import write_json_atomic
 from selfspec_tune.provenance import collect
-from selfspec_tune.results import RuntimeBench
+from selfspec_tune.results import RuntimeBench, SkipConfig, SkipLayers
 from selfspec_tune.statistics import Interval
 from tests import scripts_kit
 from tests.results_kit import skip_config
@@ -48,7 +48,8 @@ class Commands:
         if command[0] == "search":
             skip_config().save(out / "skip.json")
         elif command[0] == "export":
-            manifest = {"draft_bytes": 50, "target_bytes": 100, "notes": ["Searched to stand alone."]}
+            skip = SkipConfig.load(Path(command[1])).skip_set().to_dict()
+            manifest = {"skip": skip, "draft_bytes": 50, "target_bytes": 100, "notes": ["Searched to stand alone."]}
             write_json_atomic(out / MANIFEST, manifest)
         else:
             runtime_bench(command[command.index("--runtime") + 1]).save(out)
@@ -62,12 +63,13 @@ def test_it_searches_exports_and_measures_once(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "target.gguf").write_bytes(b"")
     skip_config().save(tmp_path / "shared.json")
     options = ["--model", "models/tiny", "--gguf", str(tmp_path / "target.gguf"), "--out", str(tmp_path / "study")]
-    options += ["--drafts", str(tmp_path / "drafts"), "--shared", str(tmp_path / "shared.json")]
+    options += ["--shared", str(tmp_path / "shared.json")]
     for _ in range(2):
         assert scripts_kit.run_script(monkeypatch, "study_exports", *options) == 0
     assert [command[0] for command in commands.asked] == ["search", "export", "bench", "export", "bench"]
     assert {"--objective", "standalone"} <= set(commands.asked[0])
     assert {"gguf", "--gguf"} <= set(commands.asked[1])
+    assert [{"--dtype", "float32"} <= set(commands.asked[number]) for number in (2, 4)] == [False, True]
     assert "transformers-generate" in commands.asked[3]
     written = (tmp_path / "study" / "README.md").read_text()
     assert "## llamacpp, humaneval" in written
@@ -76,6 +78,9 @@ def test_it_searches_exports_and_measures_once(tmp_path: Path, monkeypatch: pyte
     assert "| decode | 1.21× [1.15–1.27] |" in written
     assert "31 of 32" in written
     assert str(tmp_path) not in written
+    skip_config(skip=SkipLayers(attention=[1], mlp=[])).save(tmp_path / "shared.json")
+    with pytest.raises(UsageError, match="an export of another skip set"):
+        scripts_kit.run_script(monkeypatch, "study_exports", *options)
 
 
 def test_a_target_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
