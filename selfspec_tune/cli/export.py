@@ -10,7 +10,7 @@ import typer
 
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.dialects import Dialect
+from selfspec_tune.dialects import Dialect, split_key
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.requests import GGUF_WEIGHTS, DraftFormat, ExportRequest
 
@@ -34,7 +34,15 @@ def export(
             show_default=False,
         ),
     ],
-    model: options.ModelOfFile = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="M",
+            help="Model, where the file does not lead to it; for a draft anything that loads.",
+            autocompletion=options.complete_model,
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
     out: Annotated[
         Path | None,
@@ -57,20 +65,20 @@ def export(
         int | None,
         typer.Option(
             metavar="N",
-            help="Tokens a draft, in the launch lines.",
+            help="Tokens a draft, at most.",
             show_default="the search's",
             rich_help_panel=_PANEL_DRAFT,
         ),
     ] = None,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace what an earlier export left in --out.", rich_help_panel=_PANEL_DRAFT),
+        bool, typer.Option("--force", help="Replace the file, or what an earlier export left in the folder.")
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Run the draft in its runtime: does it say what our engine says, and draft as often right?",
+            help="Run the draft in its runtime, which must be installed (transformers is): does it say what our engine "
+            "says, and draft as often right?",
             rich_help_panel=_PANEL_DRAFT,
         ),
     ] = False,
@@ -83,7 +91,7 @@ def export(
     if to in set(Dialect):
         _refuse(f"--to {to} writes a file of skips alone", {"--verify": verify or None, "--gguf": gguf})
         _refuse(f"--to {to} writes a file of skips alone", {"--weights": weights, "--draft-tokens": draft_tokens})
-        _export_dialect(source, Dialect(to), model, task, out, force=force)
+        _export_dialect(source, Dialect(to), model, task, out, force=force, json=json)
         return
     _refuse(f"--to {to} holds one draft for all tasks", {"--task": task})
     if to != DraftFormat.GGUF:
@@ -92,6 +100,10 @@ def export(
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
     from selfspec_tune.export.drafts import MANIFEST, export_draft
 
+    if verify:
+        from selfspec_tune.export.verified import require_runtime
+
+        require_runtime(DraftFormat(to))  # before gigabytes are written
     request = ExportRequest(source, DraftFormat(to), out, model, gguf, weights or "copy", draft_tokens, force)
     manifest = export_draft(request)
     found = None
@@ -153,18 +165,30 @@ def _refuse(reason: str, given: dict[str, object]) -> None:
 
 
 def _export_dialect(
-    source: Path, dialect: Dialect, model: str | None, task: str | None, out: Path | None, *, force: bool
+    source: Path,
+    dialect: Dialect,
+    model: str | None,
+    task: str | None,
+    out: Path | None,
+    *,
+    force: bool,
+    json: bool,
 ) -> None:
-    if out is not None and out.exists() and not force:
-        raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
+    if out is None and force:
+        raise UsageError("--force replaces a file; name it with --out, or leave --force out.")
+    if out is not None and out.exists():
+        if not force:
+            raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
+        if out.samefile(split_key(str(source))[0]):
+            raise UsageError(f"{out} is the file that is exported, and would be lost. Give another --out.")
     from selfspec_tune.export import export_dialect
     from selfspec_tune.files import write_json_atomic
 
     value = export_dialect(source, dialect, task=task, model=model)
-    if out is None:
-        print(json_.dumps(value))
-    else:
+    if out is not None:
         write_json_atomic(out, value)
+    if out is None or json:
+        print(json_.dumps(value))
 
 
 def _print(manifest: dict[str, Any], out: Path) -> None:

@@ -67,13 +67,12 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(folder):
             self.tensors |= {name: info for name, info in _headers(file).items() if not name.endswith(_COMPUTED)}
-        if (folder / INDEX).exists():
-            missing = set(read_json(folder / INDEX).get("weight_map", {})) - set(self.tensors)
-            if missing:
-                raise FileFormatError(
-                    f"{folder / INDEX} names tensors that no file holds ({', '.join(sorted(missing)[:3])}). "
-                    "Get the checkpoint again."
-                )
+        missing = {name for name in _indexed(folder) if not name.endswith(_COMPUTED)} - set(self.tensors)
+        if missing:
+            raise FileFormatError(
+                f"{folder / INDEX} names tensors that no file holds ({', '.join(sorted(missing)[:3])}). "
+                "Get the checkpoint again."
+            )
 
     def read(self, name: str) -> Tensor:
         """One tensor. Raises `FileFormatError` where the checkpoint lacks it."""
@@ -105,6 +104,7 @@ def write_checkpoint(
 
     Holds no more than one file's tensors at a time. Raises `StorageError`.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     shards: list[tuple[Path, list[str]]] = []
@@ -131,6 +131,8 @@ def write_checkpoint(
         _name_shards(folder, shards, total)
     except OSError as error:
         raise storage_error(folder, error) from error
+    except SafetensorError as error:  # a full disk, as it reports it
+        raise storage_error(folder, OSError(str(error))) from error
     write_json_atomic(folder / "config.json", config)
     return total
 
@@ -147,9 +149,16 @@ def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int)
     write_json_atomic(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
+def _indexed(folder: Path) -> dict[str, str]:
+    """The file of each tensor by the index; empty where all are in one file, which goes first as in transformers."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
+        return {}
+    found: dict[str, str] = read_json(folder / INDEX).get("weight_map", {})
+    return found
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    if names := set(_indexed(folder).values()):
         files = [folder / name for name in sorted(names)]
         outside = [file for file in files if file.parent != folder]
         if outside:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import secrets
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set
+from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set, split_key
 from selfspec_tune.draft import Draft, DraftPolicy
-from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, SkipSetError, UsageError
 from selfspec_tune.export.blocks import Block
 from selfspec_tune.export.forecast import dropped, forecast
 from selfspec_tune.export.generate import write_generate
 from selfspec_tune.export.gguf import write_gguf
 from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.export.hf import write_whole_layers, write_zeroed
-from selfspec_tune.export.job import Format, Job, Written, fingerprint_of
+from selfspec_tune.export.job import Format, Job, Written
+from selfspec_tune.export.layout import read_outline
 from selfspec_tune.export.nas import write_nas
-from selfspec_tune.export.skip_files import known_num_layers
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
 from selfspec_tune.files import read_json, storage_error, write_json_atomic
 from selfspec_tune.models.origin import find_origin
@@ -27,7 +28,8 @@ from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.results import SkipConfig
 
 MANIFEST = "selfspec-export.json"
-_SCHEMA = "selfspec-tune/export"
+SCHEMA, VERSION = "selfspec-tune/export", 1
+_CHECKPOINT = "CHECKPOINT"
 
 
 FORMATS: dict[DraftFormat, Format] = {
@@ -78,7 +80,7 @@ def _check_free(request: ExportRequest) -> None:
         return
     if not request.force:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace an earlier export.")
-    if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("schema") != _SCHEMA:
+    if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("schema") != SCHEMA:
         raise UsageError(f"{out} holds no export of ours, so --force does not replace it. Give another --out.")
     ours = {*read_json(out / MANIFEST).get("files", {}), MANIFEST}
     others = sorted(str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir())
@@ -109,9 +111,11 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         draft = Draft.from_dict(skip_set, config.draft.model_dump())
         policy, vocabulary, is_standalone = draft.policy, draft.vocabulary, config.objective == "standalone"
     else:
-        depth = GgufFile(gguf).num_layers if made.needs_gguf and gguf else known_num_layers(str(folder))
+        depth = read_outline(folder).num_layers if folder else GgufFile(gguf).num_layers if gguf else None
         skip_set, _ = read_skip_set(request.source, num_layers=depth)
-    draft_tokens = request.draft_tokens or forecast(config).draft_tokens
+    if request.draft_tokens is not None:
+        policy = replace(policy, max_draft_tokens=request.draft_tokens)
+    draft_tokens = request.draft_tokens or (forecast(config).draft_tokens if made.is_alone else policy.max_draft_tokens)
     job = Job(
         skip_set,
         model,
@@ -122,32 +126,48 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         policy,
         vocabulary,
         is_standalone,
-        str(gguf) if made.needs_gguf else find_origin(model).location,
+        str(gguf) if made.needs_gguf else _named_in_lines(model),
     )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
     if not skip_set.num_skipped:
         raise SkipSetError(f"{request.source} skips nothing: the draft would be the model itself, and as slow.")
     if folder is not None:
-        _check_target(job, config)
+        _check_target(job, config, made)
     elif config is not None:
         _check_gguf(job, config)
     return job
 
 
+def _named_in_lines(model: str) -> str:
+    """How servers find the target; they load a checkpoint, not the GGUF file that a draft may be made from."""
+    origin = find_origin(model)
+    return _CHECKPOINT if origin.source == "gguf" else origin.location
+
+
 def _skip_config(source: Path) -> SkipConfig | None:
     """The file, where it is our own."""
     try:
-        value = read_json(Path(str(source).partition("#")[0]))
+        value = read_json(Path(split_key(str(source))[0]))
     except FileFormatError:
         return None  # a dialect that is no JSON, or nothing: its reader says which
     is_own = isinstance(value, dict) and value.get("schema") == f"selfspec-tune/{SKIP_CONFIG}"
     return SkipConfig.load(source) if is_own else None
 
 
-def _check_target(job: Job, config: SkipConfig | None) -> None:
+def _fingerprint(job: Job, made: Format) -> str | None:
+    """The target's; None where its weights cannot be read one by one and the format takes none of them."""
+    try:
+        return job.fingerprint
+    except SelfSpecError:
+        if made.is_alone:
+            raise
+        return None
+
+
+def _check_target(job: Job, config: SkipConfig | None, made: Format) -> None:
     """That the weights at hand are those that the skip set was searched for, as far as the file says."""
-    depth = job.layout.num_layers
+    depth = job.outline.num_layers
     if depth != job.skip_set.num_layers:
         raise SkipSetError(
             f"{job.model} has {depth} layers, the skip set is for a model of {job.skip_set.num_layers}. "
@@ -155,8 +175,8 @@ def _check_target(job: Job, config: SkipConfig | None) -> None:
         )
     if config is None:
         return
-    found = fingerprint_of(job)
-    if found != config.model.fingerprint:
+    found = _fingerprint(job, made)
+    if found not in (None, config.model.fingerprint):
         raise SkipSetError(
             f"The skip set was searched for {config.model.id} (fingerprint {config.model.fingerprint}); {job.model} is "
             f"another model (fingerprint {found}). Give the model that was searched with --model."
@@ -180,31 +200,42 @@ def _check_gguf(job: Job, config: SkipConfig) -> None:
 
 
 def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) -> dict[str, Any]:
-    config = _skip_config(request.source)
+    config, made = _skip_config(request.source), FORMATS[request.format]
     notes = [*written.notes]
-    if FORMATS[request.format].is_alone:
+    if made.is_alone:
         notes += [forecast(config).text]
     notes += dropped(config)
+    if job.target == _CHECKPOINT:
+        notes += [f"{_CHECKPOINT} in the lines stands for the target's checkpoint in Hugging Face's format."]
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-    target = job.gguf.stat().st_size if job.folder is None and job.gguf else job.checkpoint.num_bytes
+    found = _fingerprint(job, made) if job.folder else config.model.fingerprint if config else None
+    if found is None:
+        notes += ["The target's weights could not be compared with those that were searched."]
     return {
-        "schema": _SCHEMA,
-        "version": 1,
+        "schema": SCHEMA,
+        "version": VERSION,
         "format": request.format.value,
         "model": job.model,
         "gguf": str(job.gguf.absolute()) if job.gguf else None,
-        "model_fingerprint": fingerprint_of(job) if job.folder else config.model.fingerprint if config else None,
+        "model_fingerprint": found,
         "skip": job.skip_set.to_dict(),
         "read_prompts": sorted(config.read_prompts) if config else [],
         "layers": [_layer_record(block) for block in job.blocks],
         "draft_bytes": written.weight_bytes,
-        "target_bytes": target,
+        "target_bytes": _target_bytes(job, made),
         "draft_tokens": job.draft_tokens,
         "settings": dict(written.settings),
         "launch": dict(written.launch),
         "notes": notes,
         "files": files,
     }
+
+
+def _target_bytes(job: Job, made: Format) -> int | None:
+    """Of the target's weights; None where no draft's are to be compared with them."""
+    if job.folder is None and job.gguf:
+        return job.gguf.stat().st_size
+    return job.checkpoint.num_bytes if made.is_alone else None
 
 
 def _layer_record(block: Block) -> dict[str, int | None]:

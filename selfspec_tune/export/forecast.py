@@ -69,6 +69,6 @@ def _share(rate: float | None) -> str:
 
 def _unknown(reason: str) -> str:
     return (
-        f"{reason}: what it is worth as a draft that stands alone is not known. --verify measures it in the runtime; "
+        f"{reason}: what it is worth as a draft that stands alone is not known. `bench --runtime` measures it; "
         "`search --objective standalone` finds sets for it."
     )

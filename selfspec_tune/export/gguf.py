@@ -27,6 +27,36 @@ FILE = "draft.gguf"
 _DECI = "deci"
 # Architectures that deci's graph computes, with the order of a head's rotary halves that their files have.
 _INTERLEAVED = {"llama": True, "qwen2": False}
+# Architectures whose layers compute the same at any place, so that a file of fewer is one of them. Others have windows,
+# rotations or scales by place or by number of layers, which files do not say.
+_ALIKE = frozenset(
+    {
+        "llama",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "gemma",
+        "granite",
+        "olmo",
+        "olmo2",
+        "phi2",
+        "phi3",
+        "gpt2",
+        "gptneox",
+        "falcon",
+        "starcoder",
+        "starcoder2",
+        "stablelm",
+        "internlm2",
+        "bloom",
+        "mpt",
+        "nemotron",
+        "orion",
+        "codeshell",
+        "exaone",
+    }
+)
 _EMPTY_FFN = 32  # columns of an MLP that adds nothing: llama.cpp multiplies matrices of at least a block
 _ATTENTION = frozenset({"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"})
 _MLP = frozenset({"ffn_norm", "ffn_gate", "ffn_up", "ffn_down"})
@@ -47,18 +77,30 @@ def write_gguf(job: Job, folder: Path, final: Path) -> Written:
             "Give the GGUF file of the model that was searched."
         )
     blocks = job.blocks
+    _check_alike(source)
     _check_joined(source, blocks)
     is_native = not partial(blocks)
     architecture = source.architecture if is_native else _DECI
     entries = _native_entries(source, blocks) if is_native else _deci_entries(source, blocks)
     pieces = list(_pieces(source, blocks, job.weights, is_native=is_native))
     size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
-    least = job.policy.exit_threshold if job.is_threshold else 0
     line = (
         f"llama-server -m {shlex.quote(str(job.gguf))} -md {shlex.quote(str(final / FILE))} --spec-type draft-simple "
-        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {least:g}"
+        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.exit_threshold:g}"
     )
-    return Written(size, {"llama.cpp": line})
+    return Written(size, {"llama.cpp": line}, settings={"exit_threshold": job.exit_threshold})
+
+
+def _check_alike(source: GgufFile) -> None:
+    """That a layer computes the same at another place."""
+    kind = source.architecture
+    has_window = kind != "phi3" and source.own("attention.sliding_window", 0)  # which llama.cpp has turned off for phi3
+    if kind not in _ALIKE or has_window:
+        reason = "looks back over a window" if kind in _ALIKE else f"is of the architecture {kind}"
+        raise UnsupportedModelError(
+            f"{source.path} {reason}: there llama.cpp computes some layers by their place, and with fewer it would "
+            "compute others. Use --to hf-draft or --to nas for another runtime."
+        )
 
 
 def _check_joined(source: GgufFile, blocks: list[Block]) -> None:

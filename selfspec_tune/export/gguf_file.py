@@ -138,7 +138,8 @@ def write_gguf_file(
 
     writer = GGUFWriter(path, architecture)
     for name, entry in entries.items():
-        if name not in ("general.architecture", "general.alignment"):  # the writer aligns by a rule of its own
+        # The writer aligns by a rule of its own, and has no empty lists.
+        if name not in ("general.architecture", "general.alignment") and entry.value != []:
             writer.add_key_value(name, entry.value, entry.kind, entry.of)
     if weights in _FILE_TYPES:
         writer.kv_data[0].pop("general.file_type", None)

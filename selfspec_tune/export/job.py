@@ -11,7 +11,7 @@ from typing import Any
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.export.blocks import Block, surviving_blocks
 from selfspec_tune.export.checkpoint import Checkpoint
-from selfspec_tune.export.layout import Layout, read_layout
+from selfspec_tune.export.layout import Layout, Outline, read_layout, read_outline
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -22,7 +22,6 @@ class Job:
     Attributes:
         skip_set: the sub-layers that it leaves out.
         model: the target's name, as a user gives it.
-        target: how a runtime finds it: a hub id or a path.
         folder: the target's checkpoint; None where only a GGUF file is at hand.
         gguf: the target's GGUF file, where one is at hand.
         weights: number format of the draft's weights in a GGUF file; ``copy``: the target's own.
@@ -30,6 +29,7 @@ class Job:
         policy: when the draft, sharing the model's cache, goes on.
         vocabulary: how many token ids it then covers; None: all.
         is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
+        target: how a launch line names it.
     """
 
     skip_set: SkipSet
@@ -44,9 +44,10 @@ class Job:
     target: str = ""
 
     @property
-    def is_threshold(self) -> bool:
-        """Whether a server should stop drafting below the policy's threshold."""
-        return self.is_standalone and self.policy.kind is PolicyKind.THRESHOLD
+    def exit_threshold(self) -> float:
+        """Below which probability a runtime should stop drafting; 0: never."""
+        is_threshold = self.is_standalone and self.policy.kind is PolicyKind.THRESHOLD
+        return self.policy.exit_threshold if is_threshold else 0.0
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -60,9 +61,22 @@ class Job:
         return Checkpoint(self.folder)
 
     @cached_property
+    def outline(self) -> Outline:
+        """The target's modules, without a look at its weights. Raises `UnsupportedModelError`."""
+        assert self.folder is not None
+        return read_outline(self.folder)
+
+    @cached_property
     def layout(self) -> Layout:
-        """The target's names. Raises `UnsupportedModelError`."""
-        return read_layout(self.checkpoint)
+        """The target's modules and tensors. Raises `UnsupportedModelError`."""
+        return read_layout(self.checkpoint, self.outline)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the target's checkpoint, as `LoadedModel.fingerprint` has it, read weight by weight."""
+        from selfspec_tune.models.fingerprint import fingerprint
+
+        return fingerprint(self.layout.model, self.checkpoint.read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +98,10 @@ class Format:
 
     ``write`` puts the files into an empty folder, given where that will lie, and refuses by `UnsupportedModelError`
     or `SkipSetError` what it cannot represent. ``needs_gguf``: it is made from the target's GGUF file. ``is_alone``:
-    the draft has keys and values of its own.
+    the draft has keys and values, and weights, of its own.
     """
 
     about: str
     write: Callable[[Job, Path, Path], Written]
     needs_gguf: bool = False
     is_alone: bool = True
-
-
-def fingerprint_of(job: Job) -> str:
-    """The fingerprint of the target's checkpoint, as `LoadedModel.fingerprint` has it, read weight by weight."""
-    from selfspec_tune.models.fingerprint import fingerprint
-
-    return fingerprint(job.layout.model, job.checkpoint.read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ _LLAMA_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The names of a checkpoint: ``layers`` is the path of its layers, ``attention`` and ``mlp`` are their children.
+class Outline:
+    """The modules of a model: ``layers`` is the path of its layers, ``attention`` and ``mlp`` are their children.
 
     ``config``: the model's configuration with every default filled in; ``model``: an empty one of that kind.
     """
@@ -29,8 +29,14 @@ class Layout:
     mlp: str
     num_layers: int
     config: Mapping[str, Any]
-    names: tuple[str, ...]
     model: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Outline):
+    """An outline with the ``names`` of a checkpoint's tensors, which are those of the model's modules."""
+
+    names: tuple[str, ...]
 
     def of_layer(self, layer: int) -> Iterator[tuple[str, str]]:
         """(name, name within the layer) of a layer's tensors."""
@@ -94,32 +100,53 @@ class Layout:
         return config
 
 
-def read_layout(checkpoint: Checkpoint) -> Layout:
-    """The layout of a checkpoint, from an empty model of its configuration.
+def read_outline(folder: Path) -> Outline:
+    """The outline of the model in ``folder``, from its configuration alone.
 
-    Raises `UnsupportedModelError` where the model's sub-layers cannot be told apart, or where its tensors are
-    named otherwise than its modules.
+    Raises `UnsupportedModelError` where transformers has no such model, or its sub-layers cannot be told apart.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from selfspec_tune.models.loading_output import quietly
     from selfspec_tune.models.sublayers import find_sublayers
 
-    with quietly(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = empty_model(config)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"transformers has no model for {folder / 'config.json'}, or only by code that comes with it, which an "
+            f"export does not run ({str(error).splitlines()[0]})."
+        ) from error
     found = find_sublayers(model)
     layers, _, rest = found.names[0].partition(".0.")
     mlp = found.names[1].rpartition(".")[2]
-    names = tuple(checkpoint.tensors)
-    layout = Layout(layers, rest, mlp, found.num_layers, config.to_dict(), names, model)
-    for index in range(2 * found.num_layers):
-        if not any(layout.is_of(name, index) for name in layout.names):
-            raise UnsupportedModelError(
-                f"{Path(checkpoint.folder)} names no tensor {found.names[index]}.*: its weights are stored under "
-                "other names than the model's modules. Load it with transformers and save it again."
-            )
+    return Outline(layers, rest, mlp, found.num_layers, config.to_dict(), model)
+
+
+def empty_model(config: Any) -> Any:
+    """A model without weights. Raises what its class raises of a configuration that it cannot be made from."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from selfspec_tune.models.loading_output import quietly
+
+    with quietly(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
+    """The outline with the checkpoint's names.
+
+    Raises `UnsupportedModelError` where its tensors are named otherwise than the model's modules.
+    """
+    parts = {field.name: getattr(outline, field.name) for field in fields(outline)}
+    layout = Layout(**parts, names=tuple(checkpoint.tensors))
+    missing = sorted({name for name, _ in outline.model.named_parameters()} - set(layout.names))
+    if missing:
+        raise UnsupportedModelError(
+            f"{checkpoint.folder} has no tensor {missing[0]}: its weights are stored under other names than the "
+            "model's modules, so they cannot be taken apart. Use --to transformers-generate, which takes no weights."
+        )
     return layout
 
 

@@ -27,6 +27,10 @@ _FILES = Path(__file__).parent / "nas_files"
 _LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
 _VLLM_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 _TRTLLM = "trtllm.yaml"
+AUTO_MAP = {
+    "AutoConfig": "configuration_decilm.DeciLMConfig",
+    "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+}
 _MULTIPLE = 256  # runtimes round the width of an FFN up to it
 
 
@@ -42,12 +46,18 @@ def write_nas(job: Job, folder: Path, final: Path) -> Written:
         blocks = [Block(0, blocks[0].mlp), *blocks[1:]]
     config = _config(job, blocks)
     size = write_checkpoint(folder, _tensors(job, blocks), config)
-    for file in ("configuration_decilm.py", "modeling_decilm.py"):
-        write_atomic(folder / file, read_text(_FILES / file))
-    write_atomic(folder / _TRTLLM, _trtllm_options(job, final))
+    for name, code in model_code().items():
+        write_atomic(folder / name, code)
+    if not _has_biases(job):
+        write_atomic(folder / _TRTLLM, _trtllm_options(job, final))
     copy_beside(job, folder)
     launch = assisted_launch(job, final, remote_code=True) | _launch(job, blocks, final)
-    return Written(size, launch, _notes(job, blocks, final))
+    return Written(size, launch, _notes(job, blocks, final), {"exit_threshold": job.exit_threshold})
+
+
+def model_code() -> dict[str, str]:
+    """The files that come with a draft, by name."""
+    return {name: read_text(_FILES / name) for name in ("configuration_decilm.py", "modeling_decilm.py")}
 
 
 def check_is_llama(job: Job) -> None:
@@ -108,16 +118,13 @@ def _config(job: Job, blocks: list[Block]) -> dict[str, Any]:
     return {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
-        "auto_map": {
-            "AutoConfig": "configuration_decilm.DeciLMConfig",
-            "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
-        },
+        "auto_map": AUTO_MAP,
         **{name: full.get(name) for name in names},
         "intermediate_size": inner,
         "head_dim": full.get("head_dim") or width // heads,
         "num_hidden_layers": len(blocks),
         "attention_bias": False,
-        "qkv_bias": any(name.endswith(".q_proj.bias") for name in job.layout.names),
+        "qkv_bias": _has_biases(job),
         "mlp_bias": False,
         "rope_parameters": rope,
         "rope_theta": rope["rope_theta"],
@@ -173,8 +180,11 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
         f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} "
         f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {job.draft_tokens + 1}",
-        "tensorrt-llm": f"trtllm-serve {target} --trust_remote_code --config {shlex.quote(str(final / _TRTLLM))}",
     }
+    if not _has_biases(job):
+        lines["tensorrt-llm"] = (
+            f"trtllm-serve {target} --trust_remote_code --config {shlex.quote(str(final / _TRTLLM))}"
+        )
     if not _mlx_trouble(job, blocks):
         lines["mlx"] = (
             f"mlx_lm.server --model {target} --draft-model {draft} --num-draft-tokens {job.draft_tokens} "
@@ -188,7 +198,7 @@ def _trtllm_options(job: Job, final: Path) -> str:
     return (
         "disable_overlap_scheduler: true\n"
         "speculative_config:\n"
-        "  decoding_type: DraftTarget\n"
+        "  decoding_type: Draft_Target\n"
         f"  max_draft_len: {job.draft_tokens}\n"
         f"  speculative_model: {json.dumps(str(final), ensure_ascii=False)}\n"
     )
@@ -197,9 +207,21 @@ def _trtllm_options(job: Job, final: Path) -> str:
 def _notes(job: Job, blocks: list[Block], final: Path) -> tuple[str, ...]:
     trouble = _mlx_trouble(job, blocks)
     notes = [f"Not for MLX-LM: {trouble}."] if trouble else []
+    if _has_biases(job):
+        notes.append("Not for TensorRT-LLM: its nemotron-nas has no biases.")
+    if job.exit_threshold:
+        notes.append(
+            f"It was searched to stop drafting below {job.exit_threshold:.0%}; of these runtimes only transformers "
+            "does, the others draft on and gain less."
+        )
     if any(part in str(final) for part in _VLLM_NAMES):
         notes.append(f"vLLM takes a path with one of {', '.join(_VLLM_NAMES)} for another method: move the folder.")
     return tuple(notes)
+
+
+def _has_biases(job: Job) -> bool:
+    """On queries, keys and values."""
+    return any(name.endswith(".q_proj.bias") for name in job.layout.names)
 
 
 def _mlx_trouble(job: Job, blocks: list[Block]) -> str:
@@ -208,7 +230,7 @@ def _mlx_trouble(job: Job, blocks: list[Block]) -> str:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if any(block.attention is None for block in blocks):
         return "it takes no rejected token back from a draft in which a layer has no attention"
-    if any(name.endswith(".q_proj.bias") for name in job.layout.names):
+    if _has_biases(job):
         return "its nemotron-nas has no biases on queries, keys and values alone"
     if (config.get("head_dim") or width // heads) * heads != width:
         return "its nemotron-nas computes the size of a head from the width"

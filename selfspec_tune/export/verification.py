@@ -50,8 +50,8 @@ class Runtime(Protocol):
 class Simulation(Protocol):
     """What a runtime's loop should count on a prompt."""
 
-    def __call__(self, prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
-        """Drafted and accepted tokens of an answer that may have ``budget`` tokens and ended after ``num_tokens``."""
+    def __call__(self, prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
+        """Drafted and accepted tokens on the way to the runtime's ``answer``, which may have ``budget`` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def verify(
         differences += [abs(a - b) for a, b in zip(logprobs, alone.logprobs, strict=False)]
         same += together.tokens == plain.tokens
         drafted, accepted = drafted + together.drafted, accepted + together.accepted
-        ours = simulate(prompt, len(together.tokens), NUM_TOKENS)
+        ours = simulate(prompt, together.tokens, NUM_TOKENS)
         expected_drafted, expected_accepted = expected_drafted + ours[0], expected_accepted + ours[1]
     if left_out == len(prompts):
         raise SelfSpecError(f"{runtime.name} gave no answer that can be compared token by token.")
@@ -139,11 +139,14 @@ def verify(
     )
 
 
-def server_loop(loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, first_is_plain: bool) -> Simulation:
-    """The loop of a server with a draft model: so many tokens drafted a round, fewer where the budget ends.
+def server_loop(
+    loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, first_is_plain: bool, is_bounded: bool = True
+) -> Simulation:
+    """The loop of a server with a draft model, along the server's own answer, whose roundings may differ from ours.
 
     The draft reads every token itself. ``first_is_plain``: whether reading the prompt gives a first token, as in
-    llama.cpp; transformers drafts before it has read the prompt.
+    llama.cpp; transformers drafts before it has read the prompt. ``is_bounded``: whether fewer tokens are drafted where
+    the budget ends.
     """
     from selfspec_tune.engine import choose_runner
     from selfspec_tune.engine.ngram import common_prefix
@@ -152,18 +155,24 @@ def server_loop(loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, fi
     runner = StandaloneRunner(choose_runner(loaded, "auto", _untold), choose_runner(loaded, "auto", _untold))
     draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens))
 
-    def simulate(prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
-        runner.reserve(len(prompt) + budget + draft_tokens)
+    def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
+        if not answer:
+            return 0, 0
+        runner.reserve(len(prompt) + budget + draft_tokens + 1)
         runner.set_draft(draft)
         read = prompt if first_is_plain else prompt[:-1]
-        first = int(runner.prefill(read).argmax())
-        token, produced = (first, 1) if first_is_plain else (prompt[-1], 0)
+        runner.prefill(read)
+        token, produced = (answer[0], 1) if first_is_plain else (prompt[-1], 0)
         drafted = accepted = 0
-        while produced < num_tokens:
-            start, room = runner.length, min(draft_tokens, budget - produced - 1)
+        while produced < len(answer):
+            start, room = runner.length, draft_tokens
+            if is_bounded:
+                room = min(room, budget - produced - 1)
             tokens = runner.draft_greedy(token, room)[0]
             runner.rewind(start)
             targets = runner.verify_greedy([token, *tokens])
+            said = answer[produced : produced + len(targets)]
+            targets = [*said, *targets[len(said) :]]  # past its end, our own
             agreed = common_prefix(tokens, targets)
             runner.rewind(start + agreed + 1)
             token, produced = targets[agreed], produced + agreed + 1
@@ -179,7 +188,7 @@ def shared_loop(loaded: LoadedModel, draft: Draft) -> Simulation:
 
     runner = choose_runner(loaded, "auto", _untold)
 
-    def simulate(prompt: Sequence[int], num_tokens: int, budget: int) -> tuple[int, int]:
+    def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
         made = self_speculative(runner, prompt, Limits(budget), Sampler(), draft)
         return sum(made.drafted), sum(made.accepted)
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from selfspec_tune.models import LoadedModel
 
 
+def require_runtime(format_: DraftFormat) -> None:
+    """Raises `UsageError`, saying how to install it, where the runtime that verifies the format is not installed."""
+    if format_ is DraftFormat.GGUF:
+        from selfspec_tune.export.runtimes.llamacpp import library
+
+        library()
+
+
 def verify_export(folder: Path, manifest: dict[str, Any], manifest_file: str) -> Verification:
     """Run the export in ``folder``; what came out is also kept in its manifest.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
 
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError
 from selfspec_tune.export import gguf as gguf_export
 from selfspec_tune.export.gguf import FILE, write_gguf
-from selfspec_tune.export.gguf_file import GgufFile
+from selfspec_tune.export.gguf_file import Entry, GgufFile, full, write_gguf_file
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtimes.llamacpp import LlamaCpp, LlamaCppPair
 from selfspec_tune.export.verification import EXACT_LOGPROB, along, server_loop
@@ -63,7 +65,7 @@ def test_llamacpp_computes_and_drafts_as_we_do(name: str, model: tuple[LoadedMod
     together = pair.speculative(prompt, NUM_TOKENS)
     assert together.tokens == pair.plain(prompt, NUM_TOKENS).tokens
     simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)
-    assert (together.drafted, together.accepted) == simulate(prompt, len(together.tokens), NUM_TOKENS)
+    assert (together.drafted, together.accepted) == simulate(prompt, together.tokens, NUM_TOKENS)
 
 
 def test_an_ffn_of_width_zero_would_lose_its_attention(
@@ -89,6 +91,10 @@ def test_weights_come_in_the_format_that_was_asked_for(
     draft = GgufFile(written(model[1], SETS["an MLP"], tmp_path / "draft", weights))
     assert draft.tensors["blk.0.attn_q.weight"].tensor_type == GGMLQuantizationType[kind]
     assert draft.tensors["blk.0.attn_norm.weight"].tensor_type == GGMLQuantizationType.F32
+    for name in ("token_embd.weight", "blk.2.ffn_down.weight"):
+        stored, own = (file.tensors[name] for file in (draft, GgufFile(model[1])))
+        rows, exact = (dequantize(tensor.data, tensor.tensor_type) for tensor in (stored, own))
+        assert np.allclose(rows, exact, rtol={"f16": 2**-11, "bf16": 2**-8, "copy": 0}[weights], atol=1e-6)
 
 
 def test_whole_layers_keep_the_architecture(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
@@ -117,3 +123,34 @@ def test_an_architecture_of_another_graph_keeps_its_layers_whole(
         written(model[1], SETS["an attention"], tmp_path / "draft")
     assert written(model[1], SETS["whole layers"], tmp_path / "draft").exists()
     shutil.rmtree(tmp_path / "draft")
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "smollm3", "deepseek2"])
+def test_layers_that_go_by_their_place_are_refused(
+    kind: str, model: tuple[LoadedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GgufFile, "architecture", kind)
+    monkeypatch.setattr(GgufFile, "num_layers", 4)
+    with pytest.raises(UnsupportedModelError, match=rf"architecture {kind}.*by their place.*--to hf-draft"):
+        written(model[1], SETS["whole layers"], tmp_path / "draft")
+
+
+def test_a_window_is_refused(model: tuple[LoadedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = GgufFile.own
+    monkeypatch.setattr(
+        GgufFile,
+        "own",
+        lambda file, name, default=None: 32 if name == "attention.sliding_window" else own(file, name, default),
+    )
+    with pytest.raises(UnsupportedModelError, match="looks back over a window"):
+        written(model[1], SETS["whole layers"], tmp_path / "draft")
+
+
+def test_empty_lists_of_a_file_are_left_out(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
+    piece = full("blk.0.attn_norm.weight", (4,), 1.0)
+    entries = {
+        "general.name": Entry("tiny", GGUFValueType.STRING),
+        "tokenizer.ggml.merges": Entry([], GGUFValueType.ARRAY, GGUFValueType.STRING),
+    }
+    write_gguf_file(tmp_path / "some.gguf", "llama", entries, [piece], "copy")
+    assert "tokenizer.ggml.merges" not in GgufFile(tmp_path / "some.gguf").entries

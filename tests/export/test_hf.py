@@ -99,7 +99,10 @@ def test_a_nas_directory_computes_what_the_skipped_model_does(
     assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["block_configs"])
-    assert {"transformers", "vllm", "sglang", "tensorrt-llm"} <= set(manifest["launch"])
+    assert {"transformers", "vllm", "sglang"} <= set(manifest["launch"])
+    has_biases = "qwen2" in str(directory)
+    assert ("tensorrt-llm" in manifest["launch"]) == (out / "trtllm.yaml").exists() == (not has_biases)
+    assert any("Not for TensorRT-LLM" in note for note in manifest["notes"]) == has_biases
 
 
 ROPES = {
@@ -302,3 +305,113 @@ def test_everything_skipped_leaves_nothing_to_export(
     everything = SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3))
     with pytest.raises(SkipSetError, match="skips every sub-layer"):
         exported("nas", tiny_llama_dir, everything, skip_file, tmp_path)
+
+
+def test_an_index_may_name_what_loaders_compute_anew(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    # As Llama-2's own files have it.
+    source, sharded = Checkpoint(tiny_llama_dir), tmp_path / "sharded"
+    sharded.mkdir()
+    tensors = {name: source.read(name) for name in source.tensors}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    write_checkpoint(sharded, iter(tensors.items()), source.config, shard_bytes=100_000)
+    for file in source.beside:
+        (sharded / file.name).write_bytes(file.read_bytes())
+    skip_set = WHOLE["one layer"]
+    out, _ = exported("hf-draft", sharded, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(tiny_llama_dir, skip_set))
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.layers.9.extra"] = next(iter(index["weight_map"].values()))
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(FileFormatError, match=r"names tensors that no file holds \(model\.layers\.9\.extra\)"):
+        Checkpoint(sharded)
+
+
+def test_one_file_goes_before_an_index_that_was_left_behind(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    (copied / INDEX).write_text(json.dumps({"weight_map": {"gone": "model-00001-of-00002.safetensors"}}))
+    assert set(Checkpoint(copied).tensors) == set(Checkpoint(tiny_llama_dir).tensors)
+
+
+def test_an_index_leads_to_no_file_outside(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    (copied / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (copied / INDEX).write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(FileFormatError, match="a file outside its folder"):
+        Checkpoint(copied)
+
+
+def test_experts_that_files_name_otherwise_go_by_code_only(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import Qwen2MoeConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 64, "moe_intermediate_size": 32, "num_experts": 4}
+    heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    sizes |= {"shared_expert_intermediate_size": 32, "num_experts_per_tok": 2, "max_position_embeddings": 4096}
+    directory = kit.save_random(Qwen2MoeConfig(**sizes, **heads, pad_token_id=0), tmp_path / "moe")
+    skip_set = SkipSet(3, (1,), (1,))
+    with pytest.raises(UnsupportedModelError, match=r"under other names.*--to transformers-generate"):
+        exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    out, manifest = exported("transformers-generate", directory, skip_set, skip_file, tmp_path)
+    assert verify_export(out, manifest, MANIFEST).verdict == "exact"
+    assert any("could not be compared" in note for note in manifest["notes"])
+
+
+def test_kinds_of_layers_go_with_them(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import GPTNeoConfig
+
+    from tests import kit
+
+    kinds = [[["global", "local"], 2]]
+    sizes = {"hidden_size": kit.HIDDEN, "num_layers": 4, "num_heads": 4, "vocab_size": 128, "window_size": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    directory = kit.save_random(GPTNeoConfig(attention_types=kinds, **sizes, **ends), tmp_path / "neo")
+    skip_set = SkipSet(4, (1,), (1,))
+    out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+
+
+def test_layers_that_are_what_they_are_by_their_place_are_refused(
+    skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import ModernBertDecoderConfig
+
+    from tests import kit
+
+    # Its first layer has no norm before the attention.
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+    config = ModernBertDecoderConfig(vocab_size=128, max_position_embeddings=64, **sizes, **ends)
+    directory = kit.save_random(config, tmp_path / "modern")
+    with pytest.raises(UnsupportedModelError, match=r"by their place.*attn_norm.*--to hf-zero"):
+        exported("hf-draft", directory, SkipSet(3, (0,), (0,)), skip_file, tmp_path)
+    skip_set = SkipSet(3, (1,), (1,))
+    out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+
+
+def test_a_model_by_code_of_its_own_is_refused(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = skip_file(tiny_llama_dir, SkipSet(4, (1,), (1,)))
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    config = json.loads((copied / "config.json").read_text())
+    own = {"model_type": "somebodys", "auto_map": {"AutoConfig": "theirs.Config"}}
+    (copied / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(UnsupportedModelError, match="by code that comes with it"):
+        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(copied)))
+
+
+def test_lines_for_servers_name_no_gguf_file(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    from tests import kit
+
+    target, skips = kit.tiny_gguf(tiny_llama_dir, tmp_path / "model.gguf"), tmp_path / "skip_layers.json"
+    skips.write_text('{"tiny": {"attention": [1], "mlp": [1]}}')
+    manifest = export_draft(ExportRequest(skips, DraftFormat.NAS, tmp_path / "draft", str(target)))
+    assert not [line for line in manifest["launch"].values() if "model.gguf" in line]
+    assert any("CHECKPOINT in the lines stands for" in note for note in manifest["notes"])
