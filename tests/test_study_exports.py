@@ -67,7 +67,7 @@ def test_it_searches_exports_and_measures_once(tmp_path: Path, monkeypatch: pyte
     for _ in range(2):
         assert scripts_kit.run_script(monkeypatch, "study_exports", *options) == 0
     assert [command[0] for command in commands.asked] == ["search", "export", "bench", "export", "bench"]
-    assert {"--objective", "standalone"} <= set(commands.asked[0])
+    assert {"--objective", "standalone", "--policy", "threshold"} <= set(commands.asked[0])
     assert {"gguf", "--gguf"} <= set(commands.asked[1])
     assert [{"--dtype", "float32"} <= set(commands.asked[number]) for number in (2, 4)] == [False, True]
     assert "transformers-generate" in commands.asked[3]
