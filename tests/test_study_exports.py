@@ -66,10 +66,11 @@ def test_it_searches_exports_and_measures_once(tmp_path: Path, monkeypatch: pyte
     options += ["--shared", str(tmp_path / "shared.json")]
     for _ in range(2):
         assert scripts_kit.run_script(monkeypatch, "study_exports", *options) == 0
-    assert [command[0] for command in commands.asked] == ["search", "export", "bench", "export", "bench"]
+    assert [command[0] for command in commands.asked] == ["search", "export", "bench", "export", "bench", "bench"]
     assert {"--objective", "standalone", "--policy", "threshold"} <= set(commands.asked[0])
     assert {"gguf", "--gguf"} <= set(commands.asked[1])
-    assert [{"--dtype", "float32"} <= set(commands.asked[number]) for number in (2, 4)] == [False, True]
+    dtypes = [command[command.index("--dtype") + 1] for command in commands.asked[2:] if "--dtype" in command]
+    assert dtypes == ["float32", "bfloat16"]
     assert "transformers-generate" in commands.asked[3]
     written = (tmp_path / "study" / "README.md").read_text()
     assert "## llamacpp, humaneval" in written
