@@ -176,15 +176,14 @@ def _export_dialect(
 ) -> None:
     if out is None and force:
         raise UsageError("--force replaces a file; name it with --out, or leave --force out.")
-    if out is not None and out.exists():
-        if not force:
-            raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
-        if out.samefile(split_key(str(source))[0]):
-            raise UsageError(f"{out} is the file that is exported, and would be lost. Give another --out.")
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
     from selfspec_tune.export import export_dialect
     from selfspec_tune.files import write_json_atomic
 
     value = export_dialect(source, dialect, task=task, model=model)
+    if out is not None and out.exists() and out.samefile(split_key(str(source))[0]):
+        raise UsageError(f"{out} is the file that is exported, and would be lost. Give another --out.")
     if out is not None:
         write_json_atomic(out, value)
     if out is None or json:

@@ -205,7 +205,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
     if made.is_alone:
         notes += [forecast(config).text]
     notes += dropped(config)
-    if job.target == _CHECKPOINT:
+    if any(_CHECKPOINT in line for line in written.launch.values()):
         notes += [f"{_CHECKPOINT} in the lines stands for the target's checkpoint in Hugging Face's format."]
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     found = _fingerprint(job, made) if job.folder else config.model.fingerprint if config else None

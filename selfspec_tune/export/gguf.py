@@ -96,9 +96,9 @@ def _check_alike(source: GgufFile) -> None:
     kind = source.architecture
     has_window = kind != "phi3" and source.own("attention.sliding_window", 0)  # which llama.cpp has turned off for phi3
     if kind not in _ALIKE or has_window:
-        reason = "looks back over a window" if kind in _ALIKE else f"is of the architecture {kind}"
+        reason = "looks back over a window" if kind in _ALIKE else f"is of the architecture {kind}, not known otherwise"
         raise UnsupportedModelError(
-            f"{source.path} {reason}: there llama.cpp computes some layers by their place, and with fewer it would "
+            f"{source.path} {reason}: llama.cpp may compute its layers by their place, and with fewer it would "
             "compute others. Use --to hf-draft or --to nas for another runtime."
         )
 

@@ -11,10 +11,13 @@ from selfspec_tune.errors import SkipSetError, UnsupportedModelError
 from selfspec_tune.export.blocks import partial
 from selfspec_tune.export.checkpoint import write_checkpoint
 from selfspec_tune.export.job import Job, Written
-from selfspec_tune.export.layout import without_code
+from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model, without_code
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_BY_DEPTH = ("scale_depth", "scale_attn_by_inverse_layer_idx")  # of MiniCPM and GPT-2: a layer's scale by its place
 
 
 def write_whole_layers(job: Job, folder: Path, final: Path) -> Written:
@@ -42,13 +45,11 @@ def _check_loads(job: Job, config: dict[str, Any], names: list[tuple[str, str]])
     """That a model of ``config`` takes the tensors (new name, name in the checkpoint): each has its place and shape."""
     from transformers import AutoConfig
 
-    from selfspec_tune.export.layout import empty_model
-
     kind = config["model_type"]
     reason = ""
     try:
         model = empty_model(AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"}))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (*NO_SUCH_MODEL, TypeError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
     else:
         shapes = {new: job.checkpoint.tensors[old].shape for new, old in names}
@@ -56,10 +57,13 @@ def _check_loads(job: Job, config: dict[str, Any], names: list[tuple[str, str]])
         known, own = model.state_dict(), job.layout.model.state_dict()
         wrong += [new for new, old in names if old in own and new not in known]
         reason = f"{wrong[0]} is not what it takes" if wrong else ""
+    by_depth = [name for name in _BY_DEPTH if config.get(name)]
+    if by_depth:
+        reason = f"{by_depth[0]} counts layers"
     if reason:
         raise UnsupportedModelError(
-            f"{job.model} is of the type {kind}, whose layers are what they are by their place: without some of them "
-            f"it does not load ({reason}). Use --to hf-zero or --to transformers-generate."
+            f"{job.model} is of the type {kind}, whose layers are what they are by their place: with fewer it does not "
+            f"compute what was searched ({reason}). Use --to hf-zero or --to transformers-generate."
         )
 
 

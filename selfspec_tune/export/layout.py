@@ -8,10 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.export.blocks import Block
 from selfspec_tune.export.checkpoint import Checkpoint
 
+NO_SUCH_MODEL = (ValueError, StrictDataclassError)  # what transformers raises of a configuration
 _ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
 _LLAMA_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _LLAMA_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
@@ -112,7 +115,7 @@ def read_outline(folder: Path) -> Outline:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = empty_model(config)
-    except ValueError as error:
+    except NO_SUCH_MODEL as error:
         raise UnsupportedModelError(
             f"transformers has no model for {folder / 'config.json'}, or only by code that comes with it, which an "
             f"export does not run ({str(error).splitlines()[0]})."
@@ -145,7 +148,8 @@ def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
     if missing:
         raise UnsupportedModelError(
             f"{checkpoint.folder} has no tensor {missing[0]}: its weights are stored under other names than the "
-            "model's modules, so they cannot be taken apart. Use --to transformers-generate, which takes no weights."
+            "model's modules, so they cannot be taken apart. Load it with transformers and save it again, or, where "
+            "that changes nothing, use --to transformers-generate, which takes no weights."
         )
     return layout
 

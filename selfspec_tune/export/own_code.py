@@ -12,12 +12,19 @@ from selfspec_tune.export.nas import AUTO_MAP, model_code
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.requests import DraftFormat
 
+_ADAPTER = "adapter_config.json"  # which leads to another model
 _SETTINGS = "SETTINGS = json.loads("
 
 
 def check_own_code(folder: Path, format_: DraftFormat) -> None:
-    """Raise `FileFormatError` where an export holds code that an export of this version does not write."""
-    found = {str(file.relative_to(folder)): file for file in folder.rglob("*.py")}
+    """Raise `FileFormatError` where an export holds code that an export of this version does not write.
+
+    Or leads to code elsewhere, or lacks its own.
+    """
+    files = list(folder.rglob("*"))
+    for file in files:
+        if file.is_symlink() or file.name == _ADAPTER:
+            raise _not_ours(file)
     wanted: dict[str, str] = {}
     if format_ is DraftFormat.NAS:
         wanted = model_code()
@@ -25,12 +32,12 @@ def check_own_code(folder: Path, format_: DraftFormat) -> None:
             raise _not_ours(folder / "config.json")
     elif format_ is DraftFormat.TRANSFORMERS_GENERATE:
         name = str(Path("custom_generate") / "generate.py")
-        wanted = {name: _rewritten(found[name])} if name in found else {}
-    for name, file in found.items():
-        if name not in wanted or read_text(file) != wanted[name]:
+        wanted = {name: _rewritten(folder / name) if (folder / name).is_file() else ""}
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        raise FileFormatError(f"{folder} lacks {missing[0]}. Export it again with --force.")
+    for file in files:
+        if file.suffix == ".py" and read_text(file) != wanted.get(str(file.relative_to(folder))):
             raise _not_ours(file)
-    if missing := wanted.keys() - found.keys():
-        raise FileFormatError(f"{folder} lacks {min(missing)}. Export it again.")
 
 
 def _rewritten(file: Path) -> str:

@@ -124,9 +124,7 @@ def _measurement(request: RuntimeBenchRequest, manifest: dict[str, Any], runtime
     return {
         "runtime": runtime.name,
         "target": runtime.target,
-        "export": {
-            name: manifest[name] for name in ("format", "model_fingerprint", "settings", "draft_bytes", "files")
-        },
+        "export": {name: manifest[name] for name in _EXPORT},
         "skip": manifest["skip"],
         "draft_tokens": manifest["draft_tokens"],
         "prompts": request.prompts.to_dict(),

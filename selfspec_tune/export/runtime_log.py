@@ -26,10 +26,12 @@ class RuntimeLog:
     def __init__(self, path: Path | None, measurement: Mapping[str, Any]) -> None:
         self._path = path
         self._heading = {"schema": _SCHEMA, "version": _VERSION, "measurement": dict(measurement)}
+        self._has_heading = False
         self.runs: list[RuntimeRun] = []
         rows = read_jsonl(path) if path is not None else []
         if path is None or (heading := heading_of(rows, path, _SCHEMA, _VERSION)) is None:
             return
+        self._has_heading = True
         if difference := first_difference(heading.get("measurement", {}), measurement):
             raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
         for number, row in enumerate(rows[1:], 2):
@@ -46,8 +48,8 @@ class RuntimeLog:
         """Keep one answer. Raises `StorageError`."""
         self.runs.append(run)
         if self._path is not None:
-            is_new = not self._path.exists()
-            append_jsonl(self._path, *([self._heading] if is_new else []), run.to_dict())
+            append_jsonl(self._path, *([] if self._has_heading else [self._heading]), run.to_dict())
+            self._has_heading = True
 
 
 @contextmanager

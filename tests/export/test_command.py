@@ -158,6 +158,9 @@ def test_a_dialects_file_is_replaced_only_by_force_and_never_the_source(source: 
     assert run.exit_code == 2
     assert "would be lost" in said(run)
     assert source.read_bytes() == before
+    run = export(tmp_path / "typo.json", "--to", "self-sd", "--out", out, "--force")
+    assert run.exit_code in (1, 2)
+    assert "typo.json does not exist. Check the path" in said(run)
 
 
 def test_a_folder_with_a_hash_in_its_name_is_a_folder(

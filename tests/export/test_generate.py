@@ -155,7 +155,9 @@ def test_what_it_does_not_do_is_decoded_plainly(
     how: dict[str, Any], directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
-    assert torch.equal(generated(model, out, **how), generated(model, **how))
+    counts: dict[str, int] = {}
+    assert torch.equal(generated(model, out, draft_counts=counts, **how), generated(model, **how))
+    assert not counts.get("drafted")
 
 
 def test_stop_strings_end_it(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -191,6 +193,25 @@ def test_a_conversation_goes_on_from_its_cache(
         return made[:, given.shape[1] :]
 
     assert torch.equal(answer({"custom_generate": str(out), "trust_remote_code": True}), answer({}))
+
+
+def test_a_window_cache_of_the_users_is_filled(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import MistralConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256, "sliding_window": 8}
+    directory = kit.save_random(MistralConfig(**sizes, pad_token_id=0), tmp_path / "window")
+    out, model = exported(directory, SETS["an MLP"], skip_file, tmp_path), loaded_from(directory)
+    name, counts = load_model(str(directory)).cache_argument, dict[str, int]()
+    cache = DynamicCache(config=model.config)
+    text = generated(model, out, draft_counts=counts, **{name: cache})
+    assert torch.equal(text, generated(model))
+    assert cache.get_seq_length() == text.shape[1] - 1
+    assert not counts.get("drafted")
+    assert torch.equal(generated(model, out, draft_counts=counts), text)
+    assert counts["drafted"] > 0
 
 
 def test_sublayers_that_return_more_than_a_tensor_are_left_out_too(

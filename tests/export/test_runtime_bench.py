@@ -162,6 +162,10 @@ def test_a_log_that_is_none_or_damaged_is_refused(folder: Path, tmp_path: Path) 
     log.write_text("\n".join([*lines[:2], '{"prompt_id": "p0"}', *lines[2:]]) + "\n")
     with pytest.raises(FileFormatError, match=r"line 3 is no answer of a bench: arm"):
         run_runtime_bench(request, SilentReporter())
+    log.write_text("")  # of a disk that was full
+    run_runtime_bench(request, SilentReporter())
+    assert len(log.read_text().splitlines()) == len(lines)
+    run_runtime_bench(request, SilentReporter())
     log.write_text(lines[0].replace("runtime-bench-log", "other") + "\n")
     with pytest.raises(FileFormatError, match="is no log of a bench"):
         run_runtime_bench(request, SilentReporter())
@@ -219,4 +223,15 @@ def test_code_that_no_export_wrote_is_not_run(format_: DraftFormat, tmp_path: Pa
     file.write_text(code)
     (out / "more.py").write_text("")
     with pytest.raises(FileFormatError, match=r"more\.py is not what this version"):
+        check_own_code(out, format_)
+    (out / "more.py").unlink()
+    if file.parent == out:
+        file.unlink()
+    else:
+        (out / "custom_generate").rename(tmp_path / "elsewhere")
+        (out / "custom_generate").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(FileFormatError, match="custom_generate is not what this version"):
+            check_own_code(out, format_)
+        (out / "custom_generate").unlink()
+    with pytest.raises(FileFormatError, match=r"lacks .*Export it again"):
         check_own_code(out, format_)

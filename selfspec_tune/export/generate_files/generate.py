@@ -34,6 +34,7 @@ def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=Non
             arguments.pop(name, None)
     if not is_simple(model, arguments):
         return GenerationMixin.generate(model, **arguments)
+    has_own_cache = any(arguments.get(name) is not None for name in ("cache", "past_key_values", "cache_params"))
     # What transformers does not hand on to a function.
     streamer, tokenizer = arguments.get("streamer"), arguments.pop("tokenizer", None)
     texts = arguments.pop("stop_strings", None)
@@ -43,7 +44,7 @@ def generate(model, max_draft_tokens=None, exit_threshold=None, draft_counts=Non
 
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
         loop = Loop(model, logits_processor, stopping_criteria, generation_config, streamer, policy)
-        return loop.run(input_ids, inputs)
+        return loop.run(input_ids, inputs, has_own_cache)
 
     return GenerationMixin.generate(model, custom_generate=decode, **arguments)
 
@@ -96,12 +97,16 @@ class Loop:
         ends = config.eos_token_id
         self.ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
-    def run(self, ids, inputs):
-        """The sequence, or what ``return_dict_in_generate`` asks for."""
+    def run(self, ids, inputs, has_own_cache):
+        """The sequence, or what ``return_dict_in_generate`` asks for.
+
+        ``has_own_cache``: whether the cache is the user's, who will want it filled.
+        """
         name = "cache" if "cache" in inputs else "past_key_values"
         cache, mask = inputs.get(name), inputs.get("attention_mask")
         is_known = len(ids) == 1 and inputs.get("use_cache", True) and not set(inputs) - KNOWN
-        if not is_known or not is_plain(cache) or not is_whole(ids, cache, mask, self.config):
+        is_known = is_known and is_plain(cache) and (keeps_all(cache) or not has_own_cache)
+        if not is_known or not is_whole(ids, cache, mask, self.config):
             return self.model._sample(
                 ids, self.processors, self.criteria, self.config, streamer=self.streamer, **inputs
             )
@@ -200,7 +205,8 @@ class Loop:
         if vocabulary is None or type(head) is not torch.nn.Linear or head.weight.is_meta:
             return self.forward(ids, keep=1)[0]
         hidden = self.model.base_model(**self.inputs(ids), return_dict=True).last_hidden_state[0, -1]
-        logits = linear(hidden, head.weight[:vocabulary], None if head.bias is None else head.bias[:vocabulary])
+        bias = None if head.bias is None else head.bias[:vocabulary]
+        logits = linear(hidden.to(head.weight.device), head.weight[:vocabulary], bias)
         all_logits = logits.new_full((len(head.weight),), torch.finfo(logits.dtype).min)
         all_logits[:vocabulary] = logits
         return all_logits.to(self.ids.device)
