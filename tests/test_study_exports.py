@@ -73,7 +73,7 @@ def test_it_searches_exports_and_measures_once(tmp_path: Path, monkeypatch: pyte
     assert dtypes == ["float32", "bfloat16"]
     assert "transformers-generate" in commands.asked[3]
     written = (tmp_path / "study" / "README.md").read_text()
-    assert "## llamacpp, humaneval" in written
+    assert "## llamacpp, bfloat16, humaneval" in written
     assert "the draft is 50% of its bytes" in written
     assert "- Searched to stand alone." in written
     assert "| decode | 1.21× [1.15–1.27] |" in written
