@@ -268,7 +268,7 @@ def _known(dialect: Dialect | str) -> Dialect:
 
 def _needed(task: str | None, dialect: str) -> str:
     if task is None:
-        raise SkipSetError(f"{dialect} keys its skip sets by model and task; give a task.")
+        raise SkipSetError(f"{dialect} keys its skip sets by model and task; name one with --task.")
     return task
 
 

@@ -183,7 +183,7 @@ def test_layers_that_leave_a_gap_are_no_early_exit() -> None:
 
 @pytest.mark.parametrize("dialect", ["swift", "knn-ssd", "conflayers"])
 def test_dialects_keyed_by_task_need_one(dialect: str) -> None:
-    with pytest.raises(SkipSetError, match="give a task"):
+    with pytest.raises(SkipSetError, match="name one with --task"):
         to_dialect(SkipSet(2), dialect, model_name=MODEL)
 
 

@@ -96,9 +96,10 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
     """What to write, with the target's files at hand until ``stack`` ends."""
     config = _skip_config(request.source)
     model = request.model or (config.model.id if config else "")
+    gguf = request.gguf or gguf_of(model)
+    model = model or (str(gguf) if made.needs_gguf and gguf else "")
     if not model:
         raise UsageError(f"{request.source} does not say which model it is for; name it with --model.")
-    gguf = request.gguf or gguf_of(model)
     if made.needs_gguf and gguf is None:
         raise UsageError(
             f"--to {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "

@@ -37,7 +37,16 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
     for name, value in _provenance_facts(config.provenance):
         facts.add_row(name, Text(value))
     console.print(facts)
-    console.print(Text(score_verdict(config.score), style=STYLES[config.score.verdict]))
+    console.print(Text(_verdict(config), style=STYLES[config.score.verdict]))
+
+
+def _verdict(config: SkipConfig) -> str:
+    origin = config.provenance.get("imported_from")
+    if origin and not config.score.num_prompts:
+        return (
+            f"Imported from {origin['file']} ({origin['dialect']}), not measured yet: give it to `selfspec-tune bench`."
+        )
+    return score_verdict(config.score)
 
 
 def draft_line(draft: DraftSettings, num_layers: int) -> str:

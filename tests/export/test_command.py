@@ -172,3 +172,11 @@ def test_a_folder_with_a_hash_in_its_name_is_a_folder(
     run = export(file, "--to", "hf-draft", "--model", tiny_llama_dir, "--out", tmp_path / "draft", "--json")
     manifest: dict[str, Any] = json.loads(run.stdout)
     assert any("share the model's cache" in note for note in manifest["notes"])
+
+
+def test_a_gguf_file_says_which_model_it_is(long_model: Path, tmp_path: Path) -> None:
+    target, skips = save_gguf(long_model, tmp_path / "target.gguf"), tmp_path / "skip_layers.json"
+    skips.write_text('{"tiny": {"attention": [1], "mlp": [1]}}')
+    run = export(skips, "--to", "gguf", "--gguf", target, "--out", tmp_path / "draft")
+    assert run.exit_code == 0, run.output
+    assert export(skips, "--to", "nas", "--out", tmp_path / "nas").exit_code == 2

@@ -23,17 +23,12 @@ from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.export.gguf_kit import save_gguf
+from tests.export.sets import HALVES
 
-SETS = {
+SETS = HALVES | {
     "nothing": SkipSet.empty(4),
     "whole layers": SkipSet(4, (1, 3), (1, 3)),
     "halves that make a layer": SkipSet(4, (2,), (1,)),
-    "an attention": SkipSet(4, (2,)),
-    "an MLP": SkipSet(4, (), (1,)),
-    "the first attention": SkipSet(4, (0,)),
-    "the first MLP": SkipSet(4, (), (0,)),
-    "the last attention": SkipSet(4, (3,)),
-    "the last MLP": SkipSet(4, (), (3,)),
     "many": SkipSet(4, (0, 3), (1, 2)),
 }
 NUM_TOKENS, DRAFT_TOKENS = 24, 3

@@ -21,22 +21,13 @@ from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import prompt_tokens
+from tests.export.sets import HALVES
 
 WHOLE = {
     "one layer": SkipSet(4, (1,), (1,)),
     "the last layer": SkipSet(4, (3,), (3,)),
     "halves that make a layer": SkipSet(4, (2,), (1,)),
     "two layers and a pair": SkipSet(4, (0, 2), (0, 1)),
-}
-HALVES = {
-    "an attention": SkipSet(4, (2,)),
-    "an MLP": SkipSet(4, (), (1,)),
-    "the first attention": SkipSet(4, (0,)),
-    "the first MLP": SkipSet(4, (), (0,)),
-    "the last attention": SkipSet(4, (3,)),
-    "the last MLP": SkipSet(4, (), (3,)),
-    "some": SkipSet(4, (0, 3), (1,)),
-    "all attentions but one": SkipSet(4, (0, 1, 3)),
 }
 
 

@@ -96,3 +96,5 @@ def test_the_command_says_what_came_of_it(tiny_llama_dir: Path, tmp_path: Path) 
     assert run.exit_code == 0, run.output
     assert "attn 1 · mlp 2" in run.output
     assert "selfspec-tune bench" in run.output
+    shown = " ".join(CliRunner().invoke(app, ["show", str(out)]).output.split())
+    assert "Imported from skip_layers.json (self-sd), not measured yet" in shown
