@@ -147,7 +147,10 @@ def _print_verification(found: Verification) -> None:
             f"  the draft alone: {found.equal_tokens} of {found.tokens} tokens are our engine's choice too"
             + ("" if difference is None else f", log-probabilities at most {difference:.1g} apart")
         ]
-    lines += [f"  with the draft: {found.same_texts} of {found.prompts} answers are the target's own"]
+    own = f"  with the draft: {found.same_texts} of {found.prompts} answers are the target's own"
+    if found.rounds and found.same_texts < found.prompts:
+        own += "; it rounds otherwise when it verifies several tokens of such weights at once, whatever the draft"
+    lines += [own]
     lines += [
         f"  {found.accepted} of {found.drafted} drafted tokens accepted; expected: {found.expected_accepted} of "
         f"{found.expected_drafted}"

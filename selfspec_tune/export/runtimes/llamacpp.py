@@ -11,6 +11,7 @@ from typing import Any
 from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
 from selfspec_tune.export.gguf import FILE
+from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.export.verification import NotComparableError, Said
 from selfspec_tune.measure.workload import WorkItem
@@ -139,10 +140,15 @@ class TimedLlamaCpp:
 
 
 class LlamaCppPair:
-    """A target and its exported draft, for `verify`: exact where both are in float32."""
+    """A target and its exported draft, for `verify`: exact where both are in float32.
+
+    Other weights it multiplies with one token by another kernel than with several.
+    """
 
     def __init__(self, target: Path, draft: Path, draft_tokens: int) -> None:
         self.name = _name()
+        kinds = {tensor.tensor_type.name for tensor in GgufFile(target).tensors.values()}
+        self.rounds = kinds != {"F32"}
         self._draft = LlamaCpp(draft, is_exact=True)
         self._target = LlamaCpp(target, is_exact=True)
         self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, is_exact=True)
