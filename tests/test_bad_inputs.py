@@ -264,7 +264,7 @@ def test_a_search_does_not_start_from_what_does_not_fit(tiny_llama_dir: Path, sk
     Path("far.json").write_text(json.dumps([0, 1] * 17))
     Path("empty").mkdir()
     for start, parts in {
-        "theirs.json": ("--start-from theirs.json: attention layer 39 is out of range", "4 layers"),
+        "theirs.json": ("--start-from theirs.json#llama-2-13b: attention layer 39 is out of range", "4 layers"),
         "far.json": ("--start-from far.json is for a model of 17 layers; this one has 4",),
         "empty": ("empty/skip.json does not exist",),
         "nowhere.json": ("nowhere.json does not exist",),
