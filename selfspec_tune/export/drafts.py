@@ -147,10 +147,13 @@ def _named_in_lines(model: str) -> str:
 
 
 def _skip_config(source: Path) -> SkipConfig | None:
-    """The file, where it is our own."""
+    """The file, where it is our own. Raises `FileFormatError` where there is none."""
+    file = Path(split_key(str(source))[0])
     try:
-        value = read_json(Path(split_key(str(source))[0]))
+        value = read_json(file)
     except FileFormatError:
+        if not file.is_file():
+            raise
         return None  # a dialect that is no JSON, or nothing: its reader says which
     is_own = isinstance(value, dict) and value.get("schema") == f"selfspec-tune/{SKIP_CONFIG}"
     return SkipConfig.load(source) if is_own else None

@@ -179,4 +179,12 @@ def test_a_gguf_file_says_which_model_it_is(long_model: Path, tmp_path: Path) ->
     skips.write_text('{"tiny": {"attention": [1], "mlp": [1]}}')
     run = export(skips, "--to", "gguf", "--gguf", target, "--out", tmp_path / "draft")
     assert run.exit_code == 0, run.output
-    assert export(skips, "--to", "nas", "--out", tmp_path / "nas").exit_code == 2
+    nameless = export(skips, "--to", "nas", "--out", tmp_path / "nas")
+    assert nameless.exit_code == 2
+    assert "does not say which model it is for" in said(nameless)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    run = export(tmp_path / "typo.json", "--to", "nas", "--out", tmp_path / "draft")
+    assert run.exit_code == 2
+    assert "typo.json does not exist. Check the path" in said(run)

@@ -1,4 +1,4 @@
-"""transformers with an exported directory, for `verify`."""
+"""transformers with an exported directory, for `verify` and for `bench --runtime`."""
 
 from __future__ import annotations
 
