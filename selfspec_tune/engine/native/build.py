@@ -15,9 +15,9 @@ from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.files import short_hash
 from selfspec_tune.models.default_model import CACHE_VARIABLE, cache_directory
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
 _FLAGS = (
-    *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
+    *("-std=gnu11", "-O3", *os.environ.get("KM", "-march=native").split(), "-shared", "-fPIC", "-pthread"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 )
 _COMPILE_SECONDS = 300
@@ -86,7 +86,7 @@ def _outcome() -> Path | str:
 def _identity(command: list[str]) -> str:
     """Changes with the source, the flags, the compiler and the processor."""
     version = _run([*command, "--version"]).stdout
-    return short_hash("\n".join((SOURCE.read_text(), " ".join((*command, *_FLAGS)), version, _processor())))
+    return short_hash("\n".join(("".join(p.read_text() for p in sorted(SOURCE.parent.iterdir())), " ".join((*command, *_FLAGS)), version, _processor())))
 
 
 def _processor() -> str:

@@ -1,0 +1,239 @@
+/* What the built kernels must show before they are used: the same bits for any number of tokens and threads, right
+ * values, and speed. A compiler has been seen to get each of them wrong.
+ */
+#ifndef SELF_TEST_H
+#define SELF_TEST_H
+#include <stdio.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#include "packing.h"
+#include "pass.h"
+
+enum { TEST_COLS = 1056, TEST_ROWS = 83, TEST_TOKENS = 32, NUM_FORMATS = 5 };
+static const char *const TESTED[NUM_FORMATS] = {"float32", "bfloat16", "int8", "int4", "int4 with centres"};
+
+/* The next of a fixed sequence of numbers from -1 to 1. */
+static float next_number(uint32_t *state) {
+    *state = *state * 1664525u + 1013904223u;
+    return (float)(int32_t)*state / 2147483648.f;
+}
+
+/* Memory in huge pages where the system gives them, as weights are held. */
+static void *roomy(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 1 << 21, bytes)) return NULL;
+#if defined(__linux__)
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+
+/* A weight of fixed numbers in the format; its data and scales are to be freed. */
+static int make_weight(Linear *l, int tested, int64_t rows, int64_t cols) {
+    uint32_t state = 1;
+    *l = (Linear){.format = tested > FORMAT_INT4 ? FORMAT_INT4 : tested, .has_centre = tested > FORMAT_INT4, .rows = rows, .cols = cols};
+    const int64_t units = (rows + UNIT - 1) / UNIT;
+    const int64_t bytes = l->format == FORMAT_INT4 ? units * (cols / GROUP) * group_bytes(l) : rows * cols * weight_size(l->format);
+    uint8_t *data = roomy(bytes);
+    float *scales = malloc(rows * sizeof(float));
+    l->data = data;
+    l->scales = scales;
+    if (!data || !scales) return 0;
+    for (int64_t n = 0; n < rows; n++) scales[n] = 0.01f + 0.001f * (float)(n % 7);
+    if (l->format == FORMAT_F32 || l->format == FORMAT_BF16) {
+        for (int64_t i = 0; i < rows * cols; i++) store_any1(data, i, next_number(&state), l->format == FORMAT_BF16);
+        return 1;
+    }
+    for (int64_t i = 0; i < bytes; i++) data[i] = (uint8_t)((int)(next_number(&state) * 127.f) & 255);
+    const int64_t header = group_bytes(l) - CODE_BYTES;
+    if (l->format == FORMAT_INT4)
+        for (int64_t g = 0; g < units * (cols / GROUP); g++)
+            for (int64_t i = 0; i < header / 2; i++) store_any1(data + g * group_bytes(l), i, 0.05f * next_number(&state), 1);
+    return 1;
+}
+
+static int make_input(Input *x, int64_t cols);
+static void free_input(Input *x);
+
+/* Fixed inputs, in bfloat16's numbers so that every kernel multiplies the same. */
+static void fill_input(Input *x, const Linear *l, int64_t first, int64_t tokens) {
+    uint32_t state = 2;
+    for (int64_t i = 0; i < first * l->cols; i++) next_number(&state);
+    for (int64_t i = 0; i < tokens * l->cols; i++) x->values[i] = rounded1(next_number(&state), 1);
+    set_input(x, l->cols, tokens);
+    sum_groups(l, x);
+}
+
+/* Products in double precision are near, and those of fewer tokens have the same bits. */
+static int test_linear(int tested) {
+    Linear l;
+    Input x = {0};
+    int right = make_weight(&l, tested, TEST_ROWS, TEST_COLS) && make_input(&x, TEST_COLS);
+    float *values = malloc(sizeof(float) * TEST_ROWS * TEST_COLS);
+    static fv all[TEST_TOKENS][PARTS], some[TEST_TOKENS][PARTS];
+    right = right && values;
+    if (right && l.format >= FORMAT_INT8) dequantise(&l, values, 0, 1);
+    for (int64_t unit = 0; right && unit < (TEST_ROWS + UNIT - 1) / UNIT; unit++) {
+        const int64_t count = TEST_ROWS - unit * UNIT < UNIT ? TEST_ROWS - unit * UNIT : UNIT;
+        fill_input(&x, &l, 0, TEST_TOKENS);
+        unit_rows(&l, unit, &x, TEST_TOKENS, all);
+        for (int64_t t = 0; t < TEST_TOKENS; t++)
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t row = (unit * UNIT + i) * TEST_COLS;
+                double sum = 0, size = 0;
+                for (int64_t k = 0; k < TEST_COLS; k++) {
+                    const float w = l.format >= FORMAT_INT8 ? values[row + k] : load_any1(l.data, row + k, l.format == FORMAT_BF16);
+                    sum += (double)w * x.values[t * TEST_COLS + k];
+                    size += fabs((double)w * x.values[t * TEST_COLS + k]);
+                }
+                if (!(fabs(((float *)all[t])[i] - sum) <= 1e-5 * size)) right = 0;
+            }
+        for (int64_t tokens = 1; tokens < TEST_TOKENS; tokens++)
+            for (int64_t first = 0; first < 2; first++) {
+                fill_input(&x, &l, first, tokens);
+                unit_rows(&l, unit, &x, tokens, some);
+                for (int64_t t = 0; t < tokens; t++) right = right && !memcmp(some[t], all[first + t], count * sizeof(float));
+            }
+    }
+    free((void *)l.data); free((void *)l.scales); free(values); free_input(&x);
+    return right;
+}
+
+Engine *engine_new(const Model *m);
+void engine_free(Engine *e);
+void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head, const int64_t *tokens,
+                int64_t count, int64_t start, float *logits, Best *best);
+
+enum { PASS_HIDDEN = 80, PASS_HEADS = 5, PASS_SIZE = 16, PASS_WIDTH = 104, PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 6 };
+
+/* Logits [PASS_TOKENS, PASS_VOCABULARY] of a small model that reads its tokens `at_once` at a time. */
+static int run_small_model(int is_bf16, int at_once, int threads, float *logits) {
+    static float table[PASS_TOKENS * PASS_SIZE], ones[PASS_HIDDEN];
+    const int format = is_bf16 ? FORMAT_BF16 : FORMAT_F32;
+    const int64_t shapes[PASS_WEIGHTS][2] = {{3 * PASS_HIDDEN, PASS_HIDDEN}, {PASS_HIDDEN, PASS_HIDDEN}, {PASS_WIDTH, PASS_HIDDEN},
+                                             {PASS_WIDTH, PASS_HIDDEN}, {PASS_HIDDEN, PASS_WIDTH}, {PASS_VOCABULARY, PASS_HIDDEN}};
+    Linear weights[PASS_WEIGHTS] = {{0}};
+    int right = 1;
+    for (int i = 0; i < PASS_WEIGHTS; i++) right = make_weight(&weights[i], format, shapes[i][0], shapes[i][1]) && right;
+    for (int i = 0; i < PASS_TOKENS * PASS_SIZE; i++) table[i] = rounded1(cosf((float)i * 0.37f), is_bf16);
+    for (int i = 0; i < PASS_HIDDEN; i++) ones[i] = 1.f;
+    void *cache = calloc(2 * PASS_TOKENS * PASS_HIDDEN, sizeof(float));
+    const Model model = {is_bf16, threads, PASS_HIDDEN, PASS_HEADS, PASS_HEADS, PASS_SIZE, PASS_WIDTH, PASS_VOCABULARY, PASS_TOKENS, 1e-5,
+                         weights[5].data, ones, table, table, cache, (char *)cache + sizeof(float) * PASS_TOKENS * PASS_HIDDEN};
+    const SubLayer attention = {KIND_ATTENTION, 0, 1e-5f, 0.25f, ones, weights[0], weights[1], {0}};
+    const SubLayer mlp = {KIND_MLP, 0, 1e-5f, 0.f, ones, weights[2], weights[3], weights[4]};
+    const SubLayer *sublayers[] = {&attention, &mlp};
+    Engine *e = cache ? engine_new(&model) : NULL;
+    right = right && e;
+    for (int64_t start = 0; right && start < PASS_TOKENS; start += at_once) {
+        const int64_t count = PASS_TOKENS - start < at_once ? PASS_TOKENS - start : at_once;
+        int64_t tokens[MAX_TOKENS];
+        Best best[MAX_TOKENS];
+        for (int64_t t = 0; t < count; t++) tokens[t] = (start + t) * 7 % PASS_VOCABULARY;
+        engine_run(e, sublayers, 2, &weights[5], tokens, count, start, logits + start * PASS_VOCABULARY, best);
+    }
+    engine_free(e);
+    free(cache);
+    for (int i = 0; i < PASS_WEIGHTS; i++) { free((void *)weights[i].data); free((void *)weights[i].scales); }
+    return right;
+}
+
+/* A whole pass has the same bits for any number of tokens at once and of threads, and finite ones. */
+static int test_pass(int is_bf16, int most_threads) {
+    const size_t count = PASS_TOKENS * PASS_VOCABULARY;
+    float *one = malloc(count * sizeof(float)), *other = malloc(count * sizeof(float));
+    int right = one && other && run_small_model(is_bf16, 1, 1, one);
+    for (size_t i = 0; right && i < count; i++) right = isfinite(one[i]);
+    for (int threads = 1; right && threads <= most_threads; threads++) {
+        const int at_once[] = {1, 3, 8, 13, MAX_TOKENS};
+        for (size_t i = 0; right && i < sizeof at_once / sizeof *at_once; i++)
+            right = run_small_model(is_bf16, at_once[i], threads, other) && !memcmp(one, other, count * sizeof(float));
+    }
+    free(one); free(other);
+    return right;
+}
+
+/* 0 where all is right with up to `threads` threads, else the number of the check that failed: 1 to 5 for the formats of
+ * a weight, 6 and 7 for whole passes in float32 and bfloat16. */
+int32_t self_test(int32_t threads) {
+    for (int tested = 0; tested < NUM_FORMATS; tested++)
+        if (!test_linear(tested)) return tested + 1;
+    for (int is_bf16 = 0; is_bf16 < 2; is_bf16++)
+        if (!test_pass(is_bf16, threads)) return NUM_FORMATS + 1 + is_bf16;
+    return 0;
+}
+
+/* ---- speed ---- */
+
+enum { SPEED_COLS = 2048, SPEED_BYTES = 64 << 20, SPEED_PASSES = 4 };
+
+typedef struct {
+    const Linear *l;
+    Input *inputs; /* per thread */
+    int64_t tokens;
+} Multiplying;
+
+static void multiply_share(void *argument, int thread, int threads) {
+    const Multiplying *m = argument;
+    int64_t from, to;
+    fv out[MAX_TOKENS][PARTS];
+    share(m->l->rows / UNIT, thread, threads, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) unit_rows(m->l, unit, m->inputs + thread, m->tokens, out);
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Bytes a second at which a weight of about 64 MiB is multiplied with `tokens` tokens, the fastest of a few passes; of
+ * format -1: at which as much is only read. 0 where there is no memory. */
+double self_test_speed(int32_t format, int32_t tokens, int32_t threads) {
+    Linear l;
+    const int tested = format < 0 ? FORMAT_BF16 : format;
+    const int64_t per_row = tested == FORMAT_INT4 ? SPEED_COLS * 9 / 16 : SPEED_COLS * weight_size(tested);
+    const int64_t rows = SPEED_BYTES / per_row / UNIT * UNIT, bytes = rows * per_row;
+    Input *inputs = calloc(threads, sizeof *inputs);
+    int there = make_weight(&l, tested, rows, SPEED_COLS) && inputs && tokens > 0 && tokens <= MAX_TOKENS;
+    for (int i = 0; there && i < threads; i++) {
+        there = make_input(&inputs[i], SPEED_COLS);
+        if (there) fill_input(&inputs[i], &l, 0, tokens);
+    }
+    double fastest = INFINITY;
+    for (int i = 0; there && i < SPEED_PASSES; i++) {
+        const double before = seconds_now();
+        if (format < 0) read_all(l.data, bytes, threads);
+        else parallel(threads, multiply_share, &(Multiplying){&l, inputs, tokens});
+        const double taken = seconds_now() - before;
+        fastest = taken < fastest ? taken : fastest;
+    }
+    for (int i = 0; inputs && i < threads; i++) free_input(&inputs[i]);
+    free(inputs); free((void *)l.data); free((void *)l.scales);
+    return there ? (double)bytes / fastest : 0;
+}
+
+#if defined(KERNELS_MAIN)
+/* A program of its own, for processors that are only emulated here. With an argument it times kernels on so many threads. */
+int main(int argc, char **argv) {
+    int wrong = 0;
+    printf("level %s, %d lanes\n", KERNELS_LEVEL, LANES);
+    for (int tested = 0; tested < NUM_FORMATS; tested++) {
+        const int right = test_linear(tested);
+        printf("%s weights: %s\n", TESTED[tested], right ? "right" : "WRONG");
+        wrong += !right;
+    }
+    for (int is_bf16 = 0; is_bf16 < 2; is_bf16++) {
+        const int right = test_pass(is_bf16, 3);
+        printf("%s passes: %s\n", TESTED[is_bf16], right ? "right" : "WRONG");
+        wrong += !right;
+    }
+    for (int format = -1; argc > 1 && format <= FORMAT_INT4; format++)
+        for (int tokens = 1; tokens <= (format < 0 ? 1 : 12); tokens++)
+            printf("%s %d: %.1f GB/s\n", format < 0 ? "read" : TESTED[format], tokens, self_test_speed(format, tokens, atoi(argv[1])) / 1e9);
+    printf(wrong ? "%d checks failed\n" : "all right\n", wrong);
+    return wrong > 0;
+}
+#endif
+#endif
