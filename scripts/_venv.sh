@@ -101,10 +101,23 @@ install_torch() {
     pip_install "${what[@]}"
 }
 
+# Without a C compiler our kernels are compiled by a package that holds one. Where that cannot be had, the program works
+# and is slower.
+install_compiler() {
+    local name
+    if [ -n "${CC:-}" ]; then return; fi
+    for name in clang gcc cc; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    say 'There is no C compiler here: installing the Python package ziglang, which holds one'
+    "$python" -m pip install --no-input --disable-pip-version-check -qq -c "$venv/torch.txt" -e "${root}[compiler]" ||
+        say 'It could not be installed. The program goes on without its native kernels, and decodes more slowly.'
+}
+
 # What the environment depends on; the stamp holds its checksum.
 fingerprint() {
     {
-        printf '%s\n' "$root" "$1" "$torch_index" "${SELFSPEC_TUNE_TORCH:-}"
+        printf '%s\n' "$root" "$1" "$torch_index" "${SELFSPEC_TUNE_TORCH:-}" "${CC:-$(command -v clang gcc cc)}"
         "$python" -c 'import sys; print(sys.version)'
         cat "$root/pyproject.toml" "$root/scripts/_venv.sh"
     } | cksum
@@ -129,9 +142,11 @@ ensure_venv() {
     say 'Installing selfspec-tune and what it needs'
     if [ "$1" = dev ]; then
         pip_install -c "$venv/torch.txt" -e "${root}[dev,humaneval]"
+        install_compiler
         stamp run dev
     else
         pip_install -c "$venv/torch.txt" -e "$root"
+        install_compiler
         stamp run
     fi
 }

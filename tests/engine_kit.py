@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -23,7 +24,7 @@ from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
-HAS_COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+HAS_COMPILER = any(shutil.which(name) for name in ("clang", "gcc", "cc")) or find_spec("ziglang") is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
 
 RUNNERS: dict[str, Callable[[LoadedModel], Runner]] = {

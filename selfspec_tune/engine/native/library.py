@@ -1,4 +1,4 @@
-"""The compiled kernels as ctypes sees them; the structures mirror those of kernels.c."""
+"""The compiled kernels as ctypes sees them; the structures mirror those of the C sources."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import ctypes
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from enum import IntEnum
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from selfspec_tune.engine.native.build import NativeUnavailableError, library_path, rebuild
+from selfspec_tune.engine.native.build import Built, built
+from selfspec_tune.errors import NativeUnavailableError
 
+ABI_VERSION = 1  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 INT4_GROUP = 32  # inputs that share one scale
@@ -93,21 +96,49 @@ class Model(ctypes.Structure):
     )
 
 
-def _opened() -> ctypes.CDLL:
-    path = library_path()
+# What kernels_abi(0), kernels_abi(1), … must be.
+ABI = (ABI_VERSION, *(ctypes.sizeof(structure) for structure in (Linear, SubLayer, Model, Best)))
+
+
+_UNLOADABLE = (OSError, AttributeError)  # no library, and a function that it lacks
+
+
+def load_library() -> Any:
+    """The kernels.
+
+    Raises `NativeUnavailableError`, and `UsageError` where the level asked for is none of this processor.
+    """
+    return _loaded()[0]
+
+
+def status() -> str:
+    """One line for a person: which kernels there are and how good, or why there are none."""
     try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # a file that something has damaged since it was built
-        return ctypes.CDLL(str(rebuild(path)))
+        return _loaded()[1].describe()
+    except NativeUnavailableError as error:
+        return f"no native kernels: {error}"
 
 
 @cache
-def load_library() -> Any:
-    """The kernels. Raises `NativeUnavailableError`."""
+def _loaded() -> tuple[Any, Built]:
     try:
-        library = _opened()
-    except OSError as error:
+        kernels = built(ABI)
+        return _opened(kernels.path), kernels
+    except _UNLOADABLE:  # it was made elsewhere, for another C library
+        kernels = built(ABI, anew=True)
+    try:
+        return _opened(kernels.path), kernels
+    except _UNLOADABLE as error:
         raise NativeUnavailableError(f"the built kernels could not be loaded ({error})") from error
+
+
+def _opened(path: Path) -> Any:
+    """The library at a path. Raises what `_UNLOADABLE` names."""
+    library = ctypes.CDLL(str(path))
+    library.kernels_abi.argtypes, library.kernels_abi.restype = [c_int32], c_int64
+    found = tuple(library.kernels_abi(which) for which in range(len(ABI)))
+    if found != ABI:
+        raise OSError(f"its interface is {found}, not {ABI}")
     library.engine_new.argtypes, library.engine_new.restype = [POINTER(Model)], c_void_p
     library.engine_free.argtypes, library.engine_free.restype = [c_void_p], None
     library.engine_run.argtypes = [
