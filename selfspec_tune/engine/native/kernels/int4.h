@@ -14,7 +14,7 @@
 #if REGISTERS == 32
 #define INT4_TOKENS 5 /* at most, that share each load of a weight: their sums fit the registers */
 #else
-#define INT4_TOKENS 4
+#define INT4_TOKENS 3
 #endif
 
 /* The 16 levels of an int4 weight without a centre, in units of its group's greatest weight.
@@ -148,9 +148,9 @@ static void dot_int4_unit(const Linear *l, int64_t unit, const Input *x, int64_t
     for (int64_t first = 0; first < tokens; first += INT4_TOKENS) {
         const int64_t left = tokens - first;
         switch ((l->has_centre ? 16 : 0) + (left < INT4_TOKENS ? left : INT4_TOKENS)) {
-            INT4_CASES(1) INT4_CASES(2) INT4_CASES(3) INT4_CASES(4)
-#if INT4_TOKENS == 5
-            INT4_CASES(5)
+            INT4_CASES(1) INT4_CASES(2) INT4_CASES(3)
+#if INT4_TOKENS > 3
+            INT4_CASES(4) INT4_CASES(5)
 #endif
         }
     }

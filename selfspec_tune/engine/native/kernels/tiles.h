@@ -10,7 +10,7 @@
 #define PREFETCH 8192 /* bytes that the memory is asked for ahead of their use, at least */
 #define STREAM_AHEAD 16384 /* the same where one row is read after the other */
 #define INPUT_BLOCK 16384  /* bytes of inputs that stay in the first cache beside the weights */
-#define MOST_TILE_TOKENS 12 /* of which the sums of one row fit the registers at every level */
+#define MOST_TILE_TOKENS 12 /* of which the sums of one row fit 32 registers */
 
 /* Whether products of bfloat16 weights are left to the processor's own instruction. */
 INLINE int is_dotted(const int format) { return HAVE_DOT_BF16 && format == FORMAT_BF16; }
@@ -93,12 +93,12 @@ INLINE void add_tile(const int format, const int rows, const int tokens, const u
 INLINE void add_some(const int format, int rows, int64_t tokens, const uint8_t *w, int64_t row_bytes, int64_t ahead, const Inputs *x,
                      int64_t steps, fv *out) {
     switch (rows * 16 + tokens) {
-        TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6)
-        TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
+        TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5)
 #if REGISTERS == 16
         TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5)
         TILE(4, 1)
 #else
+        TILE(1, 6) TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
         TILE(4, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4) TILE(4, 5) TILE(4, 6)
 #endif
     }
@@ -114,8 +114,7 @@ typedef struct {
 INLINE Tiling tiling_of(const int format, int64_t cols, int64_t tokens) {
     const int64_t bytes = tokens * cols * input_size(format), parts = (bytes + INPUT_BLOCK - 1) / INPUT_BLOCK;
 #if REGISTERS == 16
-    if (tokens == 1) return (Tiling){4, 1, 1};
-    return tokens <= 5 ? (Tiling){2, 5, parts} : (Tiling){1, MOST_TILE_TOKENS, parts};
+    return tokens == 1 ? (Tiling){4, 1, 1} : (Tiling){2, 5, parts};
 #else
     const int streamed = tokens == 1 || (tokens <= (is_dotted(format) ? MOST_TILE_TOKENS : 2) && bytes <= INPUT_BLOCK + INPUT_BLOCK / 4);
     if (streamed) return (Tiling){1, MOST_TILE_TOKENS, 1};
