@@ -46,6 +46,11 @@ class Compiler:
     name: str
     is_known_good: bool
 
+    @property
+    def is_zig(self) -> bool:
+        """Whether it is zig, which compiles for other systems too."""
+        return _is_zig(self.command)
+
     def compile(self, level: Level, output: Path, *, form: Sequence[str] = LIBRARY, target: str | None = None) -> None:
         """Make ``output`` of the kernels. ``target`` is what zig calls another system; default: this one.
 
@@ -62,7 +67,7 @@ class Compiler:
             raise NativeUnavailableError(f"{shlex.join(self.command)} could not compile them ({problem})")
 
     def _machine_flags(self, level: Level, target: str | None) -> tuple[str, ...]:
-        if not _is_zig(self.command):
+        if not self.is_zig:
             return level.flags
         system = f"{level.machine}-macos" if platform.system() == "Darwin" else f"{level.machine}-linux-gnu.2.17"
         wide = tuple(flag for flag in level.flags if flag.startswith("-mprefer"))
