@@ -61,13 +61,15 @@ def test_what_cannot_be_run_is_skipped_with_the_reason(monkeypatch: pytest.Monke
     zig = compilers.Compiler(("zig", "cc"), "zig", True)
     monkeypatch.setattr(script, "available_levels", lambda: [])
     own = next(level for level in LEVELS if level.machine == machine())
-    assert list(script.cases([own], [clang])) == [f"{own.name}: this processor lacks it"]
-    assert list(script.cases([FOREIGN], [clang])) == [f"{FOREIGN.name}: the Python package ziglang is not installed"]
+    assert list(script.cases([own], [clang], None)) == [f"{own.name}: this processor lacks it"]
+    assert list(script.cases([FOREIGN], [clang], None)) == [
+        f"{FOREIGN.name}: the Python package ziglang is not installed"
+    ]
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    (reason,) = script.cases([FOREIGN], [clang, zig])
+    (reason,) = script.cases([FOREIGN], [clang], zig)
     assert reason.endswith("(QEMU's user mode) is not installed")
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    (case,) = script.cases([FOREIGN], [clang, zig])
+    (case,) = script.cases([FOREIGN], [clang], zig)
     assert case.name == f"{FOREIGN.name}, zig under qemu-{FOREIGN.machine}"
 
 

@@ -33,6 +33,7 @@ _NAMES = (
     *("gcc", *(f"gcc-{version}" for version in range(15, 10, -1))),
     "cc",
 )
+_ZIG = (sys.executable, "-m", "ziglang", "cc")
 _OLDEST = {"clang": 14, "gcc": 11, "zig": 14}
 _COMPILE_SECONDS = 300
 _VERSION_SECONDS = 30
@@ -45,11 +46,6 @@ class Compiler:
     command: tuple[str, ...]
     name: str
     is_known_good: bool
-
-    @property
-    def is_zig(self) -> bool:
-        """Whether it is zig, which compiles for other systems too."""
-        return _is_zig(self.command)
 
     def compile(self, level: Level, output: Path, *, form: Sequence[str] = LIBRARY, target: str | None = None) -> None:
         """Make ``output`` of the kernels. ``target`` is what zig calls another system; default: this one.
@@ -67,7 +63,7 @@ class Compiler:
             raise NativeUnavailableError(f"{shlex.join(self.command)} could not compile them ({problem})")
 
     def _machine_flags(self, level: Level, target: str | None) -> tuple[str, ...]:
-        if not self.is_zig:
+        if not _is_zig(self.command):
             return level.flags
         system = f"{level.machine}-macos" if platform.system() == "Darwin" else f"{level.machine}-linux-gnu.2.17"
         wide = tuple(flag for flag in level.flags if flag.startswith("-mprefer"))
@@ -95,12 +91,17 @@ def found() -> list[tuple[str, ...]]:
         return [stated]
     commands: list[tuple[str, ...]] = [(path,) for name in _NAMES if (path := shutil.which(name))]
     if find_spec("ziglang"):
-        commands.append((sys.executable, "-m", "ziglang", "cc"))
+        commands.append(_ZIG)
     if not commands:
         raise NativeUnavailableError(
             "there is no C compiler (clang, gcc or cc, or the Python package ziglang); install one, or name it in $CC"
         )
     return commands
+
+
+def zig() -> Compiler | None:
+    """The compiler of the Python package ziglang, which compiles for other systems too; None where it is not here."""
+    return _examined(_ZIG) if find_spec("ziglang") else None
 
 
 def identity() -> str:
