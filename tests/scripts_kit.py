@@ -21,6 +21,7 @@ def load_script(name: str) -> Any:
     spec = spec_from_loader(name, loader)
     assert spec is not None
     module = module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
     sys.dont_write_bytecode, before = True, sys.dont_write_bytecode  # a script has no suffix to cache beside
     try:
         loader.exec_module(module)

@@ -33,6 +33,7 @@ _NAMES = (
     *("clang", *(f"clang-{version}" for version in range(21, 13, -1))),
     "cc",
 )
+_ZIG = (sys.executable, "-m", "ziglang", "cc")
 # clang 14 keeps the sums of two rows in memory: verification is then several times slower.
 _OLDEST = {"clang": 16, "gcc": 11, "zig": 14}
 _COMPILE_SECONDS = 300
@@ -91,12 +92,17 @@ def found() -> list[tuple[str, ...]]:
         return [stated]
     commands: list[tuple[str, ...]] = [(path,) for name in _NAMES if (path := shutil.which(name))]
     if find_spec("ziglang"):
-        commands.append((sys.executable, "-m", "ziglang", "cc"))
+        commands.append(_ZIG)
     if not commands:
         raise NativeUnavailableError(
             "there is no C compiler (clang, gcc or cc, or the Python package ziglang); install one, or name it in $CC"
         )
     return commands
+
+
+def zig() -> Compiler | None:
+    """The compiler of the Python package ziglang, which compiles for other systems too; None where it is not here."""
+    return _examined(_ZIG) if find_spec("ziglang") else None
 
 
 def identity() -> str:
