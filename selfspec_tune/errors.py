@@ -9,6 +9,7 @@
     │   └── BudgetError        the budget allows nothing
     ├── UnsupportedModelError  the architecture's sub-layers cannot be separated
     │   └── UnsupportedPrecisionError  no kernel drafts at this precision here
+    ├── NativeUnavailableError the native kernels cannot be had on this machine
     ├── ModelAccessError       the model exists but cannot be had (gated, no network)
     ├── RivalError             a method to compare with cannot run here (its row says so)
     ├── StorageError           a result could not be written
@@ -62,6 +63,10 @@ class UnsupportedPrecisionError(UnsupportedModelError):
 
     A search leaves the precision out; a draft that asks for it by name fails.
     """
+
+
+class NativeUnavailableError(SelfSpecError):
+    """The native kernels cannot be had on this machine; the message says why."""
 
 
 class ModelAccessError(SelfSpecError):

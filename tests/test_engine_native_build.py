@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from selfspec_tune.engine.native import build, library
-from selfspec_tune.engine.native.build import NativeUnavailableError
+from selfspec_tune.errors import NativeUnavailableError
 from selfspec_tune.models.default_model import CACHE_VARIABLE
 from tests import kit
 from tests.engine_kit import needs_compiler

@@ -3,8 +3,8 @@
 build ─► library (ctypes) ─► packing (int8, int4 copies) ─► runner
 """
 
-from selfspec_tune.engine.native.build import NativeUnavailableError, status
+from selfspec_tune.engine.native.build import status
 from selfspec_tune.engine.native.runner import NativeRunner
 from selfspec_tune.engine.native.support import native_unsupported_reason
 
-__all__ = ["NativeRunner", "NativeUnavailableError", "native_unsupported_reason", "status"]
+__all__ = ["NativeRunner", "native_unsupported_reason", "status"]

@@ -11,7 +11,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.errors import NativeUnavailableError
 from selfspec_tune.files import short_hash
 from selfspec_tune.models.default_model import CACHE_VARIABLE, cache_directory
 
@@ -21,10 +21,6 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"),
 )
 _COMPILE_SECONDS = 300
-
-
-class NativeUnavailableError(SelfSpecError):
-    """The kernels cannot be had on this machine; the message says why."""
 
 
 def compiler() -> list[str]:

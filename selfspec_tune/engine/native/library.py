@@ -8,7 +8,8 @@ from enum import IntEnum
 from functools import cache
 from typing import Any
 
-from selfspec_tune.engine.native.build import NativeUnavailableError, library_path, rebuild
+from selfspec_tune.engine.native.build import library_path, rebuild
+from selfspec_tune.errors import NativeUnavailableError
 
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512

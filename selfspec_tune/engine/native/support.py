@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from selfspec_tune.engine.native.build import NativeUnavailableError
 from selfspec_tune.engine.native.library import MAX_HEAD_SIZE, load_library
 from selfspec_tune.engine.native.weights import FORMATS
+from selfspec_tune.errors import NativeUnavailableError
 from selfspec_tune.models import LoadedModel
 
 
