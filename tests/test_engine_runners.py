@@ -17,9 +17,9 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.fused import fuse
 from selfspec_tune.engine.probe import probe_difference
 from selfspec_tune.engine.reference import ReferenceRunner
-from selfspec_tune.engine.structure import unsupported_reason
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import RUNNERS, hf_generate, llama, load, prompt_tokens

@@ -16,9 +16,9 @@ from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.numerics import use_exact_float32
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import Runner
-from selfspec_tune.engine.structure import unsupported_reason
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.skip_set import SkipSet
 
 # Largest logit difference allowed, as a share of the largest logit.
