@@ -434,7 +434,7 @@ def test_the_fast_runner_is_chosen_where_it_proves_equal(
     checkpoint: str, dtype: str, request: pytest.FixtureRequest
 ) -> None:
     loaded, notices = load(request.getfixturevalue(checkpoint), dtype), list[str]()
-    assert isinstance(choose_runner(loaded, "auto", notices.append), FastRunner)
+    assert isinstance(choose_runner(loaded, "auto", notices.append, clock=lambda: 0.0), FastRunner)
     assert isinstance(choose_runner(loaded, "fast", notices.append), FastRunner)
     assert isinstance(choose_runner(loaded, "reference", notices.append), ReferenceRunner)
     assert notices == []

@@ -121,6 +121,12 @@ class BenchLog:
         }
 
 
+def runner_of(path: Path | None) -> str | None:
+    """The runner that the log at ``path`` was begun with; None where there is no log yet. Raises `FileFormatError`."""
+    heading = None if path is None else heading_of(read_jsonl(path), path, SCHEMA, VERSION)
+    return heading["measurement"].get("runner") if heading else None
+
+
 @contextmanager
 def opened(
     path: Path | None, measurement: Mapping[str, Any], reporter: Reporter, *, fresh: bool = False

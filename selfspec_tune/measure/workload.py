@@ -118,8 +118,13 @@ def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
     return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 
-def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporter) -> Workload:
-    """Load the model and choose its runner; says what was chosen through ``reporter``."""
+def open_workload(
+    model: ModelOptions, prompts: PromptOptions, reporter: Reporter, begun_with: str | None = None
+) -> Workload:
+    """Load the model and choose its runner; says what was chosen through ``reporter``.
+
+    ``begun_with``: the runner of what is resumed, if anything is; ``auto`` then takes it again.
+    """
     reporter.stage("load", model.name)
     loaded = load_model(
         model.name,
@@ -128,7 +133,7 @@ def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporte
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
     )
-    runner = choose_runner(loaded, model.runner, reporter.notice)
+    runner = choose_runner(loaded, model.runner, reporter.notice, begun_with=begun_with)
     about = loaded.describe()
     reporter.notice(
         f"{about['id']}: {about['architecture']}, {loaded.num_layers} layers, {about['parameters'] / 1e6:.0f}M "
