@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
-from selfspec_tune.bench.log import opened, runner_of
+from selfspec_tune.bench.log import opened, runner_of, widened_of
 from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.parts import part_arms
@@ -119,6 +119,8 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
         workload = open_workload(model_options(request, configs), options, reporter, begun_with)
     else:
         workload = workload.reopened(options)
+    if workload.theirs is not None and not request.fresh:
+        workload.theirs.is_widened.update(widened_of(request.log))
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = (
