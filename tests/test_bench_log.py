@@ -44,6 +44,7 @@ def bench(tiny_llama_dir: Path, source: str, log: Path) -> Any:
 
     def run(*skip_sets: str, listener: Listener | None = None, **fields: Any) -> BenchResult:
         model = {"name": str(tiny_llama_dir), "dtype": fields.pop("dtype", "float32"), "device": "cpu"}
+        model["runner"] = fields.pop("runner", "auto")
         prompts = {"source": source, "num_prompts": NUM_PROMPTS, "max_new_tokens": 8, "template": "raw"}
         prompts |= {name: fields.pop(name) for name in ("max_new_tokens", "num_prompts", "seed") if name in fields}
         options = {"reference_prompts": NUM_REFERENCES, "uniform_and_random": False, "log": log}
@@ -87,6 +88,17 @@ def test_a_log_holds_what_is_measured_and_every_pair(bench: Any, log: Path) -> N
     assert {row["session"] for row in runs} == {1}
     assert result.provenance["resumed"] == 0
     assert result.provenance["sessions"][0]["runs"] == NUM_PAIRS
+
+
+def test_a_resumed_bench_keeps_the_runner_it_was_begun_with(bench: Any, engine: ScriptedEngine, log: Path) -> None:
+    bench("attn 1", runner="reference")
+    undisturbed(engine)
+    bench("attn 1")
+    assert engine.measured == []
+    with pytest.raises(UsageError, match="runner was reference, is fast"):
+        bench("attn 1", runner="fast")
+    bench("attn 1", fresh=True, runner="fast")
+    assert read_rows(log)[0]["measurement"]["runner"] == "fast"
 
 
 def test_an_interrupted_bench_says_how_far_it_came_and_resumes(bench: Any, engine: ScriptedEngine, log: Path) -> None:

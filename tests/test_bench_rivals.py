@@ -124,7 +124,7 @@ def test_a_draft_model_that_does_not_exist_ends_the_bench(bench: Any, tmp_path: 
 
 
 def test_model_generate_that_fails_withholds_the_verdict(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(workload: Any, item: WorkItem) -> Generation:
+    def fail(workload: Any, item: WorkItem, loaded: Any) -> Generation:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr("selfspec_tune.measure.arms.hf_generate", fail)
@@ -140,12 +140,12 @@ def test_a_rival_that_fails_in_the_middle_is_dropped_with_its_records(
     calls: list[int] = []
     decode = rivals.hf_generate
 
-    def fail_late(workload: Any, item: WorkItem, **how: Any) -> Generation:
+    def fail_late(workload: Any, item: WorkItem, loaded: Any, **how: Any) -> Generation:
         if "prompt_lookup_num_tokens" in how:
             calls.append(1)
             if len(calls) == 4:  # the warm-up, two prompts, and then
                 raise RuntimeError("out of memory")
-        return decode(workload, item, **how)
+        return decode(workload, item, loaded, **how)
 
     monkeypatch.setattr(rivals, "hf_generate", fail_late)
     result = bench("attn 1")
@@ -161,10 +161,10 @@ def test_a_rival_that_cannot_run_is_noted_in_the_log_and_tried_again(
 ) -> None:
     decode, broken = rivals.hf_generate, [True]
 
-    def fail(workload: Any, item: WorkItem, **how: Any) -> Generation:
+    def fail(workload: Any, item: WorkItem, loaded: Any, **how: Any) -> Generation:
         if "prompt_lookup_num_tokens" in how and broken:
             raise RuntimeError("out of memory")
-        return decode(workload, item, **how)
+        return decode(workload, item, loaded, **how)
 
     monkeypatch.setattr(rivals, "hf_generate", fail)
     log = tmp_path / "bench.runs.jsonl"

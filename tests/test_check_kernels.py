@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from selfspec_tune.cpu_levels import LEVELS, available_levels, machine
 from selfspec_tune.engine.native import compilers
-from selfspec_tune.engine.native.levels import LEVELS, available_levels, machine
 from tests.engine_kit import needs_compiler
 from tests.scripts_kit import load_script, run_script
 

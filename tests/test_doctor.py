@@ -22,7 +22,8 @@ from selfspec_tune.diagnosis import (
     StepTiming,
 )
 from selfspec_tune.doctor import examination, machine
-from selfspec_tune.doctor.findings import find_out
+from selfspec_tune.doctor.findings import check_decode, find_out
+from selfspec_tune.doctor.quota import cpu_quota
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
 from selfspec_tune.measure import roofline
 from selfspec_tune.skip_set import SkipSet
@@ -98,7 +99,9 @@ def test_a_model_is_timed_at_every_context(tiny_llama_dir: Path) -> None:
     for context in found.contexts:
         own = ["native sum"] if found.runner == "native" else []
         assert [kernel.name for kernel in context.kernels] == ["reduction", "copy", "gemv", *own]
-        assert [step.name for step in context.steps] == ["decode", "draft", *(f"verify({k})" for k in range(1, 17))]
+        copies = ["draft at int8", "draft at int4"] if context is found.contexts[0] else []
+        verified = [f"verify({k})" for k in range(1, 17)]
+        assert [step.name for step in context.steps] == ["decode", "draft", *copies, *verified]
         assert all(step.of_limit is not None and step.of_limit > 0 for step in context.steps)
         assert context.rounds >= 2
         decode = context.step("decode")
@@ -247,6 +250,28 @@ def test_a_draft_step_is_held_against_its_share_of_bytes() -> None:
     assert "cannot pay" in dear
 
 
+@pytest.mark.parametrize("runner", ["native", "fast"])
+def test_decoding_far_from_the_limit_is_warned_about(runner: str) -> None:
+    (check,) = check_decode(rows(step("decode", 1.0, of_limit=0.41)), runner)
+    assert check.status == "warning"
+    assert check.detail.startswith("Decode reaches 41% of what this machine can read: ")
+    assert ("what compiled them" in check.detail) == (runner == "native")
+    (check,) = check_decode(rows(step("decode", 1.0, of_limit=0.6)), runner)
+    assert (check.status, check.detail) == ("ok", "Decode reaches 60% of what this machine can read")
+    assert check_decode(rows(), runner) == []
+
+
+def test_copies_are_held_against_a_decode_step() -> None:
+    page = told(step("decode", 1.0), step("draft at int8", 0.62), step("draft at int4", 0.42))
+    assert "A draft step that skips nothing takes 0.62× at int8 and 0.42× at int4 of a decode step." in page
+    assert "skips nothing" not in told(step("decode", 1.0))
+
+
+def test_verification_of_few_tokens_is_told_beside_that_of_many() -> None:
+    page = told(step("decode", 1.0), step("verify(4)", 1.25), step("verify(8)", 1.9))
+    assert "Verifying 8 drafted tokens costs 1.90× a decode step, verifying 4 of them 1.25×" in page
+
+
 def test_verification_is_nearly_free_or_dear() -> None:
     assert "1.20× a decode step: nearly free" in told(step("decode", 1.0), step("verify(8)", 1.2))
     assert "short drafts pay best" in told(step("decode", 1.0), step("verify(8)", 4.0))
@@ -295,6 +320,53 @@ def test_fewer_threads_than_cores_are_warned_about(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine.provenance, "num_cores", lambda: 64)
     assert checks()["threads"][0] == "warning"
     assert "of 64 cores" in checks()["threads"][1]
+
+
+def test_a_container_s_quota_below_the_threads_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(machine.provenance, "num_cores", lambda: 8)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 2.5)
+    status, detail = checks()["threads"]
+    assert status == "warning"
+    assert "torch uses 8 threads, and this container is given the time of 2.5 cores" in detail
+    assert "OMP_NUM_THREADS=2" in detail
+
+
+def test_a_container_s_quota_is_no_fewer_threads_than_it_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(machine.provenance, "num_cores", lambda: 64)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 2.5)
+    assert checks()["threads"] == ("ok", "torch uses 2 threads on 2 cores")
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 1)
+    assert "of 2 cores" in checks()["threads"][1]
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "quota"),
+    [
+        ({"cpu.max": "200000 100000"}, "0::/", 2.0),
+        ({"cpu.max": "max 100000"}, "0::/", None),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, "0::/a/b", 0.5),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/docker/x\n0::/", 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", None),
+        ({"cpu/cpu.cfs_quota_us": "150000"}, "3:cpuset:/", None),
+        ({}, "0::/", None),
+        ({"cpu.max": "200000"}, "", None),
+    ],
+)
+def test_a_quota_is_read_from_the_control_groups(
+    tmp_path: Path, files: dict[str, str], own: str, quota: float | None
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+    assert cpu_quota(tmp_path / "groups", tmp_path / "own") == quota
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "groups", tmp_path / "own") is None
 
 
 def test_one_round_has_no_spread() -> None:

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from selfspec_tune.cpu_levels import LEVELS, chosen_level
 from selfspec_tune.engine.native import build, compilers, library, prebuilt, store, verdict
 from selfspec_tune.engine.native.compilers import Compiler
-from selfspec_tune.engine.native.levels import LEVELS, chosen_level
 from selfspec_tune.errors import NativeUnavailableError
 from selfspec_tune.models.default_model import CACHE_VARIABLE
 from tests import kit

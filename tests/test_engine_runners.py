@@ -17,9 +17,9 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.fused import fuse
 from selfspec_tune.engine.probe import probe_difference
 from selfspec_tune.engine.reference import ReferenceRunner
-from selfspec_tune.engine.structure import unsupported_reason
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import RUNNERS, hf_generate, llama, load, prompt_tokens
@@ -434,7 +434,7 @@ def test_the_fast_runner_is_chosen_where_it_proves_equal(
     checkpoint: str, dtype: str, request: pytest.FixtureRequest
 ) -> None:
     loaded, notices = load(request.getfixturevalue(checkpoint), dtype), list[str]()
-    assert isinstance(choose_runner(loaded, "auto", notices.append), FastRunner)
+    assert isinstance(choose_runner(loaded, "auto", notices.append, clock=lambda: 0.0), FastRunner)
     assert isinstance(choose_runner(loaded, "fast", notices.append), FastRunner)
     assert isinstance(choose_runner(loaded, "reference", notices.append), ReferenceRunner)
     assert notices == []

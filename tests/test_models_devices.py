@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from selfspec_tune.errors import UsageError
+from selfspec_tune.cpu_levels import LEVELS, Level
+from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import devices
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 
@@ -37,24 +38,43 @@ def test_an_unknown_dtype_is_refused_with_the_choices() -> None:
         choose_dtype("int8", CPU)
 
 
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_whether_a_cpu_computes_bfloat16_is_its_level_s(monkeypatch: pytest.MonkeyPatch, level: Level) -> None:
+    monkeypatch.setattr(devices, "chosen_level", lambda: level)
+    assert cpu_computes_bfloat16() is level.name.endswith("bf16")
+
+
+def test_a_processor_without_kernels_is_not_trusted_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen_level() -> Level:
+        raise NativeUnavailableError("there are kernels for x86-64 and aarch64, and this is riscv64")
+
+    monkeypatch.setattr(devices, "chosen_level", chosen_level)
+    assert cpu_computes_bfloat16() is False
+
+
+@pytest.mark.parametrize("computes", [True, False])
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("own", "expected"),
     [
-        ("flags : sse avx512f avx512_bf16 sha", True),
-        ("flags : amx_bf16 amx_tile", True),
-        ("Features : asimd i8mm bf16", True),
-        ("flags : sse avx2 avx512f", False),
-        ("", False),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+        (None, torch.bfloat16),
     ],
 )
-def test_bfloat16_is_read_off_the_flags_of_a_cpu(flags: str, expected: bool) -> None:
-    assert cpu_computes_bfloat16(flags) is expected
+def test_auto_on_a_cpu_is_the_checkpoint_s_own(
+    monkeypatch: pytest.MonkeyPatch, own: torch.dtype | None, expected: torch.dtype, computes: bool
+) -> None:
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: computes)
+    assert choose_dtype("auto", CPU, own) is expected
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
-def test_auto_on_a_cpu_is_what_it_computes_in(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
-    assert choose_dtype("auto", CPU) is dtype
+@pytest.mark.parametrize(("computes", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_turns_float16_into_what_the_cpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, computes: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: computes)
+    assert choose_dtype("auto", CPU, torch.float16) is expected
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])

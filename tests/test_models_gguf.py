@@ -21,6 +21,10 @@ def test_a_gguf_file_computes_what_its_checkpoint_does(gguf_file: Path, tiny_lla
     assert loaded.fingerprint == original.fingerprint
 
 
+def test_auto_gives_what_was_quantised_two_bytes_on_any_cpu(gguf_file: Path) -> None:
+    assert load_model(str(gguf_file), device="cpu").dtype is torch.bfloat16
+
+
 def test_the_description_says_that_it_was_dequantised(gguf_file: Path) -> None:
     description = load_model(str(gguf_file), dtype="float32", device="cpu").describe()
     assert description["source"] == "gguf"

@@ -7,7 +7,8 @@ import torch
 
 from selfspec_tune import models
 from selfspec_tune.errors import FileFormatError, UnknownModelError, UnsupportedModelError, UsageError
-from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models import LoadedModel, devices, load_model
+from selfspec_tune.models import load as load_module
 from tests import kit
 
 
@@ -60,6 +61,51 @@ def test_a_local_model_keeps_the_path_as_it_was_given(tiny_llama_dir: Path, monk
 
 def test_the_asked_dtype_is_loaded(tiny_qwen2_dir: Path) -> None:
     assert load_model(str(tiny_qwen2_dir), dtype="bfloat16", device="cpu").dtype is torch.bfloat16
+
+
+def _saved_in(directory: Path, dtype: torch.dtype) -> None:
+    loaded = load(directory)
+    loaded.model.to(dtype).save_pretrained(directory)
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_on_a_cpu_keeps_the_checkpoint_s_own_dtype(copy: Path, dtype: torch.dtype, is_stated: bool) -> None:
+    _saved_in(copy, dtype)
+    if not is_stated:
+        edit_config(copy, dtype=None)
+    assert load_model(str(copy), device="cpu").dtype is dtype
+
+
+def test_a_checkpoint_that_states_no_dtype_is_loaded_in_the_one_asked_for(copy: Path) -> None:
+    edit_config(copy, dtype=None)
+    loaded = load_model(str(copy), dtype="bfloat16", device="cpu")
+    assert loaded.dtype is torch.bfloat16
+    assert loaded.fingerprint == load(copy).fingerprint
+
+
+def test_float16_becomes_what_the_processor_computes_in(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _saved_in(copy, torch.float16)
+    for computes, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda computes=computes: computes)
+        assert load_model(str(copy), device="cpu").dtype is expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "computes", "expected"),
+    [("gpt2", False, torch.float32), ("gpt2", True, torch.bfloat16), ("llama", False, torch.bfloat16)],
+)
+def test_auto_runs_no_forward_of_transformers_on_imitated_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, computes: bool, expected: torch.dtype
+) -> None:
+    make = kit.tiny_llama if model_type == "llama" else lambda directory: kit.tiny_of_type(directory, model_type)
+    _saved_in(make(tmp_path), torch.bfloat16)
+    monkeypatch.setattr(load_module, "cpu_computes_bfloat16", lambda: computes)
+    loaded = load_model(str(tmp_path), device="cpu")
+    assert loaded.dtype is expected
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {expected}
+    assert loaded.fingerprint == load(tmp_path).fingerprint
+    assert load_model(str(tmp_path), dtype="bfloat16", device="cpu").dtype is torch.bfloat16
 
 
 def test_several_end_tokens_are_all_kept(copy: Path) -> None:

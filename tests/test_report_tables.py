@@ -111,6 +111,16 @@ def test_a_rivals_row_says_how_it_drafts_or_why_it_could_not_run(width: int) -> 
     assert set(reason.split()) <= words
 
 
+@pytest.mark.parametrize("widened", [True, False])
+def test_model_generate_says_how_it_ran_where_that_is_not_as_we_did(widened: bool) -> None:
+    about = "model.generate of transformers" + (", in float32, which is faster for it here" if widened else "")
+    result = bench_result()
+    update = {"name": "hf-generate", "id": "hf-generate", "skip": None, "description": about}
+    ran = result.methods[1].model_copy(update=update)
+    shown = bench_text(result.model_copy(update={"methods": [*result.methods, ran]}), 160)
+    assert (f"hf-generate: {about}." in shown) == widened
+
+
 def test_the_verdict_is_the_last_line() -> None:
     result = with_headline(bench_result(), FASTER)
     last = bench_text(result, 100).splitlines()[-1]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from selfspec_tune.cpu_levels import chosen_level
 from selfspec_tune.engine.native import build, compilers, library
-from selfspec_tune.engine.native.levels import chosen_level
 from selfspec_tune.engine.native.prebuilt import MANIFEST, Manifest, library_name
 from selfspec_tune.errors import SelfSpecError
 from tests.engine_kit import needs_compiler

@@ -121,6 +121,19 @@ class BenchLog:
         }
 
 
+def runner_of(path: Path | None) -> str | None:
+    """The runner that the log at ``path`` was begun with; None where there is no log yet. Raises `FileFormatError`."""
+    heading = None if path is None else heading_of(read_jsonl(path), path, SCHEMA, VERSION)
+    return heading["measurement"].get("runner") if heading else None
+
+
+def widened_of(path: Path | None) -> dict[str, bool]:
+    """Of every method in the log at ``path``, by its id, whether it ran on the model's float32 copy."""
+    sessions = [] if path is None else [row for row in read_jsonl(path) if "started_session" in row]
+    methods = [item for session in sessions for item in session["methods"].items()]
+    return {id_.partition(" at ")[0]: "dtype" in method for id_, method in methods}
+
+
 @contextmanager
 def opened(
     path: Path | None, measurement: Mapping[str, Any], reporter: Reporter, *, fresh: bool = False

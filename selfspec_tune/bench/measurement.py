@@ -73,4 +73,5 @@ def _definition(arm: Arm) -> dict[str, Any]:
     draft = None
     if arm.draft is not None:
         draft = {"skip set": str(arm.draft.skip_set), **arm.draft.to_dict()}
-    return {"name": arm.name, "description": arm.description, "draft": draft}
+    defined = {"name": arm.name, "description": arm.description, "draft": draft}
+    return defined if arm.model is None else defined | {"dtype": str(arm.model.dtype).removeprefix("torch.")}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
-from selfspec_tune.bench.log import opened
+from selfspec_tune.bench.log import opened, runner_of, widened_of
 from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.parts import part_arms
@@ -115,9 +115,12 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs)
     if workload is None:
-        workload = open_workload(model_options(request, configs), options, reporter)
+        begun_with = None if request.fresh else runner_of(request.log)
+        workload = open_workload(model_options(request, configs), options, reporter, begun_with)
     else:
         workload = workload.reopened(options)
+    if workload.theirs is not None and not request.fresh:
+        workload.theirs.is_widened.update(widened_of(request.log))
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = (

@@ -8,7 +8,7 @@ from statistics import median
 from selfspec_tune.bench.sources import gather
 from selfspec_tune.costs import StepCosts
 from selfspec_tune.diagnosis import Diagnosis, DraftTiming, RoundOverhead
-from selfspec_tune.doctor.findings import find_out
+from selfspec_tune.doctor.findings import check_decode, find_out
 from selfspec_tune.doctor.machine import check_native
 from selfspec_tune.doctor.rows import DRAFT, context_rows
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
@@ -76,7 +76,7 @@ class _Examination:
         longest = max(timing.length for timing in timings)
         return found.model_copy(
             update={
-                "checks": [*found.checks, *check_native()],
+                "checks": [*found.checks, *check_native(), *check_decode(rows[0], runner.name)],
                 "model": ModelInfo.model_validate(self._workload.loaded.describe()),
                 "runner": runner.name,
                 "draft": drafting,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfspec_tune.diagnosis import ContextTiming, DraftTiming, RoundOverhead, StepTiming
+from selfspec_tune.diagnosis import Check, ContextTiming, DraftTiming, RoundOverhead
+from selfspec_tune.doctor.rows import COPIES
 
 _AT_THE_LIMIT = 0.85
 _HALF_WAY = 0.5
+_LEAST_SHARE = 0.6  # of the limit, that decoding should reach on any machine
 _BEYOND = 1.05
 _SHARE_GAP = 0.05  # of a draft step's share of bytes
 _DEAR_VERIFICATION = 1.3
@@ -20,12 +22,29 @@ def find_out(
     context: ContextTiming, draft: DraftTiming | None, overhead: RoundOverhead | None, residual: float | None
 ) -> list[str]:
     """Sentences about one context's rows, the fit and the real rounds, the most important first."""
-    found = [*_decode(context), *_draft(context), *_verification(context)]
+    found = [*_decode(context), *_draft(context), *_copies(context), *_verification(context)]
     if overhead is not None:
         found.append(_overhead(overhead))
     if residual is not None:
         found.append(_fit(residual, draft))
     return found
+
+
+def check_decode(context: ContextTiming, runner: str) -> list[Check]:
+    """Whether decoding by ``runner`` comes near enough to the limit, where that is known."""
+    step = context.step("decode")
+    if step is None or step.of_limit is None:
+        return []
+    reached = f"Decode reaches {step.of_limit:.0%} of what this machine can read"
+    if step.of_limit >= _LEAST_SHARE:
+        return [Check(name="decode speed", status="ok", detail=reached)]
+    advice = (
+        "the kernels compute for longer than memory takes, or others use the machine. See above what compiled them and "
+        "for which level, and run again on a quiet machine"
+        if runner == "native"
+        else f"the {runner} runner spends the rest on computing and on starting small kernels"
+    )
+    return [Check(name="decode speed", status="warning", detail=f"{reached}: {advice}")]
 
 
 def _decode(context: ContextTiming) -> Iterator[str]:
@@ -71,11 +90,20 @@ def _round(cost: float) -> str:
     return f"{text}: it pays where more than {max(cost - 1, 0.0):.1f} of them are accepted."
 
 
+def _copies(context: ContextTiming) -> Iterator[str]:
+    """What copies of the whole model leave of a decode step, before anything is skipped."""
+    found = [(precision, step) for precision, name in COPIES.items() if (step := context.step(name)) is not None]
+    if found:
+        shares = " and ".join(f"{step.to_decode:.2f}× at {precision}" for precision, step in found)
+        yield f"A draft step that skips nothing takes {shares} of a decode step."
+
+
 def _verification(context: ContextTiming) -> Iterator[str]:
-    step: StepTiming | None = context.step("verify(8)")
+    step, fewer = context.step("verify(8)"), context.step("verify(4)")
     if step is None:
         return
     text = f"Verifying 8 drafted tokens costs {step.to_decode:.2f}× a decode step"
+    text += f", verifying 4 of them {fewer.to_decode:.2f}×" if fewer is not None else ""
     if step.to_decode <= _DEAR_VERIFICATION:
         yield f"{text}: nearly free, as it is where memory limits."
     else:

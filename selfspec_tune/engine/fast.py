@@ -2,7 +2,7 @@
 
 Preallocated KV cache, rewinding by moving a length, no mask built per step, fused QKV and
 gate/up projections; a skipped sub-layer costs nothing, its norm included. Serves
-Llama-shaped models (`selfspec_tune.engine.structure`): llama, qwen2, mistral.
+Llama-shaped models (`selfspec_tune.models.structure`): llama, qwen2, mistral.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfspec_tune.engine.projection import Dense, Projection
+from selfspec_tune.engine.widening import attention
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel
 
@@ -196,21 +197,14 @@ class Attention:
         # The queries of one KV head become rows of one matrix: no key is repeated.
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
         grouped = grouped.reshape(1, state.num_kv_heads, num_tokens * state.group, state.head_size)
-        attended = F.scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=self.scale)
+        attended = attention(grouped, keys[None], values[None], mask, self.scale)
         # Some CUDA kernels return it in another memory order, which no view can regroup.
         attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)
         return attended.transpose(0, 1).reshape(num_tokens, -1)
 
     def attend_masked(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attention of [tokens, heads, size] queries where ``mask`` [tokens, keys] is true; [tokens, heads * size]."""
-        attended = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            scale=self.scale,
-            enable_gqa=True,
-        )
+        attended = attention(queries.transpose(0, 1)[None], keys[None], values[None], mask, self.scale)
         return attended[0].transpose(0, 1).reshape(queries.shape[0], -1)
 
     def _attend_prompt(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
@@ -220,14 +214,7 @@ class Attention:
             rows = torch.arange(start, start + num_tokens, device=queries.device)
             seen = torch.arange(keys.shape[1], device=queries.device)[None] <= rows[:, None]
             return self.attend_masked(queries, keys, values, seen)
-        attended = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            is_causal=True,
-            scale=self.scale,
-            enable_gqa=True,
-        )
+        attended = attention(queries.transpose(0, 1)[None], keys[None], values[None], None, self.scale, is_causal=True)
         return attended[0].transpose(0, 1).reshape(num_tokens, -1)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from statistics import median
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -12,19 +14,24 @@ from torch import Tensor
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.graphs import GraphedRunner
+from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.numerics import use_exact_float32
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import Runner
-from selfspec_tune.engine.structure import unsupported_reason
+from selfspec_tune.engine.timing import Clock, Rounds, Step, time_steps
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.skip_set import SkipSet
 
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 _NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
 _NUM_PROBE_STEPS = 8
+_VERIFIED = 4  # drafted tokens of the verification that runners are timed by
+_ROUNDS = Rounds(least=3, most=9, seconds=0.3)
+_CLEARLY = 1.05  # times as fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +61,59 @@ _CANDIDATES = {candidate.name: candidate for candidate in (_NATIVE, _GRAPHS, _FA
 RUNNERS = ("auto", *_CANDIDATES, "reference")
 
 
-def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[str], None] = print) -> Runner:
+def choose_runner(
+    loaded: LoadedModel,
+    choice: str = "auto",
+    notice: Callable[[str], None] = print,
+    *,
+    begun_with: str | None = None,
+    clock: Clock = perf_counter,
+) -> Runner:
     """The runner named by ``choice``: one of `RUNNERS`.
 
-    ``auto`` takes captured graphs on a GPU and the native kernels on a CPU where their
-    logits equal the reference's on a probe input, else the fast runner, else the
-    reference, each time with a ``notice``. A runner that was asked for by name raises
-    `UnsupportedModelError` then. ``graphs`` on a CPU is a dry mode that replays by calling:
-    for checks, not for speed.
+    ``auto`` takes the fastest of those whose logits equal the reference's on a probe input: of
+    captured graphs (on a GPU), the native kernels (on a CPU) and the fast runner. The first two are
+    taken unless the fast runner is clearly faster. Where none serves it takes the reference; a
+    ``notice`` says why it is not the first. What is resumed was ``begun_with`` a runner, which
+    ``auto`` then takes where it serves. A runner that was asked for by name raises
+    `UnsupportedModelError` where it does not serve. ``graphs`` on a CPU is a dry mode that replays by
+    calling: for checks, not for speed.
     """
     if choice not in RUNNERS:
         raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
     reference = ReferenceRunner(loaded)
-    if choice == "reference":
+    if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
-    on_gpu = loaded.device.type == "cuda"
-    candidates = [_CANDIDATES[choice]] if choice != "auto" else [_GRAPHS if on_gpu else _NATIVE, _FAST]
+    if choice == "auto":
+        return _fastest(loaded, reference, begun_with, notice, clock)
+    runner, reason = _open(_CANDIDATES[choice], loaded, reference)
+    if runner is None:
+        raise UnsupportedModelError(
+            f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
+        )
+    if choice == _GRAPHS.name and loaded.device.type != "cuda":
+        notice(f"--runner graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
+    return runner
+
+
+def _fastest(
+    loaded: LoadedModel, reference: Runner, begun_with: str | None, notice: Callable[[str], None], clock: Clock
+) -> Runner:
+    """What ``auto`` takes."""
+    serving: list[Runner] = []
     reason: str | None = None
-    for candidate in candidates:
+    candidates = [_GRAPHS if loaded.device.type == "cuda" else _NATIVE, _FAST]
+    for candidate in sorted(candidates, key=lambda candidate: candidate.name != begun_with):
         runner, reason = _open(candidate, loaded, reference)
         if runner is not None:
-            if candidate is _GRAPHS and not on_gpu:
-                notice(f"--runner graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
-            return runner
-        if choice != "auto":
-            raise UnsupportedModelError(
-                f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
-            )
-        if candidate is not _FAST and unsupported_reason(loaded) is None:
+            if candidate.name == begun_with:
+                return runner
+            serving.append(runner)
+        elif candidate is not _FAST and unsupported_reason(loaded) is None:
             notice(f"{loaded.name} runs without {candidate.without}: {reason}.")
+    if serving:
+        return _faster(serving, loaded, notice, clock)
     notice(
         f"{loaded.name} runs on the reference runner: {reason}. There a skipped sub-layer still costs its time, so no "
         "skip set can come out faster; use it to check outputs, not to tune."
@@ -91,20 +121,60 @@ def choose_runner(loaded: LoadedModel, choice: str = "auto", notice: Callable[[s
     return reference
 
 
+def _faster(serving: Sequence[Runner], loaded: LoadedModel, notice: Callable[[str], None], clock: Clock) -> Runner:
+    """The fastest of ``serving``: the first, unless another is clearly faster, so that the choice is stable."""
+    first = serving[0]
+    if len(serving) == 1:
+        return first
+    seconds = _time(serving, clock)
+    fastest = min(serving, key=lambda runner: seconds[runner.name])
+    if seconds[first.name] <= _CLEARLY * seconds[fastest.name]:
+        return first
+    ratio = seconds[first.name] / seconds[fastest.name]
+    notice(
+        f"{loaded.name} runs on the {fastest.name} runner: there a decode step and a verification of {_VERIFIED} "
+        f"tokens take {1e3 * seconds[fastest.name]:.3g} ms, and {ratio:.2f} times as long on the {first.name} runner."
+    )
+    return fastest
+
+
+def _time(runners: Sequence[Runner], clock: Clock) -> dict[str, float]:
+    """Seconds of a decode step and a verification on each, interleaved: the median of a few rounds."""
+    steps = {runner.name: Step(_decode_and_verify(runner)) for runner in runners}
+    timed = time_steps(runners[0], steps, _ROUNDS, clock)
+    return {name: median(seconds) for name, seconds in timed.items()}
+
+
+def _decode_and_verify(runner: Runner) -> Callable[[], None]:
+    """About where the probe ended, with room for both."""
+    greedy, length = greedy_steps(runner), min(runner.length, runner.capacity - _VERIFIED - 2)
+    runner.rewind(length)
+
+    def run() -> None:
+        greedy.decode_greedy(0)
+        greedy.verify_greedy([0] * (_VERIFIED + 1))
+        runner.rewind(length)
+        runner.synchronize()
+
+    return run
+
+
 def _open(candidate: _Candidate, loaded: LoadedModel, reference: Runner) -> tuple[Runner | None, str | None]:
     """The candidate where it equals the reference, or why it does not serve."""
-    reason = candidate.unsupported_reason(loaded)
-    if reason is not None:
-        return None, reason
-    if candidate is not _GRAPHS:
+    try:
+        reason = candidate.unsupported_reason(loaded)
+        if reason is not None:
+            return None, reason
         runner = candidate.open(loaded)
-    else:
-        try:
-            runner = candidate.open(loaded)
+        if candidate is _GRAPHS:
             probe_difference(runner, reference)  # the first walk captures; the next replays
-        except RuntimeError as error:  # what CUDA raises where an operation cannot be captured
-            return None, f"its passes cannot be captured ({str(error).splitlines()[0]})"
-    reason = _unequal_reason(runner, reference, loaded.dtype)
+        reason = _unequal_reason(runner, reference, loaded.dtype)
+    except UsageError:
+        raise
+    except Exception as error:  # another one may serve, whatever is wrong with this one
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        failed = "its passes cannot be captured" if candidate is _GRAPHS else f"it failed, {type(error).__name__}"
+        return None, f"{failed} ({first_line})"
     return (runner, None) if reason is None else (None, reason)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.engine.fused import fuse
+from selfspec_tune.engine.widening import linear
 
 
 class Projection(Protocol):
@@ -30,7 +30,7 @@ class Dense:
         return cls(*fuse(layers))
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
     def narrow(self, rows: int | None) -> Dense:
         """The first ``rows`` outputs, as views; None: all."""

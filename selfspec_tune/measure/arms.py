@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.engine import Generation, autoregressive, self_speculative
+from selfspec_tune.engine import Generation, Limits, autoregressive, self_speculative
+from selfspec_tune.engine.activations import typical_text
+from selfspec_tune.errors import RivalError
 from selfspec_tune.measure.hf_generate import hf_generate
 from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.prompts import Prompt
 
 BASELINE = "autoregressive"
 NULL = "a-a"
 SELF_SPECULATIVE = "self-speculative"
 GENERATE = "hf-generate"
 EMPTY = "empty-skip-set"
+
+_TRIAL_PROMPT, _TRIAL_TOKENS, _TRIAL_ROUNDS = 64, 16, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class Arm:
     draft: Draft | None = None
     description: str = ""
     by_transformers: bool = False  # the model's own forward pass computes it, not our runner
+    model: LoadedModel | None = None  # the copy that computes it, where it is not the workload's
 
 
 def autoregressive_arm(workload: Workload, arm_id: str = BASELINE) -> Arm:
@@ -54,7 +61,48 @@ def self_speculative_arm(
 def generate_arm(workload: Workload) -> Arm:
     """``model.generate`` of transformers, with the same limits and sampling."""
 
-    def decode(item: WorkItem) -> Generation:
-        return hf_generate(workload, item)
+    def arm(loaded: LoadedModel) -> Arm:
+        def decode(item: WorkItem) -> Generation:
+            return hf_generate(workload, item, loaded)
 
-    return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers", by_transformers=True)
+        return Arm(GENERATE, GENERATE, decode, description="model.generate of transformers", by_transformers=True)
+
+    return in_faster_format(workload, arm)
+
+
+def in_faster_format(workload: Workload, make: Callable[[LoadedModel], Arm]) -> Arm:
+    """The arm that ``make`` gives of the model, or of its float32 copy where that decodes faster and says so.
+
+    Both are timed once a run, on a text of many kinds, where there is reason to.
+    """
+    own, theirs = make(workload.loaded), workload.theirs
+    copy = None if theirs is None else theirs.in_float32()
+    if theirs is None or copy is None:
+        return own
+    wide = make(copy)
+    wide = replace(wide, model=copy, description=f"{wide.description}, in float32, which is faster for it here")
+    if own.id not in theirs.is_widened:
+        theirs.is_widened[own.id] = _is_faster(workload, wide, own)
+    return wide if theirs.is_widened[own.id] else own
+
+
+def _is_faster(workload: Workload, arm: Arm, other: Arm) -> bool:
+    """Whether ``arm`` takes less time to decode as many tokens as will be decoded."""
+    tokens = typical_text(workload.loaded, workload.runner.vocabulary_size)
+    room = workload.loaded.context_length - _TRIAL_TOKENS
+    prompt = Prompt("trial", "trial", "a text that comes with the tool")
+    item = WorkItem("trial", prompt, tuple(tokens[: min(_TRIAL_PROMPT, room)]), Limits(_TRIAL_TOKENS))
+    try:
+        gains = [
+            _whole_seconds(workload, other.decode(item)) - _whole_seconds(workload, arm.decode(item))
+            for _ in range(_TRIAL_ROUNDS + 1)
+        ]
+    except RivalError:  # it says so where it is measured
+        return False
+    return sum(gains[1:]) > 0.0  # the first warms up
+
+
+def _whole_seconds(workload: Workload, made: Generation) -> float:
+    """Seconds of a short generation, as if it had been as long as those to come."""
+    steps = max(len(made.tokens) - made.first_tokens, 1)
+    return made.prefill_seconds + made.decode_seconds / steps * workload.options.max_new_tokens

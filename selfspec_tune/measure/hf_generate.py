@@ -15,19 +15,22 @@ from transformers.generation.streamers import BaseStreamer
 
 from selfspec_tune.engine import Generation, Limits
 from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loading_output import quietly
 
 
 @torch.inference_mode()
-def hf_generate(workload: Workload, item: WorkItem, **how: Any) -> Generation:
+def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None = None, /, **how: Any) -> Generation:
     """Decode ``item`` by ``model.generate(**how)`` with the limits and the sampling of our own arms.
+
+    ``loaded``: whose model; by default the workload's.
 
     Assisted decoding drafts before its first full pass, which then gives several tokens at
     once: the time until they are there stands as prefill, their number as ``first_tokens``,
     so that what follows is time per token of decoding alone. Its drafting and verifying
     are not timed apart.
     """
-    model, limits = workload.loaded.model, item.limits
+    model, limits = (loaded or workload.loaded).model, item.limits
     input_ids = torch.tensor([item.tokens], device=workload.loaded.device)
     clock = _FirstTokenClock()
     torch.manual_seed(workload.sampler.generator.initial_seed())

@@ -81,7 +81,7 @@ def _pair(
     baseline_id: str,
     check: LosslessCheck,
 ) -> PairedRun:
-    model = workload.loaded.model if candidate.by_transformers else None
+    model = (candidate.model or workload.loaded).model if candidate.by_transformers else None
     verdict = check(block.item, plain.tokens, generation.tokens, model)
     return PairedRun(
         method=candidate.id,

@@ -15,7 +15,7 @@ import torch
 
 from selfspec_tune.engine import Generation
 from selfspec_tune.errors import RivalError
-from selfspec_tune.measure.arms import Arm
+from selfspec_tune.measure.arms import Arm, in_faster_format
 from selfspec_tune.measure.hf_generate import hf_generate
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.models import LoadedModel
@@ -34,11 +34,15 @@ _LONGEST_REASON = 300
 def prompt_lookup_arm(workload: Workload) -> Arm:
     """``prompt_lookup_num_tokens``: drafts what followed the last tokens' earlier occurrence in the text."""
 
-    def decode(item: WorkItem) -> Generation:
-        return hf_generate(workload, item, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
-
     about = f"transformers' prompt lookup, up to {PROMPT_LOOKUP_TOKENS} tokens after a match of up to 2"
-    return guarded(Arm(PROMPT_LOOKUP, PROMPT_LOOKUP, decode, description=about, by_transformers=True))
+
+    def arm(loaded: LoadedModel) -> Arm:
+        def decode(item: WorkItem) -> Generation:
+            return hf_generate(workload, item, loaded, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
+
+        return guarded(Arm(PROMPT_LOOKUP, PROMPT_LOOKUP, decode, description=about, by_transformers=True))
+
+    return in_faster_format(workload, arm)
 
 
 def early_exit_arm(workload: Workload, exit_layer: int) -> Arm:
@@ -49,14 +53,17 @@ def early_exit_arm(workload: Workload, exit_layer: int) -> Arm:
         "draft length and confidence; made for models that are trained to exit early"
     )
 
-    def decode(item: WorkItem) -> Generation:
-        with kept_depth(loaded):
-            return hf_generate(workload, item, assistant_early_exit=exit_layer)
+    def arm(loaded: LoadedModel) -> Arm:
+        def decode(item: WorkItem) -> Generation:
+            with kept_depth(loaded):
+                return hf_generate(workload, item, loaded, assistant_early_exit=exit_layer)
+
+        return guarded(Arm(EARLY_EXIT, EARLY_EXIT, decode, description=about, by_transformers=True))
 
     reason = why_no_early_exit(loaded, exit_layer)
     if reason is not None:
         return unavailable_arm(EARLY_EXIT, reason, description=about)
-    return guarded(Arm(EARLY_EXIT, EARLY_EXIT, decode, description=about, by_transformers=True))
+    return in_faster_format(workload, arm)
 
 
 def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
@@ -71,9 +78,6 @@ def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
         how |= {"tokenizer": workload.loaded.tokenizer, "assistant_tokenizer": drafter.tokenizer}
         kind = "transformers' universal assisted decoding (another vocabulary)"
 
-    def decode(item: WorkItem) -> Generation:
-        return hf_generate(workload, item, **how)
-
     dtype = str(drafter.dtype).removeprefix("torch.")
     about = (
         f"{kind} by {drafter.id} ({drafter.num_layers} layers, {dtype}, fingerprint {drafter.fingerprint}), with its "
@@ -82,7 +86,14 @@ def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
     reason = why_not_drafted_by(workload.loaded, drafter)
     if reason is not None:
         return unavailable_arm(DRAFT_MODEL, reason, description=about)
-    return guarded(Arm(DRAFT_MODEL, DRAFT_MODEL, decode, description=about, by_transformers=True))
+
+    def arm(loaded: LoadedModel) -> Arm:
+        def decode(item: WorkItem) -> Generation:
+            return hf_generate(workload, item, loaded, **how)
+
+        return guarded(Arm(DRAFT_MODEL, DRAFT_MODEL, decode, description=about, by_transformers=True))
+
+    return in_faster_format(workload, arm)
 
 
 def unavailable_arm(arm_id: str, reason: str, *, description: str = "") -> Arm:

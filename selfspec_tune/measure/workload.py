@@ -13,6 +13,7 @@ from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
+from selfspec_tune.measure.their_model import TheirModel
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
 from selfspec_tune.reporting import Reporter
@@ -38,6 +39,7 @@ class Workload:
 
     ``cost_context``: after how many tokens the steps are timed that a cost-aware policy counts on.
     ``costs``: the model of the engine's steps that it counts on instead, where one is known for every draft.
+    ``theirs``: what transformers' own ways of decoding run on.
     ``alone``: runs drafts with a cache of their own, where such drafts are meant; everything else `runner` does.
     """
 
@@ -47,12 +49,14 @@ class Workload:
     cost_context: int = 128
     costs: CostModel | None = None
     alone: StandaloneRunner | None = None
+    theirs: TheirModel | None = None
     sampler: Sampler = field(init=False)
     _full_steps: StepCosts | None = field(init=False, default=None)
     _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
+        self.theirs = self.theirs or TheirModel(self.loaded)
         self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
 
     @property
@@ -88,7 +92,7 @@ class Workload:
         """The same model and runner as when just opened, for the prompts of other ``options``."""
         if isinstance(self.runner, FastRunner):
             self.runner.extra_memory_bytes = None
-        return Workload(self.loaded, self.runner, options)
+        return Workload(self.loaded, self.runner, options, theirs=self.theirs)
 
     def limits(self, max_new_tokens: int | None = None) -> Limits:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""
@@ -118,8 +122,13 @@ def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
     return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 
-def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporter) -> Workload:
-    """Load the model and choose its runner; says what was chosen through ``reporter``."""
+def open_workload(
+    model: ModelOptions, prompts: PromptOptions, reporter: Reporter, begun_with: str | None = None
+) -> Workload:
+    """Load the model and choose its runner; says what was chosen through ``reporter``.
+
+    ``begun_with``: the runner of what is resumed, if anything is; ``auto`` then takes it again.
+    """
     reporter.stage("load", model.name)
     loaded = load_model(
         model.name,
@@ -128,7 +137,7 @@ def open_workload(model: ModelOptions, prompts: PromptOptions, reporter: Reporte
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
     )
-    runner = choose_runner(loaded, model.runner, reporter.notice)
+    runner = choose_runner(loaded, model.runner, reporter.notice, begun_with=begun_with)
     about = loaded.describe()
     reporter.notice(
         f"{about['id']}: {about['architecture']}, {loaded.num_layers} layers, {about['parameters'] / 1e6:.0f}M "

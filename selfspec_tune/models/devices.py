@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-from pathlib import Path
-
 import torch
 
-from selfspec_tune.errors import UsageError
+from selfspec_tune.cpu_levels import chosen_level
+from selfspec_tune.errors import NativeUnavailableError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEVICES = "expected auto, cpu, cuda or cuda:0, cuda:1, …"
-_BFLOAT16_FLAG = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")
 
 
 def choose_device(device: str) -> torch.device:
@@ -38,14 +33,19 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware computes in it, else float16 on a GPU, float32 on a CPU.
+def choose_dtype(dtype: str, device: torch.device, own: torch.dtype | None = None) -> torch.dtype:
+    """What to load a checkpoint in whose ``own`` type is given; None: it has none, as a quantised file.
+
+    ``auto`` on a GPU is bfloat16 where it computes in it, else float16. On a CPU it is the
+    checkpoint's own, since a step takes as long as reading the weights, whatever computes; without one
+    it is bfloat16. float16, which no kernel here reads, becomes bfloat16 where the processor has
+    products of it, else float32, which holds every float16 value.
 
     Raises:
         UsageError: the name is none of auto, float32, bfloat16, float16, or the device cannot compute in it.
     """
     if dtype == "auto":
-        return _native_dtype(device)
+        return _auto_dtype(device, own)
     if dtype not in DTYPES:
         raise UsageError(f"Unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     reason = _dtype_refusal(DTYPES[dtype], device)
@@ -76,21 +76,22 @@ def _multiply(dtype: torch.dtype, device: torch.device) -> None:
     torch.nn.functional.linear(weight, weight)
 
 
-def _native_dtype(device: torch.device) -> torch.dtype:
+def _auto_dtype(device: torch.device, own: torch.dtype | None) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and cpu_computes_bfloat16(_cpu_flags()):
-        return torch.bfloat16
-    return torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    if own is torch.float16:
+        return torch.bfloat16 if cpu_computes_bfloat16() else torch.float32
+    return torch.bfloat16 if own in (None, torch.bfloat16) else torch.float32
 
 
-def cpu_computes_bfloat16(flags: str) -> bool:
-    """Whether a CPU's flags (Linux's /proc/cpuinfo) name bfloat16 instructions."""
-    return bool(_BFLOAT16_FLAG.search(flags))
+def cpu_computes_bfloat16() -> bool:
+    """Whether this CPU has products of bfloat16; without them torch imitates them, several times slower than float32.
 
-
-def _cpu_flags() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.system() != "Linux" or not os.access(cpuinfo, os.R_OK):
-        return ""
-    return cpuinfo.read_text(encoding="utf-8", errors="replace")
+    Raises `UsageError` where ``$SELFSPEC_TUNE_CPU_LEVEL`` names no level of this processor.
+    """
+    try:
+        return chosen_level().has_bf16_dot
+    except NativeUnavailableError:  # a processor that there are no kernels for
+        return False

@@ -5,7 +5,8 @@ A name is, in this order: an alias, a local directory, a GGUF file, a hub id.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from transformers import (
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
-from selfspec_tune.models.devices import choose_device, choose_dtype
+from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
 from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.origin import Origin, find_origin
+from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
+
+Choose = Callable[[torch.dtype | None], torch.dtype]
+"""What to load a checkpoint in, of its own type."""
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -45,7 +50,8 @@ def load_model(
 
     Args:
         name: alias, local directory, GGUF file or hub id.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or auto: by `choose_dtype`, and float32 where torch would
+            imitate bfloat16 in a model that none of our own loops serves.
         device: auto, cpu, cuda or cuda:N.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: also load weights that are no safetensors.
@@ -59,31 +65,36 @@ def load_model(
         UsageError: dtype or device is unknown or not there.
     """
     chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
+
+    def choose(own: torch.dtype | None) -> torch.dtype:
+        return choose_dtype(dtype, chosen_device, own)
+
+    without_own = choose(None)  # refuses what cannot be before anything is read
     origin = find_origin(name)
     if origin.source == "gguf":
-        model, tokenizer, provenance = load_gguf(Path(origin.location), chosen_dtype)
+        model, tokenizer, provenance = load_gguf(Path(origin.location), without_own)
     else:
-        model, tokenizer = _load_checkpoint(origin, chosen_dtype, trust_remote_code, allow_pickle, local_files_only)
+        model, tokenizer = _load_checkpoint(origin, choose, trust_remote_code, allow_pickle, local_files_only)
         provenance = origin.provenance or _hub_provenance(origin.location)
-    return _prepare(origin, model, tokenizer, provenance, chosen_device)
+    loaded = _prepare(origin, model, tokenizer, provenance, chosen_device)
+    return _without_imitation(loaded) if dtype == "auto" else loaded
 
 
 def _load_checkpoint(
-    origin: Origin, dtype: torch.dtype, trust_remote_code: bool, allow_pickle: bool, local_files_only: bool
+    origin: Origin, choose: Choose, trust_remote_code: bool, allow_pickle: bool, local_files_only: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """From files on this machine where they are all there, else through the network."""
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
         with quietly():
-            return _from_pretrained(origin, dtype, allow_pickle, options)
+            return _from_pretrained(origin, choose, allow_pickle, options)
     except SelfSpecError:
         raise
     except Exception as error:
         if origin.source != "hub" or local_files_only or not can_ask_hub():
             raise explain_load_failure(origin, error, hub_was_asked=False) from error
     try:
-        return _from_pretrained(origin, dtype, allow_pickle, options | {"local_files_only": False})
+        return _from_pretrained(origin, choose, allow_pickle, options | {"local_files_only": False})
     except SelfSpecError:
         raise
     except Exception as error:
@@ -91,18 +102,24 @@ def _load_checkpoint(
 
 
 def _from_pretrained(
-    origin: Origin, dtype: torch.dtype, allow_pickle: bool, options: dict[str, bool]
+    origin: Origin, choose: Choose, allow_pickle: bool, options: dict[str, bool]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = AutoConfig.from_pretrained(origin.location, **options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        origin.location,
-        config=config,
-        dtype=dtype,
-        use_safetensors=None if allow_pickle else True,
-        output_loading_info=True,
-        **options,
-    )
-    model, report = loaded
+
+    def load(dtype: torch.dtype | str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            origin.location,
+            config=config,
+            dtype=dtype,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **options,
+        )
+
+    stated: torch.dtype | None = config.dtype or config.get_text_config().dtype
+    model, report = load("auto" if stated is None else choose(stated))
+    if stated is None and model.dtype is not (chosen := choose(model.dtype)):  # the weights told their type
+        model, report = load(chosen)
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise FileFormatError(
@@ -136,6 +153,15 @@ def _prepare(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         provenance=provenance,
     )
+
+
+def _without_imitation(loaded: LoadedModel) -> LoadedModel:
+    """The model in float32 where its own forward pass would run on torch's slow imitation of bfloat16."""
+    if loaded.device.type != "cpu" or loaded.dtype != torch.bfloat16 or cpu_computes_bfloat16():
+        return loaded
+    if unsupported_reason(loaded) is None:
+        return loaded
+    return replace(loaded, model=loaded.model.float(), dtype=torch.float32)
 
 
 def _hub_provenance(hub_id: str) -> str:

@@ -15,7 +15,8 @@ from selfspec_tune.report import text
 from selfspec_tune.report.tables import model_line
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "bold yellow")}
-_SHOWN = ("decode", "draft", "verify(1)", "verify(2)", "verify(4)", "verify(8)", "verify(16)")
+_DRAFTS = ("draft", "draft at int8", "draft at int4")
+_SHOWN = ("decode", *_DRAFTS, "verify(1)", "verify(2)", "verify(4)", "verify(8)", "verify(16)")
 
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:

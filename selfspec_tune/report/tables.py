@@ -43,6 +43,7 @@ _COLUMNS = (
     _Column("lossless", 0, lambda m, wide: lossless(m.lossless, full=wide), "left"),
     _Column("prompts", 100, lambda m, _: str(m.num_prompts)),
 )
+_IN_FLOAT32 = "in float32"  # that a method of transformers ran on another copy of the model than ours
 # Methods of our own, whose skip set says it all.
 _KNOWN = frozenset({"autoregressive", "self-speculative", "hf-generate", "empty-skip-set", "uniform", "random"})
 
@@ -141,7 +142,9 @@ def rival_lines(result: BenchResult) -> list[str]:
     return [
         f"{_label(method, result)}: {method.description}."
         for method in result.methods
-        if method.name not in _KNOWN and method.description and not method.unavailable
+        if (method.name not in _KNOWN or _IN_FLOAT32 in method.description)
+        and method.description
+        and not method.unavailable
     ]
 
 

@@ -57,7 +57,7 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
     _tell_of_few(searches, reporter)
     with StudyFolder(request.out).locked():
         pooled = searches[POOLED].prompts
-        workload = open_workload(request.model, pooled, reporter)
+        workload = open_workload(request.model, pooled, reporter, StudyFolder(searches[POOLED].out).runner)
         _check_all(searches, workload, reporter)
         for name, search in searches.items():
             reporter.stage("task", name)
@@ -70,7 +70,8 @@ def plan_per_task(request: SearchRequest, reporter: Reporter) -> dict[str, Searc
     """What every one of the searches would do, by its name; writes nothing."""
     searches = split_searches(request)
     _tell_of_few(searches, reporter)
-    workload = open_workload(request.model, searches[POOLED].prompts, reporter)
+    pooled = searches[POOLED]
+    workload = open_workload(request.model, pooled.prompts, reporter, StudyFolder(pooled.out).runner)
     return {name: plan_search(search, reporter, workload) for name, search in searches.items()}
 
 

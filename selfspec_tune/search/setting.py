@@ -20,6 +20,7 @@ from selfspec_tune.search.calibration import lookup_alone
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
+from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.skip_set import SkipSet
 
 AUTO = "auto"
@@ -109,7 +110,10 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
     if left_out:
         test = left_out + len(splits.test)
         reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
-    workload = workload.reopened(options) if workload else open_workload(request.model, options, reporter)
+    if workload is None:
+        workload = open_workload(request.model, options, reporter, StudyFolder(request.out).runner)
+    else:
+        workload = workload.reopened(options)
     if request.draft.objective is Objective.STANDALONE:
         workload.stand_alone(reporter.notice)
     space = _open_space(workload, request.draft)

@@ -80,6 +80,11 @@ class StudyFolder:
         config.save(self.config)
 
     @property
+    def runner(self) -> str | None:
+        """The runner that the study was begun with; None where there is no study yet."""
+        return StudyConfig.load(self.config).runner if self.config.exists() else None
+
+    @property
     def spent_seconds(self) -> float:
         """Time that earlier runs of this search took."""
         return float(self._read_state().get("spent_seconds", 0.0))

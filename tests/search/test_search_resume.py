@@ -60,6 +60,18 @@ def test_an_interrupted_search_goes_on_with_the_same_command(make_request: Any, 
     assert {row["trial"] for row in read_rows(request.out / "trials.jsonl")} == {0, 1, 2, 3}
 
 
+def test_a_resumed_search_keeps_the_runner_it_was_begun_with(make_request: Any, engine: ScriptedEngine) -> None:
+    def stop(candidate: Candidate) -> None:
+        raise KeyboardInterrupt
+
+    run_search(make_request(runner="reference"), Listener(on_trial=stop))
+    listener = Listener()
+    assert not run_search(make_request(runner="auto"), listener).interrupted
+    assert any("reference runner" in notice for notice in listener.notices)
+    with pytest.raises(UsageError, match="runner reference → fast"):
+        run_search(make_request(runner="fast"), Listener())
+
+
 def test_an_interrupted_search_says_which_prompts_it_read(make_request: Any, engine: ScriptedEngine) -> None:
     def stop(candidate: Candidate) -> None:
         raise KeyboardInterrupt

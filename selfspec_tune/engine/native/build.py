@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from selfspec_tune import provenance
+from selfspec_tune.cpu_levels import Level, chosen_level
 from selfspec_tune.engine.native import compilers, store
-from selfspec_tune.engine.native.levels import Level, chosen_level
 from selfspec_tune.engine.native.prebuilt import prebuilt
 from selfspec_tune.engine.native.store import UnusableFolderError
 from selfspec_tune.engine.native.verdict import Verdict, judge

@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfspec_tune.engine.native.levels import Level
+from selfspec_tune.cpu_levels import Level
 from selfspec_tune.errors import NativeUnavailableError
 
 KERNELS = Path(__file__).with_name("kernels")

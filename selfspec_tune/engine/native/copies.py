@@ -20,6 +20,7 @@ from selfspec_tune.engine.native.library import INT4_GROUP, UNIT, Format, Linear
 from selfspec_tune.engine.projection import Dense
 from selfspec_tune.engine.quantize import lies_on_a_grid, quantize_asymmetric, quantize_symmetric
 from selfspec_tune.engine.resident import roomy
+from selfspec_tune.engine.widening import PIECE_ROWS, is_widened, linear_by_pieces
 from selfspec_tune.errors import UnsupportedPrecisionError
 
 _SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
@@ -107,14 +108,9 @@ class NativeCopy:
         # Many rows at once are a search scoring a text. Dequantised piece by piece, the weight stays in the caches.
         rows, columns = (int(size) for size in self._dense.weight.shape)
         at_once = max(_PIECE_BYTES // (columns * hidden.element_size()) // UNIT * UNIT, UNIT)
-        piece = torch.empty(min(at_once, rows), columns, dtype=hidden.dtype)
-        outputs = []
-        for start in range(0, rows, at_once):
-            weight = piece[: min(at_once, rows - start)]
-            self._dequantise(start, weight)
-            bias = None if self._dense.bias is None else self._dense.bias[start : start + weight.shape[0]]
-            outputs.append(F.linear(hidden, weight, bias))
-        return torch.cat(outputs, -1)
+        return linear_by_pieces(
+            hidden, rows, self._dense.bias, self._dequantise, PIECE_ROWS if is_widened(hidden) else at_once
+        )
 
     def _dequantise(self, start: int, weight: Tensor) -> None:
         """Fill ``weight`` with the values of the rows from ``start``."""

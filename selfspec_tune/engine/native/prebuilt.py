@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from selfspec_tune.cpu_levels import Level
 from selfspec_tune.engine.native.compilers import FLAGS, source_digest
-from selfspec_tune.engine.native.levels import Level
 
 FOLDER = Path(__file__).with_name("prebuilt")
 MANIFEST = "manifest.json"

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfspec_tune import provenance
+from selfspec_tune.cpu_levels import Level
 from selfspec_tune.engine.native.compilers import Compiler
-from selfspec_tune.engine.native.levels import Level
 from selfspec_tune.errors import NativeUnavailableError
 
 LEAST_SHARE = 0.4  # of a plain read: compilers that keep vectors out of registers reach half of it

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from selfspec_tune import cpu_levels as levels
 from selfspec_tune.cli.app import app
-from selfspec_tune.engine.native import levels
-from selfspec_tune.engine.native.levels import LEVEL_VARIABLE, LEVELS, available_levels, chosen_level
+from selfspec_tune.cpu_levels import LEVEL_VARIABLE, LEVELS, available_levels, chosen_level
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from tests import kit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.loaded import LoadedModel
 
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _LAYER_CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
