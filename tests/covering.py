@@ -11,7 +11,7 @@ import pytest
 Level = tuple[int, int]  # a factor, and which of its values
 
 
-def pairwise(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+def covering_array(sizes: Sequence[int]) -> list[tuple[int, ...]]:
     """Rows of value numbers, one a factor of ``sizes`` values, in which each pair of two factors' values occurs.
 
     Greedy: a row begins with a pair that is still missing, and takes of every other factor the value that adds
@@ -40,7 +40,7 @@ def cover(indirect: Sequence[str] = (), **factors: Sequence[Any] | Mapping[str, 
     A mapping's keys are the values' names. Cases beyond those that cover each pair carry the mark ``long``.
     """
     named = [_named(values) for values in factors.values()]
-    chosen = set(pairwise([len(values) for values in named]))
+    chosen = set(covering_array([len(values) for values in named]))
     cases = []
     for row in product(*(range(len(values)) for values in named)):
         picked = [values[number] for values, number in zip(named, row, strict=True)]

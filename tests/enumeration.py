@@ -43,7 +43,7 @@ class EveryWay(Sampler):
 
     def is_below(self, share: float) -> bool:
         """Whether a number from [0, 1) is below ``share``."""
-        share = min(share, 1.0)
+        share = min(float(share), 1.0)
         return bool(self._take([(1, share), (0, 1.0 - share)]))
 
     def advance(self) -> bool:

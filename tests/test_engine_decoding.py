@@ -102,7 +102,7 @@ def test_speculative_decoding_gives_the_tokens_of_plain_decoding_and_of_generate
 
 
 def test_long_drafts_and_long_answers_stay_lossless(subject: Subject) -> None:
-    limits, prompt = Limits(150), prompt_tokens(30, seed=7)
+    limits, prompt = Limits(90), prompt_tokens(30, seed=7)
     draft = Draft(SKIP_SETS["a little"], DraftPolicy(PolicyKind.FIXED, 40))
     plain, speculative = _decode_both(subject.runners["fast"], prompt, limits, draft)
     assert plain.tokens == speculative.tokens == subject.expected(prompt, limits)
