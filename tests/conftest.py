@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Code that comes with a model is copied there before it runs; workers that share it would replace each other's.
+_MODULES = TemporaryDirectory(prefix="hf-modules-")
+os.environ["HF_MODULES_CACHE"] = _MODULES.name
 
 from tests import kit
 
