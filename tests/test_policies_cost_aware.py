@@ -16,6 +16,8 @@ from selfspec_tune.policies.cost_aware import CostAwareState
 from tests.covering import cover, covering_array
 from tests.policy_simulator import KINDS, LONG, decode, texts
 
+pytestmark = pytest.mark.no_cover  # tracing its many small steps takes several times as long as they do
+
 # Decode 1, draft, verify(k + 1): steadily dearer, or with a jump to the first batch of several tokens.
 STEADY = tuple(1 + 0.04 * k for k in range(17))
 JUMP = (1.0, *(1.12 + 0.03 * k for k in range(1, 17)))
