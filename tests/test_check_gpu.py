@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+
+from selfspec_tune.errors import UsageError
+from tests.scripts_kit import SCRIPTS, load_script
+
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "check_gpu"
+SCRIPT = SCRIPTS / "check_gpu"
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,19 +48,26 @@ def test_the_dry_mode_measures_everything_and_is_lossless(tiny_llama_dir: Path, 
         assert shares[2] > shares[3]
 
 
-def test_without_a_gpu_the_real_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    import pytest
-    import torch
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script's ``run`` in this process: the exit code that a command line gives."""
 
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        script = load_script("check_gpu")
+        return int(script.run(script.options()))
+
+    return run
+
+
+def test_without_a_gpu_the_real_run_is_refused_with_the_remedy(tmp_path: Path, check: Callable[..., int]) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    done = _run("--out", str(tmp_path / "gpu.json"))
-    assert done.returncode == 2
-    assert "Use --dry" in done.stderr
+    with pytest.raises(UsageError, match="Use --dry"):
+        check("--out", str(tmp_path / "gpu.json"))
 
 
-def test_no_time_leaves_models_out_by_name(tmp_path: Path) -> None:
+def test_no_time_leaves_models_out_by_name(tmp_path: Path, check: Callable[..., int]) -> None:
     out = tmp_path / "gpu.json"
-    done = _run("--dry", "--shapes", "llama-2-7b", "--minutes", "0", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    assert check("--dry", "--shapes", "llama-2-7b", "--minutes", "0", "--out", str(out)) == 0
     assert json.loads(out.read_text())["left_out"] == ["llama-2-7b"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from selfspec_tune.policies import start
 from selfspec_tune.policies.rules import RuleState
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
+from tests.covering import cover
 from tests.engine_kit import (
     RUNNERS,
     TableRunner,
@@ -32,6 +33,8 @@ from tests.engine_kit import (
 )
 
 GREEDY = Sampler()
+CHECKPOINTS = ["tiny_llama_dir", "tiny_qwen2_dir"]
+arms = partial(cover, indirect=["subject", "runner"], subject=CHECKPOINTS, runner=list(RUNNERS))
 SKIP_SETS = {
     "nothing": SkipSet.empty(4),
     "a little": SkipSet(4, (2,)),
@@ -55,7 +58,7 @@ class Subject:
         return tokens
 
 
-@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_qwen2_dir"])
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def subject(request: pytest.FixtureRequest) -> Subject:
     return Subject(load(request.getfixturevalue(request.param)))
 
@@ -75,7 +78,7 @@ def _decode_both(runner: Runner, prompt: Sequence[int], limits: Limits, draft: D
     return plain, speculative
 
 
-@pytest.mark.parametrize("policy", policies(max_draft_tokens=4, exit_threshold=0.3), ids=lambda policy: policy.kind)
+@arms(policy=policies(max_draft_tokens=4, exit_threshold=0.3))
 def test_an_empty_skip_set_accepts_every_draft(subject: Subject, runner: Runner, policy: DraftPolicy) -> None:
     limits = Limits(24)
     for seed in range(3):
@@ -86,8 +89,7 @@ def test_an_empty_skip_set_accepts_every_draft(subject: Subject, runner: Runner,
         assert generation.tokens == subject.expected(prompt, limits)
 
 
-@pytest.mark.parametrize("policy", policies(max_draft_tokens=4, exit_threshold=0.25), ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("skipped", SKIP_SETS)
+@arms(skipped=list(SKIP_SETS), policy=policies(max_draft_tokens=4, exit_threshold=0.25))
 def test_speculative_decoding_gives_the_tokens_of_plain_decoding_and_of_generate(
     subject: Subject, runner: Runner, skipped: str, policy: DraftPolicy
 ) -> None:
@@ -100,7 +102,7 @@ def test_speculative_decoding_gives_the_tokens_of_plain_decoding_and_of_generate
 
 
 def test_long_drafts_and_long_answers_stay_lossless(subject: Subject) -> None:
-    limits, prompt = Limits(150), prompt_tokens(30, seed=7)
+    limits, prompt = Limits(90), prompt_tokens(30, seed=7)
     draft = Draft(SKIP_SETS["a little"], DraftPolicy(PolicyKind.FIXED, 40))
     plain, speculative = _decode_both(subject.runners["fast"], prompt, limits, draft)
     assert plain.tokens == speculative.tokens == subject.expected(prompt, limits)
@@ -111,8 +113,7 @@ def test_long_drafts_and_long_answers_stay_lossless(subject: Subject) -> None:
     assert generation.tokens == plain.tokens
 
 
-@pytest.mark.parametrize("skipped", ["nothing", "some"])
-@pytest.mark.parametrize("policy", policies(max_draft_tokens=5, exit_threshold=0.1), ids=lambda policy: policy.kind)
+@arms(skipped=["nothing", "some"], policy=policies(max_draft_tokens=5, exit_threshold=0.1))
 def test_both_arms_end_with_the_end_of_sequence_wherever_it_comes(
     subject: Subject, runner: Runner, skipped: str, policy: DraftPolicy
 ) -> None:
@@ -131,8 +132,7 @@ def test_both_arms_end_with_the_end_of_sequence_wherever_it_comes(
         assert in_a_draft >= 3
 
 
-@pytest.mark.parametrize("skipped", SKIP_SETS)
-@pytest.mark.parametrize("policy", policies(max_draft_tokens=6, exit_threshold=0.0), ids=lambda policy: policy.kind)
+@arms(skipped=list(SKIP_SETS), policy=policies(max_draft_tokens=6, exit_threshold=0.0))
 def test_short_answers_draft_no_more_than_they_can_use(
     subject: Subject, runner: Runner, skipped: str, policy: DraftPolicy
 ) -> None:

@@ -15,6 +15,7 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.policies.rules import RuleState
 from selfspec_tune.policies.state import Plan
 from selfspec_tune.skip_set import SkipSet
+from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
 
 GREEDY = Sampler()
@@ -50,8 +51,7 @@ def _repetitive(seed: int) -> list[int]:
     return [*stretch, *prompt_tokens(3, seed + 50), *stretch, *stretch[:4]]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("sources", SOURCES)
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
 def test_greedy_output_is_plain_decodings_whoever_drafts(runner: Runner, sources: str, policy: DraftPolicy) -> None:
     limits = Limits(40 if runner.name == "fast" else 24)
     for skip_set in SKIP_SETS:
@@ -63,8 +63,7 @@ def test_greedy_output_is_plain_decodings_whoever_drafts(runner: Runner, sources
             check_record(speculative, limits, draft)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("sources", SOURCES)
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
 def test_an_end_of_sequence_ends_every_arm_alike(runner: Runner, sources: str, policy: DraftPolicy) -> None:
     prompt = _repetitive(2)
     text = autoregressive(runner, prompt, Limits(20), GREEDY).tokens
@@ -76,8 +75,7 @@ def test_an_end_of_sequence_ends_every_arm_alike(runner: Runner, sources: str, p
         check_record(speculative, limits, draft)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("sources", SOURCES)
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
 def test_short_limits_are_kept(runner: Runner, sources: str, policy: DraftPolicy) -> None:
     prompt = _repetitive(3)
     text = autoregressive(runner, prompt, Limits(5), GREEDY).tokens

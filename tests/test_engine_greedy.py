@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,16 @@ from selfspec_tune.engine.native import NativeRunner
 from selfspec_tune.engine.runner import GreedySteps
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
+from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, load, prompt_tokens
 
 DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.THRESHOLD, 6))
+DTYPES = ["float32", "bfloat16"]
+passes = partial(cover, indirect=["loaded", "runner"], loaded=DTYPES, runner=list(RUNNERS))
 OF_THEIR_OWN = {"graphs": GraphedRunner, "native": NativeRunner}
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=DTYPES)
 def loaded(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> LoadedModel:
     return load(tiny_llama_dir, request.param)
 
@@ -51,7 +55,7 @@ def test_a_plain_step_gives_the_most_probable_token(runner: Runner) -> None:
         runner.rewind(30)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 16, 33, 40])
+@passes(count=[1, 2, 7, 16, 33, 40])
 def test_a_verification_gives_the_most_probable_token_after_each(runner: Runner, count: int) -> None:
     tokens = prompt_tokens(count, seed=2)
     expected = runner.verify(tokens).argmax(-1).tolist()
@@ -74,7 +78,7 @@ def test_drafting_follows_its_own_tokens_and_knows_their_probability(runner: Run
     assert runner.length == 35
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@passes(count=[1, 2, 5, 9])
 def test_a_draft_pass_puts_after_each_token_what_a_step_would(runner: Runner, count: int) -> None:
     tokens = prompt_tokens(count, seed=4)
     expected, confidences = [], []

@@ -20,6 +20,7 @@ from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
+from tests.covering import cover
 from tests.engine_kit import llama, load, prompt_tokens
 
 CPU = torch.device("cpu")
@@ -54,13 +55,10 @@ def _assert_close(ours: Tensor, weight: Tensor, dense: Dense, hidden: Tensor) ->
     assert (ours.double() - exact).norm() <= TOLERANCE[hidden.dtype] * exact.norm()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (100, 96), (7, 32), (640, 128)])
-def test_the_kernels_compute_with_the_quantised_weight(
-    rows: int, columns: int, tokens: int, dtype: torch.dtype
-) -> None:
-    dense, hidden = _dense(rows, columns, dtype, bias=True), _input(columns, tokens, dtype)
+@cover(shape=[(48, 64), (100, 96), (7, 32), (640, 128)], tokens=[1, 5, 40], dtype=DTYPES)
+def test_the_kernels_compute_with_the_quantised_weight(shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> None:
+    columns = shape[1]
+    dense, hidden = _dense(*shape, dtype, bias=True), _input(columns, tokens, dtype)
     eight = quantize_symmetric(dense.weight, 8, columns, dtype).dequantize()
     _assert_close(make_copy(dense, INT8)(hidden), eight, dense, hidden)
     four = quantize_asymmetric(dense.weight, 4, 32, dtype).dequantize()
@@ -162,9 +160,7 @@ def _dequantised(directory: Path, precision: Precision, index: int) -> LoadedMod
     return loaded
 
 
-@pytest.mark.parametrize("make", RUNNERS)
-@pytest.mark.parametrize("precision", [INT8, INT4])
-@pytest.mark.parametrize("index", [0, 3, 8])
+@cover(make={"fast": FastRunner, "graphs": GraphedRunner}, precision=[INT8, INT4], index=[0, 3, 8])
 def test_a_draft_computes_with_the_copies_and_verification_does_not(
     tiny_llama_dir: Path, make: type[FastRunner], precision: Precision, index: int
 ) -> None:

@@ -19,12 +19,14 @@ from selfspec_tune.engine.quantize import quantize_asymmetric, quantize_symmetri
 from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
+from tests.covering import cover
 from tests.engine_kit import llama, load, needs_compiler, prompt_tokens
 
 pytestmark = needs_compiler
 
 INT8, INT4, SAME = Precision.INT8, Precision.INT4, Precision.SAME
 CODEBOOK, GRID = LowBitSettings(symmetric=True), LowBitSettings(symmetric=False)
+INT4_WAYS = {"codebook": CODEBOOK, "grid": GRID}
 INT4_EVERYWHERE = DraftPrecision.parse("int4", 3)
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -174,12 +176,12 @@ def test_what_has_no_kernel_is_refused() -> None:
 
 
 _MIXED = (INT4, INT8, SAME, INT4, INT8, SAME)
-_PRECISIONS = [
-    DraftPrecision.uniform(3, INT8, INT8),
-    DraftPrecision.uniform(3, INT4, INT4),
-    DraftPrecision(_MIXED, INT4),
-    DraftPrecision(_MIXED[::-1], INT8),
-]
+_PRECISIONS = {
+    "int8": DraftPrecision.uniform(3, INT8, INT8),
+    "int4": DraftPrecision.uniform(3, INT4, INT4),
+    "mixed": DraftPrecision(_MIXED, INT4),
+    "mixed, backwards": DraftPrecision(_MIXED[::-1], INT8),
+}
 
 
 @torch.inference_mode()
@@ -193,9 +195,7 @@ def _computed(runner: NativeRunner, token: int, draft: Draft) -> Tensor:
     return runner.head(hidden, draft.vocabulary, draft.precision.head)[0].float()
 
 
-@pytest.mark.parametrize("settings", [CODEBOOK, GRID], ids=["codebook", "grid"])
-@pytest.mark.parametrize("precision", _PRECISIONS, ids=range(len(_PRECISIONS)))
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@cover(settings=INT4_WAYS, precision=_PRECISIONS, name=["float32", "bfloat16"])
 def test_a_draft_step_computes_with_the_copies(
     tmp_path: Path, name: str, precision: DraftPrecision, settings: LowBitSettings
 ) -> None:
@@ -293,9 +293,7 @@ def test_copies_made_in_another_way_replace_those_there(loaded: LoadedModel) -> 
 # -- several tokens at once ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [CODEBOOK, GRID], ids=["codebook", "grid"])
-@pytest.mark.parametrize("precision", ["int4", "int8", "int4 mlp 0-1; int8 attn 1; head int4"])
-@pytest.mark.parametrize("count", [2, 4, 5, 6, 11])
+@cover(settings=INT4_WAYS, precision=["int4", "int8", "int4 mlp 0-1; int8 attn 1; head int4"], count=[2, 4, 5, 6, 11])
 def test_a_draft_pass_over_several_tokens_is_as_many_steps(
     loaded: LoadedModel, settings: LowBitSettings, precision: str, count: int
 ) -> None:

@@ -1,9 +1,10 @@
-"""Speculative sampling against the exact joint distribution of small targets, enumerated."""
+"""Speculative sampling against the exact joint distribution of small targets, both enumerated."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import inf
 
@@ -19,30 +20,31 @@ from selfspec_tune.engine.sampling import accept
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests import kit
+from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, every_policy, load, policies, prompt_tokens
+from tests.enumeration import distribution
 
-VOCABULARY = 5
-NUM_TOKENS = 4  # counted jointly; one more is generated, so that a draft may be three tokens long
-PROMPT = [3, 4]
 POLICIES = policies(max_draft_tokens=3, exit_threshold=0.3)
 EVERY_POLICY = every_policy(max_draft_tokens=3, exit_threshold=0.3)
-# In a vocabulary of five the last token has often been there before; the lookup alone, and with the model after it.
+# In so small a vocabulary the last token has often been there before; the lookup alone, and with the model after it.
 LOOKUP = NgramLookup(max_match=2, min_match=1, max_tokens=3)
 COMBINED: dict[str, tuple[NgramLookup | None, bool]] = {
     "lookup": (LOOKUP, False),
     "lookup, then model": (NgramLookup(2, 2, 2), True),
 }
-# A right rule fails one test in a hundred thousand; a broken one is to be far beyond.
-ACCEPTABLE, CAUGHT = 1e-5, 1e-9
+# Rounding alone may separate the right rule's distribution from the target's; a broken rule moves answers in ten.
+ROUNDING, CAUGHT = 1e-5, 0.02
 
 Joint = dict[tuple[int, ...], float]
 
 
-def _joint(next_logits: Callable[[tuple[int, ...]], Tensor], sampler: Sampler, eos: frozenset[int]) -> Joint:
-    """Exact probability of every answer's first tokens, given the target's logits after ``tokens``."""
+def _joint(
+    next_logits: Callable[[tuple[int, ...]], Tensor], sampler: Sampler, num_tokens: int, eos: frozenset[int]
+) -> Joint:
+    """Exact probability of every answer, given the target's logits after ``tokens``."""
     ended: Joint = {}
     open_: Joint = {(): 1.0}
-    for _ in range(NUM_TOKENS):
+    for _ in range(num_tokens):
         grown: Joint = {}
         for tokens, probability in open_.items():
             for token, share in enumerate(sampler.probabilities(next_logits(tokens)).tolist()):
@@ -53,120 +55,98 @@ def _joint(next_logits: Callable[[tuple[int, ...]], Tensor], sampler: Sampler, e
     return ended | open_
 
 
-def _p_value(counts: Counter[tuple[int, ...]], joint: Joint) -> float:
-    """Pearson's chi-square, cells of similar probability pooled until each expects eight answers."""
-    total = counts.total()
-    if any(tokens not in joint for tokens in counts):
-        return 0.0
-    bins: list[tuple[float, int]] = []
-    expected, observed = 0.0, 0
-    for tokens in sorted(joint, key=lambda tokens: joint[tokens]):
-        expected, observed = expected + total * joint[tokens], observed + counts[tokens]
-        if expected >= 8:
-            bins.append((expected, observed))
-            expected, observed = 0.0, 0
-    bins[-1] = (bins[-1][0] + expected, bins[-1][1] + observed)
-    statistic = sum((observed - expected) ** 2 / expected for expected, observed in bins)
-    return float(chi2.sf(statistic, len(bins) - 1))
+def _answers(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, draft: Draft) -> Joint:
+    """Exact probability of every speculative answer."""
+    return distribution(
+        sampler, lambda every: tuple(self_speculative(runner, prompt, limits, every, draft, STEPS).tokens)
+    )
 
 
-def _answers(
-    runner: Runner,
-    sampler: Sampler,
-    draft: Draft,
-    count: int,
-    eos: frozenset[int] = frozenset(),
-    prompt: Sequence[int] = PROMPT,
-) -> Counter[tuple[int, ...]]:
-    limits = Limits(NUM_TOKENS + 1, eos)
-    runs = (self_speculative(runner, prompt, limits, sampler, draft, STEPS) for _ in range(count))
-    return Counter(tuple(run.tokens[:NUM_TOKENS]) for run in runs)
+def _distance(found: Joint, expected: Joint) -> float:
+    """Total variation: the probability that one has and the other has not."""
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-4)
+    return sum(abs(found.get(answer, 0.0) - expected.get(answer, 0.0)) for answer in found.keys() | expected) / 2
 
 
 # -- logits read off tables --------------------------------------------------------------------------------------
 
 _NOISE = torch.Generator().manual_seed(11)
-TARGET = 1.2 * torch.randn((VOCABULARY,) * 3, generator=_NOISE)
-GUESS = TARGET + 1.2 * torch.randn((VOCABULARY,) * 3, generator=_NOISE)
+TARGET = 1.2 * torch.randn((4,) * 3, generator=_NOISE)
+GUESS = TARGET + 1.2 * torch.randn((4,) * 3, generator=_NOISE)
+PROMPT = [1, 2]
+# Prompts whose every token occurs more than once, so that most rounds begin with something found.
+REPETITIVE = [0, 1, 2, 0, 2, 1, 0, 1, 1, 2]
 
 
-def _table_logits(tokens: tuple[int, ...]) -> Tensor:
-    before, last = [*PROMPT, *tokens][-2:]
-    return TARGET[before, last]
+@dataclass(frozen=True)
+class Case:
+    """How the tokens of a table's first ``size`` are drawn, and how many; ``vocabulary``: the draft's."""
+
+    sampler: Sampler
+    size: int = 3
+    num_tokens: int = 4  # of which the first is drawn before anything is drafted
+    vocabulary: int | None = None
+    eos: frozenset[int] = frozenset()
+
+    def runner(self) -> TableRunner:
+        return TableRunner(*(table[: self.size, : self.size, : self.size] for table in (TARGET, GUESS)))
+
+    def limits(self) -> Limits:
+        return Limits(self.num_tokens, self.eos)
+
+    def joint(self, prompt: Sequence[int]) -> Joint:
+        def logits(tokens: tuple[int, ...]) -> Tensor:
+            before, last = [*prompt, *tokens][-2:]
+            return TARGET[before, last, : self.size]
+
+        return _joint(logits, self.sampler, self.num_tokens, self.eos)
 
 
-def _sampler(name: str) -> Sampler:
-    """Fresh, with a fixed seed."""
-    settings: dict[str, tuple[float, int, float]] = {
-        "plain": (1.0, 0, 1.0),
-        "cool": (0.6, 0, 1.0),
-        "top-k": (1.0, 3, 1.0),
-        "top-p": (1.0, 0, 0.75),
-        "all three": (1.4, 4, 0.9),
-    }
-    temperature, top_k, top_p = settings[name]
-    return Sampler(temperature, top_k, top_p, seed=5)
+PLAIN = Case(Sampler(1.0))
+CASES = {
+    "plain": PLAIN,
+    "plain, few drafted, two ends": Case(Sampler(1.0), vocabulary=2, eos=frozenset({0, 2})),
+    "cool": Case(Sampler(0.6)),
+    "top-k, long": Case(Sampler(1.0, 2), size=4, num_tokens=5, vocabulary=3),
+    "top-p": Case(Sampler(1.0, 0, 0.75), size=4, eos=frozenset({2})),
+    "all three": Case(Sampler(1.4, 3, 0.9), size=4),
+    "all three, few drafted": Case(Sampler(1.4, 3, 0.9), size=4, vocabulary=2),
+}
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize(
-    ("name", "vocabulary", "eos"),
-    [
-        ("plain", None, frozenset()),
-        ("plain", 3, frozenset({1, 4})),
-        ("cool", None, frozenset()),
-        ("top-k", 4, frozenset()),
-        ("top-p", None, frozenset({2})),
-        ("all three", None, frozenset()),
-        ("all three", 2, frozenset()),
-    ],
-)
-def test_speculative_answers_follow_the_targets_joint_distribution(
-    name: str, vocabulary: int | None, eos: frozenset[int], policy: DraftPolicy
-) -> None:
-    sampler = _sampler(name)
-    draft = Draft(SkipSet.empty(1), policy, vocabulary=vocabulary)
-    counts = _answers(TableRunner(TARGET, GUESS), sampler, draft, 1500, eos)
-    assert _p_value(counts, _joint(_table_logits, sampler, eos)) > ACCEPTABLE
+@cover(case=CASES, policy=POLICIES)
+def test_speculative_answers_follow_the_targets_joint_distribution(case: Case, policy: DraftPolicy) -> None:
+    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary)
+    found = _answers(case.runner(), PROMPT, case.limits(), case.sampler, draft)
+    assert _distance(found, case.joint(PROMPT)) < ROUNDING
 
 
-# A prompt whose every token occurs in it more than once, so that most rounds begin with something found.
-REPETITIVE = [0, 1, 3, 4, 2, 0, 3, 4, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("policy", EVERY_POLICY, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("sources", COMBINED)
-@pytest.mark.parametrize(
-    ("name", "vocabulary", "eos"),
-    [
-        ("plain", None, frozenset()),
-        ("plain", 2, frozenset({1, 4})),
-        ("top-k", 4, frozenset()),
-        ("all three", 3, frozenset({2})),
-    ],
+@cover(
+    case={name: CASES[name] for name in ("plain", "plain, few drafted, two ends", "top-k, long", "all three")},
+    sources=COMBINED,
+    policy=EVERY_POLICY,
 )
 def test_looked_up_tokens_leave_the_targets_joint_distribution_as_it_is(
-    name: str, vocabulary: int | None, eos: frozenset[int], sources: str, policy: DraftPolicy
+    case: Case, sources: tuple[NgramLookup | None, bool], policy: DraftPolicy
 ) -> None:
-    sampler, (ngram, model_drafts) = _sampler(name), COMBINED[sources]
-    draft = Draft(SkipSet.empty(1), policy, vocabulary=vocabulary, ngram=ngram, model_drafts=model_drafts)
-    counts = _answers(TableRunner(TARGET, GUESS), sampler, draft, 1200, eos, REPETITIVE)
-    assert _p_value(counts, _joint(_table_logits, sampler, eos)) > ACCEPTABLE
+    ngram, model_drafts = sources
+    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary, ngram=ngram, model_drafts=model_drafts)
+    found = _answers(case.runner(), REPETITIVE, case.limits(), case.sampler, draft)
+    assert _distance(found, case.joint(REPETITIVE)) < ROUNDING
 
 
 def test_a_cost_aware_model_draft_follows_the_targets_joint_distribution() -> None:
-    sampler, draft = _sampler("plain"), Draft(SkipSet.empty(1), EVERY_POLICY[-1])
-    runner = TableRunner(TARGET, GUESS)
-    counts = _answers(runner, sampler, draft, 1500)
-    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) > ACCEPTABLE
-    assert len(runner.verified) > 750  # it did draft
+    runner = PLAIN.runner()
+    found = _answers(runner, PROMPT, PLAIN.limits(), PLAIN.sampler, Draft(SkipSet.empty(1), EVERY_POLICY[-1]))
+    assert _distance(found, PLAIN.joint(PROMPT)) < ROUNDING
+    assert max(len(tokens) for tokens in runner.verified) == 3  # it did draft
 
 
 def test_plain_answers_follow_the_same_distribution() -> None:
-    sampler, runner = _sampler("all three"), TableRunner(TARGET)
-    runs = (autoregressive(runner, PROMPT, Limits(NUM_TOKENS), sampler) for _ in range(1200))
-    counts = Counter(tuple(run.tokens) for run in runs)
-    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) > ACCEPTABLE
+    case = CASES["all three"]
+    runner, limits = case.runner(), case.limits()
+    found = distribution(case.sampler, lambda every: tuple(autoregressive(runner, PROMPT, limits, every).tokens))
+    assert _distance(found, case.joint(PROMPT)) < ROUNDING
 
 
 def _accept_everything(
@@ -196,38 +176,78 @@ def _accept_by_target_alone(
     return num_accepted, sampler.draw(target_probabilities[num_accepted])
 
 
-BROKEN = [_accept_everything, _resample_from_target, _accept_by_target_alone]
+BROKEN = {
+    "everything": _accept_everything,
+    "from target": _resample_from_target,
+    "by target alone": _accept_by_target_alone,
+}
 
 
-@pytest.fixture(params=BROKEN, ids=lambda rule: rule.__name__.strip("_"))
-def broken_rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", request.param)
+SHORT = Case(Sampler(1.0), num_tokens=3)
 
 
-@pytest.mark.usefixtures("broken_rule")
+@pytest.mark.parametrize("rule", BROKEN)
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-def test_a_broken_acceptance_rule_is_caught(policy: DraftPolicy) -> None:
-    sampler = _sampler("plain")
-    counts = _answers(TableRunner(TARGET, GUESS), sampler, Draft(SkipSet.empty(1), policy), 1200)
-    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) < CAUGHT
+def test_a_broken_acceptance_rule_is_caught(policy: DraftPolicy, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", BROKEN[rule])
+    found = _answers(SHORT.runner(), PROMPT, SHORT.limits(), SHORT.sampler, Draft(SkipSet.empty(1), policy))
+    assert _distance(found, SHORT.joint(PROMPT)) > CAUGHT
 
 
-@pytest.mark.parametrize("rule", [_accept_everything, _resample_from_target], ids=["everything", "from target"])
+@pytest.mark.parametrize("rule", ["everything", "from target"])
 @pytest.mark.parametrize("policy", EVERY_POLICY, ids=lambda policy: policy.kind)
 def test_a_broken_rule_for_looked_up_tokens_is_caught(
-    policy: DraftPolicy, rule: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    policy: DraftPolicy, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", rule)
-    sampler = _sampler("plain")
+    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", BROKEN[rule])
     draft = Draft(SkipSet.empty(1), policy, ngram=LOOKUP, model_drafts=False)
-    counts = _answers(TableRunner(TARGET, GUESS), sampler, draft, 1200, prompt=REPETITIVE)
-    assert _p_value(counts, _joint(_table_logits, sampler, frozenset())) < CAUGHT
+    found = _answers(PLAIN.runner(), REPETITIVE, PLAIN.limits(), PLAIN.sampler, draft)
+    assert _distance(found, PLAIN.joint(REPETITIVE)) > CAUGHT
+
+
+# -- drawn by chance ---------------------------------------------------------------------------------------------
+
+
+def _p_value(counts: Counter[tuple[int, ...]], joint: Joint) -> float:
+    """Pearson's chi-square, cells of similar probability pooled until each expects eight answers."""
+    total = counts.total()
+    if any(tokens not in joint for tokens in counts):
+        return 0.0
+    bins: list[tuple[float, int]] = []
+    expected, observed = 0.0, 0
+    for tokens in sorted(joint, key=lambda tokens: joint[tokens]):
+        expected, observed = expected + total * joint[tokens], observed + counts[tokens]
+        if expected >= 8:
+            bins.append((expected, observed))
+            expected, observed = 0.0, 0
+    bins[-1] = (bins[-1][0] + expected, bins[-1][1] + observed)
+    statistic = sum((observed - expected) ** 2 / expected for expected, observed in bins)
+    return float(chi2.sf(statistic, len(bins) - 1))
+
+
+def _p_value_of_answers_by_chance() -> float:
+    """Of 1,200 answers, drawn one after another with the sampler's own random numbers."""
+    sampler, runner, draft = Sampler(1.0, seed=5), PLAIN.runner(), Draft(SkipSet.empty(1), POLICIES[0])
+    runs = (self_speculative(runner, PROMPT, PLAIN.limits(), sampler, draft) for _ in range(1200))
+    return _p_value(Counter(tuple(run.tokens) for run in runs), PLAIN.joint(PROMPT))
+
+
+def test_random_numbers_give_the_enumerated_distribution() -> None:
+    assert _p_value_of_answers_by_chance() > 1e-5
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_as_many_random_numbers_show_a_broken_rule(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfspec_tune.engine.decoding.accept", BROKEN[rule])
+    assert _p_value_of_answers_by_chance() < 1e-9
 
 
 # -- the real runners --------------------------------------------------------------------------------------------
 
+VOCABULARY = 5
 SKIPPED = SkipSet(2, (1,), (0,))
-NUM_ANSWERS = {"fast": 500, "reference": 350, "graphs": 350, "native": 500}
+REAL, REAL_LIMITS = Sampler(0.9, 2, 0.95), Limits(4)
+REAL_PROMPT = [3, 4, 3]
 
 
 @pytest.fixture(scope="module")
@@ -236,57 +256,38 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def model_logits(tiny: LoadedModel) -> Callable[[tuple[int, ...]], Tensor]:
-    """The model's own logits after ``tokens``, by one forward without a cache: no runner takes part."""
+def expected(tiny: LoadedModel) -> Joint:
+    """By the model's own logits, of one forward without a cache: no runner takes part."""
 
     @cache
     @torch.no_grad()
     def logits(tokens: tuple[int, ...]) -> Tensor:
-        output: Tensor = tiny.model(input_ids=torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits
+        output: Tensor = tiny.model(input_ids=torch.tensor([[*REAL_PROMPT, *tokens]]), use_cache=False).logits
         return output[0, -1]
 
-    return logits
+    return _joint(logits, REAL, REAL_LIMITS.max_new_tokens, REAL_LIMITS.eos_token_ids)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("name", RUNNERS)
-def test_both_runners_sample_from_the_models_joint_distribution(
-    tiny: LoadedModel, model_logits: Callable[[tuple[int, ...]], Tensor], name: str, policy: DraftPolicy
-) -> None:
-    sampler = Sampler(seed=3, temperature=0.9, top_k=4, top_p=0.95)
-    draft = Draft(SKIPPED, policy, vocabulary=4)
-    counts = _answers(RUNNERS[name](tiny), sampler, draft, NUM_ANSWERS[name])
-    assert _p_value(counts, _joint(model_logits, sampler, frozenset())) > ACCEPTABLE
-
-
-@pytest.mark.parametrize("policy", [EVERY_POLICY[1], EVERY_POLICY[-1]], ids=lambda policy: policy.kind)
-@pytest.mark.parametrize("sources", ["model", *COMBINED])
-@pytest.mark.parametrize("name", RUNNERS)
-def test_both_runners_sample_right_from_every_source(
+@cover(name=list(RUNNERS), sources={"model": (None, True), **COMBINED}, policy=EVERY_POLICY)
+def test_the_runners_sample_from_the_models_joint_distribution(
     tiny: LoadedModel,
-    model_logits: Callable[[tuple[int, ...]], Tensor],
+    expected: Joint,
     name: str,
-    sources: str,
+    sources: tuple[NgramLookup | None, bool],
     policy: DraftPolicy,
 ) -> None:
-    sampler = Sampler(seed=4, temperature=0.9, top_k=4, top_p=0.95)
-    ngram, model_drafts = COMBINED.get(sources, (None, True))
+    ngram, model_drafts = sources
     draft = Draft(SKIPPED, policy, vocabulary=4, ngram=ngram, model_drafts=model_drafts)
-    counts = _answers(RUNNERS[name](tiny), sampler, draft, NUM_ANSWERS[name])
-    assert _p_value(counts, _joint(model_logits, sampler, frozenset())) > ACCEPTABLE
+    assert _distance(_answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, REAL, draft), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("name", RUNNERS)
-def test_as_few_answers_of_the_real_runners_show_a_broken_rule(
-    tiny: LoadedModel,
-    model_logits: Callable[[tuple[int, ...]], Tensor],
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_answers_of_the_real_runners_show_a_broken_rule(
+    tiny: LoadedModel, expected: Joint, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfspec_tune.engine.decoding.accept", _accept_everything)
-    sampler = Sampler(seed=3, temperature=0.9, top_k=4, top_p=0.95)
-    counts = _answers(RUNNERS[name](tiny), sampler, Draft(SKIPPED, POLICIES[0]), NUM_ANSWERS[name])
-    assert _p_value(counts, _joint(model_logits, sampler, frozenset())) < CAUGHT
+    draft = Draft(SKIPPED, POLICIES[0])
+    assert _distance(_answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, REAL, draft), expected) > CAUGHT
 
 
 def test_the_same_seed_gives_the_same_answer(tiny: LoadedModel) -> None:
@@ -294,7 +295,7 @@ def test_the_same_seed_gives_the_same_answer(tiny: LoadedModel) -> None:
     answers = []
     for seed in (1, 2, 1):
         sampler.restart(seed)
-        answers.append(self_speculative(runner, PROMPT, Limits(24), sampler, draft).tokens)
+        answers.append(self_speculative(runner, REAL_PROMPT, Limits(24), sampler, draft).tokens)
     assert answers[0] == answers[2] != answers[1]
 
 
@@ -346,29 +347,25 @@ def test_only_temperature_zero_is_greedy() -> None:
     assert not Sampler(0.1).greedy
 
 
+def _outcomes(drafted: Tensor | None, target: Tensor, token: int) -> dict[tuple[int, int], float]:
+    """Of one drafted token: how many were accepted and what follows, with the probability of both."""
+    return distribution(Sampler(1.0), lambda every: accept(every, [token], [drafted], target))
+
+
 def test_a_token_that_the_target_excludes_is_never_accepted() -> None:
-    sampler = Sampler(1.0, seed=0)
     drafted, target = torch.tensor([0.9, 0.1, 0.0]), torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
-    for _ in range(200):
-        num_accepted, following = accept(sampler, [0], [drafted], target)
-        assert num_accepted == 0
-        assert following in (1, 2)
+    # The target has 0.4 more of token 1 than the draft, and 0.5 more of token 2.
+    assert _outcomes(drafted, target, 0) == pytest.approx({(0, 1): 0.4 / 0.9, (0, 2): 0.5 / 0.9})
 
 
 def test_a_looked_up_token_is_accepted_as_often_as_the_target_draws_it() -> None:
-    sampler, target = Sampler(1.0, seed=0), torch.tensor([[0.3, 0.2, 0.5], [0.0, 1.0, 0.0]])
-    outcomes = Counter(accept(sampler, [0], [None], target) for _ in range(600))
-    assert set(outcomes) == {(1, 1), (0, 1), (0, 2)}
-    assert outcomes[1, 1] / 600 == pytest.approx(0.3, abs=0.08)
-    assert outcomes[0, 1] / 600 == pytest.approx(0.2, abs=0.08)
+    target = torch.tensor([[0.3, 0.2, 0.5], [0.0, 1.0, 0.0]])
+    assert _outcomes(None, target, 0) == pytest.approx({(1, 1): 0.3, (0, 1): 0.2, (0, 2): 0.5})
 
 
 def test_a_rejected_draft_is_replaced_from_what_the_target_has_more_of() -> None:
-    sampler = Sampler(1.0, seed=0)
     drafted, target = torch.tensor([0.8, 0.2]), torch.tensor([[0.3, 0.2, 0.5], [0.0, 1.0, 0.0]])
-    outcomes = Counter(accept(sampler, [0], [drafted], target) for _ in range(400))
-    assert set(outcomes) == {(1, 1), (0, 2)}
-    assert outcomes[1, 1] / 400 == pytest.approx(0.3 / 0.8, abs=0.1)
+    assert _outcomes(drafted, target, 0) == pytest.approx({(1, 1): 0.3 / 0.8, (0, 2): 0.5 / 0.8})
 
 
 def test_rounding_that_leaves_no_residual_falls_back_to_the_target(monkeypatch: pytest.MonkeyPatch) -> None:

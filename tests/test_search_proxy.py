@@ -34,6 +34,8 @@ from selfspec_tune.search.texts import TEXTS
 from selfspec_tune.skip_set import SkipSet
 from tests.search_kit import SKIPPING_ALONE, Listener, make_item, read_rows
 
+pytestmark = pytest.mark.no_cover  # tracing its many small steps takes several times as long as they do
+
 POSITIONS = 64
 FIXED_4 = [DraftPolicy(PolicyKind.FIXED, 4, 0.0)]
 

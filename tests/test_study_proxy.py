@@ -39,6 +39,8 @@ import _candidates as candidates  # isort: skip  # from scripts/, by scripts_kit
 import _faithfulness as faithfulness  # isort: skip
 from _plain_text import plain_text  # isort: skip
 
+pytestmark = pytest.mark.no_cover  # tracing its many small steps takes several times as long as they do
+
 FIXED = DraftPolicy(PolicyKind.FIXED, 4)
 SKIP_SETS = [SkipSet(4, (2,)), SkipSet(4, (), (1, 2)), SkipSet(4, (1, 3), (0,))]
 

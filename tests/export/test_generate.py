@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scipy import stats
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,8 +26,11 @@ from selfspec_tune.export.drafts import export_draft
 from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.skip_set import SkipSet
+from tests.covering import cover
 from tests.engine_kit import prompt_tokens
+from tests.enumeration import EveryWay, distribution
 
+CHECKPOINTS = ["tiny_llama_dir", "tiny_qwen2_dir"]
 SETS = {
     "an attention": SkipSet(4, (2,)),
     "an MLP": SkipSet(4, (), (1,)),
@@ -40,7 +43,7 @@ POLICIES = {
 }
 
 
-@pytest.fixture(params=["tiny_llama_dir", "tiny_qwen2_dir"])
+@pytest.fixture(params=CHECKPOINTS)
 def directory(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
@@ -65,8 +68,7 @@ def generated(model: Any, out: Path | None = None, **how: Any) -> Any:
     return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", SETS)
+@cover(indirect=["directory"], directory=CHECKPOINTS, name=list(SETS), policy=list(POLICIES))
 def test_it_generates_and_drafts_as_our_engine_does(
     name: str, policy: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -289,19 +291,28 @@ def test_several_sequences_are_decoded_plainly(directory: Path, skip_file: Calla
     assert torch.equal(ours, model.generate(ids, **how))
 
 
-def test_sampling_keeps_the_distribution(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_sampling_keeps_the_distribution(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = DraftPolicy(PolicyKind.FIXED, 3)
     out = exported(tiny_llama_dir, SETS["a layer and more"], skip_file, tmp_path, policy=policy)
     model = loaded_from(tiny_llama_dir)
-    torch.manual_seed(0)
-    how = {"do_sample": True, "top_k": 5, "temperature": 1.5, "max_new_tokens": 3}
-    seen = [[tuple(generated(model, folder, **how)[0, -2:].tolist()) for _ in range(400)] for folder in (None, out)]
-    pairs = sorted(set(seen[0]) | set(seen[1]), key=lambda pair: -(seen[0] + seen[1]).count(pair))
-    frequent = [pair for pair in pairs if (seen[0] + seen[1]).count(pair) >= 10]
-    table = [[side.count(pair) for pair in frequent] for side in seen]
-    for row, side in zip(table, seen, strict=True):
-        row.append(len(side) - sum(row))
-    assert stats.chi2_contingency(table).pvalue > 1e-4
+    how = {"do_sample": True, "top_k": 2, "temperature": 1.5, "max_new_tokens": 4}
+
+    def answer(every: EveryWay, folder: Path | None) -> tuple[int, ...]:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "rand", lambda *_, **__: every.uniform())
+            patch.setattr(torch, "multinomial", lambda shares, *_, **__: drawn(every, shares))
+            return tuple(generated(model, folder, **how)[0, 12:].tolist())
+
+    plain, drafted = (distribution(Sampler(1.0), partial(answer, folder=folder)) for folder in (None, out))
+    assert len(plain) == 2**4
+    assert drafted == pytest.approx(plain, abs=1e-5)
+
+
+def drawn(every: EveryWay, shares: torch.Tensor) -> torch.Tensor:
+    """One of [vocabulary], or of each row of [1, vocabulary]."""
+    return torch.tensor(every.draw(shares.flatten())).expand(*shares.shape[:-1], 1)
 
 
 def test_the_code_needs_nothing_of_ours_and_knows_its_model(

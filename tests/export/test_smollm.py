@@ -22,6 +22,11 @@ from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.skip_set import SkipSet
 
+pytestmark = [
+    pytest.mark.xdist_group("smollm"),  # one worker makes the target, of half a gigabyte
+    pytest.mark.no_cover,  # tracing takes several times as long as reading the files
+]
+
 LAYERS, DRAFT_TOKENS = 30, 4
 SETS = {
     "the model itself": SkipSet.empty(LAYERS),
@@ -58,7 +63,11 @@ def loaded(target: Path) -> LoadedModel:
     return load_model(str(target), dtype="float32", device="cpu")
 
 
-@pytest.mark.parametrize("name", SETS)
+# Others leave the same out and more, and `test_gguf` all of this of smaller models.
+LONG = ("whole layers", "attentions alone", "MLPs alone", "a layer from two halves")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SETS])
 def test_llamacpp_computes_and_drafts_as_we_do(name: str, target: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     write_gguf(Job(SETS[name], "smollm2", None, target, "f32", DRAFT_TOKENS), tmp_path, tmp_path)
     simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)

@@ -146,12 +146,14 @@ class LlamaCppPair:
     """
 
     def __init__(self, target: Path, draft: Path, draft_tokens: int) -> None:
-        self.name = _name()
+        import torch
+
+        self.name, threads = _name(), torch.get_num_threads()
         kinds = {tensor.tensor_type.name for tensor in GgufFile(target).tensors.values()}
         self.rounds = kinds != {"F32"}
-        self._draft = LlamaCpp(draft, is_exact=True)
-        self._target = LlamaCpp(target, is_exact=True)
-        self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, is_exact=True)
+        self._draft = LlamaCpp(draft, threads=threads, is_exact=True)
+        self._target = LlamaCpp(target, threads=threads, is_exact=True)
+        self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, threads=threads, is_exact=True)
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
         return _said(self._draft.complete(prompt, num_tokens))
