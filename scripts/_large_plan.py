@@ -12,6 +12,7 @@ from _growth_trials import joint_space
 
 from selfspec_tune.prompts.splits import default_split_sizes
 from selfspec_tune.search import budget
+from selfspec_tune.search.estimates import Costs, Estimates, Sizes
 from selfspec_tune.search.importance import num_steps
 from selfspec_tune.search.texts import HELD_OUT, IMPORTANCE, TEXTS, Text
 
@@ -126,25 +127,22 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
     prefill = machine.pass_seconds(shape, task.prompt_tokens)
     calibration, selection, test = default_split_sizes(task.prompts)
     answers = calibration + min(budget.NUM_HELD_OUT, selection)
-    shares = budget.estimate_shares(
-        budget.Costs(step, prefill / task.prompt_tokens),
-        prompt_tokens=task.prompt_tokens,
-        max_new_tokens=task.new_tokens,
-        num_selection=selection,
-        num_test=test,
-    )
+    sizes = Sizes(calibration, selection, test, task.prompt_tokens, task.new_tokens)
+    estimates = Estimates(sizes, Costs(step, prefill / task.prompt_tokens))
+    schedule = estimates.full()
+    reserved, trial = estimates.reserved(schedule), estimates.trial(schedule)
     evaluations = {text.name: _evaluation(text, shape, machine, measured["replay_seconds"]) for text in TEXTS}
-    proxy = budget.proxy_seconds(task.seconds, shares)
+    proxy = budget.proxy_seconds(task.seconds, task.seconds - reserved - budget.NUM_CANDIDATES * trial)
     importance = num_steps(joint_space(shape.layers)) + 1  # and the base
     stages = {
         "calibrate": answers * (prefill + task.new_tokens * step),
         "importance": importance * _evaluation(IMPORTANCE, shape, machine, measured["replay_seconds"]),
         "step costs": budget.costs_seconds(task.seconds),
         "proxy": proxy,
-        "finalists and test": shares.reserved,
+        "finalists and test": reserved,
     }
     left = max(task.seconds - sum(stages.values()), 0.0)
-    trials, overhead = fitting(left, shares.trial, measured["overheads"])
+    trials, overhead = fitting(left, trial, measured["overheads"])
     counts, unspent = {}, proxy
     for text in TEXTS:
         counts[text.name] = int(text.share * unspent / evaluations[text.name])
@@ -161,7 +159,7 @@ def plan(shape: Shape, machine: Machine, task: Task, measured: dict[str, Any]) -
         "importance_evaluations": importance,
         "stage_seconds": {**stages, "trials": left},
         "evaluations": counts,
-        "trial_seconds": shares.trial,
+        "trial_seconds": trial,
         "trials": trials,
         "overhead_seconds": overhead,
         "overhead_share": overhead / left if left else None,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from selfspec_tune.bench import contest as contest_module
-from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.bench.contest import Contest, TimeLimit, shortened
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
 from selfspec_tune.errors import RivalError
@@ -342,3 +342,32 @@ def test_over_two_rounds_each_item_sees_both_orders(journal: Journal, fake_workl
             (run,) = measure_block(fake_workload, journal.arm(BASELINE), [journal.arm("x")], block, check)
             places.setdefault(run.prompt_id, []).append(run.order)
         assert all(sorted(orders) == [0, 1] for orders in places.values())
+
+
+def test_when_the_time_is_up_later_items_are_left_out_and_every_block_is_whole(
+    make_contest: Callable[..., Contest], journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
+    seconds = [3.0]
+
+    def pass_time(measured: int) -> None:
+        seconds[0] -= 1.0
+
+    engine.before_block = pass_time
+    limit = TimeLimit(lambda: seconds[0], least_items=2)
+    log = tmp_path / "runs.jsonl"
+    contest = make_contest(["a", "b"], limit=limit, log=log)
+    runs = contest.run(Listener())
+    assert pairs(runs) == [(arm, item.id, 0) for item in ITEMS[:3] for arm in ("a", "b")]
+    seconds[0] = -1.0
+    assert pairs(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == pairs(runs)
+    seconds[0] = 100.0
+    assert len(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == 2 * len(ITEMS)
+
+
+def test_the_fewest_items_are_measured_whatever_the_time(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    runs = make_contest(["a"], limit=TimeLimit(lambda: -1.0, least_items=4)).run(Listener())
+    assert [run.prompt_id for run in runs] == [item.id for item in ITEMS[:4]]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,8 @@ from selfspec_tune.cli import app, output
 from selfspec_tune.report.live import LiveReporter
 from selfspec_tune.report.plain import PlainReporter
 from selfspec_tune.reporting import SilentReporter
+from tests import kit
+from tests.search_kit import prompt_file
 
 
 class Terminal(io.StringIO):
@@ -46,3 +51,20 @@ def test_the_entry_point_survives_a_terminal_without_block_characters(
     sys.stdout.flush()
     assert ended.value.code == 0
     assert b"llama-2-13b" in buffer.getvalue()
+
+
+def test_no_other_librarys_bars_stand_between_our_lines(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "tiny.gguf")
+    rows = prompt_file(tmp_path / "set.jsonl", 8)
+    command = ["search", "--model", str(file), "--prompts", rows, "--max-new-tokens", "16", "--template", "raw"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "selfspec_tune", *command, "--trials", "1", "--dry-run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stderr.replace("\r", "\n").splitlines()
+    assert [line for line in lines if line.strip() and not line.startswith(("[", "note: "))] == []

@@ -129,6 +129,17 @@ def test_importance_leaves_every_sublayer_out_about_as_often_as_any_other() -> N
     assert {len(sample) for sample in samples} == {3, 4, 6, 8}
 
 
+def test_importance_ends_with_its_time_but_never_before_16_drafts() -> None:
+    ticks = count()
+    scorer = FakeScorer([0.01] * 24)
+    found = measure_importance(scorer, skips(12), seconds=20.0, clock=lambda: float(next(ticks)))
+    assert 17 < len(scorer.asked) < num_steps(skips(12))
+    assert found.is_known
+    hurried = FakeScorer([0.01] * 24)
+    measure_importance(hurried, skips(12), seconds=0.0, clock=lambda: float(next(ticks)))
+    assert len(hurried.asked) == 17  # and the base
+
+
 def test_sublayers_are_ordered_by_what_they_save_for_what_they_harm() -> None:
     costs = replace(cost_model(2), attention={Precision.SAME: 0.1}, mlp={Precision.SAME: 0.4})
     # The MLPs take four times as long: twice the harm still leaves them ahead.

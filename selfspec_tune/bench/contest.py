@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,21 @@ class MeasurementInterrupted(KeyboardInterrupt):
 
 
 @dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """Ends a contest before its last item: once no ``seconds_left`` are, and ``least_items`` were measured.
+
+    The order of the items is fixed beforehand and every block is whole, so ending early selects nothing.
+    """
+
+    seconds_left: Callable[[], float]
+    least_items: int
+
+    def is_up(self, block: Block) -> bool:
+        """Whether ``block`` comes too late."""
+        return block.index >= self.least_items and self.seconds_left() <= 0
+
+
+@dataclass(frozen=True, slots=True)
 class Contest:
     """Who competes over what.
 
@@ -33,7 +48,8 @@ class Contest:
     ``num_reference_items`` only. With a ``log``, each block's records are appended to it
     as they come, marked with ``point`` (the value of a sweep) and ``session``. What the log
     holds of this point already is not measured again; an arm that a block of the log lacks
-    is measured in a block of its own, beside a baseline of its own.
+    is measured in a block of its own, beside a baseline of its own. With a ``limit`` further items are
+    left out when its time is up.
 
     A rival of transformers that is hopelessly slow on the first items is not measured on the rest: one such may take
     longer than all other arms together. A rival that cannot decode here, from the start or from some item on, is left
@@ -51,6 +67,7 @@ class Contest:
     log: Path | None = None
     point: float | None = None
     session: int | None = None
+    limit: TimeLimit | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
     given_up: set[str] = field(default_factory=set)
     _baseline: Arm = field(init=False)
@@ -173,13 +190,15 @@ def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[P
         _warm_up(contests, missing, reporter)
         for number, block, arms in pending:
             contest = contests[number]
+            if contest.limit is not None and contest.limit.is_up(block):
+                continue
             reporter.progress(Progress(done, total, detail=_detail(contest, block)))
             promising = contest.worth_measuring(arms, known[number], reporter)
             known[number] |= {_key_of(record): record for record in contest.measure(block, promising, reporter)}
             done += 1
     except KeyboardInterrupt:
         raise MeasurementInterrupted(_how_far(done, total, contests[0].log)) from None
-    reporter.progress(Progress(total, total))
+    reporter.progress(Progress(done, total))
     return [contest.in_order(records) for contest, records in zip(contests, known, strict=True)]
 
 

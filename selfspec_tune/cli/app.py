@@ -6,7 +6,9 @@ Nothing heavy is imported here: each command imports what it needs when it runs.
 from __future__ import annotations
 
 import io
+import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -31,8 +33,21 @@ for command in (search, bench, compare, show, export, models, doctor):
 app.command("import")(import_)
 
 
+# Other libraries' own switches: their bars and warnings would stand between our lines. What is set already stays.
+_QUIET_LIBRARIES = {
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
 def main() -> None:
     """The console script."""
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -102,7 +102,7 @@ def time_contexts(
         left = plan.seconds - (clock() - begun)
         if timings and not plan.insist and length * rate > left:
             break
-        prefilled = _fill(runner, context, length, widest + 2, clock)
+        prefilled = fill_cache(runner, context, length, widest + 2, clock)
         rate = max(rate, prefilled / length)
         share = (left - prefilled) / (len(lengths) + 1 - number)
         rounds = Rounds(most=plan.most_rounds, seconds=share)
@@ -137,7 +137,7 @@ def measure_step_costs(
     room = context_length or len(context) + MOST_DRAFTED + 2
     widest = max(0, min(MOST_DRAFTED, room - 3))
     length = min(len(context), max(1, room - widest - 2))
-    _fill(runner, context, length, widest + 2, clock)
+    fill_cache(runner, context, length, widest + 2, clock)
     drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)}) if known is None else [0]
     token, after = context[-1], draft if draft.model_drafts else None
     steps = {f"verify({k})": verify_step(runner, token, k, after) for k in drafted if k > 0}
@@ -222,7 +222,7 @@ def _between(places: Sequence[int], values: Sequence[float]) -> tuple[float, ...
     return tuple(filled)
 
 
-def _fill(runner: Runner, context: Sequence[int], length: int, room: int, clock: Clock) -> float:
+def fill_cache(runner: Runner, context: Sequence[int], length: int, room: int, clock: Clock) -> float:
     """Put ``length`` tokens into the cache with ``room`` after them; seconds that it took."""
     repeated = list(context) * (length // len(context) + 1)
     runner.reserve(length + room)

@@ -130,6 +130,9 @@ def _publish(made: Path, target: Path) -> None:
 
 def main() -> int:
     """Fetch the model and print where it lies; returns the exit code."""
+    os.environ.setdefault(
+        "TQDM_DISABLE", "1"
+    )  # transformers unpacks GGUF files under a bar that nothing else turns off
     try:
         print(fetch_default_model())
     except SelfSpecError as error:

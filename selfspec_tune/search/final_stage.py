@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from selfspec_tune.bench.contest import Contest, shortened
+from selfspec_tune.bench.contest import Contest, TimeLimit, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
 from selfspec_tune.draft import Draft
@@ -16,16 +16,20 @@ from selfspec_tune.requests import Objective
 from selfspec_tune.results import BenchResult
 from selfspec_tune.search import budget
 from selfspec_tune.search.ranking import Ranking, may_win
+from selfspec_tune.search.schedule import FEWEST_SELECTION, FEWEST_TESTED, tested
 from selfspec_tune.search.session import Session
 from selfspec_tune.search.trials import MeasuredStudy
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import advantage, summarise
 
 
-def choose_finalists(study: MeasuredStudy, ranking: Ranking, base: Draft, objective: Objective) -> list[Draft]:
+def choose_finalists(
+    study: MeasuredStudy, ranking: Ranking, base: Draft, objective: Objective, most: int = budget.NUM_FINALISTS
+) -> list[Draft]:
     """The best measured and the best predicted drafts in turns: trials are noisy, predictions may be biased.
 
-    ``base``, which skips nothing, is among them wherever it may gain: what is chosen on little text can lose to it.
+    ``base``, which skips nothing, is among two and more wherever it may gain: what is chosen on little text can lose to
+    it.
     Raises `LosslessError` where every candidate gave other tokens than plain decoding, `BudgetError` where none skips.
     """
     measured = [study.draft_of(trial.params) for trial in study.ranking]
@@ -37,17 +41,38 @@ def choose_finalists(study: MeasuredStudy, ranking: Ranking, base: Draft, object
             "No draft that skips anything was tried. Raise --trials or --timeout; the same command goes on."
         )
     drafts = [draft for draft in able if not study.is_lossy(draft)]
-    finalists = list(dict.fromkeys(drafts))[: budget.NUM_FINALISTS]
-    if finalists and not base.precision.is_same:
+    finalists = list(dict.fromkeys(drafts))[:most]
+    if finalists and most > 1 and not base.precision.is_same:
         whole = replace(base, policy=finalists[0].policy, vocabulary=finalists[0].vocabulary)
         if whole not in finalists and not study.is_lossy(whole):
-            finalists[budget.NUM_FINALISTS - 1 :] = [whole]
+            finalists[most - 1 :] = [whole]
     if not finalists:
         raise LosslessError(
             "Every candidate gave other tokens than plain decoding by more than a numerical tie: none can be "
             "trusted here. Run with --dtype float32 or --runner reference to tell why, and report it."
         )
     return finalists
+
+
+def select_winner(
+    session: Session, check: LosslessCheck, study: MeasuredStudy, ranking: Ranking
+) -> tuple[Draft, Interval | None]:
+    """As many finalists as there is time for, side by side on selection prompts; the fastest and its speedup."""
+    schedule, estimates = session.schedule, session.estimates
+    # What came before may have taken longer than planned: then fewer compete, and the test keeps its time.
+    fitting = estimates.finalists_within(schedule, session.clock.left - estimates.test(schedule))
+    base, objective = session.setting.space.base, session.request.draft.objective
+    finalists = choose_finalists(study, ranking, base, objective, fitting.num_finalists)
+    if fitting.num_finalists == 1:
+        if schedule.num_finalists > 1:
+            session.reporter.notice("no time is left to compare finalists: the best of the trials is tested")
+        return finalists[0], None
+    if fitting != schedule:
+        session.reporter.notice(
+            f"what came before took longer than planned: {fitting.num_finalists} finalists on {fitting.num_selection} "
+            f"prompts, not {schedule.num_finalists} on {schedule.num_selection}; the choice among them is less sure"
+        )
+    return select(session, check, finalists, fitting.num_selection)
 
 
 def select(
@@ -62,14 +87,18 @@ def select(
     session.reporter.stage("finalists", f"{len(finalists)} on {len(items)} selection prompts")
     arms = [contender(session.workload, draft) for draft in finalists]
     short = [shortened(item, budget.SELECTION_TOKENS) for item in items]
-    contest = Contest(session.workload, check, short, arms, log=session.folder.selection)
+    for_test = session.estimates.test(session.schedule)
+    limit = TimeLimit(lambda: session.clock.left - for_test, FEWEST_SELECTION)
+    contest = Contest(session.workload, check, short, arms, log=session.folder.selection, limit=limit)
     runs = contest.run(session.reporter)
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
     found = {name: summarise("runs", "runs", own).end_to_end_speedup for name, own in runs_of.items()}
     speeds = {name: speedup.value if speedup else 0.0 for name, speedup in found.items()}  # 0: lossy, cannot win
     for arm in arms:
-        session.reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {arm.description}")
+        assert arm.draft is not None
+        plain = replace(arm.draft, policy=replace(arm.draft.policy, prior=None))  # a dozen numbers say little here
+        session.reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {plain.describe()}")
     best = max(arms, key=lambda arm: speeds[arm.id])
     unskipped = [arm for arm in arms if arm.draft is not None and arm.draft.skip_set.is_empty and speeds[arm.id]]
     if unskipped and best not in unskipped:
@@ -88,9 +117,14 @@ def select(
 
 
 def measure_winner(session: Session, check: LosslessCheck, winner: Draft, promised: Interval | None) -> BenchResult:
-    """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts."""
+    """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts.
+
+    Where the time is up before the last prompt, the test ends after 8 or more of them.
+    """
     items = session.setting.test
-    session.reporter.stage("test", f"the winner on {len(items)} held-out prompts: {winner.skip_set}")
+    planned = session.schedule.num_test
+    which = f"{len(items)}" if planned == len(items) else f"about {planned} of {len(items)}"
+    session.reporter.stage("test", f"the winner on {which} held-out prompts: {winner.skip_set}")
     arm = contender(session.workload, winner)
     contest = Contest(
         session.workload,
@@ -98,10 +132,14 @@ def measure_winner(session: Session, check: LosslessCheck, winner: Draft, promis
         items,
         [arm],
         reference_arms(session.workload, arm, uniform_and_random=False),
-        num_reference_items=budget.NUM_REFERENCE_ITEMS,
+        num_reference_items=session.schedule.num_references,
         log=session.folder.test,
+        limit=TimeLimit(lambda: session.clock.left - session.estimates.conclusion(), FEWEST_TESTED),
     )
     runs = contest.run(session.reporter)
+    num_tested = len({run.prompt_hash for run in runs})
+    if num_tested < len(items):
+        session.reporter.notice(f"the time was up, so the test ended after {tested(num_tested, len(items))}")
     record = session.setting.prompt_record()
     selection = promised.value if promised else None
     provenance = bench_provenance(session.workload, check, prompts=record, selection_speedup=selection)

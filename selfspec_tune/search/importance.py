@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from random import Random
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from selfspec_tune.draft import Precision
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.search.space import SearchSpace
 
-_FEWEST_SAMPLES = 16
+FEWEST_SAMPLES = 16
 _LEAST_SKIPPED, _MOST_SKIPPED = 0.12, 0.33  # of the skippable sub-layers, in a sample
 _NLL_FLOOR = 0.02  # nats: what a draft loses below it is noise of the text
 _RIDGE = 2.0
@@ -55,27 +57,38 @@ class Importance:
 
 
 def measure_importance(
-    scorer: DraftScorer, space: SearchSpace, seed: int = 0, on_step: Callable[[int], None] = lambda _: None
+    scorer: DraftScorer,
+    space: SearchSpace,
+    seed: int = 0,
+    on_step: Callable[[int], None] = lambda _: None,
+    seconds: float = inf,
+    clock: Callable[[], float] = monotonic,
 ) -> Importance:
     """Score drafts without random sub-layers and regress on who is left out; then raise each precision alone.
+
+    Fewer drafts where ``seconds`` run out, but 16; what no draft told counts like the others.
 
     Left out alone, a sub-layer of a deep model changes so little that the order is noise, and what it does beside
     others is another thing. Harms multiply rather than add up, hence the logarithm. ``on_step`` gets the number of
     the pass.
     """
-    base = space.base
+    base, begun = space.base, clock()
     whole = scorer.trace(base).nll
     num = len(base.sublayers)
     samples = list(_samples(space, seed))
-    losses = []
+    losses: list[float] = []
     for step, sample in enumerate(samples):
+        if step >= FEWEST_SAMPLES and clock() - begun > seconds:
+            break
         on_step(step)
         losses.append(scorer.trace(space.skipping(sample)).nll - whole)
     reliefs = [0.0] * num
     for step, index in enumerate(_raisable(space), len(samples)):
+        if clock() - begun > seconds:
+            break
         on_step(step)
         reliefs[index] = whole - scorer.trace(base.with_sublayer(index, Precision.SAME)).nll
-    return Importance(_regress(samples, losses, space), tuple(reliefs))
+    return Importance(_regress(samples[: len(losses)], losses, space), tuple(reliefs))
 
 
 def num_steps(space: SearchSpace) -> int:
@@ -94,7 +107,7 @@ def by_worth(importance: Importance, space: SearchSpace, costs: CostModel) -> li
 
 
 def _num_samples(space: SearchSpace) -> int:
-    return max(2 * space.num_layers, _FEWEST_SAMPLES)
+    return max(2 * space.num_layers, FEWEST_SAMPLES)
 
 
 def _samples(space: SearchSpace, seed: int) -> Iterable[frozenset[int]]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import psutil
 
-from selfspec_tune.costs import StepCosts
-from selfspec_tune.draft import Draft
-from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import Objective, SearchRequest
+from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
+from selfspec_tune.search.fitting import Fit, new_fit
 from selfspec_tune.search.importance import num_steps
 from selfspec_tune.search.ranking import NUM_PREFIXES
 from selfspec_tune.search.setting import Setting, open_setting, tell_starts
 from selfspec_tune.search.starts import to_predict
-from selfspec_tune.search.strategies import strategy_for
-from selfspec_tune.search.texts import texts_of
-from selfspec_tune.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +42,12 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
 
     ``workload``: one that is open already, whose model and runner then serve.
     """
+    clock = budget.Clock(request.timeout_seconds)
     setting = open_setting(request, reporter, workload)
     tell_starts(setting.starts, reporter)
     reporter.stage("plan", "timing a few steps")
-    longest = max(setting.calibration or setting.test, key=lambda item: len(item.tokens))
     loaded = setting.workload.loaded
-    costs = measure_step_costs(
-        setting.workload.runner,
-        longest.tokens,
-        Draft(SkipSet.empty(loaded.num_layers)),
-        context_length=loaded.context_length,
-        repeats=2,
-    )
-    stages = _stages(setting, costs)
+    stages = _stages(new_fit(setting, clock.elapsed, reporter))
     known = [seconds for _, _, seconds in stages if seconds is not None]
     timeout = request.timeout_seconds
     lengths = [len(item.tokens) for item in (*setting.calibration, *setting.selection, *setting.test)]
@@ -75,41 +63,32 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
     )
 
 
-def _importance_rows(setting: Setting) -> float:
-    """Rows of a pass that tells importance; a draft that stands alone computes the prompts too."""
-    objective = setting.request.draft.objective
-    text = texts_of(objective).importance
-    prompts = mean(len(item.tokens) for item in setting.calibration) if objective is Objective.STANDALONE else 0
-    return text.num_rows + text.num_windows * prompts
-
-
-def _stages(setting: Setting, costs: StepCosts) -> list[tuple[str, str, float | None]]:
-    request, options = setting.request, setting.request.prompts
-    shares, timeout = budget.shares_of(setting, costs), request.timeout_seconds
-    has_proxy = strategy_for(request.strategy).has_proxy
-    answers = len(setting.calibration) + min(budget.NUM_HELD_OUT, len(setting.selection))
-    answers = answers if has_proxy else min(budget.TRIAL_ITEMS, len(setting.calibration))
-    calibrate = answers * options.max_new_tokens * costs.decode
-    row_seconds = costs.verify[-1] / len(costs.verify) / 4  # a wide pass costs less a token than verification
-    passes = num_steps(setting.space)
-    importance = passes * _importance_rows(setting) * row_seconds if has_proxy else 0.0
-    proxy = budget.costs_seconds(timeout) + (budget.proxy_seconds(timeout, shares) if has_proxy else 0.0)
-    before = calibrate + importance + proxy
-    trials = budget.max_trials(request.trials, request.timeout_seconds)
-    left = None if timeout is None else max(timeout - before - shares.reserved, 0.0)
-    fitting = trials if left is None else min(trials, max(1, int(left / shares.trial)))
+def _stages(fit: Fit) -> list[tuple[str, str, float | None]]:
+    setting, schedule, estimates = fit.setting, fit.schedule, fit.estimates
+    request, seconds = setting.request, estimates.stages(fit.schedule)
+    answers = schedule.num_calibration + schedule.num_held_out
+    trials, timeout = budget.max_trials(request.trials, request.timeout_seconds), request.timeout_seconds
+    one = estimates.trial(schedule)
+    if timeout is not None:  # trials take what the others leave
+        left = timeout - estimates.total(schedule) + schedule.num_trials * one
+        trials = min(trials, max(1, int(left / one)))
     starts = f"starts ({len(to_predict(setting.starts))}), " if setting.starts else ""
-    first = [("calibrate", f"{answers} answers by the full model", calibrate)]
-    if has_proxy:
+    first = [("calibrate", f"{answers} answers by the full model", seconds["calibrate"])]
+    if schedule.num_texts:
+        passes = num_steps(setting.space)
         proposed = f"{starts}{NUM_PREFIXES} prefixes, a greedy path, local moves; the cost model"
-        first += [("importance", f"{passes} drafts without random sub-layers", importance), ("proxy", proposed, proxy)]
+        first += [
+            ("importance", f"up to {passes} drafts without random sub-layers", seconds["importance"]),
+            ("proxy", proposed, seconds["proxy"]),
+        ]
     else:
-        first += [("costs", "the cost model", proxy)]
+        first += [("costs", "the cost model", seconds["proxy"])]
+    finalists = f"{schedule.num_finalists} on {schedule.num_selection} selection prompts"
     return [
         *first,
-        ("trials", f"about {fitting} measured trials (more where some stop early)", fitting * shares.trial),
-        ("finalists", f"{budget.NUM_FINALISTS} on the selection split", shares.selection),
-        ("test", f"the winner alone on {len(setting.test)} prompts, once", shares.test),
+        ("trials", f"about {trials} measured trials (more where some stop early)", trials * one),
+        ("finalists", finalists if schedule.num_finalists > 1 else "none: no time", seconds["finalists"]),
+        ("test", f"the winner alone on {schedule.num_test} prompts, once", seconds["test"]),
     ]
 
 

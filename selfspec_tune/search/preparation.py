@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -45,6 +46,7 @@ class Preparer:
         reporter: Reporter,
         file: Path | None = None,
         seed: int = 0,
+        importance_seconds: float = inf,
     ) -> None:
         self._workload = workload
         self._space = space
@@ -53,18 +55,20 @@ class Preparer:
         self._reporter = reporter
         self._file = file
         self._seed = seed
+        self._importance_seconds = importance_seconds
         self._known: dict[str, Any] = read_json(file) if file is not None and file.exists() else {}
 
     def prepare(
         self,
-        scorer: DraftScorer,
+        scorer: Callable[[], DraftScorer],
         policies: Sequence[DraftPolicy],
         cost_seconds: float,
         importance_scorer: DraftScorer | None,
     ) -> Preparation:
         """Everything, the step costs in about ``cost_seconds``.
 
-        Importance is told on little text of its own; without a scorer for it, all sub-layers matter alike.
+        ``scorer``: gives the one that tells vocabularies apart, where there are several. Importance is told on little
+        text of its own; without a scorer for it, all sub-layers matter alike.
         """
         unknown = Importance.unknown(2 * self._space.num_layers)
         importance = self._importance(importance_scorer) if importance_scorer is not None else unknown
@@ -77,7 +81,11 @@ class Preparer:
             self._reporter.stage("importance", "drafts without random sub-layers")
             total = num_steps(self._space)
             found = measure_importance(
-                scorer, self._space, self._seed, on_step=lambda i: self._reporter.progress(Progress(i, total))
+                scorer,
+                self._space,
+                self._seed,
+                on_step=lambda i: self._reporter.progress(Progress(i, total)),
+                seconds=self._importance_seconds,
             )
             self._keep("importance", found.to_dict())
         return Importance.from_dict(self._known["importance"])
@@ -141,7 +149,11 @@ class Preparer:
         return (None, *(size for size in (self._whole // 2, self._whole // 4, self._whole // 8) if size > 0))
 
     def _choose_vocabulary(
-        self, scorer: DraftScorer, importance: Importance, costs: CostModel, policies: Sequence[DraftPolicy]
+        self,
+        scorer: Callable[[], DraftScorer],
+        importance: Importance,
+        costs: CostModel,
+        policies: Sequence[DraftPolicy],
     ) -> int | None:
         """How much of the vocabulary to draft from: what predicts best for a middling draft."""
         sizes = self._vocabularies()
@@ -152,10 +164,10 @@ class Preparer:
             share = _MIDDLING if importance.is_known else 0.0
             draft = self._space.skipping(frozenset(order[: round(share * len(order))]))
             answer_tokens = round(mean(len(answer.tokens) for answer in self._answers))
-            speedups: dict[int | None, float] = {}
+            made, speedups = scorer(), dict[int | None, float]()
             for size in sizes:
                 known = costs.with_vocabulary(size or self._whole)
-                proxy = Proxy(scorer, known, policies, answer_tokens=answer_tokens)
+                proxy = Proxy(made, known, policies, answer_tokens=answer_tokens)
                 speedups[size] = proxy(replace(draft, vocabulary=size), "vocabulary").speedup
             self._keep("vocabulary", max(speedups, key=lambda size: speedups[size]))
         found: int | None = self._known["vocabulary"]

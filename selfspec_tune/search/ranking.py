@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import inf
 from pathlib import Path
 from statistics import mean
 
@@ -15,6 +16,7 @@ from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.requests import DraftOptions, Objective
+from selfspec_tune.search.budget import FEWEST_SCORED
 from selfspec_tune.search.calibration import Answer, FirstAnswers
 from selfspec_tune.search.importance import Importance, by_worth
 from selfspec_tune.search.knapsack import knapsack
@@ -35,7 +37,6 @@ _MOST_BUDGETS = 32  # latencies of the dynamic programme
 _KNAPSACK_SHARE = 0.2  # of the first text's time
 _FEWEST_BUDGETS = 8
 _CHECK_EVERY = 20  # candidates at least between two looks at the held-out text
-_FEWEST_SCORED = 4  # on each text besides starts, however little time is left
 _KEPT_STARTS = 3  # of those given, to be predicted on every text and measured before all others
 
 
@@ -61,6 +62,8 @@ class Ranker:
     ``held_out``: the same of other prompts, by which overfitting is told; without them it is not.
     ``starts``: drafts to predict before any other; the best of them stay candidates in any case.
     ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
+    ``num_texts``: how many of the texts candidates are predicted on, the narrowest first.
+    ``importance_seconds``: most time for importance; ``seconds_left``: for candidates, asked when they begin.
     ``on_best`` gets every new best, ``on_new`` is called after every prediction.
     """
 
@@ -77,6 +80,9 @@ class Ranker:
         starts: Sequence[Draft] = (),
         log: Path | None = None,
         prepared: Path | None = None,
+        num_texts: int = 3,
+        importance_seconds: float = inf,
+        seconds_left: Callable[[], float] = lambda: inf,
         on_best: Callable[[Prediction], None] = lambda _: None,
         on_new: Callable[[], None] = lambda: None,
     ) -> None:
@@ -90,7 +96,9 @@ class Ranker:
         self._given = starts
         self._log = ProxyLog(log, space.num_layers)
         self._prepared = prepared
-        self._texts = texts_of(options.objective)
+        self._texts = texts_of(options.objective).narrowest(num_texts)
+        self._importance_seconds = importance_seconds
+        self._seconds_left = seconds_left
         self._on_best = on_best
         self._on_new = on_new
 
@@ -101,13 +109,20 @@ class Ranker:
 
     def costs_alone(self, cost_seconds: float) -> Ranking:
         """Step costs and the vocabulary, for a study that begins with no candidates."""
-        known = self._prepare(self._scorer(self._narrow), cost_seconds, ranks=False)
+        known = self._prepare(lambda: self._scorer(self._narrow), cost_seconds, ranks=False)
         return Ranking(known.costs, known.importance, known.vocabulary, [])
 
-    def _prepare(self, scorer: DraftScorer, cost_seconds: float, *, ranks: bool = True) -> Preparation:
+    def _prepare(self, scorer: Callable[[], DraftScorer], cost_seconds: float, *, ranks: bool = True) -> Preparation:
         answers = self._answers(self._narrow.num_answers)
         preparer = Preparer(
-            self._workload, self._space, answers, self._options.vocabulary, self._reporter, self._prepared, self._seed
+            self._workload,
+            self._space,
+            answers,
+            self._options.vocabulary,
+            self._reporter,
+            self._prepared,
+            self._seed,
+            self._importance_seconds,
         )
         importance = self._scorer(self._texts.importance) if ranks else None
         return preparer.prepare(scorer, self._grid(self._narrow), cost_seconds, importance)
@@ -117,10 +132,10 @@ class Ranker:
         scorer = self._scorer(self._narrow)
         if scorer.approximation:
             self._reporter.notice(f"Predictions are approximate for this architecture: {scorer.approximation}.")
-        known = self._prepare(scorer, cost_seconds)
+        known = self._prepare(lambda: scorer, cost_seconds)
         space = self._space.with_vocabulary(known.vocabulary).costed_by(known.costs)
         self._reporter.stage("proxy", "candidates predicted without decoding")
-        pool, wide = self._narrow_down(scorer, space, known, seconds)
+        pool, wide = self._narrow_down(scorer, space, known, min(seconds, self._seconds_left()))
         if PolicyKind.COST_AWARE in self._options.policy_kinds:
             pool = all_with_prior(pool, wide.prior(pool[0].draft))
         return Ranking(known.costs, known.importance, known.vocabulary, pool)
@@ -193,7 +208,7 @@ class Ranker:
             None,
             proxy.num_known,
         )
-        fewest = _FEWEST_SCORED + (len(self._given) if text is self._narrow else min(len(self._given), _KEPT_STARTS))
+        fewest = FEWEST_SCORED + (len(self._given) if text is self._narrow else min(len(self._given), _KEPT_STARTS))
         num_known, repeats, last_check = num_earlier, 0, 0
         for count, prediction in enumerate(stream, 1):
             repeats = 0 if proxy.num_known > num_known or count <= num_earlier else repeats + 1
@@ -272,17 +287,17 @@ class Ranker:
         return source(text.num_answers)
 
     def _grid(self, text: Text) -> list[DraftPolicy]:
-        """The policies that a trace is replayed through: few on little text.
+        """The policies that a trace is replayed through: few on little text that others follow.
 
         There a threshold stands for a cost-aware policy, which drafts nothing where drafting does not pay: all
         drafts far from a gain would be alike, and no move from them an improvement.
         """
-        options = self._options
+        options, is_coarse = self._options, text in self._texts.candidates[:-1][:1]
         kinds = options.policy_kinds
-        if text is self._narrow and PolicyKind.COST_AWARE in kinds:
+        if is_coarse and PolicyKind.COST_AWARE in kinds:
             kinds = (PolicyKind.THRESHOLD,)
-        lengths: Sequence[int] = (3, 4, 6, 8) if text is self._narrow else DRAFT_LENGTHS
-        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if text is self._narrow else EXIT_THRESHOLDS
+        lengths: Sequence[int] = (3, 4, 6, 8) if is_coarse else DRAFT_LENGTHS
+        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if is_coarse else EXIT_THRESHOLDS
         if options.max_draft_tokens is not None:
             lengths = (options.max_draft_tokens,)
         if options.exit_threshold is not None:

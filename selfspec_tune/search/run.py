@@ -1,15 +1,15 @@
 """A search from beginning to end.
 
-    load ─► calibrate ─► importance ─► proxy ─► trials ─► finalists ─► test ─► skip.json
+    load ─► fit to the time ─► calibrate ─► importance ─► proxy ─► trials ─► finalists ─► test ─► skip.json
 
-Every stage keeps what it found in the study's folder as it comes; the same command
-resumes after any interruption.
+What a stage takes more than was planned is taken from the next ones. Every stage keeps what it
+found in the study's folder as it comes; the same command resumes after any interruption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from selfspec_tune.search.conclusion import (
     provisional_config,
     skip_config,
 )
-from selfspec_tune.search.final_stage import choose_finalists, measure_winner, select
+from selfspec_tune.search.final_stage import choose_finalists, measure_winner, select_winner
+from selfspec_tune.search.fitting import fit_search
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.session import Session
@@ -41,7 +42,7 @@ from selfspec_tune.search.setting import open_setting, tell_starts
 from selfspec_tune.search.standalone import predict_standalone
 from selfspec_tune.search.starts import to_predict
 from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.trial_stage import first_draft, open_study, run_trials
+from selfspec_tune.search.trial_stage import open_study, run_trials
 from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy
 from selfspec_tune.statistics import Interval
 
@@ -73,7 +74,8 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
         tell_starts(setting.starts, reporter)
         folder.note_finished(None)
-        outcome = _search(Session(setting, folder, clock, reporter))
+        fit = fit_search(setting, folder, clock, reporter)
+        outcome = _search(Session(fit.setting, fit.schedule, fit.estimates, folder, clock, reporter))
         if not outcome.interrupted:
             folder.note_finished(request)
         return outcome
@@ -84,7 +86,7 @@ def _search(session: Session) -> SearchOutcome:
     setting = session.setting
     count = len(setting.calibration)
     first = f", the first {budget.TRIAL_ITEMS} now" if count > budget.TRIAL_ITEMS else ""
-    session.reporter.stage("calibrate", f"{count} prompts{first}")
+    session.reporter.stage("calibrate", f"the model's own answers to {count} prompts{first}")
     answers = _answers(session, setting.calibration[: budget.TRIAL_ITEMS])
     session.tick()
     if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=session.seed):
@@ -96,12 +98,11 @@ def _search(session: Session) -> SearchOutcome:
     ranking = _rank(session)
     session.workload.costs = ranking.costs
     session.tick()
+    session = replace(session, estimates=session.estimates.at_step(ranking.costs.verify[0]))
     study = open_study(session, ranking)
     try:
-        shares = budget.shares_of(setting, ranking.costs.steps(first_draft(session, ranking)))
-        run_trials(session, study, answers, ranking, check, shares)
-        finalists = choose_finalists(study, ranking, setting.space.base, session.request.draft.objective)
-        winner, promised = select(session, check, finalists, shares.num_selection)
+        run_trials(session, study, answers, ranking, check)
+        winner, promised = select_winner(session, check, study, ranking)
         bench = measure_winner(session, check, winner, promised)
     except KeyboardInterrupt:
         return _interrupted(session, study, ranking, check)
@@ -134,25 +135,43 @@ def _rank(session: Session) -> Ranking:
     setting, folder = session.setting, session.folder
     if folder.ranking.exists():
         return read_ranking(folder.ranking, session.workload.loaded.num_layers)
-    seconds = budget.check_timeout(setting, session.clock.elapsed)
+    schedule, timeout = session.schedule, session.request.timeout_seconds
+    options, held_out = session.request.draft, setting.selection[: schedule.num_held_out]
     ranker = Ranker(
         session.workload,
         setting.space,
         lambda count: _answers(session, setting.calibration[:count]),
-        session.request.draft,
+        options if session.predicts or not session.strategy.has_proxy else replace(options, vocabulary="full"),
         session.seed,
         session.reporter,
-        held_out=lambda count: _answers(session, setting.selection[:count]),
+        held_out=(lambda count: _answers(session, held_out[:count])) if held_out else None,
         starts=to_predict(setting.starts),
         log=folder.proxy,
         prepared=folder.preparation,
+        num_texts=schedule.num_texts,
+        importance_seconds=budget.importance_seconds(timeout),
+        seconds_left=lambda: _left_for_proxy(session, num_trials=1),
         on_best=lambda best: session.note(best.draft, best.speedup, "proxy"),
         on_new=session.tick,
     )
-    for_costs = budget.costs_seconds(session.request.timeout_seconds)
-    ranking = ranker.rank(seconds, for_costs) if session.strategy.has_proxy else ranker.costs_alone(for_costs)
+    for_costs = budget.costs_seconds(timeout)
+    if session.predicts:
+        before = session.estimates.importance() + session.estimates.cost_model()
+        spare = _left_for_proxy(session, schedule.num_trials) - before
+        ranking = ranker.rank(budget.proxy_seconds(timeout, spare), for_costs)
+    else:
+        ranking = ranker.costs_alone(for_costs)
     write_ranking(folder.ranking, ranking)
     return ranking
+
+
+def _left_for_proxy(session: Session, num_trials: int) -> float:
+    """Seconds that predictions leave to so many trials and what follows, once their texts are read."""
+    estimates, schedule = session.estimates, session.schedule
+    still_unread = max(schedule.num_calibration - budget.TRIAL_ITEMS, 0) + schedule.num_held_out
+    reading = estimates.answers(schedule, still_unread) + estimates.opening(schedule)
+    later = num_trials * estimates.trial(schedule) + estimates.reserved(schedule)
+    return max(session.clock.left - reading - later, 0.0)
 
 
 def _conclude(
@@ -191,7 +210,7 @@ def _conclude(
 def _as_standalone(session: Session, winner: Draft, ranking: Ranking) -> dict[str, Any] | None:
     """What the winner, which shares the model's cache, would be worth in a runtime where it cannot."""
     setting = session.setting
-    few = setting.selection[: budget.NUM_HELD_OUT] if session.strategy.has_proxy else None
+    few = setting.selection[: session.schedule.num_held_out]
     answers = _answers(session, few or setting.calibration[: budget.TRIAL_ITEMS])
     return predict_standalone(session.workload, answers, winner.skip_set, ranking.costs, session.seed)
 

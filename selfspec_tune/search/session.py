@@ -9,6 +9,8 @@ from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search.budget import Clock
+from selfspec_tune.search.estimates import Estimates
+from selfspec_tune.search.schedule import Schedule
 from selfspec_tune.search.setting import Setting
 from selfspec_tune.search.strategies import Strategy, strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
@@ -17,9 +19,11 @@ from selfspec_tune.search.trajectory import Incumbent, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A setting, where what is found is kept, how long it has taken and who is told."""
+    """A setting, how much of it is for which stage, where what is found is kept, how long it has taken, who is told."""
 
     setting: Setting
+    schedule: Schedule
+    estimates: Estimates
     folder: StudyFolder
     clock: Clock
     reporter: Reporter
@@ -38,6 +42,11 @@ class Session:
     def strategy(self) -> Strategy:
         """How candidates come and are scored."""
         return strategy_for(self.request.strategy)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether candidates are predicted before any is measured."""
+        return self.schedule.num_texts > 0
 
     @property
     def seed(self) -> int:

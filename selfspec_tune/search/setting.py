@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
+from selfspec_tune.bench.contest import shortened
 from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Precision
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
@@ -17,6 +18,7 @@ from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, Objective, SearchRequest
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.calibration import lookup_alone
+from selfspec_tune.search.schedule import Schedule
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
@@ -63,6 +65,22 @@ class Setting:
             draft=_draft_record(request.draft, self.space),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             **prompts,
+        )
+
+    def fitted(self, schedule: Schedule, *, uses_copies: bool = True) -> Setting:
+        """The same by ``schedule``: fewer calibration prompts, shorter answers everywhere.
+
+        Without ``uses_copies`` no draft is searched for that computes with low-precision copies.
+        """
+        longest = schedule.max_new_tokens
+        prompts = replace(self.request.prompts, max_new_tokens=longest)
+        return replace(
+            self,
+            request=replace(self.request, prompts=prompts),
+            space=self.space if uses_copies else self.space.without_copies(),
+            calibration=[shortened(item, longest) for item in self.calibration[: schedule.num_calibration]],
+            selection=[shortened(item, longest) for item in self.selection],
+            test=[shortened(item, longest) for item in self.test],
         )
 
     def first_draft(self) -> Draft:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 
 _UNTOUCHABLE = 0  # the first attention: no model tried drafts without it, and two runtimes cannot load such a draft
 
@@ -101,6 +101,11 @@ class SearchSpace:
             ),
             heads=tuple(precision for precision in self.heads if precision in costs.heads),
         )
+
+    def without_copies(self) -> SearchSpace:
+        """The same at the model's own precision alone."""
+        plain = SearchSpace.of_skips(replace(self.base, precision=DraftPrecision()))
+        return replace(plain, copy_bytes=self.copy_bytes, allowed_bytes=self.allowed_bytes)
 
     def skipping(self, indices: frozenset[int]) -> Draft:
         """The base without the sub-layers ``indices``."""

@@ -25,6 +25,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "study.toml"
+        self.schedule = path / "schedule.json"
         self.calibration = path / "calibration.json"
         self.preparation = path / "preparation.json"
         self.proxy = path / "proxy.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.errors import BudgetError
@@ -69,6 +69,11 @@ class Texts:
     candidates: tuple[Text, ...]
     importance: Text
     held_out: Text
+
+    def narrowest(self, number: int) -> Texts:
+        """With the first so many texts for candidates, the last of which takes all the time that is left."""
+        *before, last = self.candidates[: max(number, 1)]
+        return replace(self, candidates=(*before, replace(last, share=1.0)))
 
 
 SHARED = Texts(TEXTS, IMPORTANCE, HELD_OUT)

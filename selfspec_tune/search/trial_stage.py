@@ -41,6 +41,8 @@ def open_study(session: Session, ranking: Ranking) -> MeasuredStudy:
     origin = "tpe" if strategy.has_proxy else session.request.strategy.value
     study = MeasuredStudy(session.folder.path, TrialSettings(encoding, session.seed, strategy.sampler, origin))
     study.enqueue(ranking.queue)
+    if strategy.has_proxy and not session.predicts:
+        study.enqueue([Prediction(encoding.space.base, 0.0, "base")])
     if not strategy.has_proxy:
         starts = to_measure(setting.starts)
         study.enqueue([Prediction(encoding.space.projected(draft), 0.0, START) for draft in starts])
@@ -53,12 +55,13 @@ def run_trials(
     answers: Sequence[Answer],
     ranking: Ranking,
     check: LosslessCheck,
-    shares: budget.Shares,
 ) -> None:
     """Trials until the budget ends; ``answers``: those that they decode again."""
     reporter, clock, request = session.reporter, session.clock, session.request
     most = budget.max_trials(request.trials, request.timeout_seconds)
-    items = trial_items(answers, length=budget.TRIAL_TOKENS, most=budget.TRIAL_ITEMS, seed=session.seed + 1)
+    num_windows = session.schedule.num_windows
+    items = trial_items(answers, length=budget.TRIAL_TOKENS, most=num_windows, seed=session.seed + 1)
+    reserved, one = session.estimates.reserved(session.schedule), session.estimates.trial(session.schedule)
     scoring, said = _scoring(session, answers, items, ranking, check)
     reporter.stage("trials", said)
     for trial in study.ended:
@@ -67,12 +70,12 @@ def run_trials(
         arm.decode(items[0])  # a warm-up: the first trial is timed like every other
     drafts = session.strategy.starts(session.setting.space, session.seed)
     apart: list[Candidate] = []
-    while len(study.ended) < most and _may_try(study, clock, shares):
+    while len(study.ended) < most and _may_try(study, clock.left - reserved - one):
         number, turn = len(study.ended), session.strategy.turn
         is_samplers = turn is not None and number % turn == 0
         if not is_samplers:
             _enqueue_next(study, drafts, request.strategy.value)
-        left = clock.left - shares.reserved
+        left = clock.left - reserved
         reporter.progress(Progress(number, most, left if isfinite(left) else None))
         candidate = study.run_trial(scoring)
         reporter.trial(candidate)
@@ -112,13 +115,14 @@ def _scoring(
         spread = spread_windows(answers, length=budget.SWIFT_TOKENS, most=1, seed=session.seed)
         scorer = workload.scorer([window for _, window in spread])
         return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
-    said = f"{len(items)} windows of {budget.TRIAL_TOKENS} tokens each"
+    longest = max(item.limits.max_new_tokens for item in items)
+    said = f"{len(items)} windows of {longest} tokens each"
     return PairedScoring(workload, items, check, session.folder.trials, ranking.costs), said
 
 
-def _may_try(study: MeasuredStudy, clock: budget.Clock, shares: budget.Shares) -> bool:
-    """At least one trial is measured, whatever the time; then only what leaves time for the rest."""
-    return not study.ended or clock.left > shares.reserved + shares.trial
+def _may_try(study: MeasuredStudy, spare: float) -> bool:
+    """At least one trial is measured, whatever the time; then only what leaves ``spare`` seconds beside the rest."""
+    return not study.ended or spare > 0
 
 
 def _report_best(session: Session, study: MeasuredStudy, candidate: Candidate) -> None:

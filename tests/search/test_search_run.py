@@ -296,7 +296,7 @@ def test_when_the_time_is_up_at_once_one_trial_is_still_measured(
 def test_a_time_limit_that_cannot_hold_the_test_is_refused_and_can_be_raised(
     make_request: Any, engine: ScriptedEngine
 ) -> None:
-    with pytest.raises(BudgetError, match="too short: one trial, the finalists and the test on 8 prompts"):
+    with pytest.raises(BudgetError, match=r"ms here; one trial and a test on 8 prompts, .* take about \d+ s"):
         run_search(make_request(timeout_seconds=0.001), Listener())
     assert run_scripted(make_request(timeout_seconds=3600.0)).bench is not None
 

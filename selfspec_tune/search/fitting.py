@@ -1,0 +1,205 @@
+"""Fits a search to its time limit: a few steps are timed, and by them each stage is told how much to do.
+
+open ─► a few steps ─► costs ─► schedule ─► schedule.json, by which the same command resumes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from statistics import median
+from time import perf_counter
+
+from selfspec_tune.engine.costs import fill_cache
+from selfspec_tune.engine.teacher_forcing import Window
+from selfspec_tune.engine.timing import Rounds, decode_step, draft_step, time_steps
+from selfspec_tune.errors import BudgetError
+from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import Objective
+from selfspec_tune.search.budget import Clock, max_trials
+from selfspec_tune.search.estimates import Costs, Estimates, Sizes
+from selfspec_tune.search.importance import num_steps
+from selfspec_tune.search.schedule import FEWEST_TESTED, Schedule, told
+from selfspec_tune.search.setting import Setting
+from selfspec_tune.search.strategies import strategy_for
+from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.texts import texts_of
+
+_ROUNDS = Rounds(least=1, most=7, seconds=1.0)
+_ROOM = 2  # positions after the context that a step and the one before it take
+_ROWS = 48  # of text, in the pass that tells what a row costs
+_QUICK_SECONDS = 1.0  # a pass that took longer is not run twice
+_SLOW_COPIES = 0.9  # of a plain step: a draft that takes longer gains nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a few steps told: their costs, and how many plain steps one takes that drafts from low-precision copies."""
+
+    costs: Costs
+    copies_step: float | None = None
+
+    @property
+    def uses_copies(self) -> bool:
+        """Whether such copies may pay at all."""
+        return self.copies_step is None or self.copies_step < _SLOW_COPIES
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A setting cut to its schedule, and what the stages take."""
+
+    setting: Setting
+    schedule: Schedule
+    estimates: Estimates
+
+
+def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Reporter) -> Fit:
+    """The fit that ``folder`` keeps, else a new one for it to keep; says what is given up for the time limit.
+
+    Under another limit than the kept one's only what is still to be measured is planned anew. Raises `BudgetError`
+    where not even the least fits.
+    """
+    timeout = setting.request.timeout_seconds
+    kept = read_json(folder.schedule) if folder.schedule.exists() else None
+    if kept is None and timeout is None:
+        return unlimited(setting)
+    timed = time_few_steps(setting) if kept is None else Timed(Costs(**kept["costs"]), kept["copies_step"])
+    is_old = kept is None and folder.calibration.exists()  # begun before searches had schedules, so by all of it
+    if is_old:
+        timed = replace(timed, copies_step=None)
+    estimates = estimates_of(setting, timed)
+    if kept is not None:
+        earlier = Schedule(**kept["schedule"])
+        is_same = kept["timeout_seconds"] == timeout
+        schedule = earlier if is_same else _going_on(estimates, earlier)
+    else:
+        schedule = estimates.full() if is_old else fitting_schedule(estimates, clock.elapsed_now)
+    _keep(folder, timeout, timed, schedule)
+    return _told(setting, timed, estimates, schedule, reporter)
+
+
+def new_fit(setting: Setting, loading_seconds: float, reporter: Reporter) -> Fit:
+    """The fit of a search that would begin now, after so many seconds of loading; says what is given up.
+
+    Raises `BudgetError` where not even the least fits.
+    """
+    timed = time_few_steps(setting)
+    estimates = estimates_of(setting, timed)
+    return _told(setting, timed, estimates, fitting_schedule(estimates, loading_seconds), reporter)
+
+
+def unlimited(setting: Setting) -> Fit:
+    """Everything, where no time limit is: what it takes need not be known."""
+    estimates = estimates_of(setting, Timed(Costs(0.0, 0.0)))
+    schedule = estimates.full()
+    return Fit(setting.fitted(schedule), schedule, estimates)
+
+
+def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
+    """What fits into the time limit after so many seconds of loading. Raises `BudgetError` where not even the least."""
+    timeout = estimates.timeout_seconds
+    if timeout is None:
+        return estimates.full()
+    schedule = estimates.fitting(timeout - loading_seconds)
+    if schedule is None:
+        step, least = 1000 * estimates.costs.decode_step, loading_seconds + estimates.least_seconds()
+        raise BudgetError(
+            f"--timeout {timeout:.0f}s is too short: a token takes {step:.3g} ms here; one trial and a test on "
+            f"{min(FEWEST_TESTED, estimates.sizes.test)} prompts, all of them shortened, take about "
+            f"{ceil(least / 5) * 5} s. Give it at least that."
+        )
+    return schedule
+
+
+def _going_on(estimates: Estimates, earlier: Schedule) -> Schedule:
+    """For a search that was begun by ``earlier`` under another limit; what it has read or measured stays."""
+    timeout = estimates.timeout_seconds
+    schedule = estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
+    return schedule.going_on_from(earlier)
+
+
+def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedule, reporter: Reporter) -> Fit:
+    """The fit, after saying what is given up, a notice each."""
+    if not timed.uses_copies and timed.copies_step is not None:
+        reporter.notice(
+            f"low-precision copies are left out: drafting from them takes {timed.copies_step:.1f} times as long as a "
+            "plain step here"
+        )
+    lines = list(told(estimates.full(), schedule))
+    if lines:
+        step, timeout = 1000 * timed.costs.decode_step, estimates.timeout_seconds or 0.0
+        reporter.notice(f"a token takes {step:.3g} ms here, so {timeout:g} s do not hold a whole search; less is done:")
+    for line in lines:
+        reporter.notice(line)
+    return Fit(setting.fitted(schedule, uses_copies=timed.uses_copies), schedule, estimates)
+
+
+def time_few_steps(setting: Setting) -> Timed:
+    """Time a prefill, plain steps, a draft from low-precision copies and a pass over a little text, in seconds."""
+    workload, space = setting.workload, setting.space
+    runner, limit = workload.runner, workload.loaded.context_length
+    context = setting.calibration[0].tokens[: max(1, limit - _ROOM)]
+    fill_cache(runner, context, len(context), _ROOM, perf_counter)  # a warm-up
+    prefill = fill_cache(runner, context, len(context), _ROOM, perf_counter)
+    steps = {"decode": decode_step(runner, context[-1])}
+    if space.is_joint:
+        steps["draft"] = draft_step(runner, context[-1], replace(space.base, ngram=None))
+    seconds = {name: median(values) for name, values in time_steps(runner, steps, _ROUNDS).items()}
+    decode = seconds["decode"]
+    timed = Timed(Costs(decode, prefill / len(context)), seconds["draft"] / decode if space.is_joint else None)
+    if not strategy_for(setting.request.strategy).has_proxy:
+        return timed
+    row = _row_seconds(setting.fitted(estimates_of(setting, timed).full(), uses_copies=timed.uses_copies))
+    return replace(timed, costs=replace(timed.costs, row=row))
+
+
+def _row_seconds(setting: Setting) -> float:
+    """Seconds of a row of text that the base draft predicts."""
+    limit, tokens = setting.workload.loaded.context_length, setting.calibration[0].tokens
+    text = (tokens * (_ROWS + 2))[: min(max(len(tokens), _ROWS + 2), limit)]
+    end = len(text) - 1
+    window = Window(text, max(end - _ROWS, 0), end)
+    scorer = setting.workload.scorer([window])
+
+    def timed() -> float:
+        begun = perf_counter()
+        scorer.trace(setting.space.base)
+        return perf_counter() - begun
+
+    seconds = timed()
+    if seconds < _QUICK_SECONDS:
+        seconds = timed()
+    return seconds / (end - window.start)
+
+
+def estimates_of(setting: Setting, timed: Timed) -> Estimates:
+    """What the stages of ``setting``'s search take."""
+    request = setting.request
+    strategy, options = strategy_for(request.strategy), request.draft
+    space = setting.space if timed.uses_copies else setting.space.without_copies()
+    sizes = Sizes(
+        len(setting.calibration),
+        len(setting.selection),
+        len(setting.test),
+        prompt_tokens=setting.mean_prompt_tokens,
+        max_new_tokens=request.prompts.max_new_tokens,
+        most_trials=max_trials(request.trials, request.timeout_seconds),
+        texts=texts_of(options.objective) if strategy.has_proxy else None,
+        num_passes=num_steps(space),
+        computes_prompts=options.objective is Objective.STANDALONE,
+    )
+    return Estimates(sizes, timed.costs, request.timeout_seconds)
+
+
+def _keep(folder: StudyFolder, timeout: float | None, timed: Timed, schedule: Schedule) -> None:
+    record = {
+        "schema": "selfspec-tune/schedule",
+        "version": 1,
+        "timeout_seconds": timeout,
+        "costs": timed.costs.to_dict(),
+        "copies_step": timed.copies_step,
+        "schedule": schedule.to_dict(),
+    }
+    write_json_atomic(folder.schedule, record)

@@ -1,0 +1,134 @@
+"""How much each stage of a search does, and what is given up, in which order, where the time is short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
+from typing import Any
+
+FEWEST_TESTED = 8  # prompts of the test: fewer tell nothing
+FEWEST_SELECTION = 4
+_FEW_ANSWERS, _FEWEST_ANSWERS = 8, 4  # of the calibration prompts
+_FEWEST_WINDOWS = 4
+_FEW_REFERENCES, _FEWEST_REFERENCES = 4, 3
+_SHORTEST_ANSWERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What each stage of a search does at most; of trials and test prompts, what time is kept for.
+
+    Attributes:
+        max_new_tokens: of every answer.
+        num_calibration: prompts whose answers the search reads.
+        num_held_out: selection prompts whose answers tell overfitting.
+        num_texts: texts on which candidates are predicted, each wider than the one before; 0: none is predicted.
+        num_trials: trials.
+        num_windows: windows of text that a trial decodes.
+        num_finalists: drafts that compete on selection prompts; 1: the best of the trials is taken.
+        num_selection: selection prompts that they compete on.
+        num_test: test prompts.
+        num_references: those of them on which the baseline is checked too.
+    """
+
+    max_new_tokens: int
+    num_calibration: int
+    num_held_out: int
+    num_texts: int
+    num_trials: int
+    num_windows: int
+    num_finalists: int
+    num_selection: int
+    num_test: int
+    num_references: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def going_on_from(self, earlier: Schedule) -> Schedule:
+        """This one for a search that began by ``earlier``: what was read stays, so that no table mixes answers."""
+        return replace(
+            self,
+            max_new_tokens=earlier.max_new_tokens,
+            num_calibration=earlier.num_calibration,
+            num_held_out=earlier.num_held_out,
+            num_texts=earlier.num_texts,
+            num_windows=earlier.num_windows,
+            num_finalists=max(self.num_finalists, earlier.num_finalists),
+            num_selection=max(self.num_selection, earlier.num_selection),
+            num_test=max(self.num_test, earlier.num_test),
+            num_references=max(self.num_references, earlier.num_references),
+        )
+
+
+def reductions(full: Schedule, *, fewest_texts: int = 0) -> Iterator[Schedule]:
+    """``full``, then ever less, a little each time: trials and what they rest on, finalists, test prompts, answers.
+
+    ``fewest_texts``: 1 where a draft must be predicted before it can be measured.
+    """
+    yield full
+    for name, values in _ladder(full, fewest_texts):
+        for value in values:
+            if value < getattr(full, name):
+                full = replace(full, **{name: value})
+                yield full
+
+
+def _ladder(full: Schedule, fewest_texts: int) -> Iterator[tuple[str, range | tuple[int, ...]]]:
+    yield "num_trials", range(full.num_trials - 1, 0, -1)
+    yield "num_held_out", (0,)
+    yield "num_calibration", (_FEW_ANSWERS,)
+    yield "num_texts", (2, 1)
+    yield "num_windows", (_FEWEST_WINDOWS,)
+    yield "num_calibration", (_FEWEST_ANSWERS,)
+    yield "num_finalists", range(full.num_finalists - 1, 1, -1)
+    yield "num_selection", range(full.num_selection - 1, FEWEST_SELECTION - 1, -1)
+    yield "num_references", (_FEW_REFERENCES,)
+    yield "num_test", range(full.num_test - 1, FEWEST_TESTED - 1, -1)
+    yield "num_references", (_FEWEST_REFERENCES,)
+    yield "max_new_tokens", range(full.max_new_tokens - 1, _SHORTEST_ANSWERS - 1, -1)
+    yield "num_finalists", (1,)
+    yield "num_texts", (fewest_texts,)
+
+
+def told(full: Schedule, fitted: Schedule) -> Iterator[str]:
+    """What ``fitted`` gives up of ``full``, a line each, with what that does to the test's interval."""
+    same = "the test's interval is as wide as ever"
+    if (fitted.num_trials, fitted.num_windows) != (full.num_trials, full.num_windows):
+        yield (
+            f"time for about {_several(fitted.num_trials, 'trial')} of {_several(fitted.num_windows, 'window')}, not "
+            f"{full.num_trials} of {full.num_windows}: the draft rests more on predictions; {same}"
+        )
+    if fitted.num_texts == 0 < full.num_texts:
+        yield f"no time to predict which sub-layers to skip: the draft is one that needs no search; {same}"
+    elif (fitted.num_calibration, fitted.num_texts) != (full.num_calibration, full.num_texts):
+        yield (
+            f"predictions read the answers to {fitted.num_calibration} prompts, not {full.num_calibration}: they are "
+            f"less sure; {same}"
+        )
+    if fitted.num_finalists == 1 < full.num_finalists:
+        yield f"no time for finalists: the best of the trials is tested; {same}"
+    elif (fitted.num_finalists, fitted.num_selection) != (full.num_finalists, full.num_selection):
+        yield (
+            f"{fitted.num_finalists} finalists on {fitted.num_selection} prompts, not {full.num_finalists} on "
+            f"{full.num_selection}: the choice among them is less sure; {same}"
+        )
+    if fitted.num_test < full.num_test:
+        yield f"time to test on about {tested(fitted.num_test, full.num_test)}"
+    if fitted.max_new_tokens < full.max_new_tokens:
+        wider = sqrt(full.max_new_tokens / fitted.max_new_tokens)
+        yield (
+            f"answers of up to {fitted.max_new_tokens} tokens, not {full.max_new_tokens}: the verdict is about short "
+            f"answers, in which prompts take more of the time, and its interval is up to {wider:.1f} times as wide"
+        )
+
+
+def tested(number: int, of: int) -> str:
+    """``16 of 32 prompts: its interval is about 1.4 times as wide``."""
+    return f"{number} of {of} prompts: the interval is about {sqrt(of / number):.1f} times as wide"
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
