@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def test_a_program_that_fails_is_shown(
     few_lines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str, said: str
 ) -> None:
     few_lines.write_text(f"{code}\n")
+    monkeypatch.setenv("CC", shlex.join(compilers.found()[0]))
     assert run_script(monkeypatch, "check_kernels", "--levels", LOWEST) == 1
     printed = capsys.readouterr().out
     assert f"WRONG     {LOWEST}, " in printed

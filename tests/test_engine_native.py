@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -146,26 +148,42 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
         assert drafted == found[0][1]
 
 
-def test_a_team_smaller_than_asked_for_gives_the_same_bits(small: LoadedModel) -> None:
-    """What OpenMP does where a process may not have so many threads."""
-    import ctypes
+FEWER_THREADS = """
+import ctypes, os, resource, sys
+library = ctypes.CDLL(sys.argv[1])
+assert library.self_test(1) == 0
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, ((pages * resource.getpagesize()) + (4 << 20), resource.RLIM_INFINITY))
+print(library.self_test(8), len(os.listdir("/proc/self/task")))
+"""
 
-    runner, tokens = NativeRunner(small), _prompt(9)
-    runner.prefill(_prompt(20))
-    alone = runner.verify(tokens)
-    with _threads(2):
-        other = NativeRunner(small)
-        other.reserve(64)
-    other.prefill(_prompt(20))
-    gomp = ctypes.CDLL(None)
-    if not hasattr(gomp, "omp_set_dynamic"):
-        pytest.skip("OpenMP's own functions are not to be found")
-    before = gomp.omp_get_max_active_levels()
-    gomp.omp_set_max_active_levels(0)  # every team has one thread
-    try:
-        assert torch.equal(other.verify(tokens), alone)
-    finally:
-        gomp.omp_set_max_active_levels(before)
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how many threads there are")
+def test_fewer_threads_than_asked_for_give_the_same_bits() -> None:
+    """A process may not have as many as it wants: here there is no memory for their stacks."""
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", FEWER_THREADS, load_library()._name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    failed, threads = map(int, run.stdout.split())
+    assert failed == 0
+    assert 1 < threads < 8
+
+
+def test_a_forked_process_makes_threads_of_its_own() -> None:
+    """It inherits the pool's state, and none of its threads."""
+    forked = f"""
+import ctypes, os, sys
+library = ctypes.CDLL({load_library()._name!r})
+assert library.self_test(2) == 0
+child = os.fork()
+if child == 0:
+    os._exit(library.self_test(2))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-I", "-S", "-c", forked], check=True, timeout=120)
 
 
 # -- what the kernels compute ------------------------------------------------------------------------------------

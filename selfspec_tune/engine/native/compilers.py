@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,13 +30,13 @@ PROGRAM = ("-DKERNELS_MAIN",)  # which tests the kernels and says how that went
 
 # Names to look for, the best compiler first; older versions than these are tried last.
 _NAMES = (
-    *("gcc", *(f"gcc-{version}" for version in range(15, 10, -1))),
-    *("clang", *(f"clang-{version}" for version in range(21, 13, -1))),
+    *("gcc", *(f"gcc-{number}" for number in range(15, 10, -1))),
+    *("clang", *(f"clang-{number}" for number in range(21, 13, -1))),
     "cc",
 )
 _ZIG = (sys.executable, "-m", "ziglang", "cc")
 # clang 14 keeps the sums of two rows in memory: verification is then several times slower.
-_OLDEST = {"clang": 16, "gcc": 11, "zig": 14}
+_OLDEST = {"clang": 16, "gcc": 11}
 _COMPILE_SECONDS = 300
 _VERSION_SECONDS = 30
 
@@ -51,7 +52,7 @@ class Compiler:
     def compile(self, level: Level, output: Path, *, form: Sequence[str] = LIBRARY, target: str | None = None) -> None:
         """Make ``output`` of the kernels. ``target`` is what zig calls another system; default: this one.
 
-        Raises `NativeUnavailableError` with what the compiler says.
+        Raises `NativeUnavailableError` with what the compiler says; its name is to be put before that.
         """
         files = (f'-DKERNELS_LEVEL="{level.name}"', str(SOURCE), "-o", str(output), "-lm")
         command = [*self.command, *self._machine_flags(level, target), *FLAGS, *form, *files]
@@ -61,7 +62,7 @@ class Compiler:
         run = _run(command, _COMPILE_SECONDS, environment)
         if run.returncode or not output.is_file():
             problem = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[-200:])
-            raise NativeUnavailableError(f"{shlex.join(self.command)} could not compile them ({problem})")
+            raise NativeUnavailableError(f"could not compile them ({problem})")
 
     def _machine_flags(self, level: Level, target: str | None) -> tuple[str, ...]:
         if not _is_zig(self.command):
@@ -108,8 +109,8 @@ def zig() -> Compiler | None:
 def identity() -> str:
     """What a library depends on besides the level and the processor: sources, flags, and the compiler in ``$CC``."""
     stated = _stated()
-    version = _version_text(stated) if stated else ""
-    return "\n".join((source_digest(), *FLAGS, *LIBRARY, *stated, version))
+    said = _version_text(stated) if stated else ""
+    return "\n".join((source_digest(), *FLAGS, *LIBRARY, *stated, said))
 
 
 def source_digest() -> str:
@@ -133,16 +134,15 @@ def _stated() -> tuple[str, ...]:
 
 
 def _examined(command: tuple[str, ...]) -> Compiler:
+    if command == _ZIG:
+        return Compiler(command, f"zig {version('ziglang')}", is_known_good=True)
     text = _version_text(command)
     kind = "clang" if "clang version" in text else "gcc" if "Free Software Foundation" in text else ""
-    match = (
-        re.search(r"clang version (\d+)([.\d]*)" if kind == "clang" else r"\) (\d+)([.\d]*)", text) if kind else None
-    )
+    pattern = r"clang version (\d+)([.\d]*)" if kind == "clang" else r"\) (\d+)([.\d]*)"
+    match = re.search(pattern, text) if kind else None
     if match is None:
         return Compiler(command, shlex.join(command), is_known_good=False)
-    version = "".join(match.groups())
-    name = f"zig cc (clang {version})" if _is_zig(command) else f"{kind} {version}"
-    return Compiler(command, name, is_known_good=int(match[1]) >= _OLDEST[kind])
+    return Compiler(command, f"{kind} {''.join(match.groups())}", is_known_good=int(match[1]) >= _OLDEST[kind])
 
 
 def _version_text(command: Sequence[str]) -> str:
@@ -165,4 +165,4 @@ def _run(
             command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds, env=environment
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailableError(f"{command[0]} did not run ({error})") from error
+        raise NativeUnavailableError(f"did not run ({error})") from error

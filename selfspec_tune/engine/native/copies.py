@@ -1,6 +1,6 @@
 """Weight-only int8 and int4 copies in the layouts that the kernels read; only drafting reads them.
 
-int8: one float32 scale a row. int4: sixteen rows interleaved (layout: kernels.c, ``dot_int4``), and
+int8: one float32 scale a row. int4: sixteen rows interleaved (layout: kernels/int4.h), and
 for every 32 inputs of a row a bfloat16 scale; the levels are those of a codebook, or with a
 centre beside the scale evenly spaced: those reproduce a checkpoint made from a 4-bit file.
 """
