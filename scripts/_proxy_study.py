@@ -114,7 +114,7 @@ class ProxyStudy:
             self._reporter,
             self._out / "preparation.json",
         )
-        return preparer.prepare(scorer, _grid(self._kinds[0]), self._arguments.cost_seconds, scorer)
+        return preparer.prepare(lambda: scorer, _grid(self._kinds[0]), self._arguments.cost_seconds, scorer)
 
     def _picked(self, text: Text, space: SearchSpace, known: Preparation) -> tuple[int, dict[str, list[Prediction]]]:
         """How many drafts were predicted, and those taken of each variant, which are kept in a file."""

@@ -132,7 +132,7 @@ def test_importance_leaves_every_sublayer_out_about_as_often_as_any_other() -> N
 def test_importance_ends_with_its_time_but_never_before_16_drafts() -> None:
     ticks = count()
     scorer = FakeScorer([0.01] * 24)
-    found = measure_importance(scorer, skips(12), seconds=20.0, clock=lambda: float(next(ticks)))
+    found = measure_importance(scorer, skips(12), seconds=5.0, clock=lambda: float(next(ticks)))
     assert 17 < len(scorer.asked) < num_steps(skips(12))
     assert found.is_known
     hurried = FakeScorer([0.01] * 24)

@@ -110,7 +110,8 @@ class LiveReporter:
         cells: list[RenderableType] = []
         if total is not None:
             cells.append(ProgressBar(total=max(total, 1), completed=done, width=_BAR_WIDTH))
-        cells.append(_line(Text(str(done) if total is None else f"{done}/{total}")))
+        if total is not None or done:
+            cells.append(_line(Text(str(done) if total is None else f"{done}/{total}")))
         if self._deadline is not None:
             cells.append(_line(Text(f"{text.duration(self._deadline - self._clock())} left")))
         if self._progress.detail:

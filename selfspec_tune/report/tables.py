@@ -16,6 +16,7 @@ from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, Mode
 from selfspec_tune.skip_set import SkipSet
 
 WIDE = 140
+_FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
 LEGEND = (
     "tok/s: new tokens over prefill and decoding. MAT: mean tokens accepted per verification, bonus "
     "included. draft cost: a drafted token's time ÷ a decoded one's. =: the baseline's tokens, tie: within "
@@ -57,7 +58,7 @@ def bench_report(result: BenchResult, width: int) -> Group:
         *(Text(line, style="dim") for line in rival_lines(result)),
     ]
     headline = headline_method(result)
-    if headline is not None and len(headline.per_task) > 1:
+    if headline is not None and len(headline.per_task) > 1 and _tell_anything(headline):
         parts += [Text(""), tasks_table(headline)]
     parts += [Text(""), *(Text(line) for line in check_lines(result))]
     parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
@@ -96,6 +97,11 @@ def methods_table(result: BenchResult, width: int) -> Table:
         head = [Text(name), Text(skip)] if wide else [_stacked(name, skip)]
         table.add_row(*head, *(Text(column.cell(method, wide)) for column in columns))
     return table
+
+
+def _tell_anything(method: MethodResult) -> bool:
+    """Whether there is a task with prompts enough for an interval that says something."""
+    return max(task.num_prompts for task in method.per_task.values()) >= _FEWEST_OF_A_TASK
 
 
 def tasks_table(method: MethodResult) -> Table:

@@ -108,7 +108,7 @@ def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
         raise BudgetError(
             f"--timeout {timeout:.0f}s is too short: a token takes {step:.3g} ms here; one trial and a test on "
             f"{min(FEWEST_TESTED, estimates.sizes.test)} prompts, all of them shortened, take about "
-            f"{ceil(least / 5) * 5} s. Give it at least that."
+            f"{ceil(least / 5) * 5} s. Raise it to that or more."
         )
     return schedule
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import isfinite
 
 from selfspec_tune.bench.contest import shortened
 from selfspec_tune.bench.run import contender
-from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.measure.arms import autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem
@@ -42,7 +43,9 @@ def open_study(session: Session, ranking: Ranking) -> MeasuredStudy:
     study = MeasuredStudy(session.folder.path, TrialSettings(encoding, session.seed, strategy.sampler, origin))
     study.enqueue(ranking.queue)
     if strategy.has_proxy and not session.predicts:
-        study.enqueue([Prediction(encoding.space.base, 0.0, "base")])
+        # By the first policy: unless told otherwise the one that loses next to nothing where drafting does not pay.
+        base = replace(encoding.space.base, policy=DraftPolicy(kinds[0]))
+        study.enqueue([Prediction(base, 0.0, "base")])
     if not strategy.has_proxy:
         starts = to_measure(setting.starts)
         study.enqueue([Prediction(encoding.space.projected(draft), 0.0, START) for draft in starts])
