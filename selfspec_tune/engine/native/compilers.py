@@ -30,8 +30,8 @@ PROGRAM = ("-DKERNELS_MAIN",)  # which tests the kernels and says how that went
 
 # Names to look for, the best compiler first; older versions than these are tried last.
 _NAMES = (
-    *("gcc", *(f"gcc-{number}" for number in range(15, 10, -1))),
     *("clang", *(f"clang-{number}" for number in range(21, 13, -1))),
+    *("gcc", *(f"gcc-{number}" for number in range(15, 10, -1))),
     "cc",
 )
 _ZIG = (sys.executable, "-m", "ziglang", "cc")
@@ -73,7 +73,7 @@ class Compiler:
 
 
 def candidates() -> list[Compiler]:
-    """The compilers to try, best first: ``$CC`` alone, or gcc, clang, cc, zig, and then the old and unknown ones.
+    """The compilers to try, best first: ``$CC`` alone, or clang, gcc, cc, zig, and then the old and unknown ones.
 
     Raises `NativeUnavailableError` where there is none.
     """

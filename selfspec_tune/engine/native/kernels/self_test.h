@@ -19,9 +19,10 @@ static float next_number(uint32_t *state) {
     return (float)(int32_t)*state / 2147483648.f;
 }
 
-/* Memory in huge pages where the system gives them, as weights are held. */
+/* Memory, in huge pages where it is large and the system gives them, as weights are held. */
 static void *roomy(size_t bytes) {
     void *p = NULL;
+    if (bytes < 2 << 21) return malloc(bytes);
     if (posix_memalign(&p, 1 << 21, bytes)) return NULL;
 #if defined(__linux__)
     madvise(p, bytes, MADV_HUGEPAGE);
