@@ -150,7 +150,9 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
 
 FEWER_THREADS = """
 import ctypes, os, resource, sys
-library = ctypes.CDLL(sys.argv[1])
+library, libc = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
+libc.mallopt(-1, 1 << 30)  # what is freed stays at hand: only stacks are to lack memory
+libc.mallopt(-3, 1 << 30)
 assert library.self_test(1) == 0
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, ((pages * resource.getpagesize()) + (4 << 20), resource.RLIM_INFINITY))

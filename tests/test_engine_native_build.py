@@ -372,7 +372,7 @@ def test_two_builds_at_once_do_no_harm(fake: Fake, cache_folder: Path) -> None:
     folder = store.shared_folder()
     level = chosen_level()
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: build._had(folder / "kernels.so", level, ABI, anew=False), range(4)))
+        made = list(pool.map(lambda _: build._had(folder / "kernels.so", level, ABI, frozenset()), range(4)))
     assert _builds(log) == 1
     assert len({one.verdict.sha256 for one in made if one.verdict}) == 1
     assert _left(cache_folder) == ["kernels.json", "kernels.so"]

@@ -37,39 +37,40 @@ class Built:
         return f"{line} (built for this run only: {self.notice})" if self.notice else line
 
 
-def built(abi: Sequence[int], *, anew: bool = False) -> Built:
-    """The kernels for this processor; built when no good library is there, or when ``anew``.
+def built(abi: Sequence[int], *, unloadable: frozenset[Path] = frozenset()) -> Built:
+    """The kernels for this processor; built when no good library is there besides those that are ``unloadable``.
 
     ``abi`` is the version and the sizes of structures that the caller expects. Raises
     `NativeUnavailableError` where there is no compiler or none does it right, and `UsageError`
     where the level asked for is none of this processor.
     """
-    outcome = _outcome(chosen_level(), tuple(abi), anew)
+    outcome = _outcome(chosen_level(), tuple(abi), unloadable)
     if isinstance(outcome, str):
         raise NativeUnavailableError(outcome)
     return outcome
 
 
 @cache
-def _outcome(level: Level, abi: tuple[int, ...], anew: bool) -> Built | str:
+def _outcome(level: Level, abi: tuple[int, ...], unloadable: frozenset[Path]) -> Built | str:
     """The kernels, or why there are none: a compiler that fails is not asked twice."""
     try:
-        if not anew and (ready := prebuilt(level)):
+        if (ready := prebuilt(level)) and ready[0] not in unloadable:
             path, maker = ready
             return Built(path, level.name, f"prebuilt by {maker}")
         parts = (compilers.identity(), *level.flags, level.zig_cpu, provenance.cpu_model() or "", *map(str, abi))
         identity = short_hash("\n".join(parts))
         name = f"kernels-{level.name}-{identity}.so"
         try:
-            return _had(store.shared_folder() / name, level, abi, anew=anew)
+            return _had(store.shared_folder() / name, level, abi, unloadable)
         except UnusableFolderError as error:
-            return _had(store.private_folder() / name, level, abi, anew=anew, notice=str(error))
+            return _had(store.private_folder() / name, level, abi, unloadable, notice=str(error))
     except (NativeUnavailableError, UnusableFolderError) as error:
         return str(error)
 
 
-def _had(library: Path, level: Level, abi: tuple[int, ...], *, anew: bool, notice: str = "") -> Built:
+def _had(library: Path, level: Level, abi: tuple[int, ...], unloadable: frozenset[Path], *, notice: str = "") -> Built:
     """The library at a path; built there, unless a good one is."""
+    anew = library in unloadable
     verdict = None if anew else _kept(library)
     if verdict is None:
         with store.build_folder(library.parent) as folder:

@@ -32,7 +32,7 @@ def check(path: str, threads: int, least_share: float) -> dict[str, object]:
         "speed": 0.0,
         "read": 1.0,
     }
-    for count in sorted({1, 2, 3, threads}):
+    for count in sorted({1, threads}):
         if failed := library.self_test(count):
             return {**found, "failed": [count, failed]}
     for _ in range(_ROUNDS):

@@ -121,15 +121,15 @@ def status() -> str:
 
 @cache
 def _loaded() -> tuple[Any, Built]:
-    try:
-        kernels = built(ABI)
-        return _opened(kernels.path), kernels
-    except _UNLOADABLE:  # it was made elsewhere, for another C library
-        kernels = built(ABI, anew=True)
-    try:
-        return _opened(kernels.path), kernels
-    except _UNLOADABLE as error:
-        raise NativeUnavailableError(f"the built kernels could not be loaded ({error})") from error
+    unloadable: set[Path] = set()  # made elsewhere, for another C library
+    while True:
+        kernels = built(ABI, unloadable=frozenset(unloadable))
+        try:
+            return _opened(kernels.path), kernels
+        except _UNLOADABLE as error:
+            if kernels.path in unloadable:  # and built anew it is no better
+                raise NativeUnavailableError(f"the built kernels could not be loaded ({error})") from error
+            unloadable.add(kernels.path)
 
 
 def _opened(path: Path) -> Any:

@@ -9,7 +9,7 @@
 #define KV_CHUNK 128   /* positions whose attention is summed before chunks are combined */
 #define MAX_HEAD_SIZE 512
 #define HEADS_AT_ONCE 8 /* query heads of one KV head */
-#define MAX_DOTTED_HEAD 256 /* size of a head whose keys fit the registers as bfloat16 */
+#define MAX_DOTTED_HEAD 256 /* largest size of a head whose keys are multiplied in bfloat16 */
 /* Most heads, and vectors of their columns, that share each load of a value: their sums fit the registers. */
 #define WEIGHED_HEADS 6
 #if REGISTERS == 32

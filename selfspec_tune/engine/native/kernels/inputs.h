@@ -20,7 +20,7 @@ typedef struct {
     const float *bias;   /* or null */
 } Linear;
 
-/* What a linear layer multiplies. `paired` and `narrow` hold the same numbers as `values`, for weights in bfloat16. */
+/* What a linear layer multiplies. `paired` and `narrow` are for weights in bfloat16 and int4; `narrow` is rounded. */
 typedef struct {
     float *values; /* [tokens, cols] */
     float *paired; /* [tokens, stride]: of every 2 * LANES inputs first the even ones, then the odd ones.

@@ -83,6 +83,7 @@ Engine *engine_new(const Model *m) {
 void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head,
                 const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
     Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits};
+    atomic_store(&e->barrier.arrived, 0); /* a fork in the midst of a pass leaves some */
     parallel(e->m.threads, run_pass, &pass);
     for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head->rows, t);
 }

@@ -8,6 +8,8 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <time.h>
@@ -43,13 +45,17 @@ static unsigned wait_for(Event *e, unsigned seen, int spins) {
         if ((now = atomic_load_explicit(&e->number, memory_order_acquire)) != seen) return now;
         pause_cpu();
     }
+#if !defined(__linux__)
+    long nap = 20000; /* nanoseconds; longer the longer nothing happens */
+#endif
     while ((now = atomic_load_explicit(&e->number, memory_order_acquire)) == seen) {
 #if defined(__linux__)
         atomic_fetch_add(&e->asleep, 1);
         syscall(SYS_futex, &e->number, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0); /* returns at once where it has changed */
         atomic_fetch_sub(&e->asleep, 1);
 #else
-        nanosleep(&(struct timespec){0, 50000}, NULL);
+        nanosleep(&(struct timespec){0, nap}, NULL);
+        if (nap < 1000000) nap *= 2;
 #endif
     }
     return now;
@@ -91,7 +97,21 @@ static struct {
     Barrier done;
 } pool = {.one_at_a_time = PTHREAD_MUTEX_INITIALIZER};
 
+/* OpenMP may have bound the caller to one core; a thread that it starts would share that core. */
+static void leave_bound_core(void) {
+#if defined(__linux__)
+    const char *const names[] = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"};
+    int is_bound = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) is_bound |= getenv(names[i]) != NULL;
+    if (!is_bound) return;
+    cpu_set_t all;
+    memset(&all, 0xff, sizeof all); /* the system takes of these what the process may have */
+    sched_setaffinity(0, sizeof all, &all);
+#endif
+}
+
 static void *work(void *number) {
+    leave_bound_core();
     const int thread = (int)(intptr_t)number;
     unsigned seen = 0;
     for (;;) {
@@ -134,7 +154,10 @@ static int have_threads(int threads) {
     return threads < pool.workers + 1 ? threads : pool.workers + 1;
 }
 
-static void after_fork(void) { pthread_mutex_init(&pool.one_at_a_time, NULL); }
+static void after_fork(void) {
+    pthread_mutex_init(&pool.one_at_a_time, NULL);
+    pool.process = 0;
+}
 static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
 
 /* Run a job on `threads` threads, or on fewer where the system gives no more. */

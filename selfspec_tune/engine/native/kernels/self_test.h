@@ -1,5 +1,5 @@
-/* What the built kernels must show before they are used: the same bits for any number of tokens and threads, right
- * values, and speed. A compiler has been seen to get each of them wrong.
+/* What the built kernels must show before they are used: right products, the same bits for any number of tokens and
+ * threads, and speed.
  */
 #ifndef SELF_TEST_H
 #define SELF_TEST_H
@@ -106,26 +106,41 @@ void engine_free(Engine *e);
 void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head, const int64_t *tokens,
                 int64_t count, int64_t start, float *logits, Best *best);
 
-enum { PASS_HIDDEN = 80, PASS_HEADS = 5, PASS_SIZE = 16, PASS_WIDTH = 104, PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 6 };
+enum { PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 6 };
+
+typedef struct {
+    int64_t hidden, heads, kv_heads, size, width;
+    int is_low; /* whether the MLP has int8 and int4 weights */
+} Shape;
+
+/* One with odd sizes; one whose heads share keys and have a size that kernels are specialised for. */
+static const Shape SHAPES[] = {{80, 5, 5, 16, 104, 0}, {96, 6, 2, 64, 128, 1}};
+enum { NUM_SHAPES = sizeof SHAPES / sizeof *SHAPES };
 
 /* Logits [PASS_TOKENS, PASS_VOCABULARY] of a small model that reads its tokens `at_once` at a time. */
-static int run_small_model(int is_bf16, int at_once, int threads, float *logits) {
-    static float table[PASS_TOKENS * PASS_SIZE], ones[PASS_HIDDEN];
+static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads, float *logits) {
     const int format = is_bf16 ? FORMAT_BF16 : FORMAT_F32;
-    const int64_t shapes[PASS_WEIGHTS][2] = {{3 * PASS_HIDDEN, PASS_HIDDEN}, {PASS_HIDDEN, PASS_HIDDEN}, {PASS_WIDTH, PASS_HIDDEN},
-                                             {PASS_WIDTH, PASS_HIDDEN}, {PASS_HIDDEN, PASS_WIDTH}, {PASS_VOCABULARY, PASS_HIDDEN}};
+    const int64_t attended = s->heads * s->size, qkv = attended + 2 * s->kv_heads * s->size, longest = attended > s->width ? attended : s->width;
+    const int formats[PASS_WEIGHTS] = {format, format, s->is_low ? NUM_FORMATS - 1 : format, s->is_low ? FORMAT_INT8 : format,
+                                       s->is_low ? FORMAT_INT4 : format, format};
+    const int64_t shapes[PASS_WEIGHTS][2] = {{qkv, s->hidden}, {s->hidden, attended}, {s->width, s->hidden},
+                                             {s->width, s->hidden}, {s->hidden, s->width}, {PASS_VOCABULARY, s->hidden}};
+    const size_t cached = sizeof(float) * PASS_TOKENS * s->kv_heads * s->size;
     Linear weights[PASS_WEIGHTS] = {{0}};
     int right = 1;
-    for (int i = 0; i < PASS_WEIGHTS; i++) right = make_weight(&weights[i], format, shapes[i][0], shapes[i][1]) && right;
-    for (int i = 0; i < PASS_TOKENS * PASS_SIZE; i++) table[i] = rounded1(cosf((float)i * 0.37f), is_bf16);
-    for (int i = 0; i < PASS_HIDDEN; i++) ones[i] = 1.f;
-    void *cache = calloc(2 * PASS_TOKENS * PASS_HIDDEN, sizeof(float));
-    const Model model = {is_bf16, threads, PASS_HIDDEN, PASS_HEADS, PASS_HEADS, PASS_SIZE, PASS_WIDTH, PASS_VOCABULARY, PASS_TOKENS, 1e-5,
-                         weights[5].data, ones, table, table, cache, (char *)cache + sizeof(float) * PASS_TOKENS * PASS_HIDDEN};
+    for (int i = 0; i < PASS_WEIGHTS; i++) right = make_weight(&weights[i], formats[i], shapes[i][0], shapes[i][1]) && right;
+    float *table = malloc(sizeof(float) * PASS_TOKENS * s->size), *ones = malloc(sizeof(float) * qkv);
+    char *cache = calloc(2, cached);
+    right = right && table && ones && cache;
+    for (int64_t i = 0; right && i < PASS_TOKENS * s->size; i++) table[i] = rounded1(cosf((float)i * 0.37f), is_bf16);
+    for (int64_t i = 0; right && i < qkv; i++) ones[i] = 1.f;
+    weights[0].bias = ones;
+    const Model model = {is_bf16, threads, s->hidden, s->heads, s->kv_heads, s->size, longest, PASS_VOCABULARY, PASS_TOKENS, 1e-5,
+                         weights[5].data, ones, table, table, cache, cache + cached};
     const SubLayer attention = {KIND_ATTENTION, 0, 1e-5f, 0.25f, ones, weights[0], weights[1], {0}};
     const SubLayer mlp = {KIND_MLP, 0, 1e-5f, 0.f, ones, weights[2], weights[3], weights[4]};
     const SubLayer *sublayers[] = {&attention, &mlp};
-    Engine *e = cache ? engine_new(&model) : NULL;
+    Engine *e = right ? engine_new(&model) : NULL;
     right = right && e;
     for (int64_t start = 0; right && start < PASS_TOKENS; start += at_once) {
         const int64_t count = PASS_TOKENS - start < at_once ? PASS_TOKENS - start : at_once;
@@ -135,7 +150,7 @@ static int run_small_model(int is_bf16, int at_once, int threads, float *logits)
         engine_run(e, sublayers, 2, &weights[5], tokens, count, start, logits + start * PASS_VOCABULARY, best);
     }
     engine_free(e);
-    free(cache);
+    free(cache); free(table); free(ones);
     for (int i = 0; i < PASS_WEIGHTS; i++) { free((void *)weights[i].data); free((void *)weights[i].scales); }
     return right;
 }
@@ -143,19 +158,21 @@ static int run_small_model(int is_bf16, int at_once, int threads, float *logits)
 /* A whole pass has the same bits for any number of tokens at once and of threads, and finite ones. */
 static int test_pass(int is_bf16, int most_threads) {
     const size_t count = PASS_TOKENS * PASS_VOCABULARY;
+    const int threads[] = {1, 2, 3, most_threads}, at_once[] = {1, 3, 8, 13, MAX_TOKENS};
     float *one = malloc(count * sizeof(float)), *other = malloc(count * sizeof(float));
-    int right = one && other && run_small_model(is_bf16, 1, 1, one);
-    for (size_t i = 0; right && i < count; i++) right = isfinite(one[i]);
-    for (int threads = 1; right && threads <= most_threads; threads++) {
-        const int at_once[] = {1, 3, 8, 13, MAX_TOKENS};
-        for (size_t i = 0; right && i < sizeof at_once / sizeof *at_once; i++)
-            right = run_small_model(is_bf16, at_once[i], threads, other) && !memcmp(one, other, count * sizeof(float));
+    int right = one && other;
+    for (int shape = 0; right && shape < NUM_SHAPES; shape++) {
+        right = run_small_model(&SHAPES[shape], is_bf16, 1, 1, one);
+        for (size_t i = 0; right && i < count; i++) right = isfinite(one[i]);
+        for (size_t n = 0; right && n < sizeof threads / sizeof *threads; n++)
+            for (size_t i = 0; right && i < sizeof at_once / sizeof *at_once; i++)
+                right = run_small_model(&SHAPES[shape], is_bf16, at_once[i], threads[n], other) && !memcmp(one, other, count * sizeof(float));
     }
     free(one); free(other);
     return right;
 }
 
-/* 0 where all is right with up to `threads` threads, else the number of the check that failed: 1 to 5 for the formats of
+/* 0 where all is right with one to three threads and with `threads`, else the number of the check that failed: 1 to 5 for the formats of
  * a weight, 6 and 7 for whole passes in float32 and bfloat16. */
 int32_t self_test(int32_t threads) {
     for (int tested = 0; tested < NUM_FORMATS; tested++)
