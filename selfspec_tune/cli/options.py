@@ -32,7 +32,7 @@ _PANEL_BUDGET, _PANEL_FILES, _PANEL_OUTPUT = "Budget", "Files", "Output"
 
 
 class Dtype(StrEnum):
-    """Number format of the weights; auto takes what the machine computes natively."""
+    """Number format of the weights; auto is the checkpoint's own where our runners serve it."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -70,7 +70,7 @@ ModelName = Annotated[
 ]
 DtypeName = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="Number format.", show_default=_MODEL.dtype, rich_help_panel=_PANEL_MODEL),
+    typer.Option("--dtype", help="Number format; auto: the checkpoint's own.", show_default=_MODEL.dtype, rich_help_panel=_PANEL_MODEL),
 ]
 Device = Annotated[
     str | None,
@@ -85,7 +85,7 @@ RunnerName = Annotated[
     Runner | None,
     typer.Option(
         "--runner",
-        help="Engine; native needs a CPU and a C compiler, graphs a GPU.",
+        help="Engine; native needs a CPU, and kernels from a wheel or a C compiler; graphs needs a GPU.",
         show_default=_MODEL.runner,
         rich_help_panel=_PANEL_MODEL,
     ),
