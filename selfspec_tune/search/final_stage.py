@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from selfspec_tune.bench.contest import Contest, TimeLimit, shortened
+from selfspec_tune.bench.contest import Contest, TimeLimit, on_common_prompts, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
 from selfspec_tune.draft import Draft
@@ -112,7 +112,7 @@ def select(
     for_test = session.estimates.test(session.schedule)
     limit = TimeLimit(lambda: session.clock.left - for_test, FEWEST_SELECTION)
     contest = Contest(session.workload, check, short, arms, log=session.folder.selection, limit=limit)
-    runs = contest.run(session.reporter)
+    runs = on_common_prompts(contest.run(session.reporter))
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
     found = {name: summarise("runs", "runs", own).end_to_end_speedup for name, own in runs_of.items()}
