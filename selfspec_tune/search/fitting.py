@@ -127,9 +127,10 @@ def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedu
             f"low-precision copies are left out: drafting from them takes {timed.copies_step:.1f} times as long as a "
             "plain step here"
         )
-    lines = list(told(estimates.full(), schedule))
+    timeout = estimates.timeout_seconds
+    lines = [] if timeout is None else list(told(estimates.full(), schedule))
     if lines:
-        step, timeout = 1000 * timed.costs.decode_step, estimates.timeout_seconds or 0.0
+        step = 1000 * timed.costs.decode_step
         reporter.notice(f"a token takes {step:.3g} ms here, so {timeout:g} s do not hold a whole search; less is done:")
     for line in lines:
         reporter.notice(line)

@@ -129,6 +129,16 @@ def test_a_longer_time_plans_anew_what_was_not_measured_and_mixes_no_lengths(
     assert len(slow) == 1
 
 
+def test_without_a_limit_no_time_is_said_to_be_short(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    fields = {"max_new_tokens": 64, "num_prompts": 20}
+    run_search(make_request(trials=1, timeout_seconds=SHORT, **fields), Listener())
+    listener = Listener()
+    assert run_search(make_request(trials=2, **fields), listener).bench is not None
+    assert not any("do not hold" in notice or "time to" in notice for notice in listener.notices)
+
+
 def test_a_search_begun_without_a_limit_goes_on_with_whole_answers_under_one(
     make_request: Any, engine: ScriptedEngine, slow: list[Setting]
 ) -> None:
