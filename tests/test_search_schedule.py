@@ -162,3 +162,15 @@ def test_under_another_limit_what_was_read_stays_and_the_rest_only_grows() -> No
     assert (going_on.num_calibration, going_on.num_windows) == (short.num_calibration, short.num_windows)
     assert (going_on.num_test, going_on.num_finalists) == (long.num_test, long.num_finalists)
     assert short.going_on_from(going_on).num_test == long.num_test
+
+
+def test_a_search_that_goes_on_is_planned_with_the_lengths_that_it_keeps() -> None:
+    short = fitted(240.0)
+    assert short.max_new_tokens < 128
+    going_on = estimates(600.0).going_on_from(short)
+    planned = going_on.fitting(600.0)
+    assert planned is not None
+    assert planned == planned.going_on_from(short)
+    assert planned.num_test > fitted(600.0).going_on_from(short).num_test
+    assert going_on.total(planned) <= 600.0
+    assert going_on.full().max_new_tokens == short.max_new_tokens

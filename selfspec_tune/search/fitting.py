@@ -72,6 +72,7 @@ def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Re
     estimates = estimates_of(setting, timed)
     if kept is not None:
         earlier = Schedule(**kept["schedule"])
+        estimates = estimates.going_on_from(earlier)
         is_same = kept["timeout_seconds"] == timeout
         schedule = earlier if is_same else _going_on(estimates, earlier)
     else:
@@ -116,8 +117,7 @@ def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
 def _going_on(estimates: Estimates, earlier: Schedule) -> Schedule:
     """For a search that was begun by ``earlier`` under another limit; what it has read or measured stays."""
     timeout = estimates.timeout_seconds
-    schedule = estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
-    return schedule.going_on_from(earlier)
+    return estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
 
 
 def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedule, reporter: Reporter) -> Fit:
