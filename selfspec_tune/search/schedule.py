@@ -125,6 +125,19 @@ def told(full: Schedule, fitted: Schedule) -> Iterator[str]:
         )
 
 
+def told_kept(whole: Schedule, earlier: Schedule) -> Iterator[str]:
+    """What a search that goes on keeps of ``earlier``, by which it was begun, though ``whole`` were more; one line."""
+    kept = {
+        "max_new_tokens": f"answers of up to {earlier.max_new_tokens} tokens",
+        "num_calibration": _several(earlier.num_calibration, "calibration prompt"),
+        "num_texts": f"{earlier.num_texts} of {_several(whole.num_texts, 'text')} to predict on",
+        "num_windows": f"trials of {_several(earlier.num_windows, 'window')}",
+    }
+    short = [words for name, words in kept.items() if getattr(earlier, name) < getattr(whole, name)]
+    if short:
+        yield f"this search was begun with {', '.join(short)}, and keeps to that; a new --out begins with whole ones"
+
+
 def tested(number: int, of: int) -> str:
     """``16 of 32 prompts: its interval is about 1.4 times as wide``."""
     return f"{number} of {of} prompts: the interval is about {sqrt(of / number):.1f} times as wide"

@@ -139,6 +139,30 @@ def test_without_a_limit_no_time_is_said_to_be_short(
     assert not any("do not hold" in notice or "time to" in notice for notice in listener.notices)
 
 
+def test_what_the_earlier_run_fixed_is_said_in_a_sentence_and_not_blamed_on_the_time(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    fields = {"max_new_tokens": 64, "num_prompts": 20}
+    run_search(make_request(trials=1, timeout_seconds=SHORT, **fields), Listener())
+    listener = Listener()
+    outcome = run_search(make_request(trials=1, timeout_seconds=LONG, **fields), listener)
+    schedule = read_json(outcome.out / "schedule.json")["schedule"]
+    (said,) = [notice for notice in listener.notices if "answers of up to" in notice]
+    assert said.startswith(f"this search was begun with answers of up to {schedule['max_new_tokens']} tokens, ")
+    assert said.endswith("a new --out begins with whole ones")
+    assert not any("do not hold" in notice for notice in listener.notices)
+
+
+def test_more_trials_within_the_same_limit_are_planned_anew(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    run_search(make_request(trials=1, timeout_seconds=LONG), Listener())
+    listener = Listener()
+    outcome = run_search(make_request(trials=3, timeout_seconds=LONG), listener)
+    assert read_json(outcome.out / "schedule.json")["schedule"]["num_trials"] == 3
+    assert not any("time for" in notice for notice in listener.notices)
+
+
 def test_a_search_begun_without_a_limit_goes_on_with_whole_answers_under_one(
     make_request: Any, engine: ScriptedEngine, slow: list[Setting]
 ) -> None:
