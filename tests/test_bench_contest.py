@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from selfspec_tune.bench import contest as contest_module
-from selfspec_tune.bench.contest import Contest, TimeLimit, shortened
+from selfspec_tune.bench.contest import Contest, TimeLimit, on_common_prompts, shortened
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
 from selfspec_tune.errors import RivalError
@@ -363,6 +363,19 @@ def test_when_the_time_is_up_later_items_are_left_out_and_every_block_is_whole(
     assert pairs(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == pairs(runs)
     seconds[0] = 100.0
     assert len(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == 2 * len(ITEMS)
+
+
+def test_an_arm_that_the_log_lacks_is_compared_on_the_prompts_that_it_had_time_for(
+    make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ScriptedEngine(steady(1.5)).install(monkeypatch)
+    log = tmp_path / "runs.jsonl"
+    make_contest(["a"], log=log).run(Listener())
+    limit = TimeLimit(lambda: -1.0, least_items=2)
+    runs = make_contest(["a", "b"], log=log, limit=limit).run(Listener())
+    assert len(runs) == len(ITEMS) + 2
+    assert pairs(on_common_prompts(runs)) == [(arm, item.id, 0) for item in ITEMS[:2] for arm in ("a", "b")]
+    assert on_common_prompts([]) == []
 
 
 def test_the_fewest_items_are_measured_whatever_the_time(

@@ -118,6 +118,17 @@ def test_relief_is_the_fall_of_the_loss_when_one_sublayer_is_computed_precisely(
     assert steps == list(range(num_steps(space))) == list(range(16 + 4))
 
 
+def test_reliefs_that_were_told_in_time_are_of_no_part_of_the_model_and_stand_for_the_others() -> None:
+    harms = [0.001 * index for index in range(24)]
+    ticks = count()
+    found = measure_importance(FakeScorer(harms), joint_space(12), seconds=12.0, clock=lambda: float(next(ticks)))
+    told = [index for index, relief in enumerate(found.reliefs) if relief == pytest.approx(0.1 * harms[index])]
+    others = {relief for index, relief in enumerate(found.reliefs) if index not in told}
+    assert len(told) == 4
+    assert min(told) < 12 <= max(told)
+    assert list(others) == pytest.approx([mean(found.reliefs[index] for index in told)])
+
+
 def test_importance_leaves_every_sublayer_out_about_as_often_as_any_other() -> None:
     scorer = FakeScorer([0.1] * 24)
     measure_importance(scorer, skips(12), seed=3)

@@ -136,11 +136,37 @@ def test_a_strategy_without_predictions_has_no_texts_to_read() -> None:
 def test_each_reduction_is_told_in_a_line_with_what_it_does_to_the_interval() -> None:
     full = estimates(480.0).full()
     lines = list(told(full, replace(full, num_trials=1, num_finalists=2, num_test=8, max_new_tokens=32)))
-    assert len(lines) == 4
+    assert len(lines) == 3
     assert all("interval" in line for line in lines)
-    assert "8 of 32 prompts: the interval is about 2.0 times as wide" in lines[2]
-    assert "up to 32 tokens, not 128" in lines[3]
+    assert "8 of 32 prompts, with answers of up to 32 tokens, not 128" in lines[2]
+    assert "its interval is up to 4.0 times as wide" in lines[2]
+    (line,) = told(full, replace(full, num_test=8))
+    assert line == "time to test on about 8 of 32 prompts: the interval is about 2.0 times as wide"
+    (line,) = told(full, replace(full, max_new_tokens=32))
+    assert line.startswith("answers of up to 32 tokens, not 128")
+    assert line.endswith("up to 2.0 times as wide")
     assert how_wide(16, 32) == "16 of 32 prompts: the interval is about 1.4 times as wide"
+
+
+def test_fewer_trials_are_told_where_there_are_hardly_any() -> None:
+    full = estimates(480.0).full()
+    assert not list(told(full, replace(full, num_trials=4)))
+    (line,) = told(full, replace(full, num_trials=1))
+    assert line.startswith("time for about 1 trial of 8 windows, not 12 of 8: the draft rests more on predictions")
+    few = estimates(480.0, sizes=replace(QUICKSTART, most_trials=2)).full()
+    assert not list(told(few, few))
+
+
+def test_what_predictions_lose_is_told_where_they_are_made() -> None:
+    full = estimates(480.0).full()
+    (line,) = told(full, replace(full, num_texts=1))
+    assert line.startswith("predictions are made on 1 text, not 3: they are less sure")
+    (line,) = told(full, replace(full, num_calibration=8, num_texts=2))
+    assert line.startswith("predictions read the answers to 8 prompts, not 16, and are made on 2 texts, not 3: they")
+    other = estimates(480.0, sizes=replace(QUICKSTART, texts=None)).full()
+    lines = list(told(other, replace(other, num_calibration=4, num_trials=1)))
+    assert len(lines) == 2
+    assert not any("predict" in line for line in lines)
 
 
 def test_finalists_shrink_to_what_is_left_drafts_before_prompts() -> None:
@@ -162,3 +188,15 @@ def test_under_another_limit_what_was_read_stays_and_the_rest_only_grows() -> No
     assert (going_on.num_calibration, going_on.num_windows) == (short.num_calibration, short.num_windows)
     assert (going_on.num_test, going_on.num_finalists) == (long.num_test, long.num_finalists)
     assert short.going_on_from(going_on).num_test == long.num_test
+
+
+def test_a_search_that_goes_on_is_planned_with_the_lengths_that_it_keeps() -> None:
+    short = fitted(240.0)
+    assert short.max_new_tokens < 128
+    going_on = estimates(600.0).going_on_from(short)
+    planned = going_on.fitting(600.0)
+    assert planned is not None
+    assert planned == planned.going_on_from(short)
+    assert planned.num_test > fitted(600.0).going_on_from(short).num_test
+    assert going_on.total(planned) <= 600.0
+    assert going_on.full().max_new_tokens == short.max_new_tokens

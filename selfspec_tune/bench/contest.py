@@ -29,7 +29,8 @@ class MeasurementInterrupted(KeyboardInterrupt):
 class TimeLimit:
     """Ends a contest before its last item: once no ``seconds_left`` are, and ``least_items`` were measured.
 
-    The order of the items is fixed beforehand and every block is whole, so ending early selects nothing.
+    The order of the items is fixed beforehand and every block is whole, so ending early selects nothing. But arms that
+    the log lacked may then have fewer items than those that it held: compare them `on_common_prompts` alone.
     """
 
     seconds_left: Callable[[], float]
@@ -200,6 +201,15 @@ def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[P
         raise MeasurementInterrupted(_how_far(done, total, contests[0].log)) from None
     reporter.progress(Progress(done, total))
     return [contest.in_order(records) for contest, records in zip(contests, known, strict=True)]
+
+
+def on_common_prompts(runs: Sequence[PairedRun]) -> list[PairedRun]:
+    """Those of the ``runs`` whose prompt every arm among them has."""
+    prompts_of: dict[str, set[str]] = {}
+    for run in runs:
+        prompts_of.setdefault(run.method, set()).add(run.prompt_hash)
+    common = set.intersection(*prompts_of.values()) if prompts_of else set()
+    return [run for run in runs if run.prompt_hash in common]
 
 
 def shortened(item: WorkItem, max_new_tokens: int) -> WorkItem:

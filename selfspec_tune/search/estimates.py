@@ -63,11 +63,19 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """Seconds of every stage; a candidate is taken to be as slow as plain decoding."""
+    """Seconds of every stage; a candidate is taken to be as slow as plain decoding.
+
+    ``earlier``: by which the search was begun, where it goes on: whatever is planned keeps what was read by that.
+    """
 
     sizes: Sizes
     costs: Costs
     timeout_seconds: float | None = None
+    earlier: Schedule | None = None
+
+    def going_on_from(self, earlier: Schedule) -> Estimates:
+        """For a search that was begun by ``earlier``."""
+        return replace(self, sizes=replace(self.sizes, max_new_tokens=earlier.max_new_tokens), earlier=earlier)
 
     def at_step(self, seconds: float) -> Estimates:
         """By a plain step that was timed more thoroughly."""
@@ -76,8 +84,17 @@ class Estimates:
     def full(self) -> Schedule:
         """All that a search does where time allows; the finalists take no more than an eighth of it."""
         sizes, timeout = self.sizes, self.timeout_seconds
+        whole = self._going_on(self._whole())
+        if timeout is None:
+            return whole
+        each = self.finalists(replace(whole, num_selection=1))
+        affordable = max(int(_SELECTION_SHARE * timeout / each), budget.NUM_SELECTION_ITEMS)
+        return self._going_on(replace(whole, num_selection=min(sizes.selection, affordable)))
+
+    def _whole(self) -> Schedule:
+        sizes = self.sizes
         predicts = sizes.texts is not None
-        whole = Schedule(
+        return Schedule(
             max_new_tokens=sizes.max_new_tokens,
             num_calibration=sizes.calibration if predicts else min(sizes.calibration, budget.TRIAL_ITEMS),
             num_held_out=min(sizes.selection, budget.NUM_HELD_OUT) if predicts else 0,
@@ -89,15 +106,13 @@ class Estimates:
             num_test=sizes.test,
             num_references=min(sizes.test, budget.NUM_REFERENCE_ITEMS),
         )
-        if timeout is None:
-            return whole
-        each = self.finalists(replace(whole, num_selection=1))
-        affordable = max(int(_SELECTION_SHARE * timeout / each), budget.NUM_SELECTION_ITEMS)
-        return replace(whole, num_selection=min(sizes.selection, affordable))
+
+    def _going_on(self, schedule: Schedule) -> Schedule:
+        return schedule if self.earlier is None else schedule.going_on_from(self.earlier)
 
     def fitting(self, seconds: float) -> Schedule | None:
         """As much of `full` as fits into ``seconds``; None where not even the least does."""
-        each = reductions(self.full(), fewest_texts=self._fewest_texts)
+        each = map(self._going_on, reductions(self.full(), fewest_texts=self._fewest_texts))
         return next((one for one in each if self.total(one) <= _KEPT * seconds), None)
 
     def least_seconds(self) -> float:

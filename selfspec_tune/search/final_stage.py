@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from selfspec_tune.bench.contest import Contest, TimeLimit, shortened
+from selfspec_tune.bench.contest import Contest, TimeLimit, on_common_prompts, shortened
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
 from selfspec_tune.draft import Draft
@@ -15,9 +15,11 @@ from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.requests import Objective
 from selfspec_tune.results import BenchResult
 from selfspec_tune.search import budget
+from selfspec_tune.search.choice import Choice, read_choice, write_choice
 from selfspec_tune.search.ranking import Ranking, may_win
 from selfspec_tune.search.schedule import FEWEST_SELECTION, FEWEST_TESTED, tested
 from selfspec_tune.search.session import Session
+from selfspec_tune.search.study_folder import budget_of
 from selfspec_tune.search.trials import MeasuredStudy
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import advantage, summarise
@@ -57,22 +59,42 @@ def choose_finalists(
 def select_winner(
     session: Session, check: LosslessCheck, study: MeasuredStudy, ranking: Ranking
 ) -> tuple[Draft, Interval | None]:
-    """As many finalists as there is time for, side by side on selection prompts; the fastest and its speedup."""
+    """As many finalists as there is time for, side by side on selection prompts; the fastest and its speedup.
+
+    What was settled is kept: the same command goes on with the same finalists and tests the same winner, however much
+    of its time is gone by then.
+    """
+    file, limits = session.folder.choice, budget_of(session.request)
+    choice = read_choice(file, limits, session.workload.loaded.num_layers)
+    if choice is None:
+        choice = _settled(session, study, ranking)
+        write_choice(file, limits, choice)
+    if choice.winner is None:
+        winner, promised = select(session, check, choice.finalists, choice.num_selection)
+        choice = replace(choice, winner=winner, promised=promised)
+        write_choice(file, limits, choice)
+        return winner, promised
+    return choice.winner, choice.promised
+
+
+def _settled(session: Session, study: MeasuredStudy, ranking: Ranking) -> Choice:
+    """Who competes; where there is no time for that, the best of the trials has won."""
     schedule, estimates = session.schedule, session.estimates
     # What came before may have taken longer than planned: then fewer compete, and the test keeps its time.
     fitting = estimates.finalists_within(schedule, session.clock.left - estimates.test(schedule))
     base, objective = session.setting.space.base, session.request.draft.objective
     finalists = choose_finalists(study, ranking, base, objective, fitting.num_finalists)
+    choice = Choice(tuple(finalists), fitting.num_selection)
     if fitting.num_finalists == 1:
         if schedule.num_finalists > 1:
             session.reporter.notice("no time is left to compare finalists: the best of the trials is tested")
-        return finalists[0], None
+        return replace(choice, winner=finalists[0])
     if fitting != schedule:
         session.reporter.notice(
             f"what came before took longer than planned: {fitting.num_finalists} finalists on {fitting.num_selection} "
             f"prompts, not {schedule.num_finalists} on {schedule.num_selection}; the choice among them is less sure"
         )
-    return select(session, check, finalists, fitting.num_selection)
+    return choice
 
 
 def select(
@@ -90,7 +112,7 @@ def select(
     for_test = session.estimates.test(session.schedule)
     limit = TimeLimit(lambda: session.clock.left - for_test, FEWEST_SELECTION)
     contest = Contest(session.workload, check, short, arms, log=session.folder.selection, limit=limit)
-    runs = contest.run(session.reporter)
+    runs = on_common_prompts(contest.run(session.reporter))
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
     found = {name: summarise("runs", "runs", own).end_to_end_speedup for name, own in runs_of.items()}

@@ -20,7 +20,7 @@ from selfspec_tune.requests import Objective
 from selfspec_tune.search.budget import Clock, max_trials
 from selfspec_tune.search.estimates import Costs, Estimates, Sizes
 from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.schedule import FEWEST_TESTED, Schedule, told
+from selfspec_tune.search.schedule import FEWEST_TESTED, Schedule, told, told_kept
 from selfspec_tune.search.setting import Setting
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
@@ -58,8 +58,8 @@ class Fit:
 def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Reporter) -> Fit:
     """The fit that ``folder`` keeps, else a new one for it to keep; says what is given up for the time limit.
 
-    Under another limit than the kept one's only what is still to be measured is planned anew. Raises `BudgetError`
-    where not even the least fits.
+    With another budget than the kept one's only what is still to be measured is planned anew; what the earlier run
+    fixed is said, and not blamed on the time. Raises `BudgetError` where not even the least fits.
     """
     timeout = setting.request.timeout_seconds
     kept = read_json(folder.schedule) if folder.schedule.exists() else None
@@ -72,11 +72,14 @@ def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Re
     estimates = estimates_of(setting, timed)
     if kept is not None:
         earlier = Schedule(**kept["schedule"])
-        is_same = kept["timeout_seconds"] == timeout
+        for line in told_kept(estimates.full(), earlier):
+            reporter.notice(line)
+        estimates = estimates.going_on_from(earlier)
+        is_same = (kept["timeout_seconds"], kept.get("most_trials")) == (timeout, estimates.sizes.most_trials)
         schedule = earlier if is_same else _going_on(estimates, earlier)
     else:
         schedule = estimates.full() if is_old else fitting_schedule(estimates, clock.elapsed_now)
-    _keep(folder, timeout, timed, schedule)
+    _keep(folder, estimates, timed, schedule)
     return _told(setting, timed, estimates, schedule, reporter)
 
 
@@ -114,10 +117,9 @@ def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
 
 
 def _going_on(estimates: Estimates, earlier: Schedule) -> Schedule:
-    """For a search that was begun by ``earlier`` under another limit; what it has read or measured stays."""
+    """For a search that was begun by ``earlier`` with another budget; what it has read or measured stays."""
     timeout = estimates.timeout_seconds
-    schedule = estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
-    return schedule.going_on_from(earlier)
+    return estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
 
 
 def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedule, reporter: Reporter) -> Fit:
@@ -127,9 +129,10 @@ def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedu
             f"low-precision copies are left out: drafting from them takes {timed.copies_step:.1f} times as long as a "
             "plain step here"
         )
-    lines = list(told(estimates.full(), schedule))
+    timeout = estimates.timeout_seconds
+    lines = [] if timeout is None else list(told(estimates.full(), schedule))
     if lines:
-        step, timeout = 1000 * timed.costs.decode_step, estimates.timeout_seconds or 0.0
+        step = 1000 * timed.costs.decode_step
         reporter.notice(f"a token takes {step:.3g} ms here, so {timeout:g} s do not hold a whole search; less is done:")
     for line in lines:
         reporter.notice(line)
@@ -193,11 +196,12 @@ def estimates_of(setting: Setting, timed: Timed) -> Estimates:
     return Estimates(sizes, timed.costs, request.timeout_seconds)
 
 
-def _keep(folder: StudyFolder, timeout: float | None, timed: Timed, schedule: Schedule) -> None:
+def _keep(folder: StudyFolder, estimates: Estimates, timed: Timed, schedule: Schedule) -> None:
     record = {
         "schema": "selfspec-tune/schedule",
         "version": 1,
-        "timeout_seconds": timeout,
+        "timeout_seconds": estimates.timeout_seconds,
+        "most_trials": estimates.sizes.most_trials,
         "costs": timed.costs.to_dict(),
         "copies_step": timed.copies_step,
         "schedule": schedule.to_dict(),

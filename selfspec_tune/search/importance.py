@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
+from statistics import fmean
 from time import monotonic
 from typing import Any
 
@@ -66,7 +67,7 @@ def measure_importance(
 ) -> Importance:
     """Score drafts without random sub-layers and regress on who is left out; then raise each precision alone.
 
-    Fewer drafts where ``seconds`` run out, but 16; what no draft told counts like the others.
+    Fewer drafts where ``seconds`` run out, but 16; a sub-layer that none told of counts like those that some did.
 
     Left out alone, a sub-layer of a deep model changes so little that the order is noise, and what it does beside
     others is another thing. Harms multiply rather than add up, hence the logarithm. ``on_step`` gets the number of
@@ -82,12 +83,18 @@ def measure_importance(
             break
         on_step(step)
         losses.append(scorer.trace(space.skipping(sample)).nll - whole)
-    reliefs = [0.0] * num
-    for step, index in enumerate(_raisable(space), len(samples)):
+    raisable = _raisable(space)
+    told: dict[int, float] = {}
+    # In a random order, so that running out of time favours no part of the model.
+    for step, index in enumerate(Random(seed).sample(raisable, len(raisable)), len(samples)):
         if clock() - begun > seconds:
             break
         on_step(step)
-        reliefs[index] = whole - scorer.trace(base.with_sublayer(index, Precision.SAME)).nll
+        told[index] = whole - scorer.trace(base.with_sublayer(index, Precision.SAME)).nll
+    usual = fmean(told.values()) if told else 0.0
+    reliefs = [0.0] * num
+    for index in raisable:
+        reliefs[index] = told.get(index, usual)
     return Importance(_regress(samples[: len(losses)], losses, space), tuple(reliefs))
 
 

@@ -113,9 +113,13 @@ def _share(of_prompts: float, num_tasks: int) -> float:
 
 
 def _check_all(searches: Mapping[str, SearchRequest], workload: Workload, reporter: Reporter) -> None:
-    """Refuse before any search what some search could not do: a prompt that does not fit, too short a share of time."""
+    """Refuse before any search what some search could not do: a prompt that does not fit, too short a share of time.
+
+    Searches that have begun were found to fit.
+    """
     for name, search in searches.items():
-        if StudyFolder(search.out).ranking.exists():
+        folder = StudyFolder(search.out)
+        if folder.schedule.exists() or folder.ranking.exists():
             continue
         try:
             new_fit(open_setting(search, reporter, workload), 0.0, SilentReporter())  # it says so when its turn comes

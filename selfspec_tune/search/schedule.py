@@ -11,6 +11,7 @@ FEWEST_TESTED = 8  # prompts of the test: fewer tell nothing
 FEWEST_SELECTION = 4
 _FEW_ANSWERS, _FEWEST_ANSWERS = 8, 4  # of the calibration prompts
 _FEWEST_WINDOWS = 4
+_FEW_TRIALS = 4  # fewer are told
 _FEW_REFERENCES, _FEWEST_REFERENCES = 4, 3
 _SHORTEST_ANSWERS = 32
 
@@ -94,19 +95,26 @@ def _ladder(full: Schedule, fewest_texts: int) -> Iterator[tuple[str, range | tu
 
 
 def told(full: Schedule, fitted: Schedule) -> Iterator[str]:
-    """What ``fitted`` gives up of ``full``, a line each, with what that does to the test's interval."""
-    same = "the test's interval is as wide as ever"
-    if (fitted.num_trials, fitted.num_windows) != (full.num_trials, full.num_windows):
+    """What ``fitted`` gives up of ``full``, a line each, with what that does to the test's interval.
+
+    Nothing of fewer trials while there are some: more are measured wherever time is left.
+    """
+    same = "this leaves the test's interval as it is"
+    if fitted.num_trials < min(_FEW_TRIALS, full.num_trials) or fitted.num_windows < full.num_windows:
+        rests = "the draft rests more on predictions" if fitted.num_texts else "the choice of the draft is less sure"
         yield (
             f"time for about {_several(fitted.num_trials, 'trial')} of {_several(fitted.num_windows, 'window')}, not "
-            f"{full.num_trials} of {full.num_windows}: the draft rests more on predictions; {same}"
+            f"{full.num_trials} of {full.num_windows}: {rests}; {same}"
         )
     if fitted.num_texts == 0 < full.num_texts:
         yield f"no time to predict which sub-layers to skip: the draft is one that needs no search; {same}"
-    elif (fitted.num_calibration, fitted.num_texts) != (full.num_calibration, full.num_texts):
+    elif fitted.num_texts:
+        if fewer := list(_told_of_predictions(full, fitted)):
+            yield f"predictions {', and '.join(fewer)}: they are less sure; {same}"
+    elif fitted.num_calibration < full.num_calibration:
         yield (
-            f"predictions read the answers to {fitted.num_calibration} prompts, not {full.num_calibration}: they are "
-            f"less sure; {same}"
+            f"trials decode the answers to {fitted.num_calibration} prompts, not {full.num_calibration}: the choice of "
+            f"the draft is less sure; {same}"
         )
     if fitted.num_finalists == 1 < full.num_finalists:
         yield f"no time for finalists: the best of the trials is tested; {same}"
@@ -115,14 +123,37 @@ def told(full: Schedule, fitted: Schedule) -> Iterator[str]:
             f"{fitted.num_finalists} finalists on {fitted.num_selection} prompts, not {full.num_finalists} on "
             f"{full.num_selection}: the choice among them is less sure; {same}"
         )
-    if fitted.num_test < full.num_test:
-        yield f"time to test on about {tested(fitted.num_test, full.num_test)}"
+    is_shorter_test = fitted.num_test < full.num_test
     if fitted.max_new_tokens < full.max_new_tokens:
-        wider = sqrt(full.max_new_tokens / fitted.max_new_tokens)
+        wider = sqrt(full.max_new_tokens * full.num_test / (fitted.max_new_tokens * fitted.num_test))
+        on = f"time to test on about {fitted.num_test} of {full.num_test} prompts, with " if is_shorter_test else ""
         yield (
-            f"answers of up to {fitted.max_new_tokens} tokens, not {full.max_new_tokens}: the verdict is about short "
-            f"answers, in which prompts take more of the time, and its interval is up to {wider:.1f} times as wide"
+            f"{on}answers of up to {fitted.max_new_tokens} tokens, not {full.max_new_tokens}: the verdict is about "
+            f"short answers, in which prompts take more of the time, and its interval is up to {wider:.1f} times as "
+            "wide"
         )
+    elif is_shorter_test:
+        yield f"time to test on about {tested(fitted.num_test, full.num_test)}"
+
+
+def _told_of_predictions(full: Schedule, fitted: Schedule) -> Iterator[str]:
+    if fitted.num_calibration < full.num_calibration:
+        yield f"read the answers to {fitted.num_calibration} prompts, not {full.num_calibration}"
+    if fitted.num_texts < full.num_texts:
+        yield f"are made on {_several(fitted.num_texts, 'text')}, not {full.num_texts}"
+
+
+def told_kept(whole: Schedule, earlier: Schedule) -> Iterator[str]:
+    """What a search that goes on keeps of ``earlier``, by which it was begun, though ``whole`` were more; one line."""
+    kept = {
+        "max_new_tokens": f"answers of up to {earlier.max_new_tokens} tokens",
+        "num_calibration": _several(earlier.num_calibration, "calibration prompt"),
+        "num_texts": f"{earlier.num_texts} of {_several(whole.num_texts, 'text')} to predict on",
+        "num_windows": f"trials of {_several(earlier.num_windows, 'window')}",
+    }
+    short = [words for name, words in kept.items() if getattr(earlier, name) < getattr(whole, name)]
+    if short:
+        yield f"this search was begun with {', '.join(short)}, and keeps to that; a new --out begins with whole ones"
 
 
 def tested(number: int, of: int) -> str:

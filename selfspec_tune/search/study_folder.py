@@ -32,6 +32,7 @@ class StudyFolder:
         self.ranking = path / "ranking.json"
         self.trajectory = path / "trajectory.jsonl"
         self.trials = path / "trials.jsonl"
+        self.choice = path / "choice.json"
         self.selection = path / "selection.jsonl"
         self.test = path / "test.jsonl"
         self.skip = path / "skip.json"
@@ -97,11 +98,11 @@ class StudyFolder:
     def is_finished(self, request: SearchRequest) -> bool:
         """Whether a search with this budget has run to its end here."""
         finished = self._read_state().get("finished")
-        return finished == _budget(request) and self.skip.exists() and self.bench.exists()
+        return finished == budget_of(request) and self.skip.exists() and self.bench.exists()
 
     def note_finished(self, request: SearchRequest | None) -> None:
         """Remember that a search with this budget has run to its end; None: that one is under way."""
-        finished = _budget(request) if request else None
+        finished = budget_of(request) if request else None
         write_json_atomic(self._state, {**self._read_state(), "finished": finished})
 
     def has_scored_skip_set(self) -> bool:
@@ -117,5 +118,6 @@ class StudyFolder:
         return state
 
 
-def _budget(request: SearchRequest) -> dict[str, Any]:
+def budget_of(request: SearchRequest) -> dict[str, Any]:
+    """What may grow from one run of a search to the next, as plain JSON values."""
     return {"trials": request.trials, "timeout_seconds": request.timeout_seconds}

@@ -16,8 +16,12 @@ from selfspec_tune.prompts import load_prompts
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.requests import SearchRequest, StrategyName
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig, TransferResult
-from selfspec_tune.search import per_task, plan_per_task, run_per_task, run_search
+from selfspec_tune.search import fitting, per_task, plan_per_task, run_per_task, run_search
+from selfspec_tune.search import run as run_module
+from selfspec_tune.search.estimates import Costs
+from selfspec_tune.search.fitting import Timed
 from selfspec_tune.search.per_task import split_searches
+from selfspec_tune.search.setting import Setting
 from tests.search_kit import Listener, ScriptedEngine, prompt_rows, read_rows
 
 NAMES = ("all", "chat", "code")
@@ -166,6 +170,27 @@ def test_the_time_is_shared_out_and_trials_are_for_each(asked: Callable[..., Sea
 def test_a_share_that_is_too_short_is_told_as_one(asked: Callable[..., SearchRequest], engine: ScriptedEngine) -> None:
     with pytest.raises(BudgetError, match=r"^all \(one of 3 searches that share the time\): --timeout 0s is"):
         run_per_task(asked(trials=None, timeout_seconds=0.003), Listener())
+
+
+def test_a_search_that_was_planned_goes_on_however_slow_the_machine_has_become(
+    asked: Callable[..., SearchRequest], engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asked(timeout_seconds=3600.0)
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "make_check", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_per_task(request, Listener())
+    assert not (request.out / "all" / "ranking.json").exists()
+
+    def timed(setting: Setting) -> Timed:
+        return Timed(Costs(100.0, 100.0)) if setting.request.out.name == "all" else Timed(Costs(1e-3, 1e-4))
+
+    monkeypatch.setattr(fitting, "time_few_steps", timed)
+    assert [row.name for row in run_per_task(request, Listener()).transfer.rows] == list(NAMES)
 
 
 def test_tasks_can_be_left_out(asked: Callable[..., SearchRequest], tmp_path: Path) -> None:

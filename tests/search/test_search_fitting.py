@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.files import read_json
+from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.requests import StrategyName
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.search import budget, fitting, plan_search, run_search
 from selfspec_tune.search.estimates import Costs
 from selfspec_tune.search.fitting import Timed, time_few_steps
 from selfspec_tune.search.setting import Setting, open_setting
-from tests.search_kit import Listener, ScriptedEngine
+from tests.search_kit import Listener, ScriptedEngine, read_rows
 
 SLOW = Timed(Costs(0.06, 0.005, 0.005))
 SHORT, LONG = 250.0, 7200.0
@@ -127,6 +129,40 @@ def test_a_longer_time_plans_anew_what_was_not_measured_and_mixes_no_lengths(
     assert len(slow) == 1
 
 
+def test_without_a_limit_no_time_is_said_to_be_short(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    fields = {"max_new_tokens": 64, "num_prompts": 20}
+    run_search(make_request(trials=1, timeout_seconds=SHORT, **fields), Listener())
+    listener = Listener()
+    assert run_search(make_request(trials=2, **fields), listener).bench is not None
+    assert not any("do not hold" in notice or "time to" in notice for notice in listener.notices)
+
+
+def test_what_the_earlier_run_fixed_is_said_in_a_sentence_and_not_blamed_on_the_time(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    fields = {"max_new_tokens": 64, "num_prompts": 20}
+    run_search(make_request(trials=1, timeout_seconds=SHORT, **fields), Listener())
+    listener = Listener()
+    outcome = run_search(make_request(trials=1, timeout_seconds=LONG, **fields), listener)
+    schedule = read_json(outcome.out / "schedule.json")["schedule"]
+    (said,) = [notice for notice in listener.notices if "answers of up to" in notice]
+    assert said.startswith(f"this search was begun with answers of up to {schedule['max_new_tokens']} tokens, ")
+    assert said.endswith("a new --out begins with whole ones")
+    assert not any("do not hold" in notice for notice in listener.notices)
+
+
+def test_more_trials_within_the_same_limit_are_planned_anew(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting]
+) -> None:
+    run_search(make_request(trials=1, timeout_seconds=LONG), Listener())
+    listener = Listener()
+    outcome = run_search(make_request(trials=3, timeout_seconds=LONG), listener)
+    assert read_json(outcome.out / "schedule.json")["schedule"]["num_trials"] == 3
+    assert not any("time for" in notice for notice in listener.notices)
+
+
 def test_a_search_begun_without_a_limit_goes_on_with_whole_answers_under_one(
     make_request: Any, engine: ScriptedEngine, slow: list[Setting]
 ) -> None:
@@ -218,3 +254,34 @@ def test_a_dry_run_says_what_a_search_on_a_slow_machine_would_give_up(make_reque
     assert not request.out.exists()
     with pytest.raises(BudgetError, match="too short"):
         plan_search(make_request(trials=None, timeout_seconds=5.0), listener)
+
+
+def test_a_search_interrupted_in_its_test_tests_the_same_winner_when_it_is_resumed(
+    make_request: Any, engine: ScriptedEngine, clock: FakeClock
+) -> None:
+    request, listener = make_request(trials=3, timeout_seconds=LONG), Listener()
+
+    def script(draft: Draft, item: WorkItem) -> tuple[float, float, str]:
+        skipped = draft.skip_set.num_skipped
+        return 1.0, 1.0 + 0.1 * (8 - skipped if "finalists" in listener.stage_names else skipped), "identical"
+
+    def interrupt(measured: int) -> None:
+        if (request.out / "test.jsonl").exists():
+            clock.now += 2 * LONG
+            raise KeyboardInterrupt
+
+    engine.script, engine.before_block = script, interrupt
+    best_of_trials = run_search(request, listener).skip_config
+    (tested,) = {row["method"] for row in read_rows(request.out / "test.jsonl") if is_winners(row["method"])}
+    engine.before_block = lambda measured: None
+    outcome = run_search(request, Listener())
+    assert outcome.bench is not None
+    assert {run.method for run in outcome.bench.runs if is_winners(run.method)} == {tested}
+    search = outcome.skip_config.provenance["search"]
+    assert search["test_measurements"] == 1
+    assert search["selection_speedup"] is not None
+    assert outcome.skip_config.skip_set() != best_of_trials.skip_set()
+
+
+def is_winners(method: str) -> bool:
+    return method.startswith("self-speculative:")

@@ -1,0 +1,63 @@
+"""What a search settles after its trials, as a file of the study: a resumed search tests the same winner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.search.conclusion import bounded
+from selfspec_tune.search.records import draft_record, read_draft
+from selfspec_tune.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which drafts compete on how many selection prompts.
+
+    ``winner``: the fastest of them and ``promised`` its speedup there; None before they competed, and ``promised`` also
+    where there was a single one.
+    """
+
+    finalists: tuple[Draft, ...]
+    num_selection: int
+    winner: Draft | None = None
+    promised: Interval | None = None
+
+
+def write_choice(file: Path, budget: dict[str, Any], choice: Choice) -> None:
+    """Keep a choice that was made under ``budget``."""
+    write_json_atomic(
+        file,
+        {
+            "schema": "selfspec-tune/choice",
+            "version": 1,
+            "budget": budget,
+            "finalists": [draft_record(draft) for draft in choice.finalists],
+            "num_selection": choice.num_selection,
+            "winner": None if choice.winner is None else draft_record(choice.winner),
+            "promised": None if choice.promised is None else bounded(choice.promised),
+        },
+    )
+
+
+def read_choice(file: Path, budget: dict[str, Any], num_layers: int) -> Choice | None:
+    """The inverse of `write_choice`; None where none was made under ``budget``."""
+    value = read_json(file) if file.exists() else None
+    if value is None or value["budget"] != budget:
+        return None
+    winner, promised = value["winner"], value["promised"]
+    return Choice(
+        tuple(read_draft(record, num_layers) for record in value["finalists"]),
+        value["num_selection"],
+        None if winner is None else read_draft(winner, num_layers),
+        None if promised is None else _interval(promised),
+    )
+
+
+def _interval(value: dict[str, float | None]) -> Interval:
+    numbers = {name: inf if number is None else number for name, number in value.items()}
+    return Interval(**numbers)
