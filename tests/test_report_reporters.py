@@ -25,6 +25,12 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def a_terminal_that_moves_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live display leaves a terminal that calls itself dumb alone, as that of a CI run may."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def candidate(number: int = 3, *, stopped_early: bool = False, num_layers: int = 16) -> Candidate:
     skip_set = SkipSet(num_layers, (2, 3, 4), (5,))
     return Candidate(number, "tpe", skip_set, Interval(1.08, 1.01, 1.15), 0.82, stopped_early)

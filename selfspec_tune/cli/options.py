@@ -70,7 +70,12 @@ ModelName = Annotated[
 ]
 DtypeName = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="Number format; auto: the checkpoint's own.", show_default=_MODEL.dtype, rich_help_panel=_PANEL_MODEL),
+    typer.Option(
+        "--dtype",
+        help="Number format; auto: the checkpoint's own.",
+        show_default=_MODEL.dtype,
+        rich_help_panel=_PANEL_MODEL,
+    ),
 ]
 Device = Annotated[
     str | None,
