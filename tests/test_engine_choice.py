@@ -33,6 +33,9 @@ class _Timed(FastRunner):
     decode_seconds: float
     verify_seconds: float
 
+    def __init__(self, loaded: LoadedModel, notice: object = None) -> None:
+        super().__init__(loaded)
+
     def decode(self, token: int) -> Tensor:
         self.clock.now += self.decode_seconds
         return super().decode(token)
@@ -58,7 +61,7 @@ class _Opened:
         self._patch.setattr(f"{PROBE}.{name.title()}Runner", made)
 
     def broken(self, name: str, error: Exception) -> None:
-        def fail(loaded: LoadedModel) -> Runner:
+        def fail(loaded: LoadedModel, notice: object = None) -> Runner:
             raise error
 
         self._patch.setattr(f"{PROBE}.{name.title()}Runner", fail)

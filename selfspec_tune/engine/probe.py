@@ -40,21 +40,21 @@ class _Candidate:
 
     name: str
     unsupported_reason: Callable[[LoadedModel], str | None]
-    open: Callable[[LoadedModel], Runner]
+    open: Callable[[LoadedModel, Callable[[str], None]], Runner]
     without: str  # what a model runs without where this runner cannot serve it
 
 
-_FAST = _Candidate("fast", unsupported_reason, lambda loaded: FastRunner(loaded), "our own loop")
+_FAST = _Candidate("fast", unsupported_reason, lambda loaded, _: FastRunner(loaded), "our own loop")
 _NATIVE = _Candidate(
     "native",
     lambda loaded: unsupported_reason(loaded) or native_unsupported_reason(loaded),
-    lambda loaded: NativeRunner(loaded),
+    lambda loaded, notice: NativeRunner(loaded, notice),
     "our native kernels, so decoding is slower",
 )
 _GRAPHS = _Candidate(
     "graphs",
     unsupported_reason,
-    lambda loaded: GraphedRunner(loaded),
+    lambda loaded, _: GraphedRunner(loaded),
     "CUDA graphs, so each small kernel is launched by itself",
 )
 _CANDIDATES = {candidate.name: candidate for candidate in (_NATIVE, _GRAPHS, _FAST)}
@@ -87,7 +87,7 @@ def choose_runner(
         return reference
     if choice == "auto":
         return _fastest(loaded, reference, begun_with, notice, clock)
-    runner, reason = _open(_CANDIDATES[choice], loaded, reference)
+    runner, reason = _open(_CANDIDATES[choice], loaded, reference, notice)
     if runner is None:
         raise UnsupportedModelError(
             f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
@@ -105,7 +105,7 @@ def _fastest(
     reason: str | None = None
     candidates = [_GRAPHS if loaded.device.type == "cuda" else _NATIVE, _FAST]
     for candidate in sorted(candidates, key=lambda candidate: candidate.name != begun_with):
-        runner, reason = _open(candidate, loaded, reference)
+        runner, reason = _open(candidate, loaded, reference, notice)
         if runner is not None:
             if candidate.name == begun_with:
                 return runner
@@ -159,13 +159,15 @@ def _decode_and_verify(runner: Runner) -> Callable[[], None]:
     return run
 
 
-def _open(candidate: _Candidate, loaded: LoadedModel, reference: Runner) -> tuple[Runner | None, str | None]:
+def _open(
+    candidate: _Candidate, loaded: LoadedModel, reference: Runner, notice: Callable[[str], None]
+) -> tuple[Runner | None, str | None]:
     """The candidate where it equals the reference, or why it does not serve."""
     try:
         reason = candidate.unsupported_reason(loaded)
         if reason is not None:
             return None, reason
-        runner = candidate.open(loaded)
+        runner = candidate.open(loaded, notice)
         if candidate is _GRAPHS:
             probe_difference(runner, reference)  # the first walk captures; the next replays
         reason = _unequal_reason(runner, reference, loaded.dtype)

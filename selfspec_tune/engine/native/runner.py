@@ -33,14 +33,16 @@ from selfspec_tune.models import LoadedModel
 class NativeRunner(FastRunner):
     """A `FastRunner` whose steps after the prefill run in one native call each.
 
-    Logits are float32 with values rounded to the model's type.
+    Logits are float32 with values rounded to the model's type. A ``notice`` says when something
+    that takes long is done besides the steps.
     """
 
     name = "native"
 
     @torch.inference_mode()
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, notice: Callable[[str], None] | None = None) -> None:
         self._library = load_library()
+        self._notice = notice
         self._engine: int | None = None
         self._own: list[tuple[Described, SubLayer]] = []
         self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
@@ -127,7 +129,13 @@ class NativeRunner(FastRunner):
 
     def _copy(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> NativeCopy:
         if precision is Precision.INT4 and settings.symmetric and self._moments is None:
-            self._moments = self.input_moments(typical_text(self._loaded, self.vocabulary_size))
+            text = typical_text(self._loaded, self.vocabulary_size)
+            if self._notice is not None:
+                self._notice(
+                    f"int4 copies are made for the first time: what they are fed is learnt from {len(text)} tokens of "
+                    "text, which takes as long as a prompt of that length."
+                )
+            self._moments = self.input_moments(text)
         return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
 
     def _forget(self, dropped: set[Key]) -> None:
