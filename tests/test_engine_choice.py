@@ -33,9 +33,6 @@ class _Timed(FastRunner):
     decode_seconds: float
     verify_seconds: float
 
-    def __init__(self, loaded: LoadedModel, notice: object = None) -> None:
-        super().__init__(loaded)
-
     def decode(self, token: int) -> Tensor:
         self.clock.now += self.decode_seconds
         return super().decode(token)
@@ -61,10 +58,11 @@ class _Opened:
         self._patch.setattr(f"{PROBE}.{name.title()}Runner", made)
 
     def broken(self, name: str, error: Exception) -> None:
-        def fail(loaded: LoadedModel, notice: object = None) -> Runner:
-            raise error
+        class Broken(FastRunner):
+            def __init__(self, loaded: LoadedModel) -> None:
+                raise error
 
-        self._patch.setattr(f"{PROBE}.{name.title()}Runner", fail)
+        self._patch.setattr(f"{PROBE}.{name.title()}Runner", Broken)
 
     def choose(self, choice: str = "auto", begun_with: str | None = None) -> Runner:
         return choose_runner(self.loaded, choice, self.notices.append, begun_with=begun_with, clock=self._clock)

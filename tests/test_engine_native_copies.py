@@ -231,7 +231,8 @@ def test_drafting_low_leaves_full_passes_alone(loaded: LoadedModel) -> None:
 
 def test_a_notice_says_once_that_inputs_are_learnt(loaded: LoadedModel) -> None:
     said: list[str] = []
-    runner = NativeRunner(loaded, said.append)
+    runner = NativeRunner(loaded)
+    runner.notice = said.append
     runner.set_draft(Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, INT8)))
     assert not said
     for precision in (INT4_EVERYWHERE, DraftPrecision.uniform(3, INT4, INT4)):

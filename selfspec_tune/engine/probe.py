@@ -40,21 +40,21 @@ class _Candidate:
 
     name: str
     unsupported_reason: Callable[[LoadedModel], str | None]
-    open: Callable[[LoadedModel, Callable[[str], None]], Runner]
+    open: Callable[[LoadedModel], Runner]
     without: str  # what a model runs without where this runner cannot serve it
 
 
-_FAST = _Candidate("fast", unsupported_reason, lambda loaded, _: FastRunner(loaded), "our own loop")
+_FAST = _Candidate("fast", unsupported_reason, lambda loaded: FastRunner(loaded), "our own loop")
 _NATIVE = _Candidate(
     "native",
     lambda loaded: unsupported_reason(loaded) or native_unsupported_reason(loaded),
-    lambda loaded, notice: NativeRunner(loaded, notice),
+    lambda loaded: NativeRunner(loaded),
     "our native kernels, so decoding is slower",
 )
 _GRAPHS = _Candidate(
     "graphs",
     unsupported_reason,
-    lambda loaded, _: GraphedRunner(loaded),
+    lambda loaded: GraphedRunner(loaded),
     "CUDA graphs, so each small kernel is launched by itself",
 )
 _CANDIDATES = {candidate.name: candidate for candidate in (_NATIVE, _GRAPHS, _FAST)}
@@ -167,7 +167,9 @@ def _open(
         reason = candidate.unsupported_reason(loaded)
         if reason is not None:
             return None, reason
-        runner = candidate.open(loaded, notice)
+        runner = candidate.open(loaded)
+        if isinstance(runner, NativeRunner):
+            runner.notice = notice
         if candidate is _GRAPHS:
             probe_difference(runner, reference)  # the first walk captures; the next replays
         reason = _unequal_reason(runner, reference, loaded.dtype)

@@ -95,8 +95,8 @@ class MeasuredStudy:
 
     @property
     def ended(self) -> list[FrozenTrial]:
-        """Trials that ended with a value, in order."""
-        return self._study.get_trials(states=(TrialState.COMPLETE,))
+        """Trials that ended with a value, in order; not to be changed, for the study shares them."""
+        return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     @property
     def ranking(self) -> list[FrozenTrial]:

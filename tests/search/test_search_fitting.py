@@ -24,12 +24,13 @@ SHORT, LONG = 250.0, 7200.0
 
 
 class FakeClock:
-    """Time passes only where it is told to."""
+    """Time passes where it is told to, and by ``tick`` at every look."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.tick = 0.0
 
     def __call__(self) -> float:
+        self.now += self.tick
         return self.now
 
 
@@ -62,6 +63,7 @@ def test_a_search_on_a_slow_machine_ends_with_a_verdict(
         clock.now += 0.5
 
     engine.before_block = pass_time
+    clock.tick = 0.05  # so that the predictions' time ends too
     outcome = run_search(request, listener)
     assert outcome.bench is not None
     assert outcome.skip_config.score.verdict == "faster"

@@ -33,16 +33,16 @@ from selfspec_tune.models import LoadedModel
 class NativeRunner(FastRunner):
     """A `FastRunner` whose steps after the prefill run in one native call each.
 
-    Logits are float32 with values rounded to the model's type. A ``notice`` says when something
-    that takes long is done besides the steps.
+    Logits are float32 with values rounded to the model's type. Where ``notice`` is set it is told
+    of what takes long besides the steps.
     """
 
     name = "native"
 
     @torch.inference_mode()
-    def __init__(self, loaded: LoadedModel, notice: Callable[[str], None] | None = None) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._library = load_library()
-        self._notice = notice
+        self.notice: Callable[[str], None] | None = None
         self._engine: int | None = None
         self._own: list[tuple[Described, SubLayer]] = []
         self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
@@ -130,8 +130,8 @@ class NativeRunner(FastRunner):
     def _copy(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> NativeCopy:
         if precision is Precision.INT4 and settings.symmetric and self._moments is None:
             text = typical_text(self._loaded, self.vocabulary_size)
-            if self._notice is not None:
-                self._notice(
+            if self.notice is not None:
+                self.notice(
                     f"int4 copies are made for the first time: what they are fed is learnt from {len(text)} tokens of "
                     "text, which takes as long as a prompt of that length."
                 )
