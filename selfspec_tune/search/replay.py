@@ -84,6 +84,8 @@ class _Window:
     def guesses(self, begun: int, drafted: int, most: int, state: PolicyState) -> tuple[int, int]:
         """How many tokens the pass after ``drafted`` tries, and how many come out of it beside its own: those right."""
         found = self.lookups[begun + drafted]
+        if not found.num_found:
+            return 0, 0
         tried = min(found.num_found, self.draft_tokens, most)
         tried = state.num_guesses(tried, found.match_length) if tried > 0 else 0
         right = min(found.num_right, tried)
