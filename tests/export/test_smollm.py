@@ -64,7 +64,7 @@ def loaded(target: Path) -> LoadedModel:
 
 
 # Others leave the same out and more, and `test_gguf` all of this of smaller models.
-LONG = ("whole layers", "attentions alone", "MLPs alone", "a layer from two halves")
+LONG = ("whole layers", "attentions alone", "MLPs alone", "the first and the last", "a layer from two halves")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SETS])
