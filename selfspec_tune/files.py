@@ -6,18 +6,34 @@ be written raises `StorageError`, what cannot be read `FileFormatError`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from selfspec_tune.errors import FileFormatError, StorageError
+from selfspec_tune.leftovers import hold, release, sweep, temporary_name
 
 HASH_LENGTH = 16
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_ANY_ADVICE = "Choose a folder that you may write to."
+_IN_THE_WAY = "Something else has the name of a folder there: move it away, or choose a folder elsewhere."
+_NOT_YOURS = "Choose a folder that you may write to, or have its owner let you."
+_ADVICE = {
+    **dict.fromkeys(_NO_SPACE, "Free some space, or choose a folder on another volume."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _IN_THE_WAY),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _NOT_YOURS),
+    errno.EROFS: "Nobody can write there as it is: choose a folder on another volume.",
+    errno.EISDIR: "That is a folder: give the name of a file.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "Its links lead back to themselves: remove them, or choose a folder elsewhere.",
+    errno.ENOENT: "Something on the way to it is not there, or a link that leads nowhere: choose a folder elsewhere.",
+}
 
 
 def sha256_hex(text: str) -> str:
@@ -37,20 +53,55 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     Missing folders are made. Raises `StorageError` and leaves the old file untouched.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     content = data.encode() if isinstance(data, str) else data
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with _temporary_beside(target) as temporary:
+            with temporary.open("r+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
+        raise storage_error(target, error) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `StorageError` where `write_atomic` could not write ``path``; makes missing folders, and leaves nothing."""
+    target = Path(path)
+    try:
+        with _temporary_beside(target):
+            pass
+    except OSError as error:
+        raise storage_error(target, error) from error
+
+
+def sweep_temporaries(*targets: Path) -> None:
+    """Remove what killed processes left of writing these files."""
+    for target in targets:
+        sweep(target.parent, f".{target.name}.", ".tmp")
+
+
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """An empty file to be renamed to ``target``, else removed when the block ends. Missing folders are made.
+
+    What killed processes left of such files is swept.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(target)
+    while True:
+        temporary = target.with_name(temporary_name(f".{target.name}.", ".tmp"))
+        temporary.open("xb").close()
+        with suppress(BlockingIOError, FileNotFoundError):  # another process has just swept it
+            lock = hold(temporary)
+            break
+    try:
+        yield temporary
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise storage_error(target, error) from error
+        release(lock)
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
@@ -120,11 +171,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """A `StorageError` that names the path, the reason and the space left there."""
+    """A `StorageError` that names the path, the reason and what helps against it."""
     reason = error.strerror or str(error)
-    return StorageError(
-        f"Cannot write {path}: {reason}{_space_left(path)}. Free some space, or choose a folder that you may write to."
-    )
+    room = _space_left(path) if error.errno in _NO_SPACE else ""
+    return StorageError(f"Cannot write {path}: {reason}{room}. {_ADVICE.get(error.errno or 0, _ANY_ADVICE)}")
 
 
 def _read_text(path: Path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -431,6 +432,20 @@ def test_an_output_that_cannot_be_written_stops_the_bench_before_it_runs(library
     result = run("bench", "--out", "folder")
     assert result.exit_code == 2
     assert "folder is a folder" in result.stderr
+    assert library.benches == []
+
+
+@pytest.mark.parametrize("option", ["--csv", "--parquet", "--spec-bench", "--out"])
+def test_a_folder_that_takes_no_file_stops_the_bench_before_it_runs(
+    library: Library, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run("bench", option, "folder/a.json")
+    assert result.exit_code == 1
+    assert "Cannot write folder/a.json: Read-only file system. Nobody can write there as it is" in result.stderr
     assert library.benches == []
 
 

@@ -46,6 +46,7 @@ def test_the_entry_point_survives_a_terminal_without_block_characters(
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="latin-1"))
     monkeypatch.setattr(sys, "argv", ["selfspec-tune", "models"])
+    monkeypatch.setattr(app.interruption, "heed", lambda: None)  # signals are pytest's here
     with pytest.raises(SystemExit) as ended:
         app.main()
     sys.stdout.flush()

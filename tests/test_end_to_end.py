@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE
+from selfspec_tune.cli.edge import RESUMABLE
 from selfspec_tune.report.live import LiveReporter
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from tests import kit
@@ -160,13 +160,12 @@ def test_a_finished_search_is_not_repeated(home: Path) -> None:
     assert {name: (home / STUDY / name).read_bytes() for name in before} == before
 
 
-class Search:
-    """A search in a process of its own, which is ended at a moment that its progress lines tell."""
+class Process:
+    """A command in a process of its own, which is ended at a moment that its progress lines tell."""
 
-    def __init__(self, home: Path) -> None:
-        self._folder = home / STUDY
+    def __init__(self, home: Path, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            (*PROGRAM, *SEARCH, *RESUMED_BUDGET),
+            (*PROGRAM, *arguments),
             cwd=home,
             env=environment(home),
             stdout=subprocess.DEVNULL,
@@ -179,7 +178,7 @@ class Search:
         """Send the signal after the first line that is the moment; exit code and the last line."""
         assert self._process.stderr is not None
         line = next((line for line in self._process.stderr if moment(line)), "")
-        assert line, "the search ended before the moment came"
+        assert line, "it ended before the moment came"
         self._process.send_signal(how)
         rest = self._process.communicate(timeout=SECONDS)[1]
         return self._process.returncode, (rest.strip().splitlines() or [""])[-1]
@@ -211,24 +210,35 @@ def test_every_ended_trial_survives_ctrl_c_and_kill_at_any_stage(tmp_path: Path)
     moments = (
         (at_stage("proxy"), signal.SIGINT, 0),
         (after_trials(2), signal.SIGKILL, 2),
-        (after_trials(4), signal.SIGINT, 4),
+        (after_trials(4), signal.SIGTERM, 4),
         (at_stage("finalists"), signal.SIGKILL, 6),
     )
     ended: EndedTrials = {}
     records: list[str] = []
     for moment, how, least in moments:
-        code, last_line = Search(home).end_at(moment, how)
-        assert code == (EXIT_INTERRUPTED if how is signal.SIGINT else -signal.SIGKILL)
+        code, last_line = Process(home, *SEARCH, *RESUMED_BUDGET).end_at(moment, how)
+        assert code == (-how if how is signal.SIGKILL else 128 + how)
         assert how is signal.SIGKILL or last_line == RESUMABLE
         ended = check_nothing_was_lost(folder, ended)
         records = check_no_record_was_lost(folder, records)
         assert len(ended) >= least
-        if ended and how is signal.SIGINT:
+        if ended and how is not signal.SIGKILL:
             check_best_so_far_without_a_figure(folder)
     run(home, *SEARCH, *RESUMED_BUDGET)
     assert len(check_nothing_was_lost(folder, ended)) == 6
     check_no_record_was_lost(folder, records)
+    assert not list(folder.glob(".*.tmp"))
     assert SkipConfig.load(folder / "skip.json").score.split == "test"
+
+
+def test_a_terminated_bench_says_what_it_keeps_and_goes_on(home: Path) -> None:
+    bench = ("bench", str(STUDY / "skip.json"), "--out", "again.json", "--no-references")
+    code, last_line = Process(home, *bench).end_at(at_stage("bench"), signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert "which again.runs.jsonl keeps; run the same command to resume" in last_line
+    assert not (home / "again.json").exists()
+    run(home, *bench)
+    assert BenchResult.load(home / "again.json").split == "test"
 
 
 def check_nothing_was_lost(folder: Path, before: EndedTrials) -> EndedTrials:

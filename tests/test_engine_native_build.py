@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from selfspec_tune.cpu_levels import LEVELS, chosen_level
@@ -248,6 +251,38 @@ def test_a_compiler_that_hangs_is_given_up(script: Script, monkeypatch: pytest.M
     assert _left(cache_folder) == []
 
 
+_COMPILE = """
+import sys
+from selfspec_tune.cli import interruption
+from selfspec_tune.engine.native import compilers
+interruption.heed()
+compilers._run(["sh", "-c", "sleep 300 & echo $! > $1; wait", "sh", sys.argv[1]], 300)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_takes_its_compiler_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setenv("PATH", REAL_PATH)
+    file = tmp_path / "pid"
+    command = [sys.executable, "-c", _COMPILE, str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    assert _comes_true(lambda: file.exists() and file.read_text().endswith("\n"))
+    process.send_signal(how)
+    process.wait(timeout=60)
+    started = psutil.Process(int(file.read_text())) if psutil.pid_exists(int(file.read_text())) else None
+    assert _comes_true(lambda: started is None or not started.is_running() or started.status() == "zombie")
+
+
+def _comes_true(is_so: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60  # a guard against hanging
+    while not (found := is_so()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
 # -- the verdict -------------------------------------------------------------------------------------------------
 
 
@@ -418,6 +453,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no verdict": lambda path: path.with_suffix(".json").unlink(),
     "damaged verdict": lambda path: os.truncate(path.with_suffix(".json"), 40),
     "foreign verdict": lambda path: path.with_suffix(".json").write_text('{"size": 1, "sha256": "0"}'),
+    "verdict a folder": lambda path: (path.with_suffix(".json").unlink(), path.with_suffix(".json").mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "verdict writable by all": lambda path: path.with_suffix(".json").chmod(0o666),
 }
 
@@ -466,7 +503,16 @@ def _in_the_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _noexec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    def statvfs(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=os.ST_NOEXEC if path.is_relative_to(folder) else 0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+def _replaceable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o700)
+    folder.parent.chmod(0o777)
 
 
 def _full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,6 +532,7 @@ def _full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (_others_write, "others can write to "),
         (_in_the_way, "native cannot be used ("),
         (_noexec, "native lies on a volume that runs no programs (noexec); set"),
+        (_replaceable, "others can put another folder in the place of "),
         (_full, "native cannot be written ("),
     ],
 )
@@ -503,6 +550,64 @@ def test_an_unusable_cache_is_named_and_the_kernels_serve_this_run(
     assert build.built(ABI) is found
     forget()
     assert not found.path.parent.exists()
+
+
+@needs_compiler
+def test_where_no_volume_runs_programs_nothing_is_compiled(
+    fake: Fake, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = fake("gcc", "12.2.0")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(
+        NativeUnavailableError, match=r"lies on a volume that runs no programs \(noexec\); set TMPDIR or"
+    ):
+        build.built(ABI)
+    assert _builds(log) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_exposed"), [(0o755, False), (0o1777, False), (0o777, True), (0o775, True), (0o1775, False)]
+)
+def test_a_cache_is_as_safe_as_the_folders_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_exposed: bool
+) -> None:
+    monkeypatch.setattr(store, "_is_own", lambda group: False)
+    tmp_path.chmod(mode)
+    assert store._others_may_replace_in(tmp_path) is is_exposed
+
+
+def test_a_folder_in_another_users_is_not_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=12345, st_mode=0o40755, st_gid=0))
+    assert store._others_may_replace_in(tmp_path)
+
+
+def test_a_users_own_group_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+    import pwd
+
+    names = {1000: "ann", 100: "users"}
+    monkeypatch.setattr(grp, "getgrgid", lambda group: SimpleNamespace(gr_name=names[group]))
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="ann"))
+    assert [store._is_own(group) for group in (0, 1000, 100, 77)] == [True, True, False, False]
+
+
+@needs_compiler
+def test_a_library_is_on_disk_before_its_verdict(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves no verdict, or one that the library does not fit."""
+    fake("gcc", "12.2.0")
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = build.built(ABI).path
+    order = [Path(name).name.split(".")[2] if ".tmp" in name else "folder" for name in synced]
+    assert order == ["so", "folder", "json", "folder"]
+    assert Path(synced[1]) == path.parent
 
 
 @needs_compiler

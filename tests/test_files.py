@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,41 @@ def test_a_full_disk_leaves_the_old_file_and_says_where_and_why(
         files.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, r" \(\d+ MiB free in .*\)\. Free some space, or choose a folder on another volume"),
+        (errno.EDQUOT, r" \(\d+ MiB free in .*\)\. Free some space"),
+        (errno.EEXIST, r"\. Something else has the name of a folder there: move it away"),
+        (errno.ENOTDIR, r"\. Something else has the name of a folder there"),
+        (errno.EACCES, r"\. Choose a folder that you may write to, or have its owner let you"),
+        (errno.EPERM, r"\. Choose a folder that you may write to, or"),
+        (errno.EROFS, r"\. Nobody can write there as it is: choose a folder on another volume"),
+        (errno.EISDIR, r"\. That is a folder: give the name of a file"),
+        (errno.ENAMETOOLONG, r"\. Choose a shorter name"),
+        (errno.ELOOP, r"\. Its links lead back to themselves"),
+        (errno.ENOENT, r"\. Something on the way to it is not there"),
+        (errno.EIO, r"\. Choose a folder that you may write to\.$"),
+    ],
+)
+def test_each_reason_has_its_own_advice(tmp_path: Path, number: int, advice: str) -> None:
+    reason = os.strerror(number)
+    error = files.storage_error(tmp_path / "a.json", OSError(number, reason))
+    assert re.search(rf"^Cannot write {re.escape(str(tmp_path))}/a\.json: {re.escape(reason)}{advice}", str(error))
+
+
+def test_whether_a_file_can_be_written_is_told_without_writing_it(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("old")
+    files.check_writable(tmp_path / "old.csv")
+    files.check_writable(tmp_path / "new" / "a.csv")
+    assert (tmp_path / "old.csv").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "old.csv"]
+    with pytest.raises(StorageError, match="Choose a shorter name"):
+        files.check_writable(tmp_path / ("n" * 250))
+    with pytest.raises(StorageError, match="move it away"):
+        files.check_writable(tmp_path / "old.csv" / "a.csv")
 
 
 def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:

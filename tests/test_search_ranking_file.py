@@ -7,6 +7,7 @@ import pytest
 
 from selfspec_tune.costs import ContextCosts, CostModel
 from selfspec_tune.draft import Draft, DraftPolicy, Precision
+from selfspec_tune.errors import FileFormatError
 from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.ranking import Ranking
@@ -50,3 +51,22 @@ def test_a_ranking_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     costs = read_ranking(file, 2).costs
     assert costs.verify == (0.1, 0.11)
     assert costs.draft_step(Draft(SkipSet(2, (1,))), context=5000) == pytest.approx(0.02 + 0.01 + 2 * 0.03)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "is version 9 of selfspec-tune/ranking; this program reads up to 3"),
+        ({"version": 0}, "is version 0 of selfspec-tune/ranking; expected 1 to 3"),
+        ({"version": "3"}, "states no version"),
+        ({"schema": "selfspec-tune/choice"}, "holds selfspec-tune/choice; expected schema selfspec-tune/ranking"),
+    ],
+)
+def test_a_ranking_of_another_version_or_schema_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    file = tmp_path / "ranking.json"
+    write_ranking(file, ranking())
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(FileFormatError, match=message):
+        read_ranking(file, 2)

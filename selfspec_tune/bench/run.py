@@ -179,8 +179,8 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
     return LosslessCheck(runner, float(torch.tensor(floors).max()))
 
 
-def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: program, machine, model, threads, prompts."""
+def bench_provenance(workload: Workload, check: LosslessCheck | None, **extra: Any) -> dict[str, Any]:
+    """Where a measurement comes from: program, machine, model, threads, prompts. ``check``: None before one is made."""
     loaded = workload.loaded
     return collect(
         model=loaded.describe(),
@@ -191,7 +191,7 @@ def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> 
         seed=workload.options.seed,
         runner=workload.runner.name,
         numerics=describe_numerics(),
-        numeric_floor=check.floor,
+        numeric_floor=None if check is None else check.floor,
         **extra,
     )
 

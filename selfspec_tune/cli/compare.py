@@ -53,6 +53,7 @@ def compare(
         from selfspec_tune.report.plot import check_plot
 
         check_plot(plot)
+        output.prepare_outputs(plot)
     from selfspec_tune.report.compare import print_comparison
     from selfspec_tune.search import run_comparison
 

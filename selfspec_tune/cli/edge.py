@@ -6,13 +6,14 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn, ParamSpec
 
 import typer
 
+from selfspec_tune.cli import interruption
 from selfspec_tune.errors import SelfSpecError
 
-EXIT_INTERRUPTED = 130
 RESUMABLE = "interrupted; run the same command to resume"
 
 P = ParamSpec("P")
@@ -21,8 +22,8 @@ P = ParamSpec("P")
 def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Wraps a command: what it raises ends as one message on standard error and an exit code.
 
-    `SelfSpecError` exits with its own code, Ctrl-C with 130 and what it says itself or else the
-    words ``interrupted``, anything unexpected with 1. A command's ``debug`` argument adds the traceback.
+    `SelfSpecError` exits with its own code, Ctrl-C with 130 (SIGTERM with 143) and what it says itself or else
+    the words ``interrupted``, anything unexpected with 1. A command's ``debug`` argument adds the traceback.
     """
 
     def wrap(command: Callable[P, None]) -> Callable[P, None]:
@@ -33,8 +34,10 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
             except KeyboardInterrupt as interrupt:
-                stop(str(interrupt) or interrupted, EXIT_INTERRUPTED)
+                stop(str(interrupt) or interrupted, interruption.exit_code())
             except Exception as error:
+                if isinstance(error, OSError) and interruption.is_under_way():  # the terminal has gone
+                    stop(interrupted, interruption.exit_code())
                 _explain(error, is_debug=bool(kwargs.get("debug")))
 
         return run
@@ -44,7 +47,8 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
 
 def stop(message: str, exit_code: int) -> NoReturn:
     """Print ``message`` on standard error and end the command."""
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # there may be no terminal any more
+        print(message, file=sys.stderr)
     raise typer.Exit(exit_code) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from selfspec_tune.errors import UsageError
-from selfspec_tune.files import storage_error
+from selfspec_tune.files import check_writable
 from selfspec_tune.reporting import Reporter, SilentReporter
 
 
@@ -38,19 +39,16 @@ def print_json(value: Any) -> None:
 
 
 def prepare_outputs(*paths: Path | None) -> None:
-    """Make the files' folders now: a long measurement must not end in a missing folder.
+    """Make the files' folders and try to write there now: a long measurement must not end with nowhere to put it.
 
-    Raises `UsageError` where a path is a folder, `StorageError` where one cannot be made.
+    Raises `UsageError` where a path is a folder, `StorageError` where a file cannot be written.
     """
     for path in paths:
         if path is None:
             continue
-        if path.is_dir():
+        if os.path.isdir(path):  # pathlib raises where the name is too long
             raise UsageError(f"{path} is a folder; expected the name of a file to write.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(path, error) from error
+        check_writable(path)
 
 
 def _reporter(*, quiet: bool) -> AbstractContextManager[Reporter]:

@@ -54,9 +54,9 @@ def run_in_runtime(request: RuntimeBenchRequest, out: Path | None, *, json: bool
 
     with output.progress(quiet=quiet) as reporter:
         result = run_runtime_bench(request, reporter)
+    print_result(result, json=json)  # first, so that a full disk loses no measurement
     if out is not None:
         result.save(out)
-    print_result(result, json=json)
 
 
 def print_result(result: RuntimeBench, *, json: bool) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import EXIT_INTERRUPTED, RESUMABLE, at_edge, stop
+from selfspec_tune.cli import interruption, options, output
+from selfspec_tune.cli.edge import RESUMABLE, at_edge, stop
 from selfspec_tune.cli.per_task import search_per_task
 from selfspec_tune.cli.values import (
     given,
@@ -152,7 +152,7 @@ def _run(request: SearchRequest, *, json: bool, quiet: bool) -> None:
     else:
         _print_outcome(outcome)
     if outcome.interrupted:
-        stop(RESUMABLE, EXIT_INTERRUPTED)
+        stop(RESUMABLE, interruption.exit_code())
 
 
 def _plan(request: SearchRequest, *, json: bool, quiet: bool) -> None:

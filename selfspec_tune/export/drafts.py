@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +22,7 @@ from selfspec_tune.export.layout import read_outline
 from selfspec_tune.export.nas import write_nas
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
 from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.leftovers import TemporaryFolder, hold, release, sweep, temporary_name
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.results import SkipConfig
@@ -58,17 +58,14 @@ def export_draft(request: ExportRequest) -> dict[str, Any]:
     made = FORMATS[request.format]
     with ExitStack() as stack:
         job = _job(request, made, stack)
-        temporary = request.out.with_name(f".{request.out.name}.{secrets.token_hex(4)}.tmp")
         try:
-            temporary.mkdir(parents=True)
-            written = made.write(job, temporary, request.out)
-            manifest = _manifest(request, job, written, temporary)
-            write_json_atomic(temporary / MANIFEST, manifest)
-            _put(temporary, request.out)
+            with TemporaryFolder(f".{request.out.name}.", ".tmp", parent=request.out.parent, mode=0o777) as temporary:
+                written = made.write(job, temporary, request.out)
+                manifest = _manifest(request, job, written, temporary)
+                write_json_atomic(temporary / MANIFEST, manifest)
+                _put(temporary, request.out)
         except OSError as error:
             raise storage_error(request.out, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
@@ -248,14 +245,18 @@ def _layer_record(block: Block) -> dict[str, int | None]:
 
 def _put(temporary: Path, out: Path) -> None:
     """Move the folder into its place; an earlier export there goes once the new one is whole."""
-    if not out.exists():
+    if out.exists():
+        held = hold(out)
+        old = out.with_name(temporary_name(f".{out.name}.", ".old"))
+        out.rename(old)
+        try:
+            temporary.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        finally:
+            release(held)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
         temporary.rename(out)
-        return
-    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
-    out.rename(old)
-    try:
-        temporary.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    sweep(out.parent, f".{out.name}.", ".old")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from selfspec_tune.errors import ModelAccessError
+from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.models.origin import Origin, find_origin
 
 
@@ -19,9 +19,9 @@ def checkpoint_folder(name: str) -> Iterator[Path]:
     """
     origin = find_origin(name)
     if origin.source == "gguf":
-        with TemporaryDirectory(prefix="selfspec-export-") as folder:
-            _unpack(Path(origin.location), Path(folder))
-            yield Path(folder)
+        with TemporaryFolder("selfspec-export-") as folder:
+            _unpack(Path(origin.location), folder)
+            yield folder
     elif origin.source == "hub":
         yield _of_hub(origin)
     else:

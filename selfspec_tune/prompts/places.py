@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from selfspec_tune.errors import PromptError
+from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.prompts.columns import Row
 
 # File suffix -> the builder of ``datasets`` that reads it.
@@ -95,8 +95,8 @@ def _read_file(path: Path) -> list[Row]:
     options: dict[str, Any] = {"sep": "\t"} if ".tsv" in path.suffixes else {}
     options |= {"data_files": str(path), "split": "train", "streaming": True}
     try:
-        with TemporaryDirectory() as cache:
-            return list(datasets.load_dataset(str(_format(path)), cache_dir=cache, **options))
+        with TemporaryFolder("selfspec-prompts-") as cache:
+            return list(datasets.load_dataset(str(_format(path)), cache_dir=str(cache), **options))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise PromptError(f"{path} cannot be read as {_format(path)}: {_first_line(error)}") from error
 

@@ -85,6 +85,11 @@ def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]
     machine = [hardware.get("cpu"), hardware.get("gpu"), _with("threads", hardware.get("threads"))]
     if any(machine):
         yield "machine", _joined(machine)
+    sessions = provenance.get("sessions") or []
+    for session in sessions if len(sessions) > 1 else ():
+        place = (session.get(name) for name in ("started", "cpu", "gpu"))
+        versions = (_with(name, session.get(name)) for name in ("threads", "torch"))
+        yield f"session {session['session']}", _joined([*place, *versions, f"{session.get('trials', 0)} trials"])
     packages = provenance.get("packages") or {}
     if packages:
         yield "packages", _joined(_with(name, version) for name, version in packages.items())

@@ -136,7 +136,7 @@ def check_lines(result: BenchResult) -> list[str]:
 
 def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
     """That a measurement was resumed, where it was."""
-    sessions = provenance.get("sessions", [])
+    sessions = [session for session in provenance.get("sessions", []) if session["runs"]]  # a search lists others too
     if len(sessions) < 2:
         return []
     runs = ", ".join(str(session["runs"]) for session in sessions)

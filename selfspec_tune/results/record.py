@@ -50,6 +50,15 @@ class Document(Record):
         files.write_json_atomic(path, self.to_dict())
 
 
+def read_versioned(path: Path, schema: str, version: int) -> dict[str, Any]:
+    """The value of a JSON file that states ``schema``, in ``version`` or an older one. Raises `FileFormatError`."""
+    value: dict[str, Any] = files.read_json(path)
+    _check_schema(value, schema, version, os.fspath(path))
+    if value["version"] < 1:
+        raise FileFormatError(f"{os.fspath(path)} is version {value['version']} of {schema}; expected 1 to {version}.")
+    return value
+
+
 def _check_schema(value: Any, schema: str, version: int, origin: str) -> None:
     if not isinstance(value, dict) or value.get("schema") != schema:
         found = value.get("schema", "no schema") if isinstance(value, dict) else type(value).__name__

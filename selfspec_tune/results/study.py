@@ -18,7 +18,9 @@ class StudyConfig(Document):
     """``study.toml``: the resolved configuration of a search, what a resumed one must match.
 
     Fields that are None are left out of the file. Any further plain field is kept. ``start_from``:
-    what the search began from, by name, and a hash of what was read there.
+    what the search began from, by name, and a hash of what was read there. ``prompt_tokens``, ``tokenizer`` and
+    ``chat_template`` are hashes, the last one empty where prompts are rendered without a template; files of before
+    have none of these, nor ``eos_token_ids``.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/study"
@@ -45,6 +47,10 @@ class StudyConfig(Document):
     strategy: str = "staged"
     start_from: dict[str, str] | None = None
     tasks: list[str] | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    eos_token_ids: list[int] | None = None
+    prompt_tokens: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -14,10 +14,13 @@ from pathlib import Path
 from selfspec_tune.draft import Draft, NgramLookup
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import write_json_atomic
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
+from selfspec_tune.results.record import read_versioned
+from selfspec_tune.search.tokens import tokens_hash
 
+_SCHEMA, _VERSION = "selfspec-tune/calibration", 2
 _SHORTEST_ANSWER = 8
 _SAFE_LOOKUP = 4  # tokens that cost next to nothing to verify
 _GOLDEN_RATIO = 0.618034
@@ -38,18 +41,22 @@ FirstAnswers = Callable[[int], Sequence[Answer]]
 def calibrate(
     workload: Workload, items: Sequence[WorkItem], draft: Draft, file: Path, reporter: Reporter
 ) -> list[Answer]:
-    """Continue every item by the full model; kept in ``file``, from which it resumes.
+    """Continue every item by the full model; kept in ``file`` by the item's tokens, from which it resumes.
 
     One after the other, by the engine itself: a batch of prompts would take several times the
     memory of any measurement. Decoding is self-speculative by ``draft``, which changes no token.
     """
-    known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
+    known: dict[str, list[int]] = dict(read_versioned(file, _SCHEMA, _VERSION)["answers"]) if file.exists() else {}
+    answers = []
     for number, item in enumerate(items):
-        if item.prompt.hash not in known:
+        key = tokens_hash(item.tokens)
+        found = known.get(key, known.get(item.prompt.hash))  # version 1 kept them by the prompts' text
+        if found is None:
             reporter.progress(Progress(number, len(items), detail="continuations by the full model"))
-            known[item.prompt.hash] = _continue(workload, item, draft)
-            write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
-    return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
+            known[key] = found = _continue(workload, item, draft)
+            write_json_atomic(file, {"schema": _SCHEMA, "version": _VERSION, "answers": known})
+        answers.append(Answer(item, tuple(found)))
+    return answers
 
 
 def lookup_alone(base: Draft) -> Draft:

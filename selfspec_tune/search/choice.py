@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import write_json_atomic
+from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.conclusion import bounded
 from selfspec_tune.search.records import draft_record, read_draft
 from selfspec_tune.statistics import Interval
+
+_SCHEMA, _VERSION = "selfspec-tune/choice", 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,8 @@ def write_choice(file: Path, budget: dict[str, Any], choice: Choice) -> None:
     write_json_atomic(
         file,
         {
-            "schema": "selfspec-tune/choice",
-            "version": 1,
+            "schema": _SCHEMA,
+            "version": _VERSION,
             "budget": budget,
             "finalists": [draft_record(draft) for draft in choice.finalists],
             "num_selection": choice.num_selection,
@@ -45,9 +48,11 @@ def write_choice(file: Path, budget: dict[str, Any], choice: Choice) -> None:
 
 
 def read_choice(file: Path, budget: dict[str, Any], num_layers: int) -> Choice | None:
-    """The inverse of `write_choice`; None where none was made under ``budget``."""
-    value = read_json(file) if file.exists() else None
-    if value is None or value["budget"] != budget:
+    """The inverse of `write_choice`; None where none was made under ``budget``. Raises `FileFormatError`."""
+    if not file.exists():
+        return None
+    value = read_versioned(file, _SCHEMA, _VERSION)
+    if value["budget"] != budget:
         return None
     winner, promised = value["winner"], value["promised"]
     return Choice(

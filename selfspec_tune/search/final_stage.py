@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from selfspec_tune.bench.contest import Contest, TimeLimit, on_common_prompts, shortened
 from selfspec_tune.bench.outcome import bench_result
-from selfspec_tune.bench.run import bench_provenance, contender, reference_arms
+from selfspec_tune.bench.run import contender, reference_arms
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError, LosslessError
 from selfspec_tune.measure.lossless import LosslessCheck
@@ -111,7 +111,8 @@ def select(
     short = [shortened(item, budget.SELECTION_TOKENS) for item in items]
     for_test = session.estimates.test(session.schedule)
     limit = TimeLimit(lambda: session.clock.left - for_test, FEWEST_SELECTION)
-    contest = Contest(session.workload, check, short, arms, log=session.folder.selection, limit=limit)
+    log, number = session.folder.selection, session.sessions.number
+    contest = Contest(session.workload, check, short, arms, log=log, session=number, limit=limit)
     runs = on_common_prompts(contest.run(session.reporter))
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
@@ -138,7 +139,9 @@ def select(
     return best.draft, found[best.id]
 
 
-def measure_winner(session: Session, check: LosslessCheck, winner: Draft, promised: Interval | None) -> BenchResult:
+def measure_winner(
+    session: Session, check: LosslessCheck, study: MeasuredStudy, winner: Draft, promised: Interval | None
+) -> BenchResult:
     """The winner alone on the test split, once, with an A-A run and model.generate on a few prompts.
 
     Where the time is up before the last prompt, the test ends after 8 or more of them.
@@ -156,15 +159,16 @@ def measure_winner(session: Session, check: LosslessCheck, winner: Draft, promis
         reference_arms(session.workload, arm, uniform_and_random=False),
         num_reference_items=session.schedule.num_references,
         log=session.folder.test,
+        session=session.sessions.number,
         limit=TimeLimit(lambda: session.clock.left - session.estimates.conclusion(), FEWEST_TESTED),
     )
     runs = contest.run(session.reporter)
     num_tested = len({run.prompt_hash for run in runs})
     if num_tested < len(items):
         session.reporter.notice(f"the time was up, so the test ended after {tested(num_tested, len(items))}")
-    record = session.setting.prompt_record()
-    selection = promised.value if promised else None
-    provenance = bench_provenance(session.workload, check, prompts=record, selection_speedup=selection)
+    provenance = session.sessions.provenance(study.sessions, runs)
+    provenance |= {"numeric_floor": check.floor, "prompts": session.setting.prompt_record()}
+    provenance |= {"selection_speedup": promised.value if promised else None}
     result = bench_result(session.workload, contest.arms, runs, split="test", in_sample=False, provenance=provenance)
     result.save(session.folder.bench)
     return result

@@ -14,9 +14,10 @@ from selfspec_tune.engine.costs import fill_cache
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.engine.timing import Rounds, decode_step, draft_step, time_steps
 from selfspec_tune.errors import BudgetError
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import write_json_atomic
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import Objective
+from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.budget import Clock, max_trials
 from selfspec_tune.search.estimates import Costs, Estimates, Sizes
 from selfspec_tune.search.importance import num_steps
@@ -26,6 +27,7 @@ from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.texts import texts_of
 
+_SCHEMA, _VERSION = "selfspec-tune/schedule", 1
 _ROUNDS = Rounds(least=1, most=7, seconds=1.0)
 _ROOM = 2  # positions after the context that a step and the one before it take
 _ROWS = 48  # of text, in the pass that tells what a row costs
@@ -62,7 +64,7 @@ def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Re
     fixed is said, and not blamed on the time. Raises `BudgetError` where not even the least fits.
     """
     timeout = setting.request.timeout_seconds
-    kept = read_json(folder.schedule) if folder.schedule.exists() else None
+    kept = read_versioned(folder.schedule, _SCHEMA, _VERSION) if folder.schedule.exists() else None
     if kept is None and timeout is None:
         return unlimited(setting)
     timed = time_few_steps(setting) if kept is None else Timed(Costs(**kept["costs"]), kept["copies_step"])
@@ -198,8 +200,8 @@ def estimates_of(setting: Setting, timed: Timed) -> Estimates:
 
 def _keep(folder: StudyFolder, estimates: Estimates, timed: Timed, schedule: Schedule) -> None:
     record = {
-        "schema": "selfspec-tune/schedule",
-        "version": 1,
+        "schema": _SCHEMA,
+        "version": _VERSION,
         "timeout_seconds": estimates.timeout_seconds,
         "most_trials": estimates.sizes.most_trials,
         "costs": timed.costs.to_dict(),

@@ -13,14 +13,16 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft, DraftPolicy, Precision
 from selfspec_tune.engine.costs import CONTEXTS, CostPlan, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import write_json_atomic
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Progress, Reporter
+from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.calibration import Answer
 from selfspec_tune.search.importance import Importance, by_worth, measure_importance, num_steps
 from selfspec_tune.search.proxy import Proxy
 from selfspec_tune.search.space import SearchSpace
 
+_SCHEMA, _VERSION = "selfspec-tune/preparation", 1
 _LARGE_RESIDUAL = 0.05
 _MIDDLING = 0.3  # of the skippable sub-layers left out: the draft that a vocabulary is chosen for
 
@@ -56,7 +58,9 @@ class Preparer:
         self._file = file
         self._seed = seed
         self._importance_seconds = importance_seconds
-        self._known: dict[str, Any] = read_json(file) if file is not None and file.exists() else {}
+        self._known: dict[str, Any] = {}
+        if file is not None and file.exists():
+            self._known = read_versioned(file, _SCHEMA, _VERSION)
 
     def prepare(
         self,
@@ -176,4 +180,4 @@ class Preparer:
     def _keep(self, name: str, value: Any) -> None:
         self._known = {**self._known, name: value}
         if self._file is not None:
-            write_json_atomic(self._file, {"schema": "selfspec-tune/preparation", "version": 1, **self._known})
+            write_json_atomic(self._file, {"schema": _SCHEMA, "version": _VERSION, **self._known})

@@ -7,10 +7,13 @@ from typing import Any
 
 from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Precision
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import write_json_atomic
+from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.ranking import Ranking
 from selfspec_tune.search.records import prediction_record, read_prediction
+
+_SCHEMA, _VERSION = "selfspec-tune/ranking", 3
 
 
 def write_ranking(file: Path, ranking: Ranking) -> None:
@@ -18,8 +21,8 @@ def write_ranking(file: Path, ranking: Ranking) -> None:
     write_json_atomic(
         file,
         {
-            "schema": "selfspec-tune/ranking",
-            "version": 3,
+            "schema": _SCHEMA,
+            "version": _VERSION,
             "vocabulary": ranking.vocabulary,
             "importance": ranking.importance.to_dict(),
             "cost_model_seconds": ranking.costs.to_dict(),
@@ -29,8 +32,8 @@ def write_ranking(file: Path, ranking: Ranking) -> None:
 
 
 def read_ranking(file: Path, num_layers: int) -> Ranking:
-    """The inverse of `write_ranking`; older versions, too."""
-    value = read_json(file)
+    """The inverse of `write_ranking`; older versions, too. Raises `FileFormatError`."""
+    value = read_versioned(file, _SCHEMA, _VERSION)
     candidates = [read_prediction(record, num_layers) for record in value["candidates"]]
     return Ranking(_costs(value, num_layers), _importance(value), value["vocabulary"], candidates)
 

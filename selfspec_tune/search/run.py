@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.bench.run import bench_provenance, make_check
+from selfspec_tune.doctor.quota import cpu_quota
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
@@ -38,6 +39,7 @@ from selfspec_tune.search.fitting import fit_search
 from selfspec_tune.search.ranking import Ranker, Ranking
 from selfspec_tune.search.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.session import Session
+from selfspec_tune.search.sessions import Sessions
 from selfspec_tune.search.setting import open_setting, tell_starts
 from selfspec_tune.search.standalone import predict_standalone
 from selfspec_tune.search.starts import to_predict
@@ -65,17 +67,23 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
     one that is open already, whose model and runner then serve.
     """
     folder = StudyFolder(request.out)
-    with folder.locked():
+    with folder.locked(is_read=folder.is_finished(request)):
+        folder.check_is_whole()
         clock = budget.Clock(request.timeout_seconds, folder.spent_seconds)
         setting = open_setting(request, reporter, workload)
-        folder.settle(setting.config())
+        config = setting.config()
+        folder.check(config)
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
+        config.save(folder.config)
         tell_starts(setting.starts, reporter)
+        sessions = Sessions(folder.sessions)
+        here = bench_provenance(setting.workload, None, cpu_quota=cpu_quota())
+        sessions.begin(here, folder.earlier_provenance(), reporter)
         folder.note_finished(None)
         fit = fit_search(setting, folder, clock, reporter)
-        outcome = _search(Session(fit.setting, fit.schedule, fit.estimates, folder, clock, reporter))
+        outcome = _search(Session(fit.setting, fit.schedule, fit.estimates, folder, sessions, clock, reporter))
         if not outcome.interrupted:
             folder.note_finished(request)
         return outcome
@@ -103,7 +111,7 @@ def _search(session: Session) -> SearchOutcome:
     try:
         run_trials(session, study, answers, ranking, check)
         winner, promised = select_winner(session, check, study, ranking)
-        bench = measure_winner(session, check, winner, promised)
+        bench = measure_winner(session, check, study, winner, promised)
     except KeyboardInterrupt:
         return _interrupted(session, study, ranking, check)
     config = _conclude(session, winner, bench, ranking, study, promised)
@@ -118,7 +126,8 @@ def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check
         raise KeyboardInterrupt  # nothing to keep
     objective = session.request.draft.objective
     best = choose_finalists(study, ranking, session.setting.space.base, objective)[0]
-    provenance = bench_provenance(session.workload, check, prompts=session.setting.prompt_record())
+    provenance = session.sessions.provenance(study.sessions)
+    provenance |= {"numeric_floor": check.floor, "prompts": session.setting.prompt_record()}
     provenance |= {"search": _search_record(session, study)}
     config = provisional_config(session.workload.loaded, best, provenance, objective)
     if not session.folder.has_scored_skip_set():

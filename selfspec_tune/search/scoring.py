@@ -63,12 +63,14 @@ class PairedScoring:
         check: LosslessCheck,
         runs_file: Path,
         costs: CostModel | None = None,
+        session: int | None = None,
     ) -> None:
         self._workload = workload
         self._items = items
         self._check = check
         self._runs_file = runs_file
         self._costs = costs
+        self._session = session
 
     def __call__(self, trial: Trial, draft: Draft) -> Score:
         runs, stopped = self._measure(trial, draft)
@@ -95,7 +97,8 @@ class PairedScoring:
         for index, item in enumerate(self._items):
             # Trials alternate who goes first on an item, so that no prompt favours either arm.
             block = Block(item, 0, index, index + trial.number)
-            runs += measure_block(self._workload, baseline, [candidate], block, self._check)
+            measured = measure_block(self._workload, baseline, [candidate], block, self._check)
+            runs += [run.model_copy(update={"session": self._session}) for run in measured]
             append_jsonl(self._runs_file, {"trial": trial.number, **runs[-1].to_dict()})
             times = end_to_end_times(runs[-1:])
             trial.report(math.log(times.baseline[0] / times.candidate[0]), index)

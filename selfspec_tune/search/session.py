@@ -11,6 +11,7 @@ from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search.budget import Clock
 from selfspec_tune.search.estimates import Estimates
 from selfspec_tune.search.schedule import Schedule
+from selfspec_tune.search.sessions import Sessions
 from selfspec_tune.search.setting import Setting
 from selfspec_tune.search.strategies import Strategy, strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
@@ -25,6 +26,7 @@ class Session:
     schedule: Schedule
     estimates: Estimates
     folder: StudyFolder
+    sessions: Sessions
     clock: Clock
     reporter: Reporter
 

@@ -13,7 +13,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
-from selfspec_tune.prompts import Splits, default_split_sizes, split_each_task, split_prompts
+from selfspec_tune.prompts import Splits, Template, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, Objective, SearchRequest
 from selfspec_tune.results import StudyConfig
@@ -23,6 +23,7 @@ from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.tokens import template_hash, tokens_hash, vocabulary_hash
 from selfspec_tune.skip_set import SkipSet
 
 AUTO = "auto"
@@ -64,6 +65,10 @@ class Setting:
             start_from={start.file.name: start.file.content_hash for start in self.starts} or None,
             draft=_draft_record(request.draft, self.space),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
+            tokenizer=vocabulary_hash(loaded.tokenizer),
+            chat_template=template_hash(loaded.tokenizer, Template(request.prompts.template)),
+            eos_token_ids=sorted(loaded.eos_token_ids),
+            prompt_tokens=tokens_hash(*(item.tokens for item in (*self.calibration, *self.selection, *self.test))),
             **prompts,
         )
 

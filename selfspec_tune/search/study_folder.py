@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from selfspec_tune.errors import UsageError
-from selfspec_tune.files import read_json, read_jsonl, storage_error, write_json_atomic
+from selfspec_tune.files import read_json, read_jsonl, storage_error, sweep_temporaries, write_json_atomic
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig, StudyConfig
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
 _OF_SEVERAL = ("compare.json", "transfer.json")
+# What decides which tokens are measured; studies of before these were kept resume without the comparison.
+_OF_TOKENS = {
+    "tokenizer": "another tokenizer",
+    "chat_template": "another chat template",
+    "eos_token_ids": "other end-of-sequence tokens",
+    "prompt_tokens": "other tokens of the same prompts",
+}
+# What a provenance says of where a session measured.
+_OF_PLACE = ("created", "command", "selfspec_tune", "python", "packages", "hardware", "numerics", "numeric_floor")
 
 
 class StudyFolder:
@@ -37,19 +47,27 @@ class StudyFolder:
         self.test = path / "test.jsonl"
         self.skip = path / "skip.json"
         self.bench = path / "bench.json"
+        self.sessions = path / "sessions.jsonl"
+        self.journal = path / "journal.log"
         self._state = path / "state.json"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Own the study: a second search in the same folder is refused. Freed by the system on any exit."""
+    def locked(self, *, is_read: bool = False) -> Iterator[None]:
+        """Own the study: a second search in the same folder is refused. Freed by the system on any exit.
+
+        ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner.
+        """
+        lock = FileLock(str(self.path / "study.lock"))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.path / "study.lock"))
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(f"{self.path} is in use by another search. Wait for it, or give another --out.") from None
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            if not is_read:
+                raise storage_error(self.path, error) from error
+        else:
+            sweep_temporaries(*(file for file in vars(self).values() if file != self.path))
         try:
             yield
         finally:
@@ -60,26 +78,62 @@ class StudyFolder:
         if self.config.exists():
             raise UsageError(f"{self.path} holds a single search. Give another --out.")
 
-    def settle(self, config: StudyConfig) -> None:
-        """Write the configuration, or check that a resumed search asks for the same.
-
-        Raises `UsageError` where it does not, or where the results of several searches lie.
-        """
-        if not self.config.exists() and any((self.path / name).exists() for name in _OF_SEVERAL):
-            raise UsageError(f"{self.path} holds the results of several searches. Give another --out.")
+    def check_is_whole(self) -> None:
+        """Raise `UsageError` where results of several searches lie, or files of a search without its study.toml."""
         if self.config.exists():
-            differences = {
-                name: values
-                for name, values in StudyConfig.load(self.config).differences(config).items()
-                if name not in _BUDGET_FIELDS
-            }
-            if differences:
-                changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in differences.items())
-                raise UsageError(
-                    f"{self.path} holds a search with another configuration ({changed}). "
-                    "Use the same options to resume it, or give another --out."
-                )
-        config.save(self.config)
+            return
+        if any((self.path / name).exists() for name in _OF_SEVERAL):
+            raise UsageError(f"{self.path} holds the results of several searches. Give another --out.")
+        found = [file.name for file in (*self._measured, self.skip, self.bench) if file.exists()]
+        if found:
+            raise UsageError(
+                f"{self.path} holds {', '.join(found)} of a search, but not its study.toml, without which nobody knows "
+                "what they were measured with. Put study.toml back, or give another --out."
+            )
+
+    def check(self, config: StudyConfig) -> None:
+        """Raise `UsageError` where a resumed search asks for another configuration, or for other tokens."""
+        if not self.config.exists():
+            return
+        known = StudyConfig.load(self.config)
+        differences = {name: values for name, values in known.differences(config).items() if name not in _BUDGET_FIELDS}
+        options = {name: values for name, values in differences.items() if name not in _OF_TOKENS}
+        if options:
+            changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in options.items())
+            raise UsageError(
+                f"{self.path} holds a search with another configuration ({changed}). "
+                "Use the same options to resume it, or give another --out."
+            )
+        tokens = [name for name, (old, _) in differences.items() if old is not None]
+        if tokens:
+            raise UsageError(
+                f"{self.path} holds a search on other tokens: the model now has {_changed(differences, tokens)}. What "
+                "was measured cannot be mixed with these. Put the model's files back as they were to resume it, or "
+                "give another --out."
+            )
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of a search has been measured here."""
+        return any(file.exists() for file in self._measured)
+
+    @property
+    def _measured(self) -> tuple[Path, ...]:
+        """The files that a search measures, in order."""
+        return (
+            *(self.schedule, self.calibration, self.preparation, self.proxy, self.ranking, self.trajectory),
+            *(self.journal, self.trials, self.choice, self.selection, self.test),
+        )
+
+    def earlier_provenance(self) -> dict[str, Any] | None:
+        """Where a search measured that kept no sessions, as its skip.json says; empty where that is not known.
+
+        None where nothing has been measured yet.
+        """
+        if not self.has_begun:
+            return None
+        known = SkipConfig.load(self.skip).provenance if self.skip.exists() else {}
+        return {name: value for name, value in known.items() if name in _OF_PLACE}
 
     @property
     def runner(self) -> str | None:
@@ -96,9 +150,14 @@ class StudyFolder:
         write_json_atomic(self._state, {**self._read_state(), "spent_seconds": round(seconds, 1)})
 
     def is_finished(self, request: SearchRequest) -> bool:
-        """Whether a search with this budget has run to its end here."""
+        """Whether a search with this budget or a larger one has run to its end here."""
         finished = self._read_state().get("finished")
-        return finished == budget_of(request) and self.skip.exists() and self.bench.exists()
+        if not finished or not (self.skip.exists() and self.bench.exists()):
+            return False
+        if _is_within(budget_of(request), finished):
+            return True
+        ended = (SkipConfig.load(self.skip).provenance.get("search") or {}).get("trials", 0)
+        return request.trials is not None and request.trials <= ended
 
     def note_finished(self, request: SearchRequest | None) -> None:
         """Remember that a search with this budget has run to its end; None: that one is under way."""
@@ -116,6 +175,20 @@ class StudyFolder:
     def _read_state(self) -> dict[str, Any]:
         state: dict[str, Any] = read_json(self._state) if self._state.exists() else {}
         return state
+
+
+def _changed(differences: Mapping[str, tuple[Any, Any]], names: Sequence[str]) -> str:
+    """``another tokenizer, other end-of-sequence tokens (2 → 3, 7)``."""
+    parts = {name: _OF_TOKENS[name] for name in names}
+    if "eos_token_ids" in parts:
+        old, new = (", ".join(map(str, ids)) or "none" for ids in differences["eos_token_ids"])
+        parts["eos_token_ids"] += f" ({old} → {new})"
+    return ", ".join(parts.values())
+
+
+def _is_within(asked: Mapping[str, float | None], done: Mapping[str, float | None]) -> bool:
+    """Whether no part of a budget is more than what was there before; None is no limit."""
+    return all((limit or inf) <= (done.get(name) or inf) for name, limit in asked.items())
 
 
 def budget_of(request: SearchRequest) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def open_study(session: Session, ranking: Ranking) -> MeasuredStudy:
         as_reals=strategy.as_reals,
     )
     origin = "tpe" if strategy.has_proxy else session.request.strategy.value
-    study = MeasuredStudy(session.folder.path, TrialSettings(encoding, session.seed, strategy.sampler, origin))
+    settings = TrialSettings(encoding, session.seed, strategy.sampler, origin, session.sessions.number)
+    study = MeasuredStudy(session.folder.path, settings)
     study.enqueue(ranking.queue)
     if strategy.has_proxy and not session.predicts:
         # By the first policy: unless told otherwise the one that loses next to nothing where drafting does not pay.
@@ -120,7 +121,8 @@ def _scoring(
         return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
     longest = max(item.limits.max_new_tokens for item in items)
     said = f"{len(items)} windows of {longest} tokens each"
-    return PairedScoring(workload, items, check, session.folder.trials, ranking.costs), said
+    scoring = PairedScoring(workload, items, check, session.folder.trials, ranking.costs, session.sessions.number)
+    return scoring, said
 
 
 def _may_try(study: MeasuredStudy, spare: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from selfspec_tune.statistics import Interval
 STOPPED_EARLY = "stopped_early"
 LOSSY = "lossy"
 _ORIGIN = "origin"
+_SESSION = "session"
 _IS_SPEEDUP = "is_speedup"  # whether its value is one, or what else the strategy scores by
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -37,12 +39,16 @@ def _tpe(seed: int) -> BaseSampler:
 
 @dataclass(frozen=True, slots=True)
 class TrialSettings:
-    """What every trial of a study shares. ``origin``: what proposes those that nobody enqueued, by ``sampler``."""
+    """What every trial of a study shares. ``origin``: what proposes those that nobody enqueued, by ``sampler``.
+
+    ``session``: the number of the search's session that runs them.
+    """
 
     encoding: Encoding
     seed: int
     sampler: Callable[[int], BaseSampler] = _tpe
     origin: str = "tpe"
+    session: int | None = None
 
 
 class MeasuredStudy:
@@ -104,6 +110,11 @@ class MeasuredStudy:
         feasible = [trial for trial in self.ended if is_feasible(trial)]
         return sorted(feasible, key=lambda trial: -(trial.value or 0.0))
 
+    @property
+    def sessions(self) -> list[int | None]:
+        """The session of each ended trial; None for one of before sessions were kept."""
+        return [trial.user_attrs.get(_SESSION) for trial in self.ended]
+
     def is_lossy(self, draft: Draft) -> bool:
         """Whether a trial of ``draft`` had a mismatch."""
         return any(trial.user_attrs.get(LOSSY) and self.draft_of(trial.params) == draft for trial in self.ended)
@@ -118,6 +129,7 @@ class MeasuredStudy:
             trial = self._study.ask(self._settings.encoding.distributions)
             draft = self.draft_of(trial.params)
             trial.set_user_attr("skip_set", str(draft.skip_set))
+            trial.set_user_attr(_SESSION, self._settings.session)
             score = scoring(trial, draft)
             # Among infeasible trials Optuna prefers the smaller violation: the nearer to the best, the better.
             best = max((other.value or 0.0 for other in self.ranking), default=score.value)
@@ -168,7 +180,8 @@ def repair_journal(journal: Path) -> None:
     Optuna's reader fails on a torn line, and waits 30 s for a lock. The caller holds the
     study's own lock, so nobody else is writing.
     """
-    Path(f"{journal}.lock").unlink(missing_ok=True)
+    for lock in journal.parent.glob(f"{glob.escape(journal.name)}.lock*"):  # renamed on the way to being removed
+        lock.unlink(missing_ok=True)
     if not journal.exists():
         return
     content = journal.read_bytes()

@@ -15,8 +15,10 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from selfspec_tune.cpu_levels import Level
+from selfspec_tune.engine.native import guard
 from selfspec_tune.errors import NativeUnavailableError
 
 KERNELS = Path(__file__).with_name("kernels")
@@ -56,9 +58,9 @@ class Compiler:
         """
         files = (f'-DKERNELS_LEVEL="{level.name}"', str(SOURCE), "-o", str(output), "-lm")
         command = [*self.command, *self._machine_flags(level, target), *FLAGS, *form, *files]
-        # zig would keep what it makes on the way, in folders of its own.
+        # Compilers would keep what they make on the way elsewhere: zig for ever, others where they are killed.
         scratch = str(output.parent / "zig")
-        environment = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
+        environment = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch, "TMPDIR": str(output.parent)}
         run = _run(command, _COMPILE_SECONDS, environment)
         if run.returncode or not output.is_file():
             problem = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[-200:])
@@ -159,10 +161,24 @@ def _is_zig(command: Sequence[str]) -> bool:
 def _run(
     command: list[str], seconds: float, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **(variables or {})}
+    """Run a command, which ends with this process at the latest, and with it all that it has started."""
+    guarded = [sys.executable, "-I", "-S", guard.__file__, *command]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    heard, held = os.pipe()  # the guard hears this process end
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=seconds, env=environment
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with subprocess.Popen(
+            guarded, stdin=heard, env={**os.environ, **(variables or {})}, start_new_session=True, **pipes
+        ) as process:
+            try:
+                output, said = process.communicate(timeout=seconds)
+            finally:
+                os.close(held)
+    except subprocess.TimeoutExpired as error:
+        raise NativeUnavailableError(f"did not run (it timed out after {seconds:g} s)") from error
+    except OSError as error:
         raise NativeUnavailableError(f"did not run ({error})") from error
+    finally:
+        os.close(heard)
+    if process.returncode == guard.NOT_STARTED:
+        raise NativeUnavailableError(f"did not run ({said.strip()})")
+    return subprocess.CompletedProcess(command, process.returncode, output, said)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from selfspec_tune.engine.native.verdict import Verdict
 from selfspec_tune.errors import NativeUnavailableError, StorageError
 from selfspec_tune.files import write_atomic
+from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.models.default_model import CACHE_VARIABLE, cache_directory
 
 _BUILD = "build-"  # what folders of unfinished builds begin with
@@ -39,16 +40,20 @@ def shared_folder() -> Path:
     """
     folder = cache_directory() / "native"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.stat()
-        is_noexec = bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
+        is_noexec = _is_noexec(folder)
+        above = (*folder.absolute().parents, *folder.resolve().parents)  # of a link, too
+        exposed = next((parent for parent in above if _others_may_replace_in(parent)), None)
     except OSError as error:
         raise UnusableFolderError(f"{folder} cannot be used ({error.strerror or error}){_ELSEWHERE}") from error
     if about.st_uid != os.geteuid():
         raise UnusableFolderError(f"{folder} belongs to another user{_ELSEWHERE}")
     if about.st_mode & _OTHERS_WRITE:
         raise UnusableFolderError(f"others can write to {folder}; run `chmod 700 {folder}`")
+    if exposed is not None:
+        raise UnusableFolderError(f"others can put another folder in the place of {folder}, in {exposed}{_ELSEWHERE}")
     if is_noexec:
         raise UnusableFolderError(f"{folder} lies on a volume that runs no programs (noexec){_ELSEWHERE}")
     return folder
@@ -57,14 +62,48 @@ def shared_folder() -> Path:
 def private_folder() -> Path:
     """A folder of this process, removed when it ends. Raises `NativeUnavailableError`."""
     try:
-        return Path(_private().name)
+        folder = _private().path
+        is_noexec = _is_noexec(folder)
     except OSError as error:
         raise NativeUnavailableError(f"no temporary folder can be made ({error.strerror or error})") from error
+    if is_noexec:
+        raise NativeUnavailableError(
+            f"{folder.parent} lies on a volume that runs no programs (noexec); set TMPDIR or {CACHE_VARIABLE} to a "
+            "folder on one that does"
+        )
+    return folder
 
 
 @cache
-def _private() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="selfspec-kernels-", ignore_cleanup_errors=True)
+def _private() -> TemporaryFolder:
+    return TemporaryFolder("selfspec-kernels-")
+
+
+def _is_noexec(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
+
+
+def _others_may_replace_in(folder: Path) -> bool:
+    """Whether another user could put something else in the place of what is ours in there.
+
+    Root could anyway. A group that is called like its user is that user's own, by convention.
+    """
+    about = folder.stat()
+    if about.st_uid not in (0, os.geteuid()):
+        return True
+    if about.st_mode & stat.S_ISVTX:  # only owners rename what is theirs
+        return False
+    return bool(about.st_mode & stat.S_IWOTH) or (bool(about.st_mode & stat.S_IWGRP) and not _is_own(about.st_gid))
+
+
+def _is_own(group: int) -> bool:
+    import grp
+    import pwd
+
+    try:
+        return group == 0 or grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a user or group without a name
+        return False
 
 
 def lookup(library: Path) -> Verdict | None:
@@ -78,9 +117,9 @@ def lookup(library: Path) -> Verdict | None:
 
 def keep(made: Path, verdict: Verdict, library: Path) -> None:
     """Put a judged file in its place, on disk when this returns. Raises `StorageError`."""
-    if library.is_dir() and not library.is_symlink():
-        shutil.rmtree(library, ignore_errors=True)
     for path, content in ((library, made.read_bytes()), (_record(library), verdict.model_dump_json(indent=2).encode())):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         write_atomic(path, content)
         path.chmod(0o600)
 
