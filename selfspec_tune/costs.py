@@ -11,7 +11,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from selfspec_tune.bounds import number, numbers, shown, whole
 from selfspec_tune.draft import Draft, Precision, Source
+from selfspec_tune.errors import UsageError
+from selfspec_tune.skip_set import MOST_LAYERS
+
+_MOST_TOKENS = 100_000_000  # of a context, in a file
 
 
 @dataclass(slots=True)
@@ -110,8 +115,9 @@ class ContextCosts:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
-        """The inverse of `to_dict`."""
-        return cls(int(value["length"]), tuple(value["verify"]), float(value["attention"]))
+        """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
+        attention = float(number("attention", value["attention"]))
+        return cls(whole("length", value["length"], 0, _MOST_TOKENS), numbers("verify", value["verify"]), attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,25 +231,36 @@ class CostModel:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CostModel:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError or `UsageError` for another value."""
+        verify = numbers("verify", value["verify"])
+        if not verify or min(verify) <= 0:
+            raise UsageError("verify holds no step, or one of no time; expected positive seconds.")
+        vocabularies = value.get("vocabularies", {})
+        vocabulary = value.get("vocabulary")
+        known = {int(size): float(number("vocabularies", seconds, 0.0)) for size, seconds in vocabularies.items()}
+        if vocabulary is not None and known and vocabulary not in known:
+            raise UsageError(f"vocabulary is {shown(vocabulary)}; expected one of {', '.join(map(str, known))}.")
+        contexts = tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ()))
+        if any(len(entry.verify) != len(verify) for entry in contexts):
+            raise UsageError("contexts verify other numbers of tokens than the model does; expected as many.")
         return cls(
-            verify=tuple(value["verify"]),
-            heads=_by_precision(value["heads"]),
-            attention=_by_precision(value["attention"]),
-            mlp=_by_precision(value["mlp"]),
-            num_layers=int(value["num_layers"]),
-            contexts=tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ())),
-            length=int(value.get("length", 0)),
-            vocabularies={int(size): float(seconds) for size, seconds in value.get("vocabularies", {}).items()},
-            vocabulary=value.get("vocabulary"),
-            residual=float(value.get("residual", 0.0)),
-            cold=float(value.get("cold_seconds", 0.0)),
-            guess=float(value.get("guess", 0.0)),
+            verify=verify,
+            heads=_by_precision("heads", value["heads"]),
+            attention=_by_precision("attention", value["attention"]),
+            mlp=_by_precision("mlp", value["mlp"]),
+            num_layers=whole("num_layers", value["num_layers"], 1, MOST_LAYERS),
+            contexts=contexts,
+            length=whole("length", value.get("length", 0), 0, _MOST_TOKENS),
+            vocabularies=known,
+            vocabulary=vocabulary,
+            residual=float(number("residual", value.get("residual", 0.0), 0.0)),
+            cold=float(number("cold_seconds", value.get("cold_seconds", 0.0), 0.0)),
+            guess=float(number("guess", value.get("guess", 0.0), 0.0)),
         )
 
 
-def _by_precision(value: Mapping[str, float]) -> dict[Precision, float]:
-    return {Precision(name): float(seconds) for name, seconds in value.items()}
+def _by_precision(name: str, value: Mapping[str, float]) -> dict[Precision, float]:
+    return {Precision(kind): float(number(f"{name}.{kind}", seconds)) for kind, seconds in value.items()}
 
 
 def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:

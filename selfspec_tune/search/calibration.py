@@ -10,11 +10,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from selfspec_tune.bounds import wholes
 from selfspec_tune.draft import Draft, NgramLookup
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
-from selfspec_tune.files import read_json, write_json_atomic
+from selfspec_tune.files import read_json, taken_apart, write_json_atomic
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 
@@ -43,13 +45,21 @@ def calibrate(
     One after the other, by the engine itself: a batch of prompts would take several times the
     memory of any measurement. Decoding is self-speculative by ``draft``, which changes no token.
     """
-    known: dict[str, list[int]] = dict(read_json(file)["answers"]) if file.exists() else {}
+    known = _read_answers(file, workload.runner.vocabulary_size) if file.exists() else {}
     for number, item in enumerate(items):
         if item.prompt.hash not in known:
             reporter.progress(Progress(number, len(items), detail="continuations by the full model"))
             known[item.prompt.hash] = _continue(workload, item, draft)
             write_json_atomic(file, {"schema": "selfspec-tune/calibration", "version": 1, "answers": known})
     return [Answer(item, tuple(known[item.prompt.hash])) for item in items]
+
+
+def _read_answers(file: Path, vocabulary_size: int) -> dict[str, list[int]]:
+    """What `calibrate` kept: token ids, of which no other may reach the model's embedding."""
+    value = read_json(file)
+    with taken_apart(file):
+        answers: dict[str, Any] = value["answers"]
+        return {hash_: list(wholes("an answer", tokens, vocabulary_size - 1)) for hash_, tokens in answers.items()}
 
 
 def lookup_alone(base: Draft) -> Draft:
