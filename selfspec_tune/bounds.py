@@ -31,11 +31,11 @@ def number(name: str, value: Any, least: float = -_MOST, most: float = _MOST) ->
     return value
 
 
-def numbers(name: str, values: Any, least: float = 0.0) -> tuple[float, ...]:
-    """``values``, a list of numbers of ``least`` or more. Raises `UsageError` for anything else."""
+def numbers(name: str, values: Any, least: float = 0.0, most: float = _MOST) -> tuple[float, ...]:
+    """``values``, a list of numbers from ``least`` to ``most``. Raises `UsageError` for anything else."""
     if not isinstance(values, list | tuple):
         raise UsageError(f"{name} is {shown(values)}; expected a list of numbers.")
-    return tuple(float(number(f"{name}.{place}", value, least)) for place, value in enumerate(values))
+    return tuple(float(number(f"{name}.{place}", value, least, most)) for place, value in enumerate(values))
 
 
 def wholes(name: str, values: Any, most: int) -> tuple[int, ...]:

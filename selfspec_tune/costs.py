@@ -16,7 +16,9 @@ from selfspec_tune.draft import Draft, Precision, Source
 from selfspec_tune.errors import UsageError
 from selfspec_tune.skip_set import MOST_LAYERS
 
-_MOST_TOKENS = 100_000_000  # of a context, in a file
+# What a file may state.
+_MOST_TOKENS = 100_000_000  # of a context
+_LEAST_SECONDS, _MOST_SECONDS = 1e-12, 1e6  # of a step
 
 
 @dataclass(slots=True)
@@ -116,8 +118,8 @@ class ContextCosts:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
         """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
-        attention = float(number("attention", value["attention"]))
-        return cls(whole("length", value["length"], 0, _MOST_TOKENS), numbers("verify", value["verify"]), attention)
+        length = whole("length", value["length"], 0, _MOST_TOKENS)
+        return cls(length, _verify(value), _seconds("attention", value["attention"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,15 +234,16 @@ class CostModel:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CostModel:
         """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError or `UsageError` for another value."""
-        verify = numbers("verify", value["verify"])
-        if not verify or min(verify) <= 0:
-            raise UsageError("verify holds no step, or one of no time; expected positive seconds.")
+        verify = _verify(value)
         vocabularies = value.get("vocabularies", {})
         vocabulary = value.get("vocabulary")
-        known = {int(size): float(number("vocabularies", seconds, 0.0)) for size, seconds in vocabularies.items()}
+        known = {int(size): _seconds("vocabularies", seconds) for size, seconds in vocabularies.items()}
         if vocabulary is not None and known and vocabulary not in known:
             raise UsageError(f"vocabulary is {shown(vocabulary)}; expected one of {', '.join(map(str, known))}.")
         contexts = tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ()))
+        lengths = [entry.length for entry in contexts]
+        if lengths != sorted(set(lengths)):
+            raise UsageError(f"contexts have the lengths {shown(lengths)}; expected rising ones.")
         if any(len(entry.verify) != len(verify) for entry in contexts):
             raise UsageError("contexts verify other numbers of tokens than the model does; expected as many.")
         return cls(
@@ -253,14 +256,26 @@ class CostModel:
             length=whole("length", value.get("length", 0), 0, _MOST_TOKENS),
             vocabularies=known,
             vocabulary=vocabulary,
-            residual=float(number("residual", value.get("residual", 0.0), 0.0)),
-            cold=float(number("cold_seconds", value.get("cold_seconds", 0.0), 0.0)),
-            guess=float(number("guess", value.get("guess", 0.0), 0.0)),
+            residual=_seconds("residual", value.get("residual", 0.0)),
+            cold=_seconds("cold_seconds", value.get("cold_seconds", 0.0)),
+            guess=_seconds("guess", value.get("guess", 0.0)),
         )
 
 
 def _by_precision(name: str, value: Mapping[str, float]) -> dict[Precision, float]:
-    return {Precision(kind): float(number(f"{name}.{kind}", seconds)) for kind, seconds in value.items()}
+    return {Precision(kind): _seconds(f"{name}.{kind}", seconds) for kind, seconds in value.items()}
+
+
+def _seconds(name: str, value: Any) -> float:
+    return float(number(name, value, 0.0, _MOST_SECONDS))
+
+
+def _verify(value: Mapping[str, Any]) -> tuple[float, ...]:
+    """Passes of some time each, one at least."""
+    steps = numbers("verify", value["verify"], _LEAST_SECONDS, _MOST_SECONDS)
+    if not steps:
+        raise UsageError("verify is empty; expected the seconds of one step or more.")
+    return steps
 
 
 def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:
