@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.models import load_model
-from selfspec_tune.models.gguf_file import gguf_file_type
 from tests import kit
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, write
 
@@ -27,7 +26,8 @@ def _content() -> bytes:
 
 def _damaged_header(data: st.DataObject) -> bytes:
     whole = _content()
-    return data.draw(damaged(whole[:_HEADER_BYTES])) + data.draw(st.sampled_from([whole[_HEADER_BYTES:], b""]))
+    header = data.draw(damaged(whole[:_HEADER_BYTES]))
+    return header + whole[_HEADER_BYTES:] if data.draw(st.booleans()) else header
 
 
 @A_FEW
@@ -35,7 +35,6 @@ def _damaged_header(data: st.DataObject) -> bytes:
 def test_a_damaged_header_is_read_or_refused(data: st.DataObject) -> None:
     with folder() as place:
         file = write(Path(place) / "tiny.gguf", _damaged_header(data))
-        may_be_refused(lambda: gguf_file_type(file), "tiny.gguf")
         may_be_refused(lambda: GgufFile(file), "tiny.gguf")
 
 
