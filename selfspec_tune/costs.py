@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from selfspec_tune.bounds import number, numbers, shown, whole
 from selfspec_tune.draft import Draft, Precision, Source
+from selfspec_tune.errors import UsageError
+from selfspec_tune.skip_set import MOST_LAYERS
+
+# What a file may state.
+_MOST_TOKENS = 100_000_000  # of a context
+_LEAST_SECONDS, _MOST_SECONDS = 1e-12, 1e6  # of a step
 
 
 @dataclass(slots=True)
@@ -110,8 +117,9 @@ class ContextCosts:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
-        """The inverse of `to_dict`."""
-        return cls(int(value["length"]), tuple(value["verify"]), float(value["attention"]))
+        """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
+        length = whole("length", value["length"], 0, _MOST_TOKENS)
+        return cls(length, _verify(value), _seconds("attention", value["attention"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,25 +233,49 @@ class CostModel:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CostModel:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError or `UsageError` for another value."""
+        verify = _verify(value)
+        vocabularies = value.get("vocabularies", {})
+        vocabulary = value.get("vocabulary")
+        known = {int(size): _seconds("vocabularies", seconds) for size, seconds in vocabularies.items()}
+        if vocabulary is not None and known and vocabulary not in known:
+            raise UsageError(f"vocabulary is {shown(vocabulary)}; expected one of {', '.join(map(str, known))}.")
+        contexts = tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ()))
+        lengths = [entry.length for entry in contexts]
+        if lengths != sorted(set(lengths)):
+            raise UsageError(f"contexts have the lengths {shown(lengths)}; expected rising ones.")
+        if any(len(entry.verify) != len(verify) for entry in contexts):
+            raise UsageError("contexts verify other numbers of tokens than the model does; expected as many.")
         return cls(
-            verify=tuple(value["verify"]),
-            heads=_by_precision(value["heads"]),
-            attention=_by_precision(value["attention"]),
-            mlp=_by_precision(value["mlp"]),
-            num_layers=int(value["num_layers"]),
-            contexts=tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ())),
-            length=int(value.get("length", 0)),
-            vocabularies={int(size): float(seconds) for size, seconds in value.get("vocabularies", {}).items()},
-            vocabulary=value.get("vocabulary"),
-            residual=float(value.get("residual", 0.0)),
-            cold=float(value.get("cold_seconds", 0.0)),
-            guess=float(value.get("guess", 0.0)),
+            verify=verify,
+            heads=_by_precision("heads", value["heads"]),
+            attention=_by_precision("attention", value["attention"]),
+            mlp=_by_precision("mlp", value["mlp"]),
+            num_layers=whole("num_layers", value["num_layers"], 1, MOST_LAYERS),
+            contexts=contexts,
+            length=whole("length", value.get("length", 0), 0, _MOST_TOKENS),
+            vocabularies=known,
+            vocabulary=vocabulary,
+            residual=_seconds("residual", value.get("residual", 0.0)),
+            cold=_seconds("cold_seconds", value.get("cold_seconds", 0.0)),
+            guess=_seconds("guess", value.get("guess", 0.0)),
         )
 
 
-def _by_precision(value: Mapping[str, float]) -> dict[Precision, float]:
-    return {Precision(name): float(seconds) for name, seconds in value.items()}
+def _by_precision(name: str, value: Mapping[str, float]) -> dict[Precision, float]:
+    return {Precision(kind): _seconds(f"{name}.{kind}", seconds) for kind, seconds in value.items()}
+
+
+def _seconds(name: str, value: Any) -> float:
+    return float(number(name, value, 0.0, _MOST_SECONDS))
+
+
+def _verify(value: Mapping[str, Any]) -> tuple[float, ...]:
+    """Passes of some time each, one at least."""
+    steps = numbers("verify", value["verify"], _LEAST_SECONDS, _MOST_SECONDS)
+    if not steps:
+        raise UsageError("verify is empty; expected the seconds of one step or more.")
+    return steps
 
 
 def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:

@@ -12,26 +12,30 @@
 |            | first 8 layers draft, the others are skipped                            |
 | knapspec   | list of 2 L zeros and ones in running order, 1 = skipped                |
 
-Our own skip.json is read too, as ``skip-config``. Layers count from 0 unless said.
+Our own skip.json is read too, as ``skip-config``. Layers count from 0 unless said. Keys of other projects' entries
+that are not known here are left alone (they keep scores and notes there); our own ``skip`` object has no others.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
 from selfspec_tune import files
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError, SkipSetError
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.json_text import parse_json
+from selfspec_tune.skip_set import MOST_LAYERS, SkipSet
 
 SKIP_CONFIG = "skip-config"
 _OWN_SCHEMAS = "selfspec-tune/"
 _ENTRY = frozenset({"attention", "mlp", "layers"})
 _EXIT_KEYS = ("exit_layer", "assistant_early_exit")
-_ECONOMIZE_CALL = re.compile(r"skip_layers\s*=\s*[(\[]([\d,\s]*)[)\]]")
+_ECONOMIZE_CALL = re.compile(r"skip_layers\s*=\s*[(\[]([0-9,\s]*)[)\]]")
+_MOST_NAMES = 20
 _MODEL_SIZE = re.compile(r"\d+(\.\d+)?[bm](?![a-z0-9])", re.IGNORECASE)
 
 
@@ -125,11 +129,17 @@ def _decode(file: str) -> Any:
     text = files.read_text(file)
     call = _ECONOMIZE_CALL.search(text)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         if call is None:
             raise FileFormatError(f"{file} is not valid JSON ({error}). Is it a skip-set file?") from error
-        return {"skip_layers": [int(number) for number in re.findall(r"\d+", call[1])]}
+        return {"skip_layers": [_layer_number(number, file) for number in re.findall("[0-9]+", call[1])]}
+
+
+def _layer_number(digits: str, file: str) -> int:
+    if len(digits) > len(str(MOST_LAYERS)):
+        raise FileFormatError(f"{file}: layer {shown(digits)}; expected a layer's number.")
+    return int(digits)
 
 
 def _interpret(value: Any, num_layers: int | None, key: str | None, origin: str) -> tuple[SkipSet, str]:
@@ -155,15 +165,17 @@ def _interpret(value: Any, num_layers: int | None, key: str | None, origin: str)
 
 def _from_skip_config(value: dict[str, Any], num_layers: int | None, origin: str) -> SkipSet:
     model, skip = value.get("model"), value.get("skip")
-    if not isinstance(model, dict) or not isinstance(skip, dict) or not isinstance(model.get("num_layers"), int):
+    if not isinstance(model, dict) or not isinstance(skip, dict) or type(model.get("num_layers")) is not int:
         raise FileFormatError(f"{origin} holds no skip set with its model's depth; expected a skip.json.")
+    if skip.keys() != {"attention", "mlp"}:
+        raise FileFormatError(f"{origin}: skip has the keys {_listed(skip)}; expected attention and mlp.")
     depth: int = model["num_layers"]
     _check_depth(depth, num_layers, origin)
     return _from_entry(skip, depth, origin)
 
 
 def _from_flag_list(value: list[Any], num_layers: int | None, origin: str) -> SkipSet:
-    if not value or len(value) % 2 or any(flag not in (0, 1) for flag in value):
+    if not value or len(value) % 2 or any(type(flag) not in (int, bool) or flag not in (0, 1) for flag in value):
         raise FileFormatError(f"{origin} holds a list; expected 2 zeros or ones for each layer.")
     _check_depth(len(value) // 2, num_layers, origin)
     return SkipSet.from_flags([bool(flag) for flag in value])
@@ -172,7 +184,7 @@ def _from_flag_list(value: list[Any], num_layers: int | None, origin: str) -> Sk
 def _from_exit_layer(value: Any, num_layers: int | None, origin: str) -> SkipSet:
     depth = _needed_depth(num_layers, origin)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= depth:
-        raise SkipSetError(f"{origin}: exit layer {value!r}; expected 1 to {depth}, the number of layers kept.")
+        raise SkipSetError(f"{origin}: exit layer {shown(value)}; expected 1 to {depth}, the number of layers kept.")
     skipped = tuple(range(value, depth))
     return SkipSet(depth, skipped, skipped)
 
@@ -181,7 +193,7 @@ def _from_economize(layers: tuple[int, ...], num_layers: int | None, origin: str
     depth = _needed_depth(num_layers, origin)
     for layer in layers:
         if not 1 <= layer <= depth:
-            raise SkipSetError(f"{origin}: layer {layer} counted from 1; expected 1 to {depth}.")
+            raise SkipSetError(f"{origin}: layer {shown(layer)} counted from 1; expected 1 to {depth}.")
     from_zero = tuple(layer - 1 for layer in layers)
     return SkipSet(depth, from_zero, from_zero)
 
@@ -191,7 +203,7 @@ def _from_entry(entry: dict[str, Any], num_layers: int | None, origin: str) -> S
     named = entry.keys() & _ENTRY
     if named not in ({"layers"}, {"attention", "mlp"}):
         raise FileFormatError(
-            f"{origin} has the keys {', '.join(entry)}; expected attention and mlp, or layers alone. Add what is "
+            f"{origin} has the keys {_listed(entry)}; expected attention and mlp, or layers alone. Add what is "
             "missing, as an empty list where nothing is skipped."
         )
     attention, mlp = (_layers(entry, "layers" if "layers" in named else name, origin) for name in ("attention", "mlp"))
@@ -212,11 +224,11 @@ def _choose_entry(value: dict[str, Any], key: str | None, origin: str) -> tuple[
     if key is None and len(entries) > 1:
         raise SkipSetError(
             f"{origin} holds {len(entries)} skip sets; name one, as in '{origin}#{next(iter(entries))}'. "
-            f"Keys: {', '.join(entries)}."
+            f"Keys: {_listed(entries)}."
         )
     name = next(iter(entries)) if key is None else key
     if name not in entries:
-        raise SkipSetError(f"{origin} has no skip set {name!r}; keys: {', '.join(entries)}.")
+        raise SkipSetError(f"{origin} has no skip set {name!r}; keys: {_listed(entries)}.")
     return name, entries[name]
 
 
@@ -233,7 +245,7 @@ def _dialect_of_key(key: str) -> Dialect:
 def _layers(entry: dict[str, Any], name: str, origin: str) -> tuple[int, ...]:
     value = entry[name]
     if not isinstance(value, list) or not all(type(layer) is int for layer in value):
-        raise FileFormatError(f"{origin}: {name} is {value!r}; expected a list of layer numbers, such as [3, 7].")
+        raise FileFormatError(f"{origin}: {name} is {shown(value)}; expected a list of layer numbers, such as [3, 7].")
     return tuple(value)
 
 
@@ -249,6 +261,12 @@ def _check_depth(found: int, expected: int | None, origin: str) -> None:
             f"{origin} is for a model of {found} layers, but this model has {expected}. "
             "Use the model that the set was made for, or search again."
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few names of a file."""
+    known = list(names)
+    return ", ".join(known[:_MOST_NAMES]) + ", …" * (len(known) > _MOST_NAMES) if known else "none"
 
 
 def _not_understood(origin: str) -> FileFormatError:

@@ -1,25 +1,32 @@
 """Reading and writing files so that a crash, a full disk or a bad file is never a surprise.
 
 Whole files are replaced atomically; records are appended one line at a time. What cannot
-be written raises `StorageError`, what cannot be read `FileFormatError`.
+be written raises `StorageError`, what cannot be read `FileFormatError`: `read_json` and `read_jsonl` for text that is
+not JSON, `taken_apart` for JSON of another shape than the program writes.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.errors import FileFormatError, StorageError
+from selfspec_tune.bounds import shown
+from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, UsageError
+from selfspec_tune.json_text import parse_json
 from selfspec_tune.leftovers import hold, release, sweep, temporary_name
 
 HASH_LENGTH = 16
+DAMAGED = "It may be damaged: restore a copy, or begin again with another --out."
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _ANY_ADVICE = "Choose a folder that you may write to."
 _IN_THE_WAY = "Something else has the name of a folder there: move it away, or choose a folder elsewhere."
@@ -49,14 +56,21 @@ def short_hash(text: str) -> str:
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace ``path`` by ``data``: a reader sees the old file or the new one, never a part.
 
-    The new file is written beside the old one, flushed to disk, then renamed over it.
-    Missing folders are made. Raises `StorageError` and leaves the old file untouched.
+    The new file is written beside the old one, flushed to disk, then renamed over it. It gets the old one's mode, and
+    where ``path`` is a link, the file that this leads to is replaced. Missing folders are made. Raises `StorageError`
+    and leaves the old file untouched.
     """
     target = Path(path)
-    content = data.encode() if isinstance(data, str) else data
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
+        if target.is_symlink():  # a link that leads to itself
+            raise storage_error(target, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+    content = _encoded(data) if isinstance(data, str) else data
     try:
         with _temporary_beside(target) as temporary:
             with temporary.open("r+b") as file:
+                if target.exists():
+                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -116,7 +130,7 @@ def append_jsonl(path: str | os.PathLike[str], *values: Any) -> None:
     A line torn by an earlier crash is cut off first. Raises `StorageError`; what a failed
     write left of its lines is taken back.
     """
-    lines = b"".join(json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n" for value in values)
+    lines = b"".join(_encoded(json.dumps(value, ensure_ascii=False, allow_nan=False)) + b"\n" for value in values)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +160,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as error:
             raise FileFormatError(
                 f"{source}, line {number} is not JSON ({error}). Remove that line, or restore the file."
@@ -156,18 +170,46 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file. Raises `FileFormatError` if it is missing or corrupt."""
-    source = Path(path)
-    try:
-        return json.loads(_read_text(source))
-    except ValueError as error:
-        raise FileFormatError(
-            f"{source} is not valid JSON ({error}). It may be truncated: write it again or restore a copy."
-        ) from error
+    return _json(Path(path), parse_json)
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file of ours. Raises `FileFormatError` if it is missing, corrupt or another value."""
+    return _object(read_json(path), path)
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a model's own JSON file, read as transformers does: there infinity is a number, and the last wins.
+
+    Raises `FileFormatError` if it is missing, corrupt or another value.
+    """
+    return _object(_json(Path(path), json.loads), path)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file. Raises `FileFormatError` if it is missing or not text."""
-    return _read_text(Path(path))
+    """The text of a UTF-8 file, or of a UTF-16 one that says so; a byte order mark is no part of it.
+
+    Raises `FileFormatError` if it is missing or not text.
+    """
+    return _read_text(Path(path), also_utf_16=True)
+
+
+@contextmanager
+def taken_apart(path: str | os.PathLike[str], remedy: str = DAMAGED) -> Iterator[None]:
+    """Whatever is raised where a file's values are made into something else, as a `FileFormatError` naming the file.
+
+    For that alone: within it, nothing but the file's values can be wrong. ``remedy``: what to do.
+    """
+    try:
+        yield
+    except FileFormatError as error:
+        raise error if str(path) in str(error) else FileFormatError(f"{path}: {error}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, SelfSpecError) and not isinstance(error, UsageError):
+            raise
+        raise FileFormatError(f"{path} is not as this program writes it ({_why(error)}). {remedy}") from error
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -177,9 +219,59 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(f"Cannot write {path}: {reason}{room}. {_ADVICE.get(error.errno or 0, _ANY_ADVICE)}")
 
 
-def _read_text(path: Path) -> str:
+def _json(source: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return path.read_bytes().decode()
+        return parse(_read_text(source, also_utf_16=True))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            f"{source} is not valid JSON ({error}). It may be truncated: write it again or restore a copy."
+        ) from error
+
+
+def _object(value: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} holds {shown(value)}; expected a JSON object. Is it the right file?")
+    return value
+
+
+def _why(error: Exception) -> str:
+    """What a reader of records raised, in one line of words."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    problem = first_problem(error)
+    if problem or isinstance(error, UsageError):
+        return problem or str(error).rstrip(".")
+    return (str(error).splitlines() or ["a value is missing"])[0][:200] or "a value is missing"
+
+
+def first_problem(error: Exception) -> str | None:
+    """``model.num_layers: …``: what pydantic found wrong first, what was given and where; None of another error."""
+    if not hasattr(error, "errors"):
+        return None
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    reason = problem["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+    given = problem["input"]
+    is_short = problem["type"] not in ("missing", "value_error") and not isinstance(given, dict | list)
+    return f"{place}: {reason}" + (f", not {shown(given)}" if is_short else "")
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with bytes of file names that are no text written as JSON writes them."""
+    return text.encode(errors="backslashreplace")
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that nobody else may read until it has got its mode."""
+    return os.open(path, flags, 0o600)
+
+
+def _read_text(path: Path, *, also_utf_16: bool = False) -> str:
+    try:
+        if stat.S_ISCHR(path.stat().st_mode):
+            raise FileFormatError(f"{path} is a device, which may have no end; expected a file.")
+        content = path.read_bytes()
+        return content.decode("utf-16" if also_utf_16 and content.startswith(_UTF_16) else "utf-8-sig")
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} does not exist. Check the path.") from error
     except OSError as error:

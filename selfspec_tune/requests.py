@@ -21,7 +21,7 @@ DEFAULT_NUM_PROMPTS = 64
 SHORTEST_CONTEXT = 16
 _THRESHOLD_POLICIES = ("threshold", "adaptive")
 
-_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE)
+_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"b": 1} | {
     prefix + infix + "b": base**power
     for power, prefix in enumerate("kmgt", start=1)

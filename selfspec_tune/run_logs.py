@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import short_hash, storage_error
 
@@ -70,9 +71,11 @@ def heading_of(rows: Sequence[Any], path: Path, schema: str, version: int) -> di
     heading = rows[0]
     if not isinstance(heading, dict) or heading.get("schema") != schema:
         raise FileFormatError(f"{path} is no log of a bench (expected schema {schema} in its first line). {WAYS_OUT}")
-    if heading.get("version") != version:
+    if type(heading.get("version")) is not int or heading["version"] != version:
         raise FileFormatError(
-            f"{path} is version {heading.get('version')} of {schema}; this program reads {version}. "
+            f"{path} is version {shown(heading.get('version'))} of {schema}; this program reads {version}. "
             "Update selfspec-tune, or give another --out."
         )
+    if not isinstance(heading.get("measurement"), dict):
+        raise FileFormatError(f"{path} does not say in its first line what it measured. {WAYS_OUT}")
     return heading

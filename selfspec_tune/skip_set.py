@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import SkipSetError
 
+MOST_LAYERS = 10_000  # many more than any model has
 KEPT_MARK = "█"
 SKIPPED_MARK = "·"
 
 _FORM = "expected a form like 'attn 2-9,14 · mlp 3,5', or 'none'"
 _KINDS = {"attn": "attention", "attention": "attention", "mlp": "mlp"}
-_NUMBERS = r"\d+\s*(?:[-–]\s*\d+)?"
+_NUMBER = "[0-9]{1,18}"  # Python's \d are the digits of every script, and longer ones are no layer's
+_NUMBERS = rf"{_NUMBER}\s*(?:[-–]\s*{_NUMBER})?"
 _PART = re.compile(
     rf"(?P<kind>[a-z]+)\s*:?\s*(?P<numbers>{_NUMBERS}(?:\s*,\s*{_NUMBERS})*)\s*[·;|+]?\s*", re.IGNORECASE
 )
@@ -30,7 +33,7 @@ class SkipSet:
     """The sub-layers that drafting leaves out of a model of ``num_layers`` layers.
 
     ``attention`` and ``mlp`` hold 0-based layer numbers; they are sorted and freed of
-    repetitions on construction. Raises `SkipSetError` for a layer the model lacks.
+    repetitions on construction. Raises `SkipSetError` for a layer the model lacks, or more than `MOST_LAYERS`.
     """
 
     num_layers: int
@@ -38,8 +41,10 @@ class SkipSet:
     mlp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_layers < 1:
-            raise SkipSetError(f"A skip set for {self.num_layers} layers; expected at least one layer.")
+        if not 1 <= self.num_layers <= MOST_LAYERS:
+            raise SkipSetError(
+                f"A skip set for {shown(self.num_layers)} layers; expected at least one layer, at most {MOST_LAYERS}."
+            )
         for kind in ("attention", "mlp"):
             object.__setattr__(self, kind, _normalised(kind, getattr(self, kind), self.num_layers))
 
@@ -64,7 +69,7 @@ class SkipSet:
             part = _PART.match(stripped, position)
             kind = _KINDS.get(part["kind"].lower()) if part else None
             if part is None or kind is None:
-                raise SkipSetError(f"Cannot read the skip set {text!r} at {stripped[position:]!r}; {_FORM}.")
+                raise SkipSetError(f"Cannot read the skip set {shown(text)} at {shown(stripped[position:])}; {_FORM}.")
             layers[kind] += _parse_numbers(part["numbers"], kind, num_layers)
             position = part.end()
         return cls(num_layers, tuple(layers["attention"]), tuple(layers["mlp"]))
@@ -169,18 +174,19 @@ def sublayer_name(index: int) -> str:
 
 
 def _normalised(kind: str, layers: Iterable[int], num_layers: int) -> tuple[int, ...]:
-    unique = set(layers)
-    for layer in unique:
+    given = tuple(layers)
+    for layer in given:
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise SkipSetError(f"{kind} layer {layer!r} is not a whole number; expected 0 to {num_layers - 1}.")
+            raise SkipSetError(f"{kind} layer {shown(layer)} is not a whole number; expected 0 to {num_layers - 1}.")
         _check_layer(kind, layer, num_layers)
-    return tuple(sorted(unique))
+    return tuple(sorted(set(given)))
 
 
 def _check_layer(kind: str, layer: int, num_layers: int) -> None:
     if not 0 <= layer < num_layers:
         raise SkipSetError(
-            f"{kind} layer {layer} is out of range; the model has {num_layers} layers, numbered 0 to {num_layers - 1}."
+            f"{kind} layer {shown(layer)} is out of range; the model has {num_layers} layers, numbered 0 to "
+            f"{num_layers - 1}."
         )
 
 

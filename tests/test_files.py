@@ -171,3 +171,98 @@ def test_missing_corrupt_and_binary_files_are_told_apart(tmp_path: Path) -> None
 def test_hashes_are_sha256_of_the_text() -> None:
     assert files.sha256_hex("é") == hashlib.sha256("é".encode()).hexdigest()
     assert files.short_hash("é") == files.sha256_hex("é")[:16]
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e999", '{"a": 1, "a": 2}', "[" * 100_000])
+def test_what_python_takes_for_json_and_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "value.json"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=r"value\.json is not valid JSON"):
+        files.read_json(path)
+    path.write_text(f"1\n{text}\n")
+    with pytest.raises(FileFormatError, match=r"value\.json, line 2 is not JSON"):
+        files.read_jsonl(path)
+
+
+def test_a_models_own_settings_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"time_step_limit": [0.0, Infinity], "a": 1, "a": 2}')
+    assert files.read_settings(path) == {"time_step_limit": [0.0, float("inf")], "a": 2}
+    for text in ("[]", "[" * 100_000, "{", '"x"'):
+        path.write_text(text)
+        with pytest.raises(FileFormatError, match=r"config\.json"):
+            files.read_settings(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes((b"\xff\xfe" if encoding == "utf-16-le" else b"") + '{"é": 1}'.encode(encoding))
+    assert files.read_json(path) == {"é": 1}
+    assert files.read_text(path) == '{"é": 1}'
+
+
+def test_lines_behind_a_byte_order_mark_are_read_and_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf1\r\n2\r\n")
+    files.append_jsonl(path, 3)
+    assert files.read_jsonl(path) == [1, 2, 3]
+
+
+def test_a_device_is_no_file(tmp_path: Path) -> None:
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(FileFormatError, match=f"{device} is a device"):
+            files.read_json(device)
+
+
+def test_a_name_that_is_no_text_is_written_and_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"m\xff")
+    files.write_json_atomic(tmp_path / "a.json", {"model": name})
+    files.append_jsonl(tmp_path / "a.jsonl", {"model": name})
+    assert files.read_json(tmp_path / "a.json") == files.read_jsonl(tmp_path / "a.jsonl")[0] == {"model": name}
+
+
+@pytest.mark.parametrize("error", [KeyError("answers"), TypeError("x"), AssertionError(), RecursionError(), IndexError])
+def test_what_another_shape_raises_names_the_file(error: Exception) -> None:
+    message = r"study/a\.json is not as this program writes it \(.+\)\. .*restore a copy"
+    with pytest.raises(FileFormatError, match=message), files.taken_apart("study/a.json"):
+        raise error
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(FileFormatError, match="it lacks 'answers'"), files.taken_apart("a.json"):
+        {}["answers"]
+
+
+def test_an_error_that_names_the_file_and_a_full_disk_pass_as_they_are() -> None:
+    for error in (FileFormatError("a.json is torn"), StorageError("disk full"), OSError(errno.EIO, "broken")):
+        with pytest.raises(type(error)) as caught, files.taken_apart("a.json"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "skip.json"
+    path.write_text("old")
+    path.chmod(mode)
+    files.write_atomic(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", mode)
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "skip.json", tmp_path / "skip.json"
+    for content in ("first, where the link leads nowhere", "second"):
+        link.unlink(missing_ok=True)
+        link.symlink_to("there/skip.json")
+        files.write_atomic(link, content)
+        assert link.is_symlink()
+        assert target.read_text() == content
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["skip.json"]
+
+
+def test_a_link_to_itself_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError, match="loop"):
+        files.write_atomic(tmp_path / "loop", "x")

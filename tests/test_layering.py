@@ -20,7 +20,9 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"cpu_caches", "cpu_levels", "files", "leftovers", "skip_set", "statistics"}),
+    frozenset(
+        {"bounds", "cpu_caches", "cpu_levels", "files", "json_text", "leftovers", "skip_set", "statistics", "terminal"}
+    ),
     frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
@@ -33,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 TORCH_FREE = frozenset(
     {
+        "bounds",
         "cli",
         "costs",
         "cpu_caches",
@@ -43,6 +46,7 @@ TORCH_FREE = frozenset(
         "errors",
         "export",
         "files",
+        "json_text",
         "leftovers",
         "models.aliases",
         "policies",
@@ -56,6 +60,7 @@ TORCH_FREE = frozenset(
         "skip_set",
         "statistics",
         "summary",
+        "terminal",
     }
 )
 TENSOR_LIBRARIES = frozenset({"accelerate", "safetensors", "tokenizers", "torch", "transformers"})

@@ -158,7 +158,7 @@ def test_decode_steps_leave_out_the_token_of_the_prefill() -> None:
 def test_unknown_fields_of_a_later_program_are_kept(tmp_path: Path) -> None:
     value = skip_config().to_dict()
     value["novelty"] = {"a": 1}
-    value["draft"]["sources"] = ["n-gram"]
+    value["score"]["joules"] = [1.5]
     (tmp_path / "skip.json").write_text(json.dumps(value))
     assert SkipConfig.load(tmp_path / "skip.json").to_dict() == value
 

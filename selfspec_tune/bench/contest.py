@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfspec_tune.errors import RivalError
-from selfspec_tune.files import append_jsonl, read_jsonl
+from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.measure.arms import GENERATE, Arm, autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
@@ -102,9 +102,15 @@ class Contest:
         return run_together([self], reporter)[0]
 
     def logged(self) -> dict[Key, PairedRun]:
-        """The log's records of this point, the last of each arm and block."""
-        rows = read_jsonl(self.log) if self.log is not None else []
-        records = [PairedRun.model_validate(row) for row in rows if "method" in row and row.get("point") == self.point]
+        """The log's records of this point, the last of each arm and block. Raises `FileFormatError`."""
+        if self.log is None:
+            return {}
+        rows = read_jsonl(self.log)
+        records = []
+        for number, row in enumerate(rows, 1):
+            with taken_apart(f"{self.log}, line {number}"):
+                if "method" in row and row.get("point") == self.point:
+                    records.append(PairedRun.model_validate(row))
         return {_key_of(record): record for record in records}
 
     def missing(self, known: dict[Key, PairedRun]) -> list[tuple[Block, list[Arm]]]:

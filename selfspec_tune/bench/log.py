@@ -19,10 +19,12 @@ from typing import Any
 
 from selfspec_tune.bench.contest import Contest
 from selfspec_tune.bench.measurement import methods_of
-from selfspec_tune.errors import UsageError
-from selfspec_tune.files import append_jsonl, read_jsonl
+from selfspec_tune.bounds import number, whole
+from selfspec_tune.errors import FileFormatError, UsageError
+from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.results import PairedRun
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.run_logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 SCHEMA, VERSION = "selfspec-tune/bench-log", 1
@@ -39,8 +41,11 @@ class BenchLog:
         self._measurement = dict(measurement)
         rows = read_jsonl(path)
         self._heading: dict[str, Any] | None = heading_of(rows, path, SCHEMA, VERSION)
-        self._sessions: list[dict[str, Any]] = [row for row in rows if "started_session" in row]
-        self._left_out: set[str] = {row["left_out"] for row in rows if "left_out" in row}
+        self._sessions = _sessions_of(rows, path)
+        with taken_apart(path, WAYS_OUT):
+            self._left_out = {str(row["left_out"]) for row in rows if "left_out" in row}
+            for floor in (self._heading or {}).get("numeric_floors", {}).values():
+                number("numeric_floors", floor, 0.0)
         if self._heading is not None:
             difference = first_difference(self._heading.get("measurement", {}), self._measurement)
             if difference:
@@ -82,9 +87,14 @@ class BenchLog:
             self._write(contests, methods, provenance)
 
     def provenance(self, runs: Sequence[PairedRun]) -> dict[str, Any]:
-        """Of the last session that measured any of ``runs``, with all of them listed under ``sessions``."""
+        """Of the last session that measured any of ``runs``, with all of them listed under ``sessions``.
+
+        Raises `FileFormatError` where the log lists none of them.
+        """
         sessions = [self._summary(session, runs) for session in self._sessions]
         took_part = [(session, about) for session, about in zip(self._sessions, sessions, strict=True) if about["runs"]]
+        if not took_part:
+            raise FileFormatError(f"{self.path} does not say in which session its runs were measured. {WAYS_OUT}")
         newest: dict[str, Any] = took_part[-1][0]["provenance"]
         return {**newest, "sessions": [about for _, about in took_part], "resumed": len(took_part) - 1}
 
@@ -129,9 +139,28 @@ def runner_of(path: Path | None) -> str | None:
 
 def widened_of(path: Path | None) -> dict[str, bool]:
     """Of every method in the log at ``path``, by its id, whether it ran on the model's float32 copy."""
-    sessions = [] if path is None else [row for row in read_jsonl(path) if "started_session" in row]
-    methods = [item for session in sessions for item in session["methods"].items()]
-    return {id_.partition(" at ")[0]: "dtype" in method for id_, method in methods}
+    if path is None:
+        return {}
+    with taken_apart(path, WAYS_OUT):
+        sessions = [row for row in read_jsonl(path) if "started_session" in row]
+        methods = [item for session in sessions for item in session["methods"].items()]
+        return {id_.partition(" at ")[0]: "dtype" in method for id_, method in methods}
+
+
+def _sessions_of(rows: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """The lines of sessions. Raises `FileFormatError` where one lacks what is read of it, or a line is no object."""
+    with taken_apart(path, WAYS_OUT):
+        sessions: list[dict[str, Any]] = [row for row in rows if "started_session" in row]
+        for session in sessions:
+            whole("started_session", session["started_session"], 1, len(sessions))
+            provenance, methods = session["provenance"], session["methods"]
+            check_provenance(provenance)
+            load = provenance.get("hardware", {}).get("load_average")
+            if load is not None:
+                number("load_average", load, 0.0)
+            for method in methods.values():
+                method.items()
+    return sessions
 
 
 @contextmanager

@@ -33,12 +33,12 @@ class Source:
             skip_set = parse_skip_set(self.text or "", loaded.num_layers)
             return replace(default, skip_set=skip_set) if default else Draft(skip_set)
         check_same_model(self.config, loaded, self.label)
-        return _draft_of(self.config, self.label)
+        return _draft_of(self.config)
 
     def as_written(self, num_layers: int) -> Draft:
         """The draft for whatever model it was made for; at ``num_layers`` where the source does not state a depth."""
         if self.config is not None:
-            return _draft_of(self.config, self.label)
+            return _draft_of(self.config)
         text = self.text or ""
         return Draft(parse_skip_set(text, self.stated_depth or num_layers))
 
@@ -139,14 +139,9 @@ def _is_file(text: str) -> bool:
     return os.path.isfile(text.partition("#")[0])
 
 
-def _draft_of(config: SkipConfig, label: str) -> Draft:
-    """The draft of a skip.json. Raises `UsageError` where its values do not fit."""
-    try:
-        return Draft.from_dict(config.skip_set(), config.draft.model_dump())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(
-            f"The draft in {label} does not fit ({error!r}). Write it again or restore a copy."
-        ) from error
+def _draft_of(config: SkipConfig) -> Draft:
+    """The draft of a skip.json."""
+    return Draft.from_dict(config.skip_set(), config.draft.model_dump())
 
 
 def _json_or_none(file: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,7 +152,7 @@ def _write(result: BenchResult, files: BenchFiles) -> None:
     if files.spec_bench is not None:
         method = headline_method(result) or result.methods[0]
         written = export.write_spec_bench(result, method.id, files.spec_bench)
-        print(f"note: Spec-Bench rows: {', '.join(map(str, written))}", file=sys.stderr)
+        output.say(f"note: Spec-Bench rows: {', '.join(map(str, written))}", to_errors=True)
 
 
 def _print(result: BenchResult, *, json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import traceback
@@ -12,8 +13,11 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from selfspec_tune.cli import interruption
-from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.terminal import visible, visible_line
 
+_LONGEST_SHOWN = 200
+_WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 RESUMABLE = "interrupted; run the same command to resume"
 
 P = ParamSpec("P")
@@ -48,15 +52,24 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
 def stop(message: str, exit_code: int) -> NoReturn:
     """Print ``message`` on standard error and end the command."""
     with suppress(OSError):  # there may be no terminal any more
-        print(message, file=sys.stderr)
+        print(visible_line(message), file=sys.stderr)
     raise typer.Exit(exit_code) from None
 
 
 def _explain(error: Exception, *, is_debug: bool) -> NoReturn:
     if is_debug:
-        traceback.print_exception(error)
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
     if isinstance(error, SelfSpecError):
         stop(f"error: {error}", error.exit_code)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        is_name = error.errno in _WRONG_NAMES
+        hint = "Give another path." if is_name else "Check the path, and what you may do there."
+        message = f"error: {_shortened(str(error.filename))}: {error.strerror}. {hint}"
+        stop(message, UsageError.exit_code if is_name else SelfSpecError.exit_code)
     first_line = (str(error).strip().splitlines() or [""])[0]
     hint = "" if is_debug else " (run with --debug to see where)"
     stop(f"error: {type(error).__name__}: {first_line}{hint}", 1)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _LONGEST_SHOWN else f"{path[: _LONGEST_SHOWN // 2]}… ({len(path)} characters)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +97,8 @@ def export(
         _refuse(f"--to {to} is made from the checkpoint", {"--gguf": gguf, "--weights": weights})
     if out is None:
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
-    from selfspec_tune.export.drafts import MANIFEST, export_draft
+    from selfspec_tune.export.drafts import export_draft
+    from selfspec_tune.export.manifest import MANIFEST
 
     if verify:
         from selfspec_tune.export.verified import require_runtime
@@ -136,7 +136,8 @@ def import_(
     from selfspec_tune.export.imports import import_skip_set
 
     config, dialect = import_skip_set(source, model, out, force=force)
-    print(f"{out}: {config.skip_set()} of {config.model.id}, read as {dialect}; measure it with `selfspec-tune bench`.")
+    found = f"{config.skip_set()} of {config.model.id}, read as {dialect}"
+    output.say(f"{out}: {found}; measure it with `selfspec-tune bench`.")
 
 
 def _print_verification(found: Verification) -> None:
@@ -179,6 +180,8 @@ def _export_dialect(
 ) -> None:
     if out is None and force:
         raise UsageError("--force replaces a file; name it with --out, or leave --force out.")
+    if out is not None and out.is_symlink():
+        raise UsageError(f"{out} is a symbolic link, which an export never follows. Give the file itself.")
     if out is not None and out.exists() and not force:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
     from selfspec_tune.export import export_dialect
@@ -190,7 +193,7 @@ def _export_dialect(
     if out is not None:
         write_json_atomic(out, value)
     if out is None or json:
-        print(json_.dumps(value))
+        output.print_json(value)
 
 
 def _print(manifest: dict[str, Any], out: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import check_writable
 from selfspec_tune.reporting import Reporter, SilentReporter
+from selfspec_tune.terminal import visible
 
 
 @contextmanager
@@ -28,14 +30,27 @@ def progress(*, quiet: bool) -> Iterator[Reporter]:
         yield reporter
 
 
+class SafeConsole(Console):
+    """A console on which no text, wherever it is from, steers the terminal; what rich itself does is no text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def result_console() -> Console:
     """The console that results are printed on."""
-    return Console(highlight=False)
+    return SafeConsole(highlight=False)
+
+
+def say(line: str, *, to_errors: bool = False) -> None:
+    """Print a line of text as it is, in which others' names may be, on standard output or standard error."""
+    print(visible(line), file=sys.stderr if to_errors else sys.stdout)
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on one line of standard output."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON value on one line of standard output; what is written out in it reads back as it was."""
+    say(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def prepare_outputs(*paths: Path | None) -> None:
@@ -54,7 +69,7 @@ def prepare_outputs(*paths: Path | None) -> None:
 def _reporter(*, quiet: bool) -> AbstractContextManager[Reporter]:
     if quiet:
         return nullcontext(SilentReporter())
-    console = Console(file=sys.stderr, highlight=False)
+    console = SafeConsole(file=sys.stderr, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         from selfspec_tune.report.live import LiveReporter
 

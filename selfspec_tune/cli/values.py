@@ -11,7 +11,8 @@ from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import ExtraMemory
 
 _MOST_LAYERS = 1000  # more than any model has
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def parse_duration(text: str) -> float:
 
 def parse_vocabulary(text: str | None) -> str | None:
     """``auto``, ``full`` or a number of token ids, checked. Raises `UsageError`."""
-    if text is None or text in ("auto", "full") or (text.isdecimal() and int(text) > 0):
+    if text is None or text in ("auto", "full") or (_NUMBER.fullmatch(text) and int(text) > 0):
         return text
     raise UsageError(f"--draft-vocab {text!r}: expected auto, full, or a positive number of token ids.")
 
@@ -44,7 +45,7 @@ def parse_contexts(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(map(_NUMBER.fullmatch, parts)):
         raise UsageError(f"--contexts {text!r}: expected numbers of tokens, separated by commas, such as 128,1024.")
     return tuple(dict.fromkeys(map(int, parts)))
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfspec_tune.bounds import shown, whole
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import DraftPolicy
 from selfspec_tune.draft.precision import DraftPrecision, Precision
 from selfspec_tune.errors import UsageError
 from selfspec_tune.skip_set import SkipSet
 
+MOST_TOKEN_IDS = 10_000_000  # many more than any vocabulary has
 _POLICY, _SAME = DraftPolicy(), DraftPrecision()
 
 
@@ -38,6 +40,8 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.precision.check(self.skip_set.num_layers)
+        if self.vocabulary is not None:
+            whole("vocabulary", self.vocabulary, 1, MOST_TOKEN_IDS)
         if self.ngram is None and not self.model_drafts:
             raise UsageError("A draft with neither a lookup nor the model drafts nothing; give it one of them.")
         if self.ngram is not None and not self.model_drafts:  # so that drafts which do the same are equal
@@ -96,13 +100,15 @@ class Draft:
 
     @classmethod
     def from_dict(cls, skip_set: SkipSet, draft: dict[str, Any]) -> Draft:
-        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults."""
-        ngram = draft.get("ngram")
+        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults. Raises `UsageError`."""
+        ngram, model_drafts = draft.get("ngram"), draft.get("model_drafts", True)
+        if not isinstance(model_drafts, bool):
+            raise UsageError(f"model_drafts is {shown(model_drafts)}; expected true or false.")
         return cls(
             skip_set,
             DraftPolicy.from_dict(draft),
             DraftPrecision.from_json(draft.get("precision", "same"), skip_set.num_layers),
             draft.get("vocabulary"),
             None if ngram is None else NgramLookup.from_dict(ngram),
-            bool(draft.get("model_drafts", True)),
+            model_drafts,
         )

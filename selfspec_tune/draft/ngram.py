@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from selfspec_tune.bounds import only_known, whole
 from selfspec_tune.errors import UsageError
+
+_MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,12 @@ class NgramLookup:
     draft_tokens: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_match <= self.max_match:
+        for name, least in (("max_match", 1), ("min_match", 1), ("max_tokens", 1), ("draft_tokens", 0)):
+            whole(f"ngram.{name}", getattr(self, name), least, _MOST_TOKENS)
+        if self.min_match > self.max_match:
             raise UsageError(
-                f"An n-gram lookup of {self.min_match} to {self.max_match} tokens; expected 1 ≤ min_match ≤ max_match."
+                f"An n-gram lookup of {self.min_match} to {self.max_match} tokens; expected min_match ≤ max_match."
             )
-        if self.max_tokens < 1:
-            raise UsageError(f"An n-gram lookup that drafts {self.max_tokens} tokens; expected at least 1.")
-        if self.draft_tokens < 0:
-            raise UsageError(f"An n-gram lookup that tries {self.draft_tokens} tokens in a draft; expected 0 or more.")
 
     def __str__(self) -> str:
         tried = f", {self.draft_tokens} in drafts" if self.draft_tokens else ""
@@ -49,9 +50,8 @@ class NgramLookup:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> NgramLookup:
-        """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults.
+        """The inverse of `to_dict`; missing fields take defaults. Raises `UsageError`.
 
         Files from before ``draft_tokens`` were measured without it.
         """
-        known = {"draft_tokens": 0, **value}
-        return cls(**{name: int(known[name]) for name in cls.__dataclass_fields__ if name in known})
+        return cls(**{"draft_tokens": 0, **only_known("ngram", value, cls.__dataclass_fields__)})

@@ -7,12 +7,16 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+from selfspec_tune.bounds import number, numbers, only_known, whole
 from selfspec_tune.errors import UsageError
 
+MOST_DRAFT_TOKENS = 1024  # many more than any draft is right for
 # Inner bounds of the intervals of a drafted token's probability; finer where most tokens fall.
 CONFIDENCE_EDGES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98, 0.995)
 
 _EXIT_THRESHOLD = 0.6
+_SHARES = ("exit_threshold", "target_acceptance", "step", "acceptance_momentum", "threshold_momentum")
+_MOST_CREDIT = 1000.0  # plain steps
 
 
 class PolicyKind(StrEnum):
@@ -44,6 +48,13 @@ class AcceptancePrior:
         """Plain JSON values."""
         return {"mean": self.mean, "by_confidence": list(self.by_confidence)}
 
+    @classmethod
+    def from_dict(cls, value: Any) -> AcceptancePrior:
+        """The inverse of `to_dict`. Raises `UsageError`."""
+        known = only_known("prior", value, ("mean", "by_confidence"))
+        mean = float(number("prior.mean", known.get("mean"), 0.0, 1.0))
+        return cls(mean, numbers("prior.by_confidence", known.get("by_confidence")))
+
 
 @dataclass(frozen=True, slots=True)
 class DraftPolicy:
@@ -72,14 +83,12 @@ class DraftPolicy:
     prior: AcceptancePrior | None = None
 
     def __post_init__(self) -> None:
-        if self.max_draft_tokens < 1:
-            raise UsageError(f"max_draft_tokens is {self.max_draft_tokens}; expected at least 1.")
-        if not 0.0 <= self.exit_threshold <= 1.0:
-            raise UsageError(f"exit_threshold is {self.exit_threshold}; expected a probability from 0 to 1.")
-        if not 0.0 <= self.max_loss < 1.0:
+        whole("max_draft_tokens", self.max_draft_tokens, 1, MOST_DRAFT_TOKENS)
+        for name in _SHARES:
+            number(name, getattr(self, name), 0.0, 1.0)
+        if number("max_loss", self.max_loss, 0.0, 1.0) == 1.0:
             raise UsageError(f"max_loss is {self.max_loss}; expected a share from 0 to below 1.")
-        if self.credit < 0.0:
-            raise UsageError(f"credit is {self.credit}; expected 0 or more plain steps.")
+        number("credit", self.credit, 0.0, _MOST_CREDIT)
 
     @property
     def needs_probability(self) -> bool:
@@ -103,9 +112,11 @@ class DraftPolicy:
         """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults."""
         known: dict[str, Any] = {f.name: value[f.name] for f in fields(cls) if value.get(f.name) is not None}
         if "prior" in known:
-            prior = known["prior"]
-            known["prior"] = AcceptancePrior(float(prior["mean"]), tuple(map(float, prior["by_confidence"])))
-        return cls(kind=PolicyKind(value.get("policy", PolicyKind.THRESHOLD)), **known)
+            known["prior"] = AcceptancePrior.from_dict(known["prior"])
+        kind = value.get("policy", PolicyKind.THRESHOLD)
+        if kind not in list(PolicyKind):
+            raise UsageError(f"policy is {kind!r}; expected one of {', '.join(PolicyKind)}.")
+        return cls(kind=PolicyKind(kind), **known)
 
     def _unusual(self) -> Iterator[tuple[str, Any]]:
         """Further settings that differ from their defaults."""

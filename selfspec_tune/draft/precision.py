@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from selfspec_tune.bounds import only_known, shown
 from selfspec_tune.errors import SkipSetError, UsageError
 from selfspec_tune.skip_set import SkipSet, sublayer_name
 
@@ -84,15 +85,20 @@ class DraftPrecision:
         """The inverse of `to_json`. Raises `UsageError`."""
         if isinstance(value, str):
             return cls.uniform(num_layers, _precision(value, value))
-        if not isinstance(value, dict) or set(value) - {"int8", "int4", "head"}:
-            raise UsageError(f"The draft precision {value!r} does not fit; expected 'same', or int8, int4 and head.")
+        named = only_known("precision", value, ("int8", "int4", "head"))
         sublayers = [Precision.SAME] * (2 * num_layers)
         for precision in (Precision.INT8, Precision.INT4):
-            layers = value.get(precision.value, {})
+            name = f"precision.{precision}"
+            layers = only_known(name, named.get(precision.value, {}), ("attention", "mlp"))
+            for kind in layers:
+                if not isinstance(layers[kind], list | tuple):
+                    raise UsageError(f"{name}.{kind} is {shown(layers[kind])}; expected a list of layer numbers.")
             chosen = SkipSet(num_layers, tuple(layers.get("attention", ())), tuple(layers.get("mlp", ())))
             for index in chosen.indices:
+                if sublayers[index] is not Precision.SAME:
+                    raise UsageError(f"precision names {sublayer_name(index)} twice; expected it once.")
                 sublayers[index] = precision
-        return cls(tuple(sublayers), _precision(value.get("head", "same"), str(value)))
+        return cls(tuple(sublayers), _precision(named.get("head", "same"), str(value)))
 
     @property
     def is_same(self) -> bool:

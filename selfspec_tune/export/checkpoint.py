@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import FileFormatError, UnsupportedModelError
-from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.files import read_settings, storage_error, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
 # What a tokenizer, a chat template and generation need, where the checkpoint has them.
-_BESIDE = (
+BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -58,10 +59,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = read_json(folder / "config.json")
-        if self.config.get("quantization_config"):
+        self.config = read_settings(own_file(folder, "config.json"))
+        if quantization := self.config.get("quantization_config"):
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
             raise UnsupportedModelError(
-                f"The weights of {folder} are quantised ({self.config['quantization_config'].get('quant_method')}): "
+                f"The weights of {folder} are quantised ({method}): "
                 "only plain float weights can be taken apart. Export from the checkpoint that it was made from."
             )
         self.tensors: dict[str, TensorInfo] = {}
@@ -91,10 +93,10 @@ class Checkpoint:
 
     @property
     def beside(self) -> Iterator[Path]:
-        """Files that a tokenizer and generation read; links are followed, as caches keep files behind them."""
-        for name in _BESIDE:
+        """Files that a tokenizer and generation read. Raises `FileFormatError` where a link leads out of the folder."""
+        for name in BESIDE:
             if (self.folder / name).is_file():
-                yield self.folder / name
+                yield own_file(self.folder, name)
 
 
 def write_checkpoint(
@@ -153,7 +155,9 @@ def _indexed(folder: Path) -> dict[str, str]:
     """The file of each tensor by the index; empty where all are in one file, which goes first as in transformers."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
         return {}
-    found: dict[str, str] = read_json(folder / INDEX).get("weight_map", {})
+    found = read_settings(own_file(folder, INDEX)).get("weight_map", {})
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise FileFormatError(f"{folder / INDEX} names no file for each tensor in its weight_map. Get it again.")
     return found
 
 
@@ -165,7 +169,7 @@ def _weight_files(folder: Path) -> list[Path]:
             raise FileFormatError(f"{folder / INDEX} names a file outside its folder: {outside[0]}.")
     else:
         files = [folder / WEIGHTS]
-    absent = [file.name for file in files if not file.is_file()]
+    absent = [file.name for file in files if not os.path.isfile(file)]
     if absent:
         pickled = sorted(folder.glob("pytorch_model*.bin"))
         hint = (
@@ -174,7 +178,23 @@ def _weight_files(folder: Path) -> list[Path]:
             else "get the checkpoint again"
         )
         raise FileFormatError(f"{folder} lacks {', '.join(absent)}; {hint}.")
-    return files
+    return [own_file(folder, file.name) for file in files]
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a model. Links are followed within its folder and into a hub's cache, which keeps its files as blobs.
+
+    Raises `FileFormatError` for a link that leads anywhere else: what lies there would be copied into an export.
+    """
+    file = folder / name
+    real = Path(os.path.realpath(file))
+    is_blob = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if not is_blob and not real.is_relative_to(os.path.realpath(folder)):
+        raise FileFormatError(
+            f"{file} is a link to {real}, outside the model's folder, and is not copied into an export. Put the file "
+            "itself there if it belongs to the model."
+        )
+    return file
 
 
 def _headers(file: Path) -> dict[str, TensorInfo]:

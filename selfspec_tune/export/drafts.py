@@ -6,12 +6,14 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
-from selfspec_tune.dialects import SKIP_CONFIG, read_skip_set, split_key
+from selfspec_tune.dialects import read_skip_set
 from selfspec_tune.draft import Draft, DraftPolicy
-from selfspec_tune.errors import FileFormatError, SelfSpecError, SkipSetError, UsageError
+from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
 from selfspec_tune.export.blocks import Block
+from selfspec_tune.export.checkpoint import own_file
 from selfspec_tune.export.forecast import dropped, forecast
 from selfspec_tune.export.generate import write_generate
 from selfspec_tune.export.gguf import write_gguf
@@ -19,17 +21,18 @@ from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.export.hf import write_whole_layers, write_zeroed
 from selfspec_tune.export.job import Format, Job, Written
 from selfspec_tune.export.layout import read_outline
+from selfspec_tune.export.manifest import MANIFEST, SCHEMA, VERSION, others_in
 from selfspec_tune.export.nas import write_nas
+from selfspec_tune.export.skip_files import own_config
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
-from selfspec_tune.files import read_json, storage_error, write_json_atomic
+from selfspec_tune.files import read_object, storage_error, write_json_atomic
 from selfspec_tune.leftovers import TemporaryFolder, hold, release, sweep, temporary_name
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import DraftFormat, ExportRequest
 from selfspec_tune.results import SkipConfig
 
-MANIFEST = "selfspec-export.json"
-SCHEMA, VERSION = "selfspec-tune/export", 1
 _CHECKPOINT = "CHECKPOINT"
+_MODE_OF_FILES = 0o666  # without what only folders need
 
 
 FORMATS: dict[DraftFormat, Format] = {
@@ -60,9 +63,13 @@ def export_draft(request: ExportRequest) -> dict[str, Any]:
         job = _job(request, made, stack)
         try:
             with TemporaryFolder(f".{request.out.name}.", ".tmp", parent=request.out.parent, mode=0o777) as temporary:
+                mode = temporary.stat().st_mode
+                if request.out.exists():
+                    temporary.chmod(S_IMODE(request.out.stat().st_mode) | 0o700)
                 written = made.write(job, temporary, request.out)
                 manifest = _manifest(request, job, written, temporary)
                 write_json_atomic(temporary / MANIFEST, manifest)
+                _set_modes(temporary, request.out, mode & _MODE_OF_FILES)
                 _put(temporary, request.out)
         except OSError as error:
             raise storage_error(request.out, error) from error
@@ -77,12 +84,9 @@ def _check_free(request: ExportRequest) -> None:
         return
     if not request.force:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace an earlier export.")
-    if not (out / MANIFEST).is_file() or read_json(out / MANIFEST).get("schema") != SCHEMA:
+    if not (out / MANIFEST).is_file() or read_object(out / MANIFEST).get("schema") != SCHEMA:
         raise UsageError(f"{out} holds no export of ours, so --force does not replace it. Give another --out.")
-    ours = {*read_json(out / MANIFEST).get("files", {}), MANIFEST}
-    others = sorted(str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir())
-    others = [name for name in others if name not in ours]
-    if others:
+    if others := others_in(out):
         raise UsageError(
             f"{out} holds files that no export wrote ({', '.join(others[:3])}), so --force does not replace it. Move "
             "them, or give another --out."
@@ -91,7 +95,7 @@ def _check_free(request: ExportRequest) -> None:
 
 def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
     """What to write, with the target's files at hand until ``stack`` ends."""
-    config = _skip_config(request.source)
+    config = own_config(request.source)
     model = request.model or (config.model.id if config else "")
     gguf = request.gguf or gguf_of(model)
     model = model or (str(gguf) if made.needs_gguf and gguf else "")
@@ -103,6 +107,8 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
             "--gguf FILE."
         )
     folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model))
+    if folder is not None and made.is_alone:
+        own_file(folder, "config.json")
     policy, vocabulary, is_standalone = DraftPolicy(), None, False
     if config is not None:
         skip_set = config.skip_set()
@@ -141,19 +147,6 @@ def _named_in_lines(model: str) -> str:
     """How servers find the target; they load a checkpoint, not the GGUF file that a draft may be made from."""
     origin = find_origin(model)
     return _CHECKPOINT if origin.source == "gguf" else origin.location
-
-
-def _skip_config(source: Path) -> SkipConfig | None:
-    """The file, where it is our own. Raises `FileFormatError` where there is none."""
-    file = Path(split_key(str(source))[0])
-    try:
-        value = read_json(file)
-    except FileFormatError:
-        if not file.is_file():
-            raise
-        return None  # a dialect that is no JSON, or nothing: its reader says which
-    is_own = isinstance(value, dict) and value.get("schema") == f"selfspec-tune/{SKIP_CONFIG}"
-    return SkipConfig.load(source) if is_own else None
 
 
 def _fingerprint(job: Job, made: Format) -> str | None:
@@ -201,7 +194,7 @@ def _check_gguf(job: Job, config: SkipConfig) -> None:
 
 
 def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) -> dict[str, Any]:
-    config, made = _skip_config(request.source), FORMATS[request.format]
+    config, made = own_config(request.source), FORMATS[request.format]
     notes = [*written.notes]
     if made.is_alone:
         notes += [forecast(config).text]
@@ -241,6 +234,14 @@ def _target_bytes(job: Job, made: Format) -> int | None:
 
 def _layer_record(block: Block) -> dict[str, int | None]:
     return {"attention": block.attention, "mlp": block.mlp}
+
+
+def _set_modes(folder: Path, out: Path, mode: int) -> None:
+    """Give every file the ``mode`` that new files get here, or that of the file in ``out`` that it replaces."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            old = out / file.relative_to(folder)
+            file.chmod(S_IMODE(old.stat().st_mode) if old.is_file() else mode)
 
 
 def _put(temporary: Path, out: Path) -> None:

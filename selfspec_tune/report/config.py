@@ -14,6 +14,7 @@ from selfspec_tune.report import text
 from selfspec_tune.report.tables import model_line
 from selfspec_tune.report.verdict import STYLES, score_verdict
 from selfspec_tune.results import DraftSettings, Score, SkipConfig
+from selfspec_tune.terminal import visible_line
 
 SPLITS = ("calibration", "selection", "test")
 
@@ -33,9 +34,9 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
         facts.add_row("objective", "standalone: keys and values of its own, as an exported draft has")
     for name, value in _score_facts(config.score):
         facts.add_row(name, value)
-    facts.add_row("model", Text(f"{config.model.id}, fingerprint {config.model.fingerprint}"))
+    facts.add_row("model", Text(visible_line(f"{config.model.id}, fingerprint {config.model.fingerprint}")))
     for name, value in _provenance_facts(config.provenance):
-        facts.add_row(name, Text(value))
+        facts.add_row(name, Text(visible_line(value)))
     console.print(facts)
     console.print(Text(_verdict(config), style=STYLES[config.score.verdict]))
 
@@ -43,9 +44,8 @@ def print_skip_config(console: Console, config: SkipConfig) -> None:
 def _verdict(config: SkipConfig) -> str:
     origin = config.provenance.get("imported_from")
     if origin and not config.score.num_prompts:
-        return (
-            f"Imported from {origin['file']} ({origin['dialect']}), not measured yet: give it to `selfspec-tune bench`."
-        )
+        file = visible_line(f"{origin['file']} ({origin['dialect']})")
+        return f"Imported from {file}, not measured yet: give it to `selfspec-tune bench`."
     return score_verdict(config.score)
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from selfspec_tune.report import text
 from selfspec_tune.reporting import Candidate, Progress
+from selfspec_tune.terminal import visible_line
 
 NUM_RECENT_TRIALS = 4
 _SECONDS_BETWEEN_REDRAWS = 0.1
@@ -58,7 +59,7 @@ class LiveReporter:
 
     def stage(self, name: str, detail: str = "") -> None:
         self._print_finished_stage()
-        self._stage, self._detail = name, detail
+        self._stage, self._detail = name, visible_line(detail)
         self._stage_start = self._clock()
         self._progress, self._deadline = Progress(0), None
         self._redraw()
@@ -79,7 +80,7 @@ class LiveReporter:
         self._redraw()
 
     def notice(self, message: str) -> None:
-        self._console.print(Text("note: ", style="yellow").append(message, style="default"))
+        self._console.print(Text("note: ", style="yellow").append(visible_line(message), style="default"))
 
     def _redraw(self) -> None:
         self._last_redraw = self._clock()

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from selfspec_tune.report import text
 from selfspec_tune.reporting import Candidate, Progress
+from selfspec_tune.terminal import visible_line
 
 SECONDS_BETWEEN_LINES = 20.0
 
@@ -46,7 +47,7 @@ class PlainReporter:
     def _say(self, line: str) -> None:
         self._last_line = self._clock()
         with suppress(OSError):
-            print(line, file=self._stream, flush=True)
+            print(visible_line(line), file=self._stream, flush=True)
 
 
 def _progress_text(progress: Progress) -> str:

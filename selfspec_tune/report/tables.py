@@ -14,6 +14,7 @@ from selfspec_tune.report import text
 from selfspec_tune.report.verdict import STYLES, bench_verdict, headline_method
 from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo
 from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.terminal import visible_line
 
 WIDE = 140
 _FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
@@ -55,13 +56,14 @@ def bench_report(result: BenchResult, width: int) -> Group:
         Text(bench_title(result), style="bold"),
         methods_table(result, width),
         Text(LEGEND, style="dim"),
-        *(Text(line, style="dim") for line in rival_lines(result)),
+        *(Text(visible_line(line), style="dim") for line in rival_lines(result)),
     ]
     headline = headline_method(result)
     if headline is not None and len(headline.per_task) > 1 and _tell_anything(headline):
         parts += [Text(""), tasks_table(headline)]
     parts += [Text(""), *(Text(line) for line in check_lines(result))]
-    parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
+    warnings = [visible_line(line) for line in result.warnings]
+    parts += [Text("warning: ", style="yellow").append(line, style="default") for line in warnings]
     parts.append(Text(bench_verdict(result), style=STYLES[result.verdict]))
     return Group(*parts)
 
@@ -74,12 +76,12 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def bench_title(result: BenchResult) -> str:
     """Model, dtype and device, and which prompts were used."""
     read = ", which the search had read" if result.in_sample else ""
-    return f"{model_line(result.model)} · {result.split} prompts{read}"
+    return visible_line(f"{model_line(result.model)} · {result.split} prompts{read}")
 
 
 def model_line(model: ModelInfo) -> str:
     """``smollm2-135m · bfloat16 · cpu``, as far as it is known."""
-    return " · ".join(part for part in (model.name or model.id, model.dtype, model.device) if part)
+    return visible_line(" · ".join(part for part in (model.name or model.id, model.dtype, model.device) if part))
 
 
 def methods_table(result: BenchResult, width: int) -> Table:
@@ -139,7 +141,7 @@ def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
     sessions = [session for session in provenance.get("sessions", []) if session["runs"]]  # a search lists others too
     if len(sessions) < 2:
         return []
-    runs = ", ".join(str(session["runs"]) for session in sessions)
+    runs = ", ".join(str(session.get("runs", text.UNKNOWN)) for session in sessions)
     return [f"Measured in {len(sessions)} sessions ({runs} pairs); each pair is of one session."]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfspec_tune.report import text
 from selfspec_tune.results import BenchResult, MethodResult, Score
+from selfspec_tune.terminal import visible_line
 
 SELF_SPECULATIVE = "self-speculative"
 STYLES = {
@@ -33,7 +34,7 @@ def bench_verdict(result: BenchResult) -> str:
 def score_verdict(score: Score) -> str:
     """The verdict of a skip.json as a sentence."""
     if score.withheld_because:
-        return f"Verdict withheld: {score.withheld_because[0]}"
+        return visible_line(f"Verdict withheld: {score.withheld_because[0]}")
     if score.num_prompts == 0:
         return "Interrupted before the test: no figure yet. The same search command goes on from here."
     return _sentence(score.verdict, score.end_to_end_speedup, _prompts(score.num_prompts, score.split))
@@ -54,7 +55,9 @@ def _sentence(verdict: str, speedup: text.Bounds | None, prompts: str) -> str:
 def _prompts(number: int, split: str, *, in_sample: bool = False) -> str:
     if in_sample:
         return f"on {number} prompts that the search had read (in sample)"
-    return f"on {number} held-out prompts" if split == "test" else f"on {number} prompts of the {split} split"
+    if split == "test":
+        return f"on {number} held-out prompts"
+    return visible_line(f"on {number} prompts of the {split} split")
 
 
 def _why_withheld(result: BenchResult, method: MethodResult) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.methods import MethodResult, NullRun
+from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import PairedRun
+from selfspec_tune.skip_set import MOST_LAYERS, SkipSet
 from selfspec_tune.statistics import Verdict
 
 
@@ -17,7 +20,7 @@ class ModelInfo(Record):
 
     id: str
     fingerprint: str
-    num_layers: int
+    num_layers: int = Field(ge=1, le=MOST_LAYERS)
     name: str | None = None
     source: str | None = None
     architecture: str | None = None
@@ -48,9 +51,20 @@ class BenchResult(Document):
     warnings: list[str] = []
     in_sample: bool = False
     split: str = "test"
-    provenance: dict[str, Any] = {}
+    provenance: Provenance = {}
     runs: list[PairedRun] = []
+
+    def check(self) -> None:
+        """Raise `UsageError` where a method skips layers that the model lacks."""
+        check_layers(self.model, self.methods)
 
     def method(self, method_id: str) -> MethodResult | None:
         """The method of that id, if it was measured."""
         return next((method for method in self.methods if method.id == method_id), None)
+
+
+def check_layers(model: ModelInfo, methods: Iterable[MethodResult]) -> None:
+    """Raise `UsageError` where a method skips layers that the model lacks."""
+    for method in methods:
+        if method.skip is not None:
+            SkipSet(model.num_layers, tuple(method.skip.attention), tuple(method.skip.mlp))

@@ -5,20 +5,33 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from selfspec_tune.bounds import number, only_known
+from selfspec_tune.errors import UsageError
 from selfspec_tune.results.record import Record
+from selfspec_tune.skip_set import MOST_LAYERS
 from selfspec_tune.statistics import Interval
 
-
-def _unbounded_when_null(value: Any) -> Any:
-    """JSON has no infinity: an interval's missing upper bound is written as null."""
-    if isinstance(value, dict) and value.get("high", 0.0) is None:
-        return {**value, "high": math.inf}
-    return value
+_MOST_RATIO = 1e12
 
 
-Ratio = Annotated[Interval, BeforeValidator(_unbounded_when_null)]
+def _interval(value: Any) -> Any:
+    """The interval that an object of a file states. JSON has no infinity: a missing upper bound is written as null."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        named = only_known("an interval", value, ("value", "low", "high"))
+        is_open = "high" in named and named["high"] is None
+        ends = {"high": math.inf} if is_open else {}
+        for name in {"value", "low", "high"} - ends.keys():
+            ends[name] = float(number(name, named.get(name), 0.0, _MOST_RATIO))
+        return Interval(**ends)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Ratio = Annotated[Interval, BeforeValidator(_interval)]
 
 
 class LosslessCount(Record):
@@ -40,10 +53,21 @@ class TaskResult(Record):
 
 
 class SkipLayers(Record):
-    """Skipped 0-based layers, as written in files; `SkipSet` is the value to work with."""
+    """Skipped 0-based layers, as written in files; `SkipSet` is the value to work with.
 
-    attention: list[int] = []
-    mlp: list[int] = []
+    It has no other fields: one that is not known may be a misspelt list, and would be taken for none.
+    """
+
+    attention: list[int] = Field(default=[], max_length=MOST_LAYERS)
+    mlp: list[int] = Field(default=[], max_length=MOST_LAYERS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        try:
+            return only_known("it", value, cls.model_fields) if isinstance(value, dict) else value
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
 
 class MethodResult(Record):

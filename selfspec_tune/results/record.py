@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfspec_tune import files
-from selfspec_tune.errors import FileFormatError
+from selfspec_tune.bounds import shown
+from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 
 Path = str | os.PathLike[str]
 
 
 class Record(BaseModel):
-    """Base of every record: immutable, fields it does not know are kept."""
+    """Base of every record: immutable, fields it does not know are kept, and a value of another kind is refused."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, strict=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the files."""
-        plain: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
+        plain: dict[str, Any] = _plain(self.model_dump(mode="json", by_alias=True))
         return plain
 
 
@@ -38,12 +39,24 @@ class Document(Record):
 
     @classmethod
     def from_dict(cls, value: Any, *, origin: str) -> Self:
-        """Validate a file's value; ``origin`` names it in errors."""
+        """Validate a file's value; ``origin`` names it in errors.
+
+        Raises `FileFormatError`, and `SkipSetError` where it names layers that its model lacks.
+        """
         _check_schema(value, cls.SCHEMA, cls.VERSION, origin)
         try:
-            return cls.model_validate(value)
+            document = cls.model_validate(value)
+            document.check()
         except ValidationError as error:
-            raise FileFormatError(f"{origin} does not fit {cls.SCHEMA}: {_first_problem(error)}.") from error
+            problem = (files.first_problem(error) or "").rstrip(".")
+            raise FileFormatError(f"{origin} does not fit {cls.SCHEMA}: {problem}.") from error
+        except UsageError as error:
+            kind = SkipSetError if isinstance(error, SkipSetError) else FileFormatError
+            raise kind(f"{origin} does not fit {cls.SCHEMA}: {error}") from error
+        return document
+
+    def check(self) -> None:
+        """Raise `UsageError` where parts of a file that fit their own kinds do not fit each other."""
 
     def save(self, path: Path) -> None:
         """Write the file atomically. Raises `StorageError`."""
@@ -59,21 +72,24 @@ def read_versioned(path: Path, schema: str, version: int) -> dict[str, Any]:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """``value`` with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _check_schema(value: Any, schema: str, version: int, origin: str) -> None:
     if not isinstance(value, dict) or value.get("schema") != schema:
-        found = value.get("schema", "no schema") if isinstance(value, dict) else type(value).__name__
+        found = str(value.get("schema", "no schema"))[:80] if isinstance(value, dict) else type(value).__name__
         raise FileFormatError(f"{origin} holds {found}; expected schema {schema}. Is it the right file?")
     found_version = value.get("version")
-    if not isinstance(found_version, int):
+    if type(found_version) is not int:
         raise FileFormatError(f"{origin} states no version of {schema}; expected a whole number up to {version}.")
     if found_version > version:
         raise FileFormatError(
-            f"{origin} is version {found_version} of {schema}; this program reads up to {version}. "
+            f"{origin} is version {shown(found_version)} of {schema}; this program reads up to {version}. "
             "Update selfspec-tune."
         )
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-    return f"{place}: {problem['msg']}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.methods import Ratio
+from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 
 
@@ -50,5 +51,5 @@ class RuntimeBench(Document):
     mean_accepted_tokens: float
     same_texts: int
     num_prompts: int
-    provenance: dict[str, Any] = {}
+    provenance: Provenance = {}
     runs: list[RuntimeRun] = []

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from selfspec_tune.bounds import only_known, shown
+from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.errors import UsageError
 from selfspec_tune.results.bench import ModelInfo
 from selfspec_tune.results.methods import Ratio, SkipLayers
+from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Verdict
 
 
 class DraftSettings(Record):
-    """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`."""
+    """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`.
+
+    Other fields than a draft's are refused, in its parts too: a misspelt one would draft in another way.
+    """
 
     policy: Literal["fixed", "threshold", "adaptive", "cost-aware"]
     max_draft_tokens: int
@@ -23,6 +31,15 @@ class DraftSettings(Record):
     vocabulary: int | None = None
     ngram: dict[str, int] | None = None
     model_drafts: bool = True
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        known = {*DraftSettings.model_fields, *DraftPolicy.__dataclass_fields__} - {"kind"}
+        try:
+            only_known("it", self.model_dump(), sorted(known))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class Score(Record):
@@ -35,10 +52,10 @@ class Score(Record):
     withheld_because: list[str] = []
     end_to_end_speedup: Ratio | None = None
     decode_speedup: Ratio | None = None
-    acceptance_rate: float | None = None
-    mean_accepted_tokens: float | None = None
+    acceptance_rate: float | None = Field(default=None, ge=0, le=1)
+    mean_accepted_tokens: float | None = Field(default=None, ge=0)
     split: str = "test"
-    num_prompts: int = 0
+    num_prompts: int = Field(default=0, ge=0)
 
 
 class SkipConfig(Document):
@@ -57,7 +74,28 @@ class SkipConfig(Document):
     draft: DraftSettings
     objective: Literal["shared", "standalone"] = "shared"
     score: Score
-    provenance: dict[str, Any] = {}
+    provenance: Provenance = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        """That no field seems to be a misspelt one."""
+        if isinstance(value, dict):
+            absent = cls.model_fields.keys() - value.keys() - {"schema_name"}
+            for name in [name for name in value if name not in (*cls.model_fields, "schema")]:
+                if meant := get_close_matches(str(name).lower(), absent):
+                    raise ValueError(f"{shown(name)} is no field of it; expected {meant[0]}, if that is meant")
+        return value
+
+    def check(self) -> None:
+        """Raise `UsageError` where it is no draft of such a model, or does not say of both kinds what is skipped."""
+        if missing := sorted(SkipLayers.model_fields.keys() - self.skip.model_fields_set):
+            raise UsageError(f"skip lacks {missing[0]}; expected a list of layers, an empty one where none is skipped.")
+        skip_set = self.skip_set()
+        try:
+            Draft.from_dict(skip_set, self.draft.model_dump())
+        except UsageError as error:
+            raise UsageError(f"draft: {error}") from error
 
     def skip_set(self) -> SkipSet:
         """The skip set. Raises `SkipSetError` if it names layers that the model lacks."""

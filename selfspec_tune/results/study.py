@@ -11,6 +11,7 @@ from pydantic import Field
 
 from selfspec_tune import files
 from selfspec_tune.errors import FileFormatError
+from selfspec_tune.json_text import finite
 from selfspec_tune.results.record import Document, Path
 
 
@@ -56,8 +57,8 @@ class StudyConfig(Document):
     def load(cls, path: Path) -> Self:
         """Read study.toml. Raises `FileFormatError`: missing, corrupt, other schema, newer version."""
         try:
-            value = tomllib.loads(files.read_text(path))
-        except tomllib.TOMLDecodeError as error:
+            value = tomllib.loads(files.read_text(path), parse_float=finite)
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{os.fspath(path)} is not valid TOML ({error}). Fix that line.") from error
         return cls.from_dict(value, origin=os.fspath(path))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.bench import ModelInfo
 from selfspec_tune.results.methods import Ratio, SkipLayers
+from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 
 
@@ -65,7 +66,7 @@ class TransferResult(Document):
     single: str
     routers: list[RouterResult]
     warnings: list[str] = []
-    provenance: dict[str, Any] = {}
+    provenance: Provenance = {}
 
     def row(self, name: str) -> TransferRow:
         """The row of that name."""

@@ -10,11 +10,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from selfspec_tune.bounds import wholes
 from selfspec_tune.draft import Draft, NgramLookup
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import Window
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.results.record import read_versioned
@@ -46,7 +48,7 @@ def calibrate(
     One after the other, by the engine itself: a batch of prompts would take several times the
     memory of any measurement. Decoding is self-speculative by ``draft``, which changes no token.
     """
-    known: dict[str, list[int]] = dict(read_versioned(file, _SCHEMA, _VERSION)["answers"]) if file.exists() else {}
+    known = _read_answers(file, workload.runner.vocabulary_size) if file.exists() else {}
     answers = []
     for number, item in enumerate(items):
         key = tokens_hash(item.tokens)
@@ -57,6 +59,14 @@ def calibrate(
             write_json_atomic(file, {"schema": _SCHEMA, "version": _VERSION, "answers": known})
         answers.append(Answer(item, tuple(found)))
     return answers
+
+
+def _read_answers(file: Path, vocabulary_size: int) -> dict[str, list[int]]:
+    """What `calibrate` kept: token ids, of which no other may reach the model's embedding."""
+    value = read_versioned(file, _SCHEMA, _VERSION)
+    with taken_apart(file):
+        answers: dict[str, Any] = value["answers"]
+        return {hash_: list(wholes("an answer", tokens, vocabulary_size - 1)) for hash_, tokens in answers.items()}
 
 
 def lookup_alone(base: Draft) -> Draft:

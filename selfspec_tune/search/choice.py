@@ -7,14 +7,17 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import number, whole
 from selfspec_tune.draft import Draft
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.conclusion import bounded
 from selfspec_tune.search.records import draft_record, read_draft
 from selfspec_tune.statistics import Interval
 
 _SCHEMA, _VERSION = "selfspec-tune/choice", 1
+_MOST_PROMPTS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +55,21 @@ def read_choice(file: Path, budget: dict[str, Any], num_layers: int) -> Choice |
     if not file.exists():
         return None
     value = read_versioned(file, _SCHEMA, _VERSION)
-    if value["budget"] != budget:
-        return None
-    winner, promised = value["winner"], value["promised"]
-    return Choice(
-        tuple(read_draft(record, num_layers) for record in value["finalists"]),
-        value["num_selection"],
-        None if winner is None else read_draft(winner, num_layers),
-        None if promised is None else _interval(promised),
-    )
+    with taken_apart(file):
+        if value["budget"] != budget:
+            return None
+        winner, promised = value["winner"], value["promised"]
+        choice = Choice(
+            tuple(read_draft(record, num_layers) for record in value["finalists"]),
+            whole("num_selection", value["num_selection"], 0, _MOST_PROMPTS),
+            None if winner is None else read_draft(winner, num_layers),
+            None if promised is None else _interval(promised),
+        )
+        if not choice.finalists:
+            raise UsageError("finalists is empty; expected one draft or more.")
+        return choice
 
 
 def _interval(value: dict[str, float | None]) -> Interval:
-    numbers = {name: inf if number is None else number for name, number in value.items()}
-    return Interval(**numbers)
+    ends = {name: inf if end is None else float(number(name, end, 0.0)) for name, end in value.items()}
+    return Interval(**ends)

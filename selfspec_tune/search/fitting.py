@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
+from selfspec_tune.bounds import number, whole
 from selfspec_tune.engine.costs import fill_cache
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.engine.timing import Rounds, decode_step, draft_step, time_steps
 from selfspec_tune.errors import BudgetError
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import Objective
 from selfspec_tune.results.record import read_versioned
@@ -32,6 +35,8 @@ _ROUNDS = Rounds(least=1, most=7, seconds=1.0)
 _ROOM = 2  # positions after the context that a step and the one before it take
 _ROWS = 48  # of text, in the pass that tells what a row costs
 _QUICK_SECONDS = 1.0  # a pass that took longer is not run twice
+_MOST = 1_000_000_000  # of anything that a kept schedule counts
+_MAY_BE_NONE = frozenset({"num_held_out", "num_texts", "num_references"})
 _SLOW_COPIES = 0.9  # of a plain step: a draft that takes longer gains nothing
 
 
@@ -64,25 +69,47 @@ def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Re
     fixed is said, and not blamed on the time. Raises `BudgetError` where not even the least fits.
     """
     timeout = setting.request.timeout_seconds
-    kept = read_versioned(folder.schedule, _SCHEMA, _VERSION) if folder.schedule.exists() else None
+    kept = _kept(folder.schedule) if folder.schedule.exists() else None
     if kept is None and timeout is None:
         return unlimited(setting)
-    timed = time_few_steps(setting) if kept is None else Timed(Costs(**kept["costs"]), kept["copies_step"])
+    timed = time_few_steps(setting) if kept is None else kept.timed
     is_old = kept is None and folder.calibration.exists()  # begun before searches had schedules, so by all of it
     if is_old:
         timed = replace(timed, copies_step=None)
     estimates = estimates_of(setting, timed)
     if kept is not None:
-        earlier = Schedule(**kept["schedule"])
+        earlier = kept.schedule
         for line in told_kept(estimates.full(), earlier):
             reporter.notice(line)
         estimates = estimates.going_on_from(earlier)
-        is_same = (kept["timeout_seconds"], kept.get("most_trials")) == (timeout, estimates.sizes.most_trials)
+        is_same = kept.budget == (timeout, estimates.sizes.most_trials)
         schedule = earlier if is_same else _going_on(estimates, earlier)
     else:
         schedule = estimates.full() if is_old else fitting_schedule(estimates, clock.elapsed_now)
     _keep(folder, estimates, timed, schedule)
     return _told(setting, timed, estimates, schedule, reporter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a study keeps of its fit: ``budget`` are its time limit and most trials."""
+
+    timed: Timed
+    schedule: Schedule
+    budget: tuple[Any, Any]
+
+
+def _kept(file: Path) -> _Kept:
+    """Raises `FileFormatError`."""
+    value = read_versioned(file, _SCHEMA, _VERSION)
+    with taken_apart(file):
+        costs = Costs(**{name: float(number(name, seconds, 0.0)) for name, seconds in value["costs"].items()})
+        copies_step = value["copies_step"]
+        if copies_step is not None:
+            number("copies_step", copies_step, 0.0)
+        kept = value["schedule"].items()
+        schedule = Schedule(**{name: whole(name, count, name not in _MAY_BE_NONE, _MOST) for name, count in kept})
+        return _Kept(Timed(costs, copies_step), schedule, (value["timeout_seconds"], value.get("most_trials")))
 
 
 def new_fit(setting: Setting, loading_seconds: float, reporter: Reporter) -> Fit:

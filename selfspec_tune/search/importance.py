@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfspec_tune.bounds import numbers
 from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Precision
 from selfspec_tune.engine.teacher_forcing import DraftScorer
@@ -22,6 +23,7 @@ FEWEST_SAMPLES = 16
 _LEAST_SKIPPED, _MOST_SKIPPED = 0.12, 0.33  # of the skippable sub-layers, in a sample
 _NLL_FLOOR = 0.02  # nats: what a draft loses below it is noise of the text
 _RIDGE = 2.0
+_MOST = 1e9  # that a value of a file may be
 _RISE_FLOOR = 0.01  # a sub-layer that seems to cost nothing to skip is only so much better than those that cost this
 
 
@@ -53,8 +55,8 @@ class Importance:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Importance:
-        """The inverse of `to_dict`."""
-        return cls(tuple(value["rises"]), tuple(value["reliefs"]))
+        """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
+        return cls(*(numbers(name, value[name], -_MOST) for name in ("rises", "reliefs")))
 
 
 def measure_importance(

@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from selfspec_tune.bounds import whole
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, DraftPolicy, Precision
+from selfspec_tune.draft import MOST_TOKEN_IDS, Draft, DraftPolicy, Precision
 from selfspec_tune.engine.costs import CONTEXTS, CostPlan, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.results.record import read_versioned
@@ -58,9 +59,7 @@ class Preparer:
         self._file = file
         self._seed = seed
         self._importance_seconds = importance_seconds
-        self._known: dict[str, Any] = {}
-        if file is not None and file.exists():
-            self._known = read_versioned(file, _SCHEMA, _VERSION)
+        self._known = _read(file, space.num_layers) if file is not None and file.exists() else {}
 
     def prepare(
         self,
@@ -181,3 +180,18 @@ class Preparer:
         self._known = {**self._known, name: value}
         if self._file is not None:
             write_json_atomic(self._file, {"schema": _SCHEMA, "version": _VERSION, **self._known})
+
+
+def _read(file: Path, num_layers: int) -> dict[str, Any]:
+    """What a `Preparer` kept, so far as it came. Raises `FileFormatError`."""
+    known = read_versioned(file, _SCHEMA, _VERSION)
+    with taken_apart(file):
+        if "importance" in known:
+            found = Importance.from_dict(known["importance"])
+            for rows in (found.rises, found.reliefs):
+                whole("the number of sub-layers", len(rows), 2 * num_layers, 2 * num_layers)
+        if "cost_model_seconds" in known:
+            whole("num_layers", CostModel.from_dict(known["cost_model_seconds"]).num_layers, num_layers, num_layers)
+        if known.get("vocabulary") is not None:
+            whole("vocabulary", known["vocabulary"], 1, MOST_TOKEN_IDS)
+    return known

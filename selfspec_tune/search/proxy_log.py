@@ -6,7 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from selfspec_tune.files import append_jsonl, read_jsonl
+from selfspec_tune.bounds import number
+from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.search.records import prediction_record, read_prediction
 
@@ -18,9 +19,13 @@ class ProxyLog:
         self._file = file
         self._predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        for record in read_jsonl(file) if file is not None else ():
-            self._predictions[record["text"]].append(read_prediction(record, num_layers))
-            self._seconds[record["text"]].append(record["seconds"])
+        if file is None:
+            return
+        records = read_jsonl(file)
+        with taken_apart(file):
+            for record in records:
+                self._predictions[record["text"]].append(read_prediction(record, num_layers))
+                self._seconds[record["text"]].append(number("seconds", record["seconds"], 0.0))
 
     def predictions(self, text: str) -> list[Prediction]:
         """What earlier runs predicted on ``text``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import whole
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Precision
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.draft import MOST_TOKEN_IDS, Precision
+from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.importance import Importance
 from selfspec_tune.search.ranking import Ranking
@@ -34,22 +35,31 @@ def write_ranking(file: Path, ranking: Ranking) -> None:
 def read_ranking(file: Path, num_layers: int) -> Ranking:
     """The inverse of `write_ranking`; older versions, too. Raises `FileFormatError`."""
     value = read_versioned(file, _SCHEMA, _VERSION)
-    candidates = [read_prediction(record, num_layers) for record in value["candidates"]]
-    return Ranking(_costs(value, num_layers), _importance(value), value["vocabulary"], candidates)
+    with taken_apart(file):
+        version, vocabulary = value["version"], value["vocabulary"]
+        if vocabulary is not None:
+            whole("vocabulary", vocabulary, 1, MOST_TOKEN_IDS)
+        candidates = [read_prediction(record, num_layers) for record in value["candidates"]]
+        ranking = Ranking(_costs(value, version, num_layers), _importance(value, version), vocabulary, candidates)
+        whole("cost_model_seconds.num_layers", ranking.costs.num_layers, num_layers, num_layers)
+        for kept in (ranking.importance.rises, ranking.importance.reliefs):
+            whole("the number of sub-layers in importance", len(kept), 2 * num_layers, 2 * num_layers)
+        return ranking
 
 
-def _importance(value: dict[str, Any]) -> Importance:
+def _importance(value: dict[str, Any], version: int) -> Importance:
     """Versions 1 and 2 kept the rises alone."""
     kept = value["importance"]
-    if value["version"] > 2:
-        return Importance.from_dict(kept)
-    return Importance(tuple(kept), (0.0,) * len(kept))
+    return Importance.from_dict(kept if version > 2 else {"rises": kept, "reliefs": [0.0] * len(kept)})
 
 
-def _costs(value: dict[str, Any], num_layers: int) -> CostModel:
+def _costs(value: dict[str, Any], version: int, num_layers: int) -> CostModel:
     """The cost model; version 1 kept one cost of each kind, at one precision and one context."""
     costs = value["cost_model_seconds"]
-    if value["version"] > 1:
+    if version > 1:
         return CostModel.from_dict(costs)
-    heads, attention, mlp = ({Precision.SAME: float(costs[name])} for name in ("draft_base", "attention", "mlp"))
-    return CostModel(tuple(costs["verify"]), heads, attention, mlp, num_layers)
+    one_each = {
+        new: {Precision.SAME: costs[old]}
+        for new, old in (("heads", "draft_base"), ("attention", "attention"), ("mlp", "mlp"))
+    }
+    return CostModel.from_dict({"verify": costs["verify"], "num_layers": num_layers, **one_each})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import number
 from selfspec_tune.draft import Draft
-from selfspec_tune.results import SkipConfig
+from selfspec_tune.results import DraftSettings, SkipConfig
 from selfspec_tune.search.proxy import Prediction
 from selfspec_tune.skip_set import SkipSet
 
@@ -17,9 +18,10 @@ def draft_record(draft: Draft) -> dict[str, Any]:
 
 
 def read_draft(record: dict[str, Any], num_layers: int) -> Draft:
-    """The inverse of `draft_record`."""
-    skip_set = SkipSet(num_layers, tuple(record["skip"]["attention"]), tuple(record["skip"]["mlp"]))
-    return Draft.from_dict(skip_set, record["draft"])
+    """The inverse of `draft_record`. Raises KeyError, TypeError or `UsageError` for another value."""
+    skip, draft = record["skip"], DraftSettings.model_validate(record["draft"])
+    skip_set = SkipSet(num_layers, tuple(skip["attention"]), tuple(skip["mlp"]))
+    return Draft.from_dict(skip_set, draft.model_dump())
 
 
 def read_winner(skip_file: Path) -> Draft:
@@ -35,5 +37,6 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
 
 
 def read_prediction(record: dict[str, Any], num_layers: int) -> Prediction:
-    """The inverse of `prediction_record`."""
-    return Prediction(read_draft(record, num_layers), record["predicted_decode_speedup"], record["origin"])
+    """The inverse of `prediction_record`. Raises what `read_draft` does."""
+    speedup = float(number("predicted_decode_speedup", record["predicted_decode_speedup"]))
+    return Prediction(read_draft(record, num_layers), speedup, str(record["origin"]))

@@ -10,8 +10,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from selfspec_tune.bounds import number
 from selfspec_tune.errors import UsageError
-from selfspec_tune.files import read_json, read_jsonl, storage_error, sweep_temporaries, write_json_atomic
+from selfspec_tune.files import (
+    read_jsonl,
+    read_object,
+    storage_error,
+    sweep_temporaries,
+    taken_apart,
+    write_json_atomic,
+)
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig, StudyConfig
 
@@ -143,7 +151,8 @@ class StudyFolder:
     @property
     def spent_seconds(self) -> float:
         """Time that earlier runs of this search took."""
-        return float(self._read_state().get("spent_seconds", 0.0))
+        with taken_apart(self._state):
+            return float(number("spent_seconds", self._read_state().get("spent_seconds", 0.0), 0.0))
 
     def note_time(self, seconds: float) -> None:
         """Remember the time spent so far."""
@@ -170,11 +179,12 @@ class StudyFolder:
 
     def num_tested(self, prefix: str) -> int:
         """How many methods whose id begins with ``prefix`` were measured on the test split, ever."""
-        return len({row["method"] for row in read_jsonl(self.test) if row["method"].startswith(f"{prefix}:")})
+        rows = read_jsonl(self.test)
+        with taken_apart(self.test):
+            return len({row["method"] for row in rows if row["method"].startswith(f"{prefix}:")})
 
     def _read_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = read_json(self._state) if self._state.exists() else {}
-        return state
+        return read_object(self._state) if self._state.exists() else {}
 
 
 def _changed(differences: Mapping[str, tuple[Any, Any]], names: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import number
 from selfspec_tune.draft import Draft
-from selfspec_tune.files import append_jsonl, read_jsonl
+from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.search.records import draft_record, read_draft
 
 
@@ -34,9 +35,15 @@ class Trajectory:
         append_jsonl(self._file, {**about, **draft_record(incumbent.draft)})
 
     def read(self, num_layers: int) -> list[Incumbent]:
-        """Everything noted, by earlier runs too."""
+        """Everything noted, by earlier runs too. Raises `FileFormatError`."""
         records: list[dict[str, Any]] = read_jsonl(self._file)
-        return [Incumbent(r["seconds"], read_draft(r, num_layers), r["score"], r["stage"]) for r in records]
+        with taken_apart(self._file):
+            return [_incumbent(record, num_layers) for record in records]
+
+
+def _incumbent(record: dict[str, Any], num_layers: int) -> Incumbent:
+    seconds, score = (float(number(name, record[name])) for name in ("seconds", "score"))
+    return Incumbent(seconds, read_draft(record, num_layers), score, str(record["stage"]))
 
 
 def incumbent_at(incumbents: Sequence[Incumbent], seconds: float) -> Incumbent | None:

@@ -16,8 +16,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from selfspec_tune.bounds import number
 from selfspec_tune.draft import Draft
-from selfspec_tune.files import storage_error
+from selfspec_tune.errors import UsageError
+from selfspec_tune.files import storage_error, taken_apart
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.search.encoding import Encoding
 from selfspec_tune.search.proxy import Prediction
@@ -63,7 +65,7 @@ class MeasuredStudy:
         self.folder = folder
         self._journal = journal = folder / "journal.log"
         repair_journal(journal)
-        with storage_errors(journal):
+        with storage_errors(journal), taken_apart(journal):
             backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
             self._study = optuna.create_study(
                 study_name="selfspec-tune",
@@ -75,7 +77,19 @@ class MeasuredStudy:
             # The same seed on resuming would repeat the same draws.
             started = len(self._study.trials)
             self._study.sampler = settings.sampler(settings.seed + 7919 * started)
+            self._check_trials()
             self._requeue_dead_trials()
+
+    def _check_trials(self) -> None:
+        """Raise `UsageError` or what else a trial raises that no search has left so."""
+        for trial in self.ended:
+            self.draft_of(trial.params)
+            number("value", trial.value)
+            for name in (STOPPED_EARLY, LOSSY, _IS_SPEEDUP):
+                if not isinstance(trial.user_attrs.get(name, False), bool):
+                    raise UsageError(f"{name} of trial {trial.number} is neither true nor false.")
+            if (rate := trial.user_attrs.get("acceptance_rate")) is not None:
+                number("acceptance_rate", rate)
 
     def _requeue_dead_trials(self) -> None:
         for trial in self._study.get_trials(states=(TrialState.RUNNING,)):

@@ -1,0 +1,54 @@
+"""Checks of single values that come out of files: their kind and their range, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from selfspec_tune.errors import UsageError
+
+_MOST = 1e300  # what can still be computed with
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…"
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """``value``, an int from ``least`` to ``most``. Raises `UsageError` for anything else, true and 1.0 too."""
+    if type(value) is not int or not least <= value <= most:
+        raise UsageError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}.")
+    return value
+
+
+def number(name: str, value: Any, least: float = -_MOST, most: float = _MOST) -> float:
+    """``value``, a finite number from ``least`` to ``most``. Raises `UsageError` for anything else, true too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        bounds = f" from {least:g}" * (least > -_MOST) + f" to {most:g}" * (most < _MOST)
+        raise UsageError(f"{name} is {shown(value)}; expected a number{bounds}.")
+    return value
+
+
+def numbers(name: str, values: Any, least: float = 0.0, most: float = _MOST) -> tuple[float, ...]:
+    """``values``, a list of numbers from ``least`` to ``most``. Raises `UsageError` for anything else."""
+    if not isinstance(values, list | tuple):
+        raise UsageError(f"{name} is {shown(values)}; expected a list of numbers.")
+    return tuple(float(number(f"{name}.{place}", value, least, most)) for place, value in enumerate(values))
+
+
+def wholes(name: str, values: Any, most: int) -> tuple[int, ...]:
+    """``values``, a list of whole numbers from 0 to ``most``. Raises `UsageError` for anything else."""
+    if not isinstance(values, list | tuple):
+        raise UsageError(f"{name} is {shown(values)}; expected a list of whole numbers.")
+    return tuple(whole(f"{name}.{place}", value, 0, most) for place, value in enumerate(values))
+
+
+def only_known(name: str, value: Any, known: Collection[str]) -> Mapping[str, Any]:
+    """``value``, an object with keys out of ``known`` alone. Raises `UsageError`: another key may be a misspelt one."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} is {shown(value)}; expected an object.")
+    if others := [key for key in value if key not in known]:
+        raise UsageError(f"{name} has the key {shown(others[0])}; known here are {', '.join(known)}.")
+    return value
