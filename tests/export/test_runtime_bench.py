@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     monkeypatch.setattr(runtime_bench, "open_runtime", lambda request, manifest, reporter: Timed())
-    monkeypatch.setattr(runtime_bench, "_unread", lambda options, read: PROMPTS)
+    monkeypatch.setattr(runtime_bench, "_unread", lambda options, read, reporter: PROMPTS)
 
 
 @pytest.mark.usefixtures("timed")
