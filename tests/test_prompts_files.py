@@ -90,6 +90,23 @@ def test_columns_are_found_in_capitals_and_a_long_field_is_read(tmp_path: Path) 
     assert (len(prompt.text), prompt.task) == (300_000, "qa")
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("id\tprompt\n1\tSing\n", r"a table with a column prompt \(\.tsv\)"),
+        ('"Prompt";"Task"\n"Sing; hum";qa\n', r"a table with a column prompt \(\.csv\)"),
+        ('{"prompt": "Sing"}\n\n{"prompt": "Hum"}\n', r"JSON lines \(\.jsonl\)"),
+    ],
+)
+def test_rows_of_another_kind_of_file_are_not_taken_for_lines_of_text(tmp_path: Path, content: str, what: str) -> None:
+    with pytest.raises(PromptError, match=f"holds {what}"):
+        load_prompts(str(written(tmp_path / "p.txt", content)))
+    assert (
+        len(texts(written(tmp_path / "q.txt", f"Here is a file:\n{content}")))
+        == content.count("\n") - ("\n\n" in content) + 1
+    )
+
+
 # Encodings
 
 

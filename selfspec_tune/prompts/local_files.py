@@ -57,7 +57,32 @@ def _parquet_rows(data: bytes, path: Path) -> list[Row]:
 
 
 def _text_rows(data: bytes, path: Path) -> list[Row]:
-    return [{"text": line} for line in _decoded(data, path).removesuffix("\n").split("\n")]
+    lines = _decoded(data, path).removesuffix("\n").split("\n")
+    other = _what_else([line for line in lines if line.strip()])
+    if other:
+        raise PromptError(f"{path} holds {other}, whose lines are no prompts; give the file that suffix.")
+    return [{"text": line} for line in lines]
+
+
+def _what_else(lines: list[str]) -> str | None:
+    """What the lines of a text file are, where they are rows of another kind of file."""
+    if not lines:
+        return None
+    if all(line.startswith("{") for line in lines) and _is_object(lines[0]):
+        return "JSON lines (.jsonl)"
+    for separator, suffix in {"\t": ".tsv", ",": ".csv", ";": ".csv", "|": ".csv"}.items():
+        fields = [field.strip(' "').lower() for field in lines[0].split(separator)]
+        known = set(fields) & {*TEXT_COLUMNS, *CHAT_COLUMNS}
+        if len(fields) > 1 and known and all(line.count(separator) >= len(fields) - 1 for line in lines):
+            return f"a table with a column {min(known)} ({suffix})"
+    return None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _separated_rows(data: bytes, path: Path) -> list[Row]:
