@@ -131,13 +131,17 @@ def test_rows_that_are_no_prompts_are_said_by_search_and_bench(tmp_path: Path) -
     assert sum(notice.endswith(said) for notice in listener.notices) == 2
 
 
-def test_a_name_that_is_no_utf_8_is_measured_on_and_written(tmp_path: Path, tiny_llama_dir: Path) -> None:
+def test_a_name_that_is_no_utf_8_is_measured_on_and_written(
+    tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = os.fsdecode(b"caf\xe9.jsonl")
     source = prompt_file(tmp_path / name, 4)
     out = tmp_path / "bench.json"
     arguments = f"bench --model {tiny_llama_dir} --max-new-tokens 4 --no-references --runner fast --out {out}"
+    monkeypatch.setattr("sys.argv", ["selfspec-tune", "bench", "--prompts", source])
     result = CliRunner().invoke(app, [*arguments.split(), "--skip-set", "attn 1", "--prompts", source, "--json"])
     assert result.exit_code == 0, result.output
     for written in (json.loads(out.read_text()), json.loads(result.stdout)):
         assert written["provenance"]["prompts"]["source"] == str(tmp_path / r"caf\udce9.jsonl")
+        assert written["provenance"]["command"][-1] == str(tmp_path / r"caf\udce9.jsonl")
         assert {run["prompt_id"] for run in written["runs"]} == {rf"caf\udce9/{number}" for number in range(4)}
