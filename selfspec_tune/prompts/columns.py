@@ -69,7 +69,7 @@ def choose_columns(columns: Collection[str], *, where: str) -> Columns:
         problem = "several columns could be the prompt" if known else "no column is known to be the prompt"
         found = ", ".join(known or columns)
         raise PromptError(
-            f"{where}: {problem} ({found}). Name it as {where}#COLUMN, or use a preset as PRESET:{where}."
+            f"{where}: {problem} ({found:.300}). Name it as {where}#COLUMN, or use a preset as PRESET:{where}."
         )
     name = known[0].strip().lower()
     chosen = Columns(

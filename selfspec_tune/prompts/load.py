@@ -141,7 +141,7 @@ def _read_part(place: Place, preset: Preset | None) -> _Reading:
         return _read_preset(preset, rows, place.name)
     known = columns_of(rows)
     if place.column is not None and place.column not in known:
-        raise PromptError(f"{place.name} has no column {place.column!r}; its columns are {', '.join(known)}.")
+        raise PromptError(f"{place.name} has no column {place.column!r}; its columns are {', '.join(known):.300}.")
     columns = Columns(place.column) if place.column is not None else choose_columns(known, where=place.name)
     wording, task = (preset.wording, preset.task) if preset else ("{text}", None)
     prompts = to_prompts(rows, origin=place.origin, columns=columns, where=place.name, wording=wording, task=task)

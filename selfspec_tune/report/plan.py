@@ -44,7 +44,9 @@ def _facts(plan: SearchPlan) -> Table:
 def _first_prompts(plan: SearchPlan) -> Table:
     table = text.table("task", "its first prompt, as the model reads it")
     for task, prompt in plan.first_prompts.items():
-        table.add_row(Text(task), Text(text.spelled_out(prompt, _SHOWN_CHARACTERS)))
+        table.add_row(
+            Text(text.spelled_out(task, _SHOWN_CHARACTERS)), Text(text.spelled_out(prompt, _SHOWN_CHARACTERS))
+        )
     return table
 
 
