@@ -4,6 +4,7 @@
     ├── UsageError             exit code 2: what was asked for cannot be done
     │   ├── UnknownModelError  no such alias, directory, file or hub id
     │   ├── PromptError        a prompt source is missing, empty or unusable
+    │   │   └── ContextError   one prompt does not fit the model's context
     │   ├── SkipSetError       a skip set does not parse or does not fit the model
     │   ├── FileFormatError    one of our files is missing, corrupt or of another version
     │   └── BudgetError        the budget allows nothing
@@ -40,6 +41,10 @@ class UnknownModelError(UsageError):
 
 class PromptError(UsageError):
     """A prompt source is missing, empty, too small or does not fit the model's context."""
+
+
+class ContextError(PromptError):
+    """A prompt is too long for the model's context; others of its source may fit."""
 
 
 class SkipSetError(UsageError):

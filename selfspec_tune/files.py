@@ -53,6 +53,11 @@ def short_hash(text: str) -> str:
     return sha256_hex(text)[:HASH_LENGTH]
 
 
+def writable(text: str) -> str:
+    """``text`` as UTF-8 can hold it: a byte of a file's name that is none (a lone surrogate) as ``\\udce9``."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace ``path`` by ``data``: a reader sees the old file or the new one, never a part.
 

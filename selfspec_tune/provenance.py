@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from selfspec_tune.files import writable
+
 PACKAGES = ("torch", "transformers", "optuna", "numpy")
 _OWN_PACKAGE = "selfspec-tune"
 _GIT_SECONDS = 5.0
@@ -42,7 +44,7 @@ def collect(
         argv: the command line; by default this process's.
         extra: further entries, such as ``prompts``.
     """
-    command = list(sys.argv if argv is None else argv)
+    command = [writable(argument) for argument in (sys.argv if argv is None else argv)]
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(command[0]).name, *command[1:]] if command else [],

@@ -15,6 +15,7 @@ from typing import Any
 
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
+from selfspec_tune.files import writable
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
@@ -76,7 +77,7 @@ class PromptOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for our files, without ``tasks`` where prompts of all tasks are meant."""
-        plain = {**asdict(self), "tasks": list(self.tasks)}
+        plain = {**asdict(self), "source": writable(self.source), "tasks": list(self.tasks)}
         return plain if self.tasks else {key: value for key, value in plain.items() if key != "tasks"}
 
 

@@ -41,6 +41,7 @@ class Plan:
     model: dict[str, Any] = field(default_factory=lambda: {"name": "tiny", "dtype": "float32", "device": "cpu"})
     splits: dict[str, int] = field(default_factory=lambda: {"calibration": 16, "selection": 16, "test": 32})
     prompt_tokens: dict[str, int] = field(default_factory=lambda: {"min": 12, "median": 90, "max": 700})
+    first_prompts: dict[str, str] = field(default_factory=lambda: {"code": "<s>def f():\n\x1b[2J\treturn"})
     num_sublayers: int = 24
     stages: list[tuple[str, str, float | None]] = field(
         default_factory=lambda: [("calibrate", "16 prompts", 65.0), ("trials", "until the time ends", None)]
@@ -223,8 +224,10 @@ def test_a_dry_run_prints_the_plan_and_searches_nothing(library: Library) -> Non
         "calibrate",
         "1:05",
         "12:05",
+        r"<s>def f():\n\x1b[2J\treturn",
     ):
         assert part in result.stdout
+    assert "\x1b[2J" not in result.stdout
     library.plan = Plan(total_seconds=None)
     assert "cannot be estimated" in run("search", "--dry-run").stdout
     assert json.loads(run("search", "--dry-run", "--json").stdout)["num_sublayers"] == 24

@@ -126,9 +126,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "gone.csv"))
 
 
-def test_a_folder_and_an_unknown_kind_of_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="is a folder"):
-        load_prompts(str(tmp_path))
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.docx").write_text("Why?")
     with pytest.raises(PromptError, match=r"unknown kind of file; expected one of .jsonl"):
         load_prompts(str(tmp_path / "mine.docx"))

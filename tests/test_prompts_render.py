@@ -78,3 +78,35 @@ def test_a_prompt_that_just_fits_the_context_passes_unchanged() -> None:
 def test_a_prompt_too_long_for_the_context_is_refused_with_numbers() -> None:
     with pytest.raises(PromptError, match=r"Prompt qa/9 has 3 tokens; with 62 .* context of 64"):
         fit_context([5, 6, 7], 62, 64, prompt_id="qa/9")
+
+
+# Conversations
+
+
+SYSTEM = ("system", "be brief")
+
+
+class ChatTokenizer(WordTokenizer):
+    """Writes every turn as role and content."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return " ".join(f"{message['role']} {message['content']}" for message in messages)
+
+
+def test_every_turn_of_a_conversation_is_rendered_by_the_chat_template() -> None:
+    talk = Prompt("test/4", "chat", "so", (SYSTEM, ("user", "hi"), ("assistant", "hello")))
+    words = ["system", "be", "brief", "user", "hi", "assistant", "hello", "user", "so"]
+    assert render(talk, ChatTokenizer("<s>")) == [10 + len(word) for word in words]
+
+
+@pytest.mark.parametrize("template", [Template.AUTO, Template.CHAT])
+@pytest.mark.parametrize("history", [(), (SYSTEM,)])
+def test_a_conversation_without_a_chat_template_is_refused(template: Template, history: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError, match=r"chat template.*--template raw"):
+        render(Prompt("test/4", "chat", "so", history), WordTokenizer(None), template)
+
+
+def test_raw_renders_a_single_turn_alone() -> None:
+    assert render(Prompt("test/4", "chat", "so", ()), WordTokenizer(None), Template.RAW) == [BOS, 12]
+    with pytest.raises(PromptError, match="test/4 is a conversation of 2 turns"):
+        render(Prompt("test/4", "chat", "so", (SYSTEM,)), WordTokenizer("<s>"), Template.RAW)

@@ -50,3 +50,8 @@ def test_a_layer_map_too_wide_is_broken_without_losing_a_layer() -> None:
     assert rows[0][5:] + rows[2][5:] == attention[5:]
     assert rows[1][5:] + rows[3][5:] == mlp[5:]
     assert rows[2].startswith("55 ")
+
+
+def test_what_a_terminal_would_act_on_is_spelled_out() -> None:
+    assert text.spelled_out("a\x1b[2J\n\tb\x9b\u202e é 😀", 100) == r"a\x1b[2J\n\tb\x9b\u202e é 😀"
+    assert text.spelled_out("abc\ndefghijk", 6) == r"abc […6 characters…] ijk"

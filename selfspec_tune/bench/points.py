@@ -9,7 +9,7 @@ from selfspec_tune.bench.run import BenchSetting
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import PromptError, UsageError
 from selfspec_tune.measure.workload import WorkItem, Workload
-from selfspec_tune.prompts import Prompt, Template, draw_prompts, load_prompts, render
+from selfspec_tune.prompts import Prompt, Template, draw_prompts, load_prompts, may_fit, render
 from selfspec_tune.prompts.lengthen import documents_for, lengthened
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SWEEP_VALUES, SweepKind, SweepRequest
@@ -116,7 +116,8 @@ def _lengthened_points(
     workload: Workload, prompts: Sequence[Prompt], values: Sequence[int], reporter: Reporter, *, is_asked: bool
 ) -> list[Point]:
     everything = load_prompts(workload.options.source)
-    source = draw_prompts(everything, len(everything), seed=workload.options.seed)
+    in_order = draw_prompts(everything, len(everything), seed=workload.options.seed)
+    source = [prompt for prompt in in_order if may_fit(prompt, workload.loaded.context_length)]
     points = []
     for value in values:
         try:

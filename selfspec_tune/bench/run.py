@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +113,7 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
                 "`selfspec-tune export` makes the draft that it was searched as."
             )
     options = prompt_options(request, configs)
-    prompts, in_sample = choose_prompts(request, options, configs)
+    prompts, in_sample = choose_prompts(request, options, configs, reporter.notice)
     if workload is None:
         begun_with = None if request.fresh else runner_of(request.log)
         workload = open_workload(model_options(request, configs), options, reporter, begun_with)
@@ -121,6 +121,7 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
         workload = workload.reopened(options)
     if workload.theirs is not None and not request.fresh:
         workload.theirs.is_widened.update(widened_of(request.log))
+    prompts = workload.fitting(prompts, reporter.notice)
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = (
@@ -132,28 +133,31 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
 
 
 def choose_prompts(
-    request: BenchRequest, options: PromptOptions, configs: Sequence[SkipConfig]
+    request: BenchRequest,
+    options: PromptOptions,
+    configs: Sequence[SkipConfig],
+    notice: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Prompt], bool]:
     """Prompts to bench on, and whether a search had read any of them.
 
     With the options of a study these are the prompts of its test split; with
-    ``num_prompts`` given, as many unread ones of the source. Raises `PromptError` where
-    too few remain.
+    ``num_prompts`` given, as many unread ones of the source. ``notice`` is told of rows that are
+    no prompts. Raises `PromptError` where too few remain.
     """
     read = frozenset(h for config in configs for h in config.read_prompts)
     is_asked = "num_prompts" in dict(request.prompt_overrides)
     if request.allow_calibration:
-        drawn = load_some(options)
+        drawn = load_some(options, notice)
         return list(drawn), any(prompt.hash in read for prompt in drawn)
     if is_asked and options.num_prompts is not None:
         wanted = options.num_prompts
-        in_order = load_prompts(options.source, tasks=options.tasks)
+        in_order = load_prompts(options.source, tasks=options.tasks, notice=notice)
         ordered = draw_prompts(in_order, len(in_order), seed=options.seed)
         unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
     else:
         wanted = 1
         # Another source than the study's may hold fewer prompts than the study drew.
-        everything = load_prompts(options.source, tasks=options.tasks)
+        everything = load_prompts(options.source, tasks=options.tasks, notice=notice)
         most = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
         unread = [p for p in draw_prompts(everything, most, seed=options.seed) if p.hash not in read]
     if len(unread) < wanted:

@@ -117,7 +117,7 @@ PromptSource = Annotated[
     typer.Option(
         "--prompts",
         metavar="P",
-        help="builtin, humaneval, a local file, a preset such as gsm8k, or preset:FILE.",
+        help="builtin, humaneval, a local file or folder, a preset such as gsm8k, or preset:FILE.",
         show_default=_PROMPTS.source,
         rich_help_panel=_PANEL_PROMPTS,
     ),

@@ -11,7 +11,7 @@ from selfspec_tune.export.own_code import check_own_code
 from selfspec_tune.export.runtime_log import RuntimeLog, opened
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import short_hash
-from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
@@ -39,7 +39,8 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     check_own_code(request.folder, DraftFormat(manifest["format"]))
     reporter.stage("load", f"{manifest['gguf'] or manifest['model']}, alone and with {request.folder}")
     runtime = open_runtime(request, manifest, reporter)
-    items = [runtime.read(prompt) for prompt in _unread(request.prompts, frozenset(manifest["read_prompts"]))]
+    prompts = _unread(request.prompts, frozenset(manifest["read_prompts"]), reporter)
+    items = those_that_fit(prompts, runtime.read, reporter.notice)
     reporter.stage("measure", f"{len(items)} prompts of {request.prompts.max_new_tokens} tokens at most")
     with opened(request.log, _measurement(request, manifest, runtime), fresh=request.fresh) as log:
         _measure(runtime, items, log, reporter)
@@ -93,9 +94,10 @@ def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
     return manifest
 
 
-def _unread(options: PromptOptions, read: frozenset[str]) -> Sequence[Prompt]:
+def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) -> Sequence[Prompt]:
     """As many prompts as were asked for of those that no search read."""
-    unread = [prompt for prompt in load_prompts(options.source, tasks=options.tasks) if prompt.hash not in read]
+    everything = load_prompts(options.source, tasks=options.tasks, notice=reporter.notice)
+    unread = [prompt for prompt in everything if prompt.hash not in read]
     wanted = options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS)
     if wanted > len(unread) or not unread:
         raise PromptError(

@@ -15,7 +15,16 @@ from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
 from selfspec_tune.measure.their_model import TheirModel
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
+from selfspec_tune.prompts import (
+    Prompt,
+    Template,
+    check_characters,
+    draw_prompts,
+    fit_context,
+    load_prompts,
+    render,
+    those_that_fit,
+)
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, ModelOptions, PromptOptions
 
@@ -98,11 +107,16 @@ class Workload:
         """The model's end-of-sequence tokens with ``max_new_tokens`` (default: the options')."""
         return Limits(max_new_tokens or self.options.max_new_tokens, frozenset(self.loaded.eos_token_ids))
 
+    def fitting(self, prompts: Sequence[Prompt], notice: Callable[[str], None]) -> list[Prompt]:
+        """The prompts that fit the model's context; ``notice`` is told of the others. `PromptError` if none does."""
+        return those_that_fit(prompts, lambda prompt: self.items([prompt])[0].prompt, notice)
+
     def items(self, prompts: Sequence[Prompt]) -> list[WorkItem]:
-        """Whole prompts as work items. Raises `PromptError` where one exceeds the model's context."""
+        """Whole prompts as work items. Raises `ContextError` where one exceeds the model's context."""
         template = Template(self.options.template)
         items = []
         for prompt in prompts:
+            check_characters(prompt, self.loaded.context_length)
             tokens = render(prompt, self.loaded.tokenizer, template)
             fit_context(
                 tokens,
@@ -114,11 +128,14 @@ class Workload:
         return items
 
 
-def load_some(options: PromptOptions) -> tuple[Prompt, ...]:
-    """The prompts of the options' source: as many as asked for, else 64 or all where there are fewer."""
+def load_some(options: PromptOptions, notice: Callable[[str], None] = lambda _: None) -> tuple[Prompt, ...]:
+    """The prompts of the options' source: as many as asked for, else 64 or all where there are fewer.
+
+    ``notice`` is told of rows that are no prompts, as by `load_prompts`.
+    """
+    everything = load_prompts(options.source, tasks=options.tasks, notice=notice)
     if options.num_prompts is not None:
-        return load_prompts(options.source, num_prompts=options.num_prompts, seed=options.seed, tasks=options.tasks)
-    everything = load_prompts(options.source, tasks=options.tasks)
+        return draw_prompts(everything, options.num_prompts, seed=options.seed)
     return draw_prompts(everything, min(len(everything), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 

@@ -1,10 +1,11 @@
 """Prompts: where they come from, how they are split, how they become token ids.
 
-source ─► load_prompts ─► split_prompts ─► render ─► fit_context
+source ─► load_prompts ─► split_prompts ─► check_characters ─► render ─► fit_context
 """
 
 from __future__ import annotations
 
+from selfspec_tune.prompts.fit import check_characters, may_fit, those_that_fit
 from selfspec_tune.prompts.load import BUILTIN, load_prompts
 from selfspec_tune.prompts.presets import PRESETS, Preset
 from selfspec_tune.prompts.prompt import Prompt
@@ -19,11 +20,14 @@ __all__ = [
     "Splits",
     "Template",
     "Tokenizer",
+    "check_characters",
     "default_split_sizes",
     "draw_prompts",
     "fit_context",
     "load_prompts",
+    "may_fit",
     "render",
     "split_each_task",
     "split_prompts",
+    "those_that_fit",
 ]

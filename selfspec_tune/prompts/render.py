@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Protocol
 
-from selfspec_tune.errors import PromptError, UsageError
+from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.prompts.prompt import Prompt
 
 # Some chat templates print today's date unless they are told one: a fixed date keeps
@@ -39,9 +39,10 @@ def render(prompt: Prompt, tokenizer: Tokenizer, template: Template = Template.A
     """Token ids of ``prompt``, ready for the model, never starting with two BOS tokens.
 
     ``auto`` uses the chat template (with the assistant's turn opened) if the tokenizer has
-    one, else the bare text. Raises `UsageError` for ``chat`` without a chat template and
-    `PromptError` if no token comes out.
+    one, else the bare text. Raises `UsageError` for ``chat`` without a chat template, and
+    `PromptError` for a conversation without one or if no token comes out.
     """
+    _check_conversation(prompt, tokenizer, template)
     if template is Template.CHAT and not tokenizer.chat_template:
         raise UsageError(
             "The chat template was asked for, but this model's tokenizer has none; "
@@ -57,10 +58,25 @@ def render(prompt: Prompt, tokenizer: Tokenizer, template: Template = Template.A
     return _single_bos(ids, tokenizer.bos_token_id)
 
 
+def _check_conversation(prompt: Prompt, tokenizer: Tokenizer, template: Template) -> None:
+    """Turns are rendered by a chat template alone, but for a single one whose bare text was asked for."""
+    if prompt.history is None or (template is Template.RAW and not prompt.history):
+        return
+    if template is Template.RAW:
+        raise PromptError(
+            f"Prompt {prompt.id} is a conversation of {len(prompt.messages)} turns, which --template raw cannot "
+            "render. Use --template auto, or give single texts."
+        )
+    if not tokenizer.chat_template:
+        raise PromptError(
+            f"Prompt {prompt.id} is a conversation, and this model's tokenizer has no chat template to render it by. "
+            "Use an instruction-tuned model, give single texts, or, where each is a single turn, use --template raw."
+        )
+
+
 def _chat_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    messages = [{"role": "user", "content": prompt.text}]
     text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+        prompt.messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
     )
     return str(text)
 
@@ -74,11 +90,11 @@ def _single_bos(ids: list[int], bos_token_id: int | None) -> list[int]:
 def fit_context(ids: list[int], max_new_tokens: int, context_length: int, *, prompt_id: str = "(unnamed)") -> list[int]:
     """``ids`` unchanged if they leave room for ``max_new_tokens`` in ``context_length`` positions.
 
-    Raises `PromptError` naming the prompt, its length and the limit otherwise: a prompt
+    Raises `ContextError` naming the prompt, its length and the limit otherwise: a prompt
     is never cut silently.
     """
     if len(ids) + max_new_tokens > context_length:
-        raise PromptError(
+        raise ContextError(
             f"Prompt {prompt_id} has {len(ids)} tokens; with {max_new_tokens} new tokens it does not fit "
             f"the model's context of {context_length}. Leave the prompt out, lower --max-new-tokens, "
             "or use a model with a longer context."

@@ -13,13 +13,16 @@ from selfspec_tune.report import text
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchPlan
 
+_SHOWN_CHARACTERS = 600  # of a prompt
+
 
 def print_plan(console: Console, plan: SearchPlan) -> None:
-    """Model, prompts by split, stages with estimated times, and memory."""
+    """Model, prompts by split, the first of each task, stages with estimated times, and memory."""
     model = plan.model
     known = (model.get(key) for key in ("name", "dtype", "device"))
     console.print(Text(" · ".join(str(part) for part in known if part), style="bold"))
     console.print(_facts(plan))
+    console.print(_first_prompts(plan))
     console.print(_stages(plan))
     total = plan.total_seconds
     estimate = "cannot be estimated before a first run" if total is None else f"about {text.duration(total)}"
@@ -35,6 +38,15 @@ def _facts(plan: SearchPlan) -> Table:
     if plan.config.get("start_from"):
         table.add_row("starts from", Text(", ".join(plan.config["start_from"])))
     table.add_row("memory", ", ".join(f"{text.size(num)} {what}" for what, num in plan.memory_bytes.items()))
+    return table
+
+
+def _first_prompts(plan: SearchPlan) -> Table:
+    table = text.table("task", "its first prompt, as the model reads it")
+    for task, prompt in plan.first_prompts.items():
+        table.add_row(
+            Text(text.spelled_out(task, _SHOWN_CHARACTERS)), Text(text.spelled_out(prompt, _SHOWN_CHARACTERS))
+        )
     return table
 
 

@@ -54,6 +54,18 @@ def figure(value: float | None, digits: int) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
+def spelled_out(text: str, most: int) -> str:
+    """``text`` with line ends, control characters and the like written as escapes: ``\\n``, ``\\x1b``, ``\\u202e``.
+
+    Of one with more than ``most`` characters, a half of them from its beginning and a half from its end.
+    """
+    if len(text) > most:
+        half = most // 2
+        left_out = len(text) - 2 * half
+        return f"{spelled_out(text[:half], half)} […{left_out} characters…] {spelled_out(text[-half:], half)}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def percent(share: float | None) -> str:
     """A share from 0 to 1 in percent, or a dash."""
     return UNKNOWN if share is None else f"{100 * share:.0f} %"

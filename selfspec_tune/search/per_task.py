@@ -59,7 +59,7 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
     with StudyFolder(request.out).locked():
         pooled = searches[POOLED].prompts
         workload = open_workload(request.model, pooled, reporter, StudyFolder(searches[POOLED].out).runner)
-        _check_all(searches, workload, reporter)
+        _check_all(searches, workload)
         for name, search in searches.items():
             reporter.stage("task", name)
             if run_search(search, reporter, workload).interrupted:
@@ -112,7 +112,7 @@ def _share(of_prompts: float, num_tasks: int) -> float:
     return (1 / (num_tasks + 1) + of_prompts / 2) / 2
 
 
-def _check_all(searches: Mapping[str, SearchRequest], workload: Workload, reporter: Reporter) -> None:
+def _check_all(searches: Mapping[str, SearchRequest], workload: Workload) -> None:
     """Refuse before any search what some search could not do: a prompt that does not fit, too short a share of time.
 
     Searches that have begun were found to fit.
@@ -122,7 +122,8 @@ def _check_all(searches: Mapping[str, SearchRequest], workload: Workload, report
         if folder.schedule.exists() or folder.ranking.exists():
             continue
         try:
-            new_fit(open_setting(search, reporter, workload), 0.0, SilentReporter())  # it says so when its turn comes
+            silent = SilentReporter()  # it says so when its turn comes
+            new_fit(open_setting(search, silent, workload), 0.0, silent)
         except BudgetError as error:
             which = f"{name} (one of {len(searches)} searches that share the time)"
             raise BudgetError(f"{which}: {error}") from error

@@ -21,11 +21,15 @@ from selfspec_tune.search.starts import to_predict
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """A resolved request. ``stages``: (name, what it does, estimated seconds or None)."""
+    """A resolved request. ``stages``: (name, what it does, estimated seconds or None).
+
+    ``first_prompts``: the first prompt of each task as the model will read it, special tokens included.
+    """
 
     model: dict[str, Any]
     splits: dict[str, int]
     prompt_tokens: dict[str, int]
+    first_prompts: dict[str, str]
     num_sublayers: int
     stages: list[tuple[str, str, float | None]]
     total_seconds: float | None
@@ -50,11 +54,17 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
     stages = _stages(new_fit(setting, clock.elapsed, reporter))
     known = [seconds for _, _, seconds in stages if seconds is not None]
     timeout = request.timeout_seconds
-    lengths = [len(item.tokens) for item in (*setting.calibration, *setting.selection, *setting.test)]
+    items = (*setting.calibration, *setting.selection, *setting.test)
+    lengths = [len(item.tokens) for item in items]
+    first_of_task = {item.prompt.task: item for item in reversed(items)}
     return SearchPlan(
         model=loaded.describe(),
         splits={name: len(hashes) for name, hashes in setting.splits.hashes().items()},
         prompt_tokens={"min": min(lengths), "median": round(median(lengths)), "max": max(lengths)},
+        first_prompts={
+            task: str(loaded.tokenizer.decode(list(item.tokens), clean_up_tokenization_spaces=False))
+            for task, item in sorted(first_of_task.items())
+        },
         num_sublayers=2 * loaded.num_layers,
         stages=stages,
         total_seconds=max(sum(known), timeout or 0.0) if timeout else sum(known),

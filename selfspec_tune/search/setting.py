@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -13,9 +13,9 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
-from selfspec_tune.prompts import Splits, Template, default_split_sizes, split_each_task, split_prompts
+from selfspec_tune.prompts import Prompt, Splits, Template, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import DraftOptions, Objective, SearchRequest
+from selfspec_tune.requests import DraftOptions, Objective, PromptOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.calibration import lookup_alone
 from selfspec_tune.search.schedule import Schedule
@@ -110,33 +110,26 @@ class Setting:
 def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> Setting:
     """Read the starts, read and split the prompts first (cheap, may be wrong), then load the model.
 
+    Prompts that do not fit its context are left out of all splits, with a notice.
     ``workload``: one that is open already, whose model and runner then serve.
     """
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
     options = request.prompts
     files = [read_start(name) for name in dict.fromkeys(request.start_from)]
-    prompts = load_some(options)
-    calibration, selection, test = default_split_sizes(len(prompts))
-    if not calibration:
-        raise PromptError(
-            f"A search needs at least 4 prompts (to calibrate on, to select on and to test on); {options.source} gave "
-            f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
-        )
+    prompts = load_some(options, reporter.notice)
     read = {hash_ for file in files for hash_ in file.read_prompts}
-    if options.tasks:
-        splits = split_each_task(prompts, options.tasks, seed=options.seed, read=read)
-    else:
-        splits = split_prompts(
-            prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read
-        )
-    left_out = len({prompt.hash for prompt in prompts}) - sum(map(len, splits.hashes().values()))
-    if left_out:
-        test = left_out + len(splits.test)
-        reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
+    splits = _split(prompts, options, read)
     if workload is None:
         workload = open_workload(request.model, options, reporter, StudyFolder(request.out).runner)
     else:
         workload = workload.reopened(options)
+    fitting = workload.fitting(prompts, reporter.notice)
+    if len(fitting) < len(prompts):
+        splits = _split(fitting, options, read)
+    left_out = len(fitting) - sum(map(len, splits.hashes().values()))
+    if left_out:
+        test = left_out + len(splits.test)
+        reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
     if request.draft.objective is Objective.STANDALONE:
         workload.stand_alone(reporter.notice)
     space = _open_space(workload, request.draft)
@@ -151,6 +144,19 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
         len(prompts),
         tuple(fit_start(file, workload.loaded, space, request.draft.policy_kinds) for file in files),
     )
+
+
+def _split(prompts: Sequence[Prompt], options: PromptOptions, read: Collection[str]) -> Splits:
+    """The splits of the default sizes, of each task where tasks were asked for. Raises `PromptError` for too few."""
+    calibration, selection, test = default_split_sizes(len(prompts))
+    if not calibration:
+        raise PromptError(
+            f"A search needs at least 4 prompts (to calibrate on, to select on and to test on); {options.source} gave "
+            f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
+        )
+    if options.tasks:
+        return split_each_task(prompts, options.tasks, seed=options.seed, read=read)
+    return split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read)
 
 
 def tell_starts(starts: Sequence[Start], reporter: Reporter) -> None:

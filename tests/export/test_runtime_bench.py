@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
 from selfspec_tune.engine import Limits
-from selfspec_tune.errors import FileFormatError, UsageError
+from selfspec_tune.errors import ContextError, FileFormatError, UsageError
 from selfspec_tune.export import runtime_bench
 from selfspec_tune.export.drafts import MANIFEST, export_draft
 from selfspec_tune.export.own_code import check_own_code
@@ -24,6 +24,7 @@ from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, Ru
 from selfspec_tune.results import RuntimeBench
 from tests import kit
 from tests.export.gguf_kit import save_gguf
+from tests.search_kit import Listener
 
 LLAMACPP = RuntimeName.LLAMACPP
 PROMPTS = [Prompt(f"p{number}", "qa", f"text {number}") for number in range(6)]
@@ -64,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     monkeypatch.setattr(runtime_bench, "open_runtime", lambda request, manifest, reporter: Timed())
-    monkeypatch.setattr(runtime_bench, "_unread", lambda options, read: PROMPTS)
+    monkeypatch.setattr(runtime_bench, "_unread", lambda options, read, reporter: PROMPTS)
 
 
 @pytest.mark.usefixtures("timed")
@@ -95,6 +96,21 @@ def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path) -
     again = run_runtime_bench(request, SilentReporter())
     assert len(asked) == len(WARM_UPS) + 5
     assert again.decode_speedup == first.decode_speedup
+
+
+@pytest.mark.usefixtures("timed")
+def test_a_prompt_that_does_not_fit_is_left_out_and_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, listener = Timed.read, Listener()
+
+    def read_short(self: Timed, prompt: Prompt) -> WorkItem:
+        if prompt == PROMPTS[0]:
+            raise ContextError(f"Prompt {prompt.id} is too long.")
+        return read(self, prompt)
+
+    monkeypatch.setattr(Timed, "read", read_short)
+    result = run_runtime_bench(RuntimeBenchRequest(folder, LLAMACPP, PromptOptions()), listener)
+    assert {run.prompt_id for run in result.runs} == {prompt.id for prompt in PROMPTS[1:]}
+    assert any("1 of 6 prompts do not fit" in notice for notice in listener.notices)
 
 
 def test_what_is_no_export_for_llamacpp_is_refused(folder: Path, tmp_path: Path) -> None:

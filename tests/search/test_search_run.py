@@ -400,6 +400,14 @@ def test_a_plan_says_what_a_search_would_do_and_writes_nothing(make_request: Any
     assert listener.stage_names == ["load", "plan"]
 
 
+def test_a_plan_shows_the_first_prompt_of_each_task_as_it_is_rendered(make_request: Any, tmp_path: Path) -> None:
+    chatting = kit.tiny_llama(tmp_path / "chatting", vocab=256, chat=True)
+    plan = plan_search(make_request(name=str(chatting), template="auto"), SilentReporter())
+    assert list(plan.first_prompts) == ["chat", "code"]
+    rendered = {f"user: {prompt.text}\nassistant: " for prompt in load_prompts(make_request().prompts.source)}
+    assert set(plan.first_prompts.values()) <= rendered
+
+
 def test_a_plan_with_a_time_limit_fits_its_trials_into_it(make_request: Any) -> None:
     plan = plan_search(make_request(trials=None, timeout_seconds=600.0), SilentReporter())
     trials = next(text for name, text, _ in plan.stages if name == "trials")

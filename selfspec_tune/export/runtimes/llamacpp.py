@@ -15,7 +15,7 @@ from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.export.verification import NotComparableError, Said
 from selfspec_tune.measure.workload import WorkItem
-from selfspec_tune.prompts import Prompt, Template, fit_context, render
+from selfspec_tune.prompts import Prompt, Template, check_characters, fit_context, render
 from selfspec_tune.requests import RuntimeBenchRequest
 
 EXTRA = "llamacpp"
@@ -122,6 +122,7 @@ class TimedLlamaCpp:
         )
 
     def read(self, prompt: Prompt) -> WorkItem:
+        check_characters(prompt, self._context)
         tokens = render(prompt, self._tokenizer, Template(self._options.template))
         fit_context(tokens, self._options.max_new_tokens, self._context, prompt_id=prompt.id)
         return WorkItem(prompt.id, prompt, tuple(tokens), Limits(self._options.max_new_tokens))
