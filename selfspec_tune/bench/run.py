@@ -180,8 +180,13 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
 
 
 def bench_provenance(workload: Workload, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: program, machine, model, threads, prompts."""
+    """Where a measurement comes from: program, machine, model, threads, prompts.
+
+    ``generation_config``: what the checkpoint asks of decoding, which was not followed.
+    """
     loaded = workload.loaded
+    if loaded.generation_settings:
+        extra = {"generation_config": loaded.generation_settings, **extra}
     return collect(
         model=loaded.describe(),
         dtype=str(loaded.dtype).removeprefix("torch."),
