@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from selfspec_tune.results.bench import ModelInfo
-from selfspec_tune.results.methods import Ratio, SkipLayers
+from selfspec_tune.results.methods import Ratio, SkipLayers, TaskResult
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Verdict
@@ -28,7 +28,8 @@ class DraftSettings(Record):
 class Score(Record):
     """What the skip set achieved on prompts that the search never read, and on which split.
 
-    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here).
+    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here). ``degenerate_share`` and
+    ``without_degenerate`` as in `MethodResult`.
     """
 
     verdict: Verdict
@@ -39,6 +40,8 @@ class Score(Record):
     mean_accepted_tokens: float | None = None
     split: str = "test"
     num_prompts: int = 0
+    degenerate_share: float | None = None
+    without_degenerate: TaskResult | None = None
 
 
 class SkipConfig(Document):
