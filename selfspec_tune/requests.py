@@ -143,6 +143,11 @@ class DraftOptions:
     """
 
     policy: str = PolicyChoice.AUTO.value
+EXACT_MATCH = "exact match"
+"""How standalone drafts are accepted where the target samples: each is the draft's most probable token, and stays where
+the target draws the same. So do servers by default (vLLM's `draft_sample_method` greedy)."""
+
+
     max_draft_tokens: int | None = None
     exit_threshold: float | None = None
     vocabulary: str = "auto"

@@ -78,20 +78,29 @@ def self_speculative(
     sampler: Sampler,
     draft: Draft,
     costs: StepCosts | None = None,
+    *,
+    samples_drafts: bool = True,
 ) -> Generation:
     """Decode by drafting cheaply, by the model in part or from the context, and verifying in one full pass.
 
     The output equals `autoregressive`'s: token for token when greedy, in distribution
     when sampling (Draft & Verify, Zhang et al., ACL 2024, algorithm 1). Raises ValueError
     for a cost-aware policy without the ``costs`` of its steps.
+
+    Where the target samples, so does the draft with ``samples_drafts``, and a token is accepted by the ratio of both
+    probabilities. Without, the draft takes its most probable token, accepted as often as the target samples it: what
+    servers do.
     """
     output = _Output(limits)
     record = output.generation
     policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     token, started = _prefill(runner, prompt, limits, sampler, record)
-    greedy = greedy_steps(runner, needs_probability=policy.needs_probability) if sampler.greedy else None
-    drafter = Drafter(runner, greedy, draft.ngram, policy, sampler, output.is_eos, [*prompt, token])
+    steps = greedy_steps(runner, needs_probability=policy.needs_probability)
+    greedy = steps if sampler.greedy else None
+    drafter = Drafter(
+        runner, greedy if samples_drafts else steps, draft.ngram, policy, sampler, output.is_eos, [*prompt, token]
+    )
     ended = output.emit([token])
     while not ended:
         begun = perf_counter()
