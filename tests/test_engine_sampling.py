@@ -342,9 +342,18 @@ def test_half_precision_logits_become_float32_probabilities() -> None:
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_only_temperature_zero_is_greedy() -> None:
-    assert Sampler().greedy
-    assert not Sampler(0.1).greedy
+def test_only_temperature_zero_is_greedy_and_what_is_all_but_zero() -> None:
+    assert all(Sampler(temperature).greedy for temperature in (0.0, 1e-320, 1e-40, 1e-6))
+    assert not any(Sampler(temperature).greedy for temperature in (1e-5, 1e-3, 0.1))
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3, 100.0])
+def test_every_temperature_that_samples_gives_probabilities(temperature: float) -> None:
+    scores = torch.tensor([3.0, -1e30, -torch.inf, 2.9])
+    for top_k, top_p in ((0, 1.0), (1, 1.0), (10**30, 1.0), (0, 1e-320), (2, 0.5)):
+        found = Sampler(temperature, top_k, top_p).probabilities(scores)
+        assert float(found.sum()) == pytest.approx(1.0)
+        assert float(found[0]) == pytest.approx(float(found.max()))
 
 
 def _outcomes(drafted: Tensor | None, target: Tensor, token: int) -> dict[tuple[int, int], float]:
