@@ -188,7 +188,7 @@ def _unequal_reason(runner: Runner, reference: Runner, dtype: torch.dtype) -> st
     if difference <= _TOLERANCE[dtype]:
         return None
     if not isfinite(difference):
-        return "its logits are no finite numbers"
+        return "its logits differ from the reference: they are no finite numbers"
     return f"its logits differ from the reference by {difference:.2g} of the largest logit"
 
 
