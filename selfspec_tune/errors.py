@@ -13,6 +13,7 @@
     ├── NativeUnavailableError the native kernels cannot be had on this machine
     ├── ModelAccessError       the model exists but cannot be had (gated, no network)
     ├── RivalError             a method to compare with cannot run here (its row says so)
+    ├── NonFiniteError         the model's logits are no numbers
     ├── StorageError           a result could not be written
     └── LosslessError          decoding gave other tokens than the model would
 
@@ -84,6 +85,10 @@ class RivalError(SelfSpecError):
     def __init__(self, arm_id: str, reason: str) -> None:
         super().__init__(reason)
         self.arm_id = arm_id
+
+
+class NonFiniteError(SelfSpecError):
+    """The model computes NaN, infinity or nothing where logits should be; whatever it drafts would be accepted."""
 
 
 class StorageError(SelfSpecError):

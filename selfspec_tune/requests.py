@@ -19,6 +19,11 @@ from selfspec_tune.files import writable
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
+SMALLEST_TEMPERATURE = 1e-5  # below, one token has all of the probability: that is greedy decoding
+LARGEST_TEMPERATURE = 100.0  # above, every token is as likely as any other
+_TEMPERATURE = f"0 (greedy) or more, up to {LARGEST_TEMPERATURE:g}"
+LARGEST_SEED = 2**31 - 1  # every generator takes it, and what is derived from it
+LONGEST_DRAFT = 1024
 SHORTEST_CONTEXT = 16
 _THRESHOLD_POLICIES = ("threshold", "adaptive")
 
@@ -42,12 +47,19 @@ class ModelOptions:
     allow_pickle: bool = False
 
 
+def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
+    """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # type: ignore[operator]
+        raise UsageError(f"{option} {value}: expected {expected}.")
+
+
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
     """Which prompts, and how they are continued. ``num_prompts`` None: 64, or all where there are fewer.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all. With ``tasks``, prompts of
-    these alone, and each task is split on its own.
+    ``temperature`` 0 is greedy, and what is below `SMALLEST_TEMPERATURE` becomes 0; ``top_k`` 0 and ``top_p`` 1 keep
+    all. With ``tasks``, prompts of these alone, and each task is split on its own.
     """
 
     source: str = "builtin"
@@ -62,18 +74,15 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise UsageError(f"--num-prompts {self.num_prompts}: expected at least 1.")
-        if self.max_new_tokens < 2:
-            raise UsageError(f"--max-new-tokens {self.max_new_tokens}: expected at least 2.")
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: expected 0 or more.")
-        if self.temperature < 0:
-            raise UsageError(f"--temperature {self.temperature}: expected 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p {self.top_p}: expected above 0 and at most 1.")
-        if self.top_k < 0:
-            raise UsageError(f"--top-k {self.top_k}: expected 0 (off) or more.")
+        if self.num_prompts is not None:
+            check_number("--num-prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
+        check_number("--max-new-tokens", self.max_new_tokens, 2, math.inf, "at least 2", whole=True)
+        check_number("--seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
+        check_number("--temperature", self.temperature, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
+        if self.temperature < SMALLEST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
+        check_number("--top-p", self.top_p, math.ulp(0.0), 1, "above 0 and at most 1")
+        check_number("--top-k", self.top_k, 0, math.inf, "0 (off) or more", whole=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for our files, without ``tasks`` where prompts of all tasks are meant."""
@@ -98,6 +107,8 @@ class ExtraMemory:
                 "or 0 for none."
             )
         number, unit = float(found["number"]), (found["unit"] or "").lower()
+        if not math.isfinite(number * _UNITS.get(unit, 1)):
+            raise UsageError(f"--extra-memory {text!r}: no memory is so large.")
         if unit == "%":
             return cls(share=number / 100)
         return cls(num_bytes=round(number * _UNITS.get(unit, 0)))
@@ -133,6 +144,11 @@ class Objective(StrEnum):
     STANDALONE = "standalone"
 
 
+EXACT_MATCH = "exact match"
+"""How standalone drafts are accepted where the target samples: each is the draft's most probable token, and stays where
+the target draws the same. So do servers by default (vLLM's `draft_sample_method` greedy)."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
     """The draft to search with. ``policy`` is a `PolicyChoice`; ``vocabulary``: auto, full, or a number of token ids.
@@ -165,6 +181,11 @@ class DraftOptions:
         object.__setattr__(self, "objective", Objective(self.objective))  # the command line has plain values
         if self.objective is Objective.STANDALONE:
             self._check_standalone()
+        if self.max_draft_tokens is not None:
+            length = f"1 to {LONGEST_DRAFT}"
+            check_number("--max-draft-tokens", self.max_draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
+        if self.exit_threshold is not None:
+            check_number("--exit-threshold", self.exit_threshold, 0, 1, "a probability, 0 to 1")
         if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
             raise UsageError(
                 f"--exit-threshold {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add --policy "
@@ -237,7 +258,7 @@ class SearchRequest:
                 )
         if self.trials is not None and self.trials < 1:
             raise BudgetError(f"--trials {self.trials}: expected at least 1. A search measures at least one trial.")
-        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
             raise BudgetError(f"--timeout {self.timeout_seconds:g}s: expected a positive duration such as 45m or 2h.")
 
 
@@ -371,6 +392,9 @@ class SweepRequest:
             raise UsageError("--parts run beside one bench; leave them out with --sweep.")
         if self.values is None:
             return
+        if self.kind is SweepKind.TEMPERATURE:
+            greedy = tuple(0.0 if 0 < value < SMALLEST_TEMPERATURE else value for value in self.values)
+            object.__setattr__(self, "values", greedy)
         if len(set(self.values)) < max(2, len(self.values)):
             raise UsageError(f"--sweep-values {_joined(self.values)}: expected at least two values, all different.")
         for value in self.values:
@@ -382,6 +406,10 @@ class SweepRequest:
         if not math.isfinite(value) or value < least or (is_whole and value != int(value)):
             kind = "whole numbers" if is_whole else "numbers"
             raise UsageError(f"--sweep-values {value:g}: --sweep {self.kind} takes {kind} from {least} on.")
+        if self.kind is SweepKind.TEMPERATURE:
+            check_number("--sweep-values", value, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
+        if self.kind is SweepKind.MAX_DRAFT and value > LONGEST_DRAFT:
+            raise UsageError(f"--sweep-values {value:g}: expected drafts of at most {LONGEST_DRAFT} tokens.")
 
 
 def _joined(values: tuple[float, ...]) -> str:
@@ -452,5 +480,6 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if self.weights not in GGUF_WEIGHTS:
             raise UsageError(f"--weights {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
-        if self.draft_tokens is not None and self.draft_tokens < 1:
-            raise UsageError(f"--draft-tokens {self.draft_tokens}: expected at least 1.")
+        if self.draft_tokens is not None:
+            length = f"at least 1, up to {LONGEST_DRAFT}"
+            check_number("--draft-tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)

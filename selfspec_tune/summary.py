@@ -111,6 +111,12 @@ def mean_accepted_tokens(runs: Sequence[PairedRun]) -> float | None:
     return sum(rounds) / len(rounds) if rounds else None
 
 
+def degenerate_share(runs: Sequence[PairedRun]) -> float | None:
+    """The share of runs whose answers degenerate, None where nobody looked."""
+    known = [run.degenerate for run in runs if run.degenerate is not None]
+    return sum(known) / len(known) if known else None
+
+
 def draft_cost_fraction(runs: Sequence[PairedRun]) -> float | None:
     """Seconds of a drafted token over the baseline's seconds of a decoded token."""
     drafted = sum(sum(run.candidate.drafted) for run in runs)
@@ -157,6 +163,8 @@ def summarise(
         per_task={
             task: _summarise_task(of_task, is_lossy=is_lossy, seed=seed) for task, of_task in _by_task(runs).items()
         },
+        degenerate_share=degenerate_share(runs),
+        without_degenerate=_without_degenerate(runs, is_lossy=is_lossy, seed=seed),
     )
 
 
@@ -319,6 +327,13 @@ def _summarise_task(runs: Sequence[PairedRun], *, is_lossy: bool, seed: int) -> 
     )
 
 
+def _without_degenerate(runs: Sequence[PairedRun], *, is_lossy: bool, seed: int) -> TaskResult | None:
+    sound = [run for run in runs if not run.degenerate]
+    if not sound or len(sound) == len(runs):
+        return None
+    return _summarise_task(sound, is_lossy=is_lossy, seed=seed)
+
+
 def _question_ids(prompt_ids: Sequence[str]) -> dict[str, int | str]:
     """Spec-Bench's question numbers where the ids end in distinct ones, else the ids themselves."""
     numbers = [prompt_id.rsplit("/", 1)[-1] for prompt_id in prompt_ids]
@@ -361,4 +376,5 @@ _FRAME_RATES = (
     "mean_accepted_tokens",
     "draft_cost_fraction",
     "verify_cost_fraction",
+    "degenerate_share",
 )

@@ -136,7 +136,7 @@ class TableRunner:
     ``verified`` keeps the tokens of every verification, ``draft_passes`` those of every draft pass over several.
     """
 
-    name = "table"
+    name = about = "table"
     num_layers = 1
 
     def __init__(self, target: Tensor, draft: Tensor | None = None) -> None:

@@ -240,6 +240,18 @@ def test_a_layer_out_of_range_in_a_skip_file_is_refused(command: str, skip_file:
         (("--max-new-tokens", "0"), "--max-new-tokens 0: expected at least 2"),
         (("--num-prompts", "0"), "--num-prompts 0: expected at least 1"),
         (("--temperature", "-1"), "--temperature -1.0: expected 0"),
+        (("--temperature", "nan"), "--temperature nan: expected 0 (greedy) or more, up to 100"),
+        (("--temperature", "inf"), "--temperature inf: expected 0"),
+        (("--temperature", "1e30"), "--temperature 1e+30: expected 0"),
+        (("--top-p", "nan"), "--top-p nan: expected above 0 and at most 1"),
+        (("--top-p", "0"), "--top-p 0.0: expected above 0"),
+        (("--top-p", "inf"), "--top-p inf: expected above 0"),
+        (("--top-k", "-1"), "--top-k -1: expected 0 (off) or more"),
+        (("--seed", "-1"), "--seed -1: expected 0 or more"),
+        (("--seed", "18446744073709551616"), "expected 0 or more, up to 2147483647"),
+        (("--max-draft-tokens", "1000000000"), "--max-draft-tokens 1000000000: expected 1 to 1024"),
+        (("--timeout", "9" * 400 + "h"), "expected a positive duration"),
+        (("--extra-memory", "9" * 400 + "%"), "no memory is so large"),
         (("--device", "cuda:99"), "Device 'cuda:99' is not there"),
         (("--device", "abacus"), "Unknown device 'abacus'"),
     ],
@@ -249,6 +261,24 @@ def test_an_impossible_option_is_refused_with_what_was_expected(
 ) -> None:
     check(search(tiny_llama_dir, *arguments), WRONGLY_ASKED, message)
     assert not Path("study/journal.log").exists()
+
+
+@pytest.mark.parametrize("option", [("--temperature", "nan"), ("--temperature", "inf"), ("--seed", "99999999999")])
+def test_a_bench_looks_at_its_options_before_it_loads_anything(option: tuple[str, str]) -> None:
+    run_ = run("bench", "--model", "nowhere/at-all", "--skip-set", "mlp 1", "--prompts", "prompts.jsonl", *option)
+    check(run_, WRONGLY_ASKED, f"{option[0]} {option[1]}: expected 0")
+
+
+@pytest.mark.parametrize("temperature", ["1e-320", "1e-40"])
+def test_a_temperature_of_all_but_nothing_is_greedy(tiny_llama_dir: Path, temperature: str) -> None:
+    options = ("--prompts", "prompts.jsonl", "--num-prompts", "4", "--max-new-tokens", "8", "--dtype", "float32")
+    found = run(
+        "bench", "--model", tiny_llama_dir, "--skip-set", "mlp 1", *options, "--temperature", temperature, "--json"
+    )
+    assert found.exit_code == 0, found.output
+    result = json.loads(found.stdout)
+    assert result["provenance"]["prompts"]["temperature"] == 0.0
+    assert {run_["lossless"] for run_ in result["runs"]} == {"identical"}
 
 
 def test_an_unknown_number_format_is_answered_with_those_there_are() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from selfspec_tune.bench import outcome
 from selfspec_tune.bench.outcome import baseline_vs_generate, bench_result
@@ -12,7 +14,12 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Generation
 from selfspec_tune.measure.arms import GENERATE, NULL, SELF_SPECULATIVE, Arm
 from selfspec_tune.measure.workload import WorkItem
-from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.report.config import print_skip_config
+from selfspec_tune.report.tables import check_lines
+from selfspec_tune.report.verdict import bench_verdict, score_verdict
+from selfspec_tune.requests import Objective
+from selfspec_tune.results import BenchResult, PairedRun, SkipConfig
+from selfspec_tune.search import conclusion
 from selfspec_tune.skip_set import SkipSet
 from tests.results_kit import MODEL
 from tests.runs import paired_run
@@ -225,3 +232,81 @@ def test_the_ratio_to_generate_compares_time_per_token() -> None:
     # generate made twice the tokens in the same decode time: per token it took half as long.
     run = paired_run(baseline=(11, 1.0, 10.0), candidate=(21, 1.0, 10.0), accepted=(), drafted=())
     assert baseline_vs_generate([run]) == pytest.approx((1.0 + 5.0) / 11.0)
+
+
+# -- answers that degenerate ------------------------------------------------------------------------------------
+
+
+def circling(speedup: float, sound: float, number: int, **fields: Any) -> list[PairedRun]:
+    """Pairs of which the first ``number`` degenerate at ``speedup``; the others run at ``sound``."""
+    runs = runs_of(MAIN, speedup, number, degenerate=True, **fields)
+    return runs + runs_of(MAIN, sound, degenerate=False, **fields)[number:]
+
+
+def test_the_verdict_goes_by_answers_that_do_not_degenerate() -> None:
+    result = result_of([arm(MAIN)], circling(3.0, 0.9, 20))
+    main = result.methods[1]
+    assert main.end_to_end_speedup is not None
+    assert main.end_to_end_speedup.value > 1.3
+    assert main.degenerate_share == 0.5
+    assert main.without_degenerate is not None
+    assert main.without_degenerate.num_prompts == NUM_PROMPTS - 20
+    assert main.without_degenerate.end_to_end_speedup is not None
+    assert main.without_degenerate.end_to_end_speedup.value == pytest.approx(0.9, rel=0.02)
+    assert result.verdict == "not_faster"
+    (warning,) = result.warnings
+    assert "50% of the answers degenerate" in warning
+    assert "lookup most" in warning
+    assert "without them" in warning
+    assert "on 20 held-out prompts whose answers do not degenerate" in bench_verdict(result)
+    assert "0.89× end to end" in bench_verdict(result) or "0.90× end to end" in bench_verdict(result)
+
+
+def test_a_gain_that_stays_without_degenerate_answers_is_one() -> None:
+    result = result_of([arm(MAIN)], circling(3.0, 1.3, 4))
+    assert result.verdict == "faster"
+    assert len(result.warnings) == 1
+    assert "Degenerate answers: 10 %; 1.29× [1.28–1.29] end to end without them." in check_lines(result)
+
+
+def test_where_all_answers_degenerate_there_is_no_verdict() -> None:
+    result = result_of([arm(MAIN)], circling(3.0, 3.0, NUM_PROMPTS))
+    assert result.verdict == "withheld"
+    (reason,) = result.withheld_because
+    assert f"All {NUM_PROMPTS} answers degenerate" in reason
+    assert "--template chat" in reason
+    assert result.methods[1].without_degenerate is None
+
+
+def test_one_sound_answer_tells_nothing() -> None:
+    assert result_of([arm(MAIN)], circling(3.0, 3.0, NUM_PROMPTS - 1)).verdict == "undecided"
+
+
+def test_sound_answers_are_said_to_be_and_older_runs_say_nothing() -> None:
+    sound, older = result_of([arm(MAIN)], circling(1.0, 1.3, 0)), measured(1.3)
+    assert sound.warnings == []
+    assert sound.methods[1].degenerate_share == 0.0
+    assert "Degenerate answers: none." in check_lines(sound)
+    assert older.methods[1].degenerate_share is None
+    assert not [line for line in check_lines(older) if "egenerate" in line]
+
+
+def test_a_lossy_run_has_no_figure_without_degenerate_answers_either() -> None:
+    main = result_of([arm(MAIN)], circling(3.0, 3.0, 4, lossless="mismatch")).methods[1]
+    assert main.degenerate_share == 0.1
+    assert main.without_degenerate is not None
+    assert main.without_degenerate.end_to_end_speedup is None
+
+
+def test_a_skip_file_carries_the_share_and_shows_it() -> None:
+    bench = result_of([arm(MAIN)], circling(3.0, 0.9, 20))
+    loaded: Any = WORKLOAD.loaded
+    config = conclusion.skip_config(loaded, Draft(SkipSet(12, (3,))), bench, {}, Objective.SHARED)
+    read = SkipConfig.from_dict(config.to_dict(), origin="here")
+    assert read.score.degenerate_share == 0.5
+    console = Console(width=120, file=StringIO())
+    print_skip_config(console, read)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "degenerate answers" in shown
+    assert "50 %" in shown
+    assert "whose answers do not degenerate" in score_verdict(read.score)

@@ -126,3 +126,11 @@ def test_auto_searches_two_policies_and_a_threshold_asks_for_the_one_that_has_on
     for policy in ("cost-aware", "fixed"):
         with pytest.raises(UsageError, match=f"the {policy} policy has no threshold"):
             DraftOptions(policy, exit_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"exit_threshold": float("nan")}, {"exit_threshold": 1.5}, {"max_draft_tokens": 0}]
+)
+def test_a_draft_that_means_nothing_is_refused_by_the_library_too(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        DraftOptions(policy="threshold", **options)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import cycle
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.native import runner as runner_module
 from selfspec_tune.engine.native.library import load_library
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 from tests.covering import cover
@@ -360,14 +361,21 @@ def test_a_token_that_the_model_does_not_embed_is_refused(small: LoadedModel, to
     assert runner.length == 9
 
 
-def test_logits_that_are_no_numbers_give_some_token(small: LoadedModel) -> None:
+def test_logits_that_are_no_numbers_draft_some_token_and_end_everything_else(small: LoadedModel) -> None:
     loaded: Any = small
     loaded.model.lm_head.weight.data.fill_(float("nan"))
     runner = NativeRunner(loaded)
     runner.prefill(_prompt(9))
-    greedy = runner.verify_greedy([5, 6, 7])
+    tokens, probabilities = runner.draft_pass_greedy([5, 6, 7])
     runner.rewind(9)
-    assert [runner.decode_greedy(token) for token in (5, 6, 7)] == greedy == [0, 0, 0]
+    assert [runner.draft_greedy(token, 1)[0][0] for token in (5, 6, 7)] == tokens == [0, 0, 0]
+    assert all(isnan(probability) for probability in probabilities)
+    runner.rewind(9)
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.verify_greedy([5, 6, 7])
+    runner.rewind(9)
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.decode_greedy(5)
     runner.rewind(9)
     assert runner.verify([5, 6]).isnan().all()
 

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.sampling import accept
 from selfspec_tune.models import LoadedModel
@@ -342,9 +342,18 @@ def test_half_precision_logits_become_float32_probabilities() -> None:
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_only_temperature_zero_is_greedy() -> None:
-    assert Sampler().greedy
-    assert not Sampler(0.1).greedy
+def test_only_temperature_zero_is_greedy_and_what_is_all_but_zero() -> None:
+    assert all(Sampler(temperature).greedy for temperature in (0.0, 1e-320, 1e-40, 1e-6))
+    assert not any(Sampler(temperature).greedy for temperature in (1e-5, 1e-3, 0.1))
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3, 100.0])
+def test_every_temperature_that_samples_gives_probabilities(temperature: float) -> None:
+    scores = torch.tensor([3.0, -1e30, -torch.inf, 2.9])
+    for top_k, top_p in ((0, 1.0), (1, 1.0), (10**30, 1.0), (0, 1e-320), (2, 0.5)):
+        found = Sampler(temperature, top_k, top_p).probabilities(scores)
+        assert float(found.sum()) == pytest.approx(1.0)
+        assert float(found[0]) == pytest.approx(float(found.max()))
 
 
 def _outcomes(drafted: Tensor | None, target: Tensor, token: int) -> dict[tuple[int, int], float]:
@@ -374,3 +383,34 @@ def test_rounding_that_leaves_no_residual_falls_back_to_the_target(monkeypatch: 
     num_accepted, following = accept(Sampler(1.0), [1], [even], torch.stack([even, even]))
     assert num_accepted == 0
     assert following in (0, 1)
+
+
+# -- drafts that are not sampled --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [PLAIN, CASES["cool"]], ids=["plain", "cool"])
+@pytest.mark.parametrize("policy", every_policy(3, 0.5), ids=lambda policy: policy.kind.value)
+def test_drafts_taken_greedily_leave_the_answer_distributed_as_ever(case: Case, policy: DraftPolicy) -> None:
+    runner, draft = case.runner(), Draft(SkipSet.empty(1), policy)
+
+    def answer(every: Sampler) -> tuple[int, ...]:
+        made = self_speculative(runner, PROMPT, case.limits(), every, draft, STEPS, samples_drafts=False)
+        return tuple(made.tokens)
+
+    assert _distance(distribution(case.sampler, answer), case.joint(PROMPT)) < 1e-4
+
+
+def test_a_draft_taken_greedily_is_kept_as_often_as_the_target_draws_it() -> None:
+    """What vLLM, SGLang, TensorRT-LLM and llama.cpp do by default."""
+    runner, draft = PLAIN.runner(), Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 1))
+
+    def accepted(every: Sampler) -> tuple[int, int]:
+        made = self_speculative(runner, PROMPT, Limits(3), every, draft, samples_drafts=False)
+        return made.tokens[0], made.accepted[0]
+
+    kept = distribution(PLAIN.sampler, accepted)
+    first = TARGET[1, 2, :3].softmax(-1)
+    for token in range(3):
+        target, guess = TARGET[2, token, :3].softmax(-1), GUESS[2, token, :3]
+        expected = float(first[token] * target[guess.argmax()])
+        assert kept.get((token, 1), 0.0) == pytest.approx(expected, abs=1e-5)

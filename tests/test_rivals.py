@@ -183,6 +183,59 @@ def test_counts_that_do_not_explain_the_tokens_are_left_empty() -> None:
     assert Rounds([4], [3]).checked(5) == ([], [])
 
 
+def test_only_the_rounds_before_the_end_of_sequence_count() -> None:
+    rounds = Rounds([1, 4, 2], [3, 5, 2])  # 2, 5 and 3 tokens
+    assert rounds.checked(10, 10) == ([1, 4, 2], [3, 5, 2])
+    assert rounds.checked(10, 7) == ([1, 4], [3, 5])
+    assert rounds.checked(10, 4) == ([1, 2], [3, 5])
+    assert rounds.checked(10, 1) == ([1], [3])
+    assert rounds.checked(11, 4) == ([], [])
+
+
+class _PastTheEnd:
+    """A model whose ``generate`` goes on past its end of sequence, as some versions of transformers do."""
+
+    device = "cpu"
+    generation_config: Any = None
+
+    def __init__(self, rounds: Sequence[Sequence[int]], clock: list[float]) -> None:
+        self._rounds, self._clock = rounds, clock
+
+    def generate(self, input_ids: torch.Tensor, *, streamer: Any, **_: Any) -> torch.Tensor:
+        streamer.put(input_ids)
+        for tokens in self._rounds:
+            self._clock[0] += 1.0
+            streamer.put(torch.tensor([tokens]))
+        return torch.cat([input_ids, torch.tensor([[token for tokens in self._rounds for token in tokens]])], -1)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "tokens", "prefill", "decode"),
+    [
+        ([[5, 6], [7, 2, 9], [8, 8, 8], [8, 8]], [5, 6, 7, 2], 1.0, 1.0),
+        ([[5, 6], [7, 9], [8, 2]], [5, 6, 7, 9, 8, 2], 1.0, 2.0),
+        ([[2, 6], [7, 9]], [2], 1.0, 0.0),
+        ([[5], [6], [7]], [5, 6, 7], 1.0, 2.0),
+    ],
+    ids=["in the middle", "at the end", "at once", "never"],
+)
+def test_a_rival_is_timed_to_its_end_of_sequence(
+    rounds: Sequence[Sequence[int]],
+    tokens: list[int],
+    prefill: float,
+    decode: float,
+    workload: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("selfspec_tune.measure.hf_generate.perf_counter", lambda: clock[0])
+    past: Any = replace(workload.loaded, model=_PastTheEnd(rounds, clock))  # type: ignore[arg-type]
+    made = hf_generate(workload, make_item(prompt_tokens(9), eos=frozenset({2})), past)
+    assert made.tokens == tokens
+    assert (made.prefill_seconds, made.decode_seconds) == (prefill, decode)
+    assert made.stop_reason == ("eos" if 2 in tokens else "length")
+
+
 def test_a_transformers_that_makes_its_generators_elsewhere_is_not_counted() -> None:
     with counted_rounds(object()) as rounds:
         pass

@@ -17,6 +17,8 @@ _EXCESS_TIES = (
     "them: the verdict is withheld. Run in --dtype float32, where every token must be equal."
 )
 
+_SOUNDER = "Try the model's chat template (--template chat), other prompts, or another model."
+
 
 def bench_result(
     workload: Workload,
@@ -28,7 +30,7 @@ def bench_result(
     provenance: dict[str, Any],
     unavailable: Mapping[str, str] | None = None,
 ) -> BenchResult:
-    """Figures of every arm; the verdict is on the first self-speculative one.
+    """Figures of every arm; the verdict is on the first self-speculative one, by the answers that do not degenerate.
 
     ``unavailable``: why an arm could not run, by its id.
     """
@@ -51,12 +53,12 @@ def bench_result(
         withheld.append(f"model.generate could not run, so our baseline is unchecked: {missing[GENERATE]}")
     return BenchResult(
         model=ModelInfo.model_validate(workload.loaded.describe()),
-        verdict="withheld" if withheld else verdict(_end_to_end(main)),
+        verdict="withheld" if withheld else verdict(_sound_speedup(main)),
         withheld_because=withheld,
         methods=methods,
         a_a=null,
         baseline_vs_generate=ratio,
-        warnings=withheld + _noise(main, null, runs, _load(provenance)),
+        warnings=withheld + _degenerate(main) + _noise(main, null, runs, _load(provenance)),
         in_sample=in_sample,
         split=split,
         provenance=provenance,
@@ -95,8 +97,8 @@ def _null_run(runs: Sequence[PairedRun], seed: int) -> NullRun | None:
     )
 
 
-def _end_to_end(main: MethodResult | None) -> Interval:
-    speedup = main.end_to_end_speedup if main else None
+def _sound_speedup(main: MethodResult | None) -> Interval:
+    speedup = main.sound_speedup if main else None
     assert speedup is not None, "a reason to withhold was missed"
     return speedup
 
@@ -111,6 +113,11 @@ def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, 
             f"{main.lossless.mismatches} of {main.num_runs} runs differ from the baseline by more than a numerical "
             "tie: the output is not lossless, so no speedup is stated. Run in --dtype float32 to tell why."
         )
+    elif main.sound_speedup is None:
+        reasons.append(
+            f"All {main.num_runs} answers degenerate: they say the same token or phrase over and over, which every "
+            f"draft guesses. That says nothing of other text. {_SOUNDER}"
+        )
     if _has_excess_ties(main, empty):
         reasons.append(_EXCESS_TIES)
     if ratio is not None and ratio < 1.0:
@@ -119,6 +126,17 @@ def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, 
             "Run again on a quiet machine; if it stays, use --runner fast or report a bug."
         )
     return reasons
+
+
+def _degenerate(main: MethodResult | None) -> list[str]:
+    """A warning where some answers degenerate but not all."""
+    if main is None or not main.has_degenerate or main.sound_speedup is None or main.end_to_end_speedup is None:
+        return []
+    return [
+        f"{main.degenerate_share:.0%} of the answers degenerate: they say the same token or phrase over and over. That "
+        f"flatters every draft, and lookup most. End to end {main.sound_speedup} without them, "
+        f"{main.end_to_end_speedup} with them; the verdict goes by those without. {_SOUNDER}"
+    ]
 
 
 def _load(provenance: Mapping[str, Any]) -> float | None:

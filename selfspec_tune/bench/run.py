@@ -184,8 +184,13 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
 
 
 def bench_provenance(workload: Workload, check: LosslessCheck | None, **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: program, machine, model, threads, prompts. ``check``: None before one is made."""
+    """Where a measurement comes from: program, machine, model, threads, prompts.
+
+    ``check``: None before one is made. ``generation_config``: what the checkpoint asks of decoding, which was not followed.
+    """
     loaded = workload.loaded
+    if loaded.generation_settings:
+        extra = {"generation_config": loaded.generation_settings, **extra}
     return collect(
         model=loaded.describe(),
         dtype=str(loaded.dtype).removeprefix("torch."),

@@ -15,6 +15,7 @@ from torch import Tensor
 from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.drafting import Drafted, Drafter
+from selfspec_tune.engine.finite import check_logits, most_probable
 from selfspec_tune.engine.generation import Generation
 from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.ngram import common_prefix
@@ -77,20 +78,29 @@ def self_speculative(
     sampler: Sampler,
     draft: Draft,
     costs: StepCosts | None = None,
+    *,
+    samples_drafts: bool = True,
 ) -> Generation:
     """Decode by drafting cheaply, by the model in part or from the context, and verifying in one full pass.
 
     The output equals `autoregressive`'s: token for token when greedy, in distribution
     when sampling (Draft & Verify, Zhang et al., ACL 2024, algorithm 1). Raises ValueError
     for a cost-aware policy without the ``costs`` of its steps.
+
+    Where the target samples, so does the draft with ``samples_drafts``, and a token is accepted by the ratio of both
+    probabilities. Without, the draft takes its most probable token, accepted as often as the target samples it: what
+    servers do.
     """
     output = _Output(limits)
     record = output.generation
     policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     token, started = _prefill(runner, prompt, limits, sampler, record)
-    greedy = greedy_steps(runner, needs_probability=policy.needs_probability) if sampler.greedy else None
-    drafter = Drafter(runner, greedy, draft.ngram, policy, sampler, output.is_eos, [*prompt, token])
+    steps = greedy_steps(runner, needs_probability=policy.needs_probability)
+    greedy = steps if sampler.greedy else None
+    drafter = Drafter(
+        runner, greedy if samples_drafts else steps, draft.ngram, policy, sampler, output.is_eos, [*prompt, token]
+    )
     ended = output.emit([token])
     while not ended:
         begun = perf_counter()
@@ -118,19 +128,23 @@ def _prefill(
     runner.reserve(len(prompt) + limits.max_new_tokens)
     runner.synchronize()
     begun = perf_counter()
-    token = _pick(runner.prefill(prompt), sampler)
+    token = _pick(runner, runner.prefill(prompt), sampler)
     started = perf_counter()
     record.prefill_seconds = started - begun
     return token, started
 
 
-def _pick(logits: Tensor, sampler: Sampler) -> int:
-    return int(logits.argmax()) if sampler.greedy else sampler.draw(sampler.probabilities(logits))
+def _pick(runner: Runner, logits: Tensor, sampler: Sampler) -> int:
+    """The token after the runner's last pass, by its logits [vocabulary]."""
+    if sampler.greedy:
+        return most_probable(logits[None], runner)[0]
+    check_logits(logits[None], runner)
+    return sampler.draw(sampler.probabilities(logits))
 
 
 def _decode(runner: Runner, greedy: GreedySteps | None, token: int, sampler: Sampler) -> int:
     """One plain step; the token that follows."""
-    return greedy.decode_greedy(token) if greedy is not None else _pick(runner.decode(token), sampler)
+    return greedy.decode_greedy(token) if greedy is not None else _pick(runner, runner.decode(token), sampler)
 
 
 def _verify(
@@ -145,7 +159,10 @@ def _verify(
         num_accepted = common_prefix(drafted.tokens, targets)
         following = targets[num_accepted]
     else:
-        target = sampler.probabilities(runner.verify([token, *drafted.tokens]))
-        num_accepted, following = accept(sampler, drafted.tokens, drafted.distributions, target)
+        logits = runner.verify([token, *drafted.tokens])
+        check_logits(logits, runner)
+        target = sampler.probabilities(logits)
+        distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
+        num_accepted, following = accept(sampler, drafted.tokens, distributions, target)
     runner.rewind(verified + num_accepted + 1)
     return num_accepted, following

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Drafted:
 class Drafter:
     """Drafts round by round within one generation that begins with ``context``.
 
-    ``greedy``: the runner's greedy steps, None when sampling.
+    ``greedy``: the runner's greedy steps, None where drafts are sampled.
     """
 
     def __init__(
@@ -128,6 +129,8 @@ class Drafter:
             chosen = greedy.draft_greedy(tokens[0], 1) if is_step else greedy.draft_pass_greedy(tokens)
             return *chosen, [None] * len(tokens)
         logits = self._runner.draft_step(tokens[0])[None] if is_step else self._runner.draft_pass(tokens)
+        # A draft may overflow where the model does not; it may propose anything.
+        logits = logits.nan_to_num(0.0, 0.0, -inf)
         distributions = [self._sampler.probabilities(row) for row in logits]
         drawn = [self._sampler.draw(distribution) for distribution in distributions]
         probabilities = [float(row[token]) for row, token in zip(distributions, drawn, strict=True)]
@@ -155,5 +158,6 @@ class Drafter:
 
     def _is_enough(self, drafted: Drafted, probability: float, num_ahead: int) -> bool:
         """Whether drafting ends after the last token, which had this probability; ``num_ahead`` more are known."""
+        probability = probability if isfinite(probability) else 0.0  # of a draft that overflows
         wants_more = self._policy.wants_more(len(drafted.tokens), probability, num_ahead)
         return not wants_more or self._is_eos(drafted.tokens[-1])

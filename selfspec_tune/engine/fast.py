@@ -48,6 +48,10 @@ class FastRunner:
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
     @property
+    def about(self) -> str:
+        return self._loaded.name_and_dtype
+
+    @property
     def length(self) -> int:
         return self._length
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selfspec_tune.engine.finite import most_probable
 from selfspec_tune.engine.runner import GreedySteps, Runner
 
 
@@ -27,7 +28,7 @@ class _FromLogits:
         self._needs_probability = needs_probability
 
     def decode_greedy(self, token: int) -> int:
-        return int(self._runner.decode(token).argmax())
+        return most_probable(self._runner.decode(token)[None], self._runner)[0]
 
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
@@ -45,8 +46,7 @@ class _FromLogits:
         return following, [self._probability(row, token) for row, token in zip(logits, following, strict=True)]
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        following: list[int] = self._runner.verify(tokens).argmax(-1).tolist()
-        return following
+        return most_probable(self._runner.verify(tokens), self._runner)
 
     def _probability(self, logits: Tensor, token: int) -> float:
         """The softmax of logits [vocabulary] at ``token``, where anybody asks for it."""

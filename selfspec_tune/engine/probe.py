@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.finite import check_first_pass
 from selfspec_tune.engine.graphs import GraphedRunner
 from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
@@ -76,13 +77,15 @@ def choose_runner(
     taken unless the fast runner is clearly faster. Where none serves it takes the reference; a
     ``notice`` says why it is not the first. What is resumed was ``begun_with`` a runner, which
     ``auto`` then takes where it serves. A runner that was asked for by name raises
-    `UnsupportedModelError` where it does not serve. ``graphs`` on a CPU is a dry mode that replays by
+    `UnsupportedModelError` where it does not serve, and a model whose logits are no numbers `NonFiniteError`.
+    ``graphs`` on a CPU is a dry mode that replays by
     calling: for checks, not for speed.
     """
     if choice not in RUNNERS:
         raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
     reference = ReferenceRunner(loaded)
+    check_first_pass(reference)
     if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
     if choice == "auto":
@@ -186,6 +189,8 @@ def _unequal_reason(runner: Runner, reference: Runner, dtype: torch.dtype) -> st
     difference = probe_difference(runner, reference)
     if difference <= _TOLERANCE[dtype]:
         return None
+    if not isfinite(difference):
+        return "its logits differ from the reference: they are no finite numbers"
     return f"its logits differ from the reference by {difference:.2g} of the largest logit"
 
 

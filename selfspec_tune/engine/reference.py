@@ -37,6 +37,10 @@ class ReferenceRunner:
         self.vocabulary_size = int(loaded.model.get_output_embeddings().weight.shape[0])
 
     @property
+    def about(self) -> str:
+        return self._loaded.name_and_dtype
+
+    @property
     def length(self) -> int:
         return self._length
 

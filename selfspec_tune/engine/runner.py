@@ -24,6 +24,10 @@ class Runner(Protocol):
     vocabulary_size: int
 
     @property
+    def about(self) -> str:
+        """The model and its number format, for messages."""
+
+    @property
     def length(self) -> int:
         """Positions in the cache."""
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from selfspec_tune.requests import SMALLEST_TEMPERATURE
+
 
 @dataclass(slots=True)
 class Sampler:
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token.
+    """How tokens are drawn. ``temperature`` 0, or all but 0, is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token.
 
     The same processors serve the draft's and the target's distribution.
     """
@@ -27,7 +29,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < SMALLEST_TEMPERATURE
 
     def restart(self, seed: int) -> None:
         """Begin a new reproducible stream of random numbers."""
@@ -57,6 +59,7 @@ def _outside_nucleus(scores: Tensor, top_p: float) -> Tensor:
     ordered, indices = scores.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
+    before[..., 0] = -1.0  # the first is in, however small ``top_p`` is
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, before >= top_p)
 
 

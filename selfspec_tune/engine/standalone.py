@@ -32,6 +32,10 @@ class StandaloneRunner:
         self._greedy_full, self._greedy_alone = greedy_steps(full), greedy_steps(alone)
 
     @property
+    def about(self) -> str:
+        return self._full.about
+
+    @property
     def length(self) -> int:
         return len(self._text)
 

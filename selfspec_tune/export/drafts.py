@@ -23,6 +23,7 @@ from selfspec_tune.export.job import Format, Job, Written
 from selfspec_tune.export.layout import read_outline
 from selfspec_tune.export.manifest import MANIFEST, SCHEMA, VERSION, others_in
 from selfspec_tune.export.nas import write_nas
+from selfspec_tune.export.sampling import Sampling, settings_of_folder, settings_of_gguf
 from selfspec_tune.export.skip_files import own_config
 from selfspec_tune.export.target import checkpoint_folder, gguf_of
 from selfspec_tune.files import read_object, storage_error, write_json_atomic
@@ -131,6 +132,7 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         vocabulary,
         is_standalone,
         str(gguf) if made.needs_gguf else _named_in_lines(model),
+        Sampling.measured(config, _own_settings(folder, gguf)),
     )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
@@ -141,6 +143,13 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
     elif config is not None:
         _check_gguf(job, config)
     return job
+
+
+def _own_settings(folder: Path | None, gguf: Path | None) -> dict[str, Any]:
+    """What the target asks of decoding besides its weights."""
+    if folder is not None:
+        return settings_of_folder(folder)
+    return settings_of_gguf(GgufFile(gguf).entries) if gguf else {}
 
 
 def _named_in_lines(model: str) -> str:
@@ -198,7 +207,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
     notes = [*written.notes]
     if made.is_alone:
         notes += [forecast(config).text]
-    notes += dropped(config)
+    notes += [*dropped(config), *job.sampling.notes]
     if any(_CHECKPOINT in line for line in written.launch.values()):
         notes += [f"{_CHECKPOINT} in the lines stands for the target's checkpoint in Hugging Face's format."]
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -219,6 +228,8 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "target_bytes": _target_bytes(job, made),
         "draft_tokens": job.draft_tokens,
         "settings": dict(written.settings),
+        "sampling": job.sampling.to_dict(),
+        "generation_config": dict(job.sampling.ignored),
         "launch": dict(written.launch),
         "notes": notes,
         "files": files,

@@ -32,7 +32,7 @@ def forecast(config: SkipConfig | None) -> Forecast:
         "The skip set was searched to share the model's cache, which an exported draft cannot. With keys and values of "
         f"its own it is predicted to decode {predicted['decode_speedup']:.2f}x as fast as the model alone, drafting "
         f"{predicted['draft_tokens']} tokens of which {_share(acceptance)} are accepted{_shared(config)}. "
-        "`search --objective standalone` finds better ones.",
+        f"`search --objective standalone` finds better ones.{_rule(config, exact=True)}",
     )
 
 
@@ -54,7 +54,24 @@ def _measured(config: SkipConfig) -> str:
     return (
         f"Searched to stand alone: {speedup.value:.2f}x decode, {_share(score.acceptance_rate)} of "
         f"{config.draft.max_draft_tokens} drafted tokens accepted, in this program's engine on {score.num_prompts} "
-        f"{score.split} prompts."
+        f"{score.split} prompts.{_rule(config, exact=(config.provenance.get('search') or {}).get('acceptance'))}"
+    )
+
+
+def _rule(config: SkipConfig, *, exact: str | bool | None) -> str:
+    """By which rule tokens were accepted where the target samples; empty where it decodes greedily."""
+    temperature = (config.provenance.get("prompts") or {}).get("temperature") or 0.0
+    if not temperature:
+        return ""
+    if exact:
+        return (
+            f" At temperature {temperature:g} a token counts as accepted where the target draws the draft's most "
+            "probable one, as vLLM, SGLang, TensorRT-LLM and llama.cpp do by default; transformers accepts more."
+        )
+    return (
+        f" At temperature {temperature:g} tokens were accepted by the ratio of both probabilities, as transformers "
+        "does. vLLM, SGLang, TensorRT-LLM and llama.cpp keep by default only what the target draws too, and accept "
+        "fewer: search again to know how many."
     )
 
 

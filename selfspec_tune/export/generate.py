@@ -32,7 +32,8 @@ def write_generate(job: Job, folder: Path, final: Path) -> Written:
         "exit_threshold": policy.exit_threshold,
     }
     write_atomic(folder / "custom_generate" / "generate.py", code_of(settings))
-    line = f"model.generate(**inputs, custom_generate={str(final)!r}, trust_remote_code=True)"
+    how = f"custom_generate={str(final)!r}, trust_remote_code=True, {job.sampling.transformers}"
+    line = f"model.generate(**inputs, {how})"
     carried = {name: settings[name] for name in ("max_draft_tokens", "exit_threshold", "vocabulary")}
     return Written(0, {"transformers": line}, notes, carried)
 

@@ -86,7 +86,7 @@ def write_gguf(job: Job, folder: Path, final: Path) -> Written:
     size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
     line = (
         f"llama-server -m {shlex.quote(str(job.gguf))} -md {shlex.quote(str(final / FILE))} --spec-type draft-simple "
-        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.exit_threshold:g}"
+        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.exit_threshold:g} {job.sampling.llamacpp}"
     )
     return Written(size, {"llama.cpp": line}, settings={"exit_threshold": job.exit_threshold})
 

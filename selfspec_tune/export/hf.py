@@ -101,5 +101,5 @@ def assisted_launch(job: Job, final: Path, *, remote_code: bool = False) -> dict
     return {
         "transformers": f"draft = {load}; draft.generation_config.update(num_assistant_tokens={job.draft_tokens}, "
         f"num_assistant_tokens_schedule='constant', assistant_confidence_threshold={job.exit_threshold:g}); "
-        "model.generate(**inputs, assistant_model=draft)"
+        f"model.generate(**inputs, assistant_model=draft, {job.sampling.transformers})"
     }

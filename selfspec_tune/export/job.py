@@ -12,6 +12,7 @@ from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.export.blocks import Block, surviving_blocks
 from selfspec_tune.export.checkpoint import Checkpoint
 from selfspec_tune.export.layout import Layout, Outline, read_layout, read_outline
+from selfspec_tune.export.sampling import Sampling
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -30,6 +31,7 @@ class Job:
         vocabulary: how many token ids it then covers; None: all.
         is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
         target: how a launch line names it.
+        sampling: what a launch line holds a runtime to.
     """
 
     skip_set: SkipSet
@@ -42,6 +44,7 @@ class Job:
     vocabulary: int | None = None
     is_standalone: bool = False
     target: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def exit_threshold(self) -> float:

@@ -175,11 +175,12 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
     target, draft = shlex.quote(job.target), shlex.quote(str(final))
     speculative = {"method": "draft_model", "model": str(final), "num_speculative_tokens": job.draft_tokens}
     lines = {
-        "vllm": f"vllm serve {target} --trust-remote-code --speculative-config {shlex.quote(json.dumps(speculative))}",
+        "vllm": f"vllm serve {target} --trust-remote-code {job.sampling.vllm} "
+        f"--speculative-config {shlex.quote(json.dumps(speculative))}",
         "sglang": f"python -m sglang.launch_server --model-path {target} --trust-remote-code "
         f"--speculative-algorithm STANDALONE --speculative-draft-model-path {draft} "
         f"--speculative-num-steps {job.draft_tokens} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {job.draft_tokens + 1}",
+        f"--speculative-num-draft-tokens {job.draft_tokens + 1} {job.sampling.sglang}",
     }
     if not _has_biases(job):
         lines["tensorrt-llm"] = (
@@ -188,7 +189,7 @@ def _launch(job: Job, blocks: list[Block], final: Path) -> dict[str, str]:
     if not _mlx_trouble(job, blocks):
         lines["mlx"] = (
             f"mlx_lm.server --model {target} --draft-model {draft} --num-draft-tokens {job.draft_tokens} "
-            "--trust-remote-code"
+            f"--trust-remote-code {job.sampling.mlx}"
         )
     return lines
 
@@ -209,6 +210,7 @@ def _notes(job: Job, blocks: list[Block], final: Path) -> tuple[str, ...]:
     notes = [f"Not for MLX-LM: {trouble}."] if trouble else []
     if _has_biases(job):
         notes.append("Not for TensorRT-LLM: its nemotron-nas has no biases.")
+    notes.append(f"SGLang and TensorRT-LLM sample at temperature 1 unless a request states its own: {_asked(job)}.")
     if job.exit_threshold:
         notes.append(
             f"It was searched to stop drafting below {job.exit_threshold:.0%}; of these runtimes only transformers "
@@ -217,6 +219,14 @@ def _notes(job: Job, blocks: list[Block], final: Path) -> tuple[str, ...]:
     if any(part in str(final) for part in _VLLM_NAMES):
         notes.append(f"vLLM takes a path with one of {', '.join(_VLLM_NAMES)} for another method: move the folder.")
     return tuple(notes)
+
+
+def _asked(job: Job) -> str:
+    """What requests should state to be decoded as it was measured."""
+    sampling = job.sampling
+    if sampling.temperature == 0:
+        return "send temperature 0"
+    return f"send temperature {sampling.temperature:g}, top_p {sampling.top_p:g} and top_k {sampling.top_k or -1}"
 
 
 def _has_biases(job: Job) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import FileFormatError, PromptError, UsageError
@@ -11,11 +11,12 @@ from selfspec_tune.export.own_code import check_own_code
 from selfspec_tune.export.runtime_log import RuntimeLog, opened
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import short_hash
+from selfspec_tune.measure.degeneration import is_degenerate
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
-from selfspec_tune.results import RuntimeBench, RuntimeRun
+from selfspec_tune.results import RuntimeBench, RuntimeRun, TaskResult
 from selfspec_tune.statistics import Interval, cluster_bootstrap
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _measure(runtime: TimedRuntime, items: Sequence[WorkItem], log: RuntimeLog, 
         turn = number % len(_ARMS)
         for arm in (*_ARMS[turn:], *_ARMS[:turn]):
             if (item.id, arm) not in done:
-                log.add(_run(item.id, arm, runtime.answer(item, with_draft=arm == "speculative")))
+                log.add(_run(item, arm, runtime.answer(item, with_draft=arm == "speculative")))
         reporter.progress(Progress(number + 1, len(items), detail=item.id))
 
 
@@ -107,9 +108,11 @@ def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) ->
     return draw_prompts(unread, wanted, seed=options.seed)
 
 
-def _run(prompt_id: str, arm: Any, answer: Completion) -> RuntimeRun:
+def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
+    # Where the runtime does not name every token, words tell too.
+    said = answer.tokens if len(answer.tokens) == answer.num_tokens else answer.text.split()
     return RuntimeRun(
-        prompt_id=prompt_id,
+        prompt_id=item.id,
         arm=arm,
         num_tokens=answer.num_tokens,
         first_tokens=answer.first_tokens,
@@ -118,6 +121,7 @@ def _run(prompt_id: str, arm: Any, answer: Completion) -> RuntimeRun:
         drafted=answer.drafted,
         accepted=answer.accepted,
         text_hash=short_hash(answer.text),
+        degenerate=is_degenerate(said, ended=answer.num_tokens < item.limits.max_new_tokens),
     )
 
 
@@ -143,6 +147,8 @@ def _result(
 ) -> RuntimeBench:
     by_arm = {arm: {run.prompt_id: run for run in runs if run.arm == arm} for arm in _ARMS}
     plain, ours = by_arm["plain"], by_arm["speculative"]
+    known = [name for name, run in plain.items() if run.degenerate is not None and ours[name].degenerate is not None]
+    circling = {name for name in known if plain[name].degenerate or ours[name].degenerate}
     drafted, accepted = (sum(getattr(run, name) for run in ours.values()) for name in ("drafted", "accepted"))
     produced = sum(run.num_tokens for run in ours.values())
     return RuntimeBench(
@@ -159,8 +165,22 @@ def _result(
         mean_accepted_tokens=produced / max(produced - accepted, 1),
         same_texts=sum(ours[name].text_hash == run.text_hash for name, run in plain.items()),
         num_prompts=len(plain),
+        degenerate_share=len(circling) / len(known) if known else None,
+        without_degenerate=_without(circling, plain, ours),
         provenance=about,
         runs=list(runs),
+    )
+
+
+def _without(circling: Set[str], plain: Mapping[str, RuntimeRun], ours: Mapping[str, RuntimeRun]) -> TaskResult | None:
+    """The figures on the other prompts; None where these are all or none."""
+    if not circling or len(circling) == len(plain):
+        return None
+    plain, ours = ({name: run for name, run in arm.items() if name not in circling} for arm in (plain, ours))
+    return TaskResult(
+        num_prompts=len(plain),
+        decode_speedup=_ratio(plain, ours),
+        end_to_end_speedup=_ratio(plain, ours, with_prompt=True),
     )
 
 

@@ -53,7 +53,10 @@ def self_speculative_arm(
 
     def decode(item: WorkItem) -> Generation:
         costs = workload.step_costs(draft) if needs_costs else None
-        return self_speculative(workload.speculating, item.tokens, item.limits, workload.sampler, draft, costs)
+        shares_cache = workload.alone is None  # one that stands alone is judged as servers run it
+        return self_speculative(
+            workload.speculating, item.tokens, item.limits, workload.sampler, draft, costs, samples_drafts=shares_cache
+        )
 
     return Arm(arm_id, name, decode, draft, description=draft.describe())
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
@@ -28,11 +30,12 @@ def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None =
     Assisted decoding drafts before its first full pass, which then gives several tokens at
     once: the time until they are there stands as prefill, their number as ``first_tokens``,
     so that what follows is time per token of decoding alone. Its drafting and verifying
-    are not timed apart.
+    are not timed apart. A generation that runs past its end of sequence, as assisted ones of some versions do, is
+    timed to it, and its rounds count as far.
     """
     model, limits = (loaded or workload.loaded).model, item.limits
     input_ids = torch.tensor([item.tokens], device=workload.loaded.device)
-    clock = _FirstTokenClock()
+    clock = _TokenClock(limits.eos_token_ids)
     torch.manual_seed(workload.sampler.generator.initial_seed())
     settings = generation_config(workload, item, sorted(limits.eos_token_ids))
     with quietly(), only_settings(model, settings), counted_rounds(model) as rounds:
@@ -42,11 +45,11 @@ def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None =
             input_ids, attention_mask=torch.ones_like(input_ids), streamer=clock, **how
         )
         workload.runner.synchronize()
-        ended = perf_counter()
+        ended = clock.ended or perf_counter()
     made = output[0, len(item.tokens) :].tolist()
     tokens = within(made, limits)
     first = clock.first or ended
-    accepted, drafted = rounds.checked(len(made))
+    accepted, drafted = rounds.checked(len(made), len(tokens))
     return Generation(
         tokens=tokens,
         accepted=accepted,
@@ -109,11 +112,21 @@ class Rounds:
     accepted: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
 
-    def checked(self, num_tokens: int) -> tuple[list[int], list[int]]:
-        """The counts if they explain ``num_tokens`` new tokens (each round adds one of its own), else none."""
+    def checked(self, num_tokens: int, num_kept: int | None = None) -> tuple[list[int], list[int]]:
+        """The counts if they explain ``num_tokens`` new tokens (each round adds one of its own), else none.
+
+        Of them those that made the first ``num_kept`` tokens; None: all.
+        """
         is_sound = all(a <= d for a, d in zip(self.accepted, self.drafted, strict=True))
-        explains = sum(self.accepted) + len(self.accepted) == num_tokens
-        return (self.accepted, self.drafted) if is_sound and explains else ([], [])
+        made = list(accumulate(accepted + 1 for accepted in self.accepted))
+        if not is_sound or not made or made[-1] != num_tokens:
+            return [], []
+        if num_kept is None or num_kept == num_tokens:
+            return self.accepted, self.drafted
+        last = bisect_left(made, num_kept)
+        before = made[last - 1] if last else 0
+        accepted = [*self.accepted[:last], min(self.accepted[last], num_kept - before)]
+        return accepted, self.drafted[: last + 1]
 
 
 @contextmanager
@@ -148,18 +161,24 @@ def counted_rounds(model: Any) -> Iterator[Rounds]:
         del model._get_candidate_generator
 
 
-class _FirstTokenClock(BaseStreamer):
-    """Notes when generate hands out its first new tokens, and how many: the end of its prefill."""
+class _TokenClock(BaseStreamer):
+    """Notes when generate hands out its first new tokens, and how many: the end of its prefill; and when an end of
+    sequence among them, None where there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, eos_token_ids: frozenset[int]) -> None:
         self.first: float | None = None
+        self.ended: float | None = None
         self.num_first = 1
+        self._eos_token_ids = eos_token_ids
         self._seen_prompt = False
 
     def put(self, value: Any) -> None:
+        now = perf_counter()
         if self._seen_prompt and self.first is None:
-            self.first = perf_counter()
+            self.first = now
             self.num_first = int(value.numel())
+        if self._seen_prompt and self.ended is None and not self._eos_token_ids.isdisjoint(value.flatten().tolist()):
+            self.ended = now
         self._seen_prompt = True
 
     def end(self) -> None: ...

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from selfspec_tune.engine import Generation
 from selfspec_tune.measure.arms import Arm
+from selfspec_tune.measure.degeneration import is_degenerate
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import ArmRun, PairedRun
@@ -82,6 +83,7 @@ def _pair(
     check: LosslessCheck,
 ) -> PairedRun:
     model = (candidate.model or workload.loaded).model if candidate.by_transformers else None
+    answers = (plain, generation)
     verdict = check(block.item, plain.tokens, generation.tokens, model)
     return PairedRun(
         method=candidate.id,
@@ -97,6 +99,7 @@ def _pair(
         lossless=verdict.status,
         first_difference=verdict.first_difference,
         logit_gap=verdict.logit_gap,
+        degenerate=any(is_degenerate(answer.tokens, ended=answer.stop_reason == "eos") for answer in answers),
     )
 
 

@@ -15,6 +15,7 @@ from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
 from selfspec_tune.measure.their_model import TheirModel
 from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models.generation_settings import ignored_settings, in_words
 from selfspec_tune.prompts import (
     Prompt,
     Template,
@@ -160,4 +161,17 @@ def open_workload(
         f"{about['id']}: {about['architecture']}, {loaded.num_layers} layers, {about['parameters'] / 1e6:.0f}M "
         f"parameters, {about['dtype']} on {about['device']}, {runner.name} runner"
     )
+    _tell_ignored(loaded, prompts, reporter)
     return Workload(loaded, runner, prompts)
+
+
+def _tell_ignored(loaded: LoadedModel, options: PromptOptions, reporter: Reporter) -> None:
+    """What the checkpoint asks for and is not measured."""
+    own = loaded.generation_settings
+    ignored = ignored_settings(own, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
+    if ignored:
+        how = f"sampling at temperature {options.temperature:g}" if options.temperature > 0 else "greedy decoding"
+        reporter.notice(
+            f"the checkpoint's generation_config asks for {in_words(ignored)}; what is measured is {how} without. "
+            "Servers follow it unless told otherwise, and gain less or more then"
+        )

@@ -24,6 +24,7 @@ from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedMode
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
+from selfspec_tune.models.finite import check_weights
 from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
@@ -60,9 +61,9 @@ def load_model(
     Raises:
         UnknownModelError: the name leads nowhere.
         ModelAccessError: the model is gated, or not here and the hub cannot be reached.
-        FileFormatError: its files are corrupt or incomplete.
+        FileFormatError: its files are corrupt or incomplete, or a weight is no number.
         UnsupportedModelError: its sub-layers cannot be separated.
-        UsageError: dtype or device is unknown or not there.
+        UsageError: dtype or device is unknown or not there, or a weight is too large for the dtype.
     """
     chosen_device = choose_device(device)
 
@@ -139,6 +140,7 @@ def _prepare(
     sublayers = find_sublayers(model)
     model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
+    check_weights(model, origin.name)
     return LoadedModel(
         name=origin.name,
         id=origin.id,

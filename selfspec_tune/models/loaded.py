@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.sublayers import SubLayers
 
 
@@ -38,6 +39,17 @@ class LoadedModel:
     context_length: int
     eos_token_ids: tuple[int, ...]
     provenance: str
+
+    @property
+    def name_and_dtype(self) -> str:
+        """As in "smollm2-135m in bfloat16"."""
+        return f"{self.name} in {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def generation_settings(self) -> dict[str, Any]:
+        """What its ``generation_config`` asks for that decides which token comes next; nothing here follows it."""
+        generation_config: Any = self.model.generation_config
+        return own_settings(generation_config.to_diff_dict()) if generation_config else {}
 
     @property
     def num_layers(self) -> int:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from selfspec_tune.draft import DraftPrecision, NgramLookup
 from selfspec_tune.report import text
-from selfspec_tune.report.tables import model_line
+from selfspec_tune.report.tables import degenerate_line, model_line
 from selfspec_tune.report.verdict import STYLES, score_verdict
 from selfspec_tune.results import DraftSettings, Score, SkipConfig
 from selfspec_tune.terminal import visible_line
@@ -72,6 +72,8 @@ def _score_facts(score: Score) -> Iterator[tuple[str, str]]:
         yield "acceptance", text.percent(score.acceptance_rate)
     if score.mean_accepted_tokens is not None:
         yield "MAT", text.figure(score.mean_accepted_tokens, 2)
+    for line in degenerate_line(score):
+        yield "degenerate answers", line
 
 
 def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from selfspec_tune.report import text
+from selfspec_tune.report.tables import degenerate_line
 from selfspec_tune.results import RuntimeBench
 
 
@@ -20,6 +21,7 @@ def print_runtime_bench(console: Console, result: RuntimeBench) -> None:
         f"by the target alone, {result.num_prompts} prompts",
         f"{result.same_texts} of {result.num_prompts} answers are the target's own",
     ]
+    lines += [f"degenerate answers: {line}" for line in degenerate_line(result)]
     if result.same_texts < result.num_prompts:
         lines += [
             "warning: the others differ: a runtime that verifies several tokens at once may round otherwise than it "

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from selfspec_tune.report import text
 from selfspec_tune.report.verdict import STYLES, bench_verdict, headline_method
-from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo
+from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo, RuntimeBench, Score
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.terminal import visible_line
 
@@ -124,8 +124,9 @@ def tasks_table(method: MethodResult) -> Table:
 
 
 def check_lines(result: BenchResult) -> list[str]:
-    """The measurement's own checks: baseline against itself, and against ``model.generate``."""
-    lines = []
+    """The measurement's own checks: its answers, baseline against itself, and against ``model.generate``."""
+    headline = headline_method(result)
+    lines = [] if headline is None else [f"Degenerate answers: {line}." for line in degenerate_line(headline)]
     if result.a_a is not None:
         lines.append(
             f"Baseline against itself: {text.speedup(result.a_a.end_to_end)} end to end, "
@@ -134,6 +135,17 @@ def check_lines(result: BenchResult) -> list[str]:
     if result.baseline_vs_generate is not None:
         lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
     return lines + sessions_lines(result.provenance)
+
+
+def degenerate_line(figures: MethodResult | RuntimeBench | Score) -> list[str]:
+    """The share of answers that go on in circles, and the figures without them; empty where that is not known."""
+    if figures.degenerate_share is None:
+        return []
+    if not figures.degenerate_share:
+        return ["none"]
+    rest = figures.without_degenerate
+    without = f"{text.speedup(rest.end_to_end_speedup)} end to end without them" if rest else "there are no others"
+    return [f"{text.percent(figures.degenerate_share)}; {without}"]
 
 
 def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:

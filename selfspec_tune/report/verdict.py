@@ -27,8 +27,7 @@ def bench_verdict(result: BenchResult) -> str:
         return "No skip set was measured, so there is no verdict."
     if result.verdict == "withheld":
         return f"Verdict withheld: {_why_withheld(result, method)}"
-    prompts = _prompts(method.num_prompts, result.split, in_sample=result.in_sample)
-    return _sentence(result.verdict, method.end_to_end_speedup, prompts)
+    return _sentence(result.verdict, *_sound(method, result.split, in_sample=result.in_sample))
 
 
 def score_verdict(score: Score) -> str:
@@ -37,7 +36,16 @@ def score_verdict(score: Score) -> str:
         return visible_line(f"Verdict withheld: {score.withheld_because[0]}")
     if score.num_prompts == 0:
         return "Interrupted before the test: no figure yet. The same search command goes on from here."
-    return _sentence(score.verdict, score.end_to_end_speedup, _prompts(score.num_prompts, score.split))
+    return _sentence(score.verdict, *_sound(score, score.split))
+
+
+def _sound(figures: MethodResult | Score, split: str, *, in_sample: bool = False) -> tuple[text.Bounds | None, str]:
+    """The speedup that the verdict goes by, and on which prompts: those whose answers do not degenerate."""
+    rest = figures.without_degenerate
+    if rest is None:
+        return figures.end_to_end_speedup, _prompts(figures.num_prompts, split, in_sample=in_sample)
+    prompts = _prompts(rest.num_prompts, split, in_sample=in_sample)
+    return rest.end_to_end_speedup, f"{prompts} whose answers do not degenerate"
 
 
 def _sentence(verdict: str, speedup: text.Bounds | None, prompts: str) -> str:

@@ -44,7 +44,7 @@ class LosslessCount(Record):
 
 
 class TaskResult(Record):
-    """A method's figures over the prompts of one task."""
+    """A method's figures over some of its prompts: those of one task, or those whose answers do not degenerate."""
 
     num_prompts: int
     decode_speedup: Ratio | None = None
@@ -78,7 +78,9 @@ class MethodResult(Record):
     is Spec-Bench's MAT, the bonus token included. ``draft_cost_fraction`` is the time of a
     drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
     baseline's time for a decoded token. ``unavailable`` says why a method could not run on
-    this model: it then has no runs and no figures.
+    this model: it then has no runs and no figures. ``degenerate_share`` of the runs have answers that go on in circles
+    (None: not known, as in older files); where there are any, ``without_degenerate`` holds the figures without them,
+    None where nothing is left.
     """
 
     name: str
@@ -98,11 +100,25 @@ class MethodResult(Record):
     lossless: LosslessCount
     per_task: dict[str, TaskResult] = {}
     unavailable: str | None = None
+    degenerate_share: float | None = None
+    without_degenerate: TaskResult | None = None
+
+    @property
+    def has_degenerate(self) -> bool:
+        """Whether some of its answers go on in circles."""
+        return bool(self.degenerate_share)
+
+    @property
+    def sound_speedup(self) -> Interval | None:
+        """End to end, by the prompts whose answers do not degenerate; None where there is none."""
+        if not self.has_degenerate:
+            return self.end_to_end_speedup
+        return self.without_degenerate.end_to_end_speedup if self.without_degenerate else None
 
     @model_validator(mode="after")
     def _forbid_lossy_speedup(self) -> Self:
         speedups: list[Any] = [self.decode_speedup, self.end_to_end_speedup, self.geometric_mean_speedup]
-        for task in self.per_task.values():
+        for task in [*self.per_task.values(), *([self.without_degenerate] if self.without_degenerate else [])]:
             speedups += [task.decode_speedup, task.end_to_end_speedup]
         if self.lossless.mismatches and any(speedup is not None for speedup in speedups):
             raise ValueError(f"{self.lossless.mismatches} runs were lossy, so no speedup may be stated")

@@ -73,7 +73,8 @@ class PairedRun(Record):
     the prompt's length; ``first_difference`` is the index of the first new token that
     differs, ``logit_gap`` the target's top-2 gap there. ``session`` numbers the process that
     measured the pair where a bench was resumed; both arms are always of one block of one session.
-    ``point`` is the value of a sweep.
+    ``point`` is the value of a sweep. ``degenerate``: whether the answer of either arm goes on in circles
+    (`selfspec_tune.measure.degeneration`); None: nobody looked, as in older files.
     """
 
     method: str
@@ -91,3 +92,4 @@ class PairedRun(Record):
     logit_gap: float | None = None
     session: int | None = None
     point: float | None = None
+    degenerate: bool | None = None

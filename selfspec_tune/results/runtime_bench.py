@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from selfspec_tune.results.methods import Ratio
+from selfspec_tune.results.methods import Ratio, TaskResult
 from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 
@@ -15,7 +15,8 @@ class RuntimeRun(Record):
     """One answer in the runtime: ``arm`` plain, again (plain once more) or speculative.
 
     Seconds as the runtime itself states them, where it does: of reading the prompt, and of all tokens after it.
-    ``first_tokens``: of ``num_tokens``, those that were there with the prompt's pass.
+    ``first_tokens``: of ``num_tokens``, those that were there with the prompt's pass. ``degenerate``: whether the
+    answer goes on in circles; None: nobody looked, as in older files.
     """
 
     prompt_id: str
@@ -27,12 +28,14 @@ class RuntimeRun(Record):
     drafted: int = 0
     accepted: int = 0
     text_hash: str
+    degenerate: bool | None = None
 
 
 class RuntimeBench(Document):
     """The target with its exported draft against the target alone, in one runtime, interleaved by prompt.
 
     ``again``: the target alone against itself. ``same_texts``: prompts whose text by speculation is the target's own.
+    ``degenerate_share`` and ``without_degenerate`` as in `MethodResult`.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/runtime-bench"
@@ -51,5 +54,7 @@ class RuntimeBench(Document):
     mean_accepted_tokens: float
     same_texts: int
     num_prompts: int
+    degenerate_share: float | None = None
+    without_degenerate: TaskResult | None = None
     provenance: Provenance = {}
     runs: list[RuntimeRun] = []

@@ -11,7 +11,7 @@ from selfspec_tune.bounds import only_known, shown
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.errors import UsageError
 from selfspec_tune.results.bench import ModelInfo
-from selfspec_tune.results.methods import Ratio, SkipLayers
+from selfspec_tune.results.methods import Ratio, SkipLayers, TaskResult
 from selfspec_tune.results.origin import Provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.skip_set import SkipSet
@@ -45,7 +45,8 @@ class DraftSettings(Record):
 class Score(Record):
     """What the skip set achieved on prompts that the search never read, and on which split.
 
-    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here).
+    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here). ``degenerate_share`` and
+    ``without_degenerate`` as in `MethodResult`.
     """
 
     verdict: Verdict
@@ -56,6 +57,8 @@ class Score(Record):
     mean_accepted_tokens: float | None = Field(default=None, ge=0)
     split: str = "test"
     num_prompts: int = Field(default=0, ge=0)
+    degenerate_share: float | None = Field(default=None, ge=0, le=1)
+    without_degenerate: TaskResult | None = None
 
 
 class SkipConfig(Document):

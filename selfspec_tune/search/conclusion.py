@@ -41,6 +41,8 @@ def skip_config(
         split=bench.split,
         num_prompts=method.num_prompts,
         withheld_because=bench.withheld_because,
+        degenerate_share=method.degenerate_share,
+        without_degenerate=method.without_degenerate,
     )
     return _config(loaded, winner, score, {**bench.provenance, "search": search}, objective)
 

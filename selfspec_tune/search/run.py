@@ -21,7 +21,7 @@ from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import Objective, SearchRequest
+from selfspec_tune.requests import EXACT_MATCH, Objective, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.search import budget
 from selfspec_tune.search.calibration import Answer, calibrate, trial_items
@@ -226,9 +226,11 @@ def _as_standalone(session: Session, winner: Draft, ranking: Ranking) -> dict[st
 
 def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:
     starts = [start.to_dict() for start in session.setting.starts]
+    is_sampled_alone = session.workload.alone is not None and not session.workload.sampler.greedy
     return {
         **({"start_from": starts} if starts else {}),
         "seconds": round(session.clock.elapsed, 1),
+        **({"acceptance": EXACT_MATCH} if is_sampled_alone else {}),
         "trials": len(study.ended),
         "test_measurements": session.folder.num_tested(SELF_SPECULATIVE),
         "stopped_early": sum(bool(trial.user_attrs.get(STOPPED_EARLY)) for trial in study.ended),

@@ -9,6 +9,7 @@ from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft, PolicyKind
 from selfspec_tune.engine.teacher_forcing import make_scorer
 from selfspec_tune.measure.workload import Workload
+from selfspec_tune.requests import EXACT_MATCH
 from selfspec_tune.search.calibration import Answer, spread_windows
 from selfspec_tune.search.proxy import Proxy
 from selfspec_tune.search.replay import policies, replay
@@ -43,4 +44,5 @@ def predict_standalone(
         "acceptance_rate": sum(counts.accepted) / drafted if drafted else None,
         "draft_tokens": found.draft.policy.max_draft_tokens,
         "windows": len(windows),
+        **({} if workload.sampler.greedy else {"acceptance": EXACT_MATCH}),  # of the text that the target drew
     }

@@ -20,6 +20,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.draft_copies import Key
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.finite import most_probable
 from selfspec_tune.engine.graphs.backend import CudaGraphs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.graphs.inputs import DeviceInputs
 from selfspec_tune.engine.llama_layers import MAX_MASKED_TOKENS, Attention, SubLayer
@@ -122,13 +123,12 @@ class GraphedRunner(FastRunner):
 
     @torch.inference_mode()
     def decode_greedy(self, token: int) -> int:
-        return int(self._pass([token])[0].argmax())
+        return most_probable(self._pass([token]), self)[0]
 
     @torch.inference_mode()
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
         logits = self._pass(tokens) if len(tokens) <= MAX_MASKED_TOKENS else super().verify(tokens)
-        following: list[int] = logits.argmax(-1).tolist()
-        return following
+        return most_probable(logits, self)
 
     @torch.inference_mode()
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:

@@ -17,6 +17,7 @@ MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 INT4_GROUP = 32  # inputs that share one scale
 UNIT = 16  # rows that are computed together
+LOWEST = -1e30  # below every logit: what is left of a row where no logit is a number
 
 
 class Format(IntEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from math import exp
+from math import exp, nan
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine.activations import Moments, typical_text
 from selfspec_tune.engine.draft_copies import DraftCopies, Key
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.finite import check_largest
 from selfspec_tune.engine.lowbit import LowBitSettings
 from selfspec_tune.engine.native import copies
 from selfspec_tune.engine.native.copies import NativeCopy
-from selfspec_tune.engine.native.library import MAX_TOKENS, Best, Model, SubLayer, load_library
+from selfspec_tune.engine.native.library import LOWEST, MAX_TOKENS, Best, Model, SubLayer, load_library
 from selfspec_tune.engine.native.weights import Described, Stack
 from selfspec_tune.engine.projection import Dense
 from selfspec_tune.engine.runner import check_cache
@@ -87,7 +88,7 @@ class NativeRunner(FastRunner):
         return torch.cat([self._logits(piece, self._full) for piece in self._pieces(tokens)])
 
     def decode_greedy(self, token: int) -> int:
-        return int(self._pass([token], self._full)[0].token)
+        return self._chosen(self._pass([token], self._full))[0]
 
     def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
@@ -103,7 +104,7 @@ class NativeRunner(FastRunner):
         return [int(best.token) for best in found], [exp(best.logit - best.log_sum) for best in found]
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        return [int(best.token) for piece in self._pieces(tokens) for best in self._pass(piece, self._full)]
+        return [token for piece in self._pieces(tokens) for token in self._chosen(self._pass(piece, self._full))]
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
         """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""
@@ -189,6 +190,11 @@ class NativeRunner(FastRunner):
         )
         self._length = start + count
         return best
+
+    def _chosen(self, found: Any) -> list[int]:
+        """The best tokens of the last pass. Raises `NonFiniteError` where a logit of its rows was no number."""
+        check_largest([best.log_sum if best.logit > LOWEST else nan for best in found], self)
+        return [int(best.token) for best in found]
 
     def _open(self) -> None:
         """Scratch memory for the cache's new size."""

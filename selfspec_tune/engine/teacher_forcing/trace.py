@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import torch
@@ -84,6 +85,9 @@ def to_trace(logits: Tensor, windows: Sequence[Window]) -> Trace:
     targets = torch.tensor([token for window in windows for token in window.targets], device=logits.device)
     inside = targets < logits.shape[-1]
     normaliser = logits.logsumexp(-1)
+    if not bool(normaliser.isfinite().all()):  # a draft may overflow where the model does not: it knows nothing there
+        logits = logits.nan_to_num(0.0, 0.0, -inf)
+        normaliser = logits.logsumexp(-1)
     top, tokens = logits.max(-1)
     of_target = logits.gather(-1, targets.clamp(max=logits.shape[-1] - 1)[:, None])[:, 0]
     nll = (normaliser - of_target)[inside].mean() if bool(inside.any()) else torch.tensor(float("inf"))

@@ -70,6 +70,7 @@ class LlamaCpp:
     def complete(self, prompt: Sequence[int], num_tokens: int) -> Completion:
         """Continue ``prompt`` greedily by up to ``num_tokens``. Raises `SelfSpecError` where llama.cpp refuses."""
         asked: dict[str, Any] = {"prompt": list(prompt), "max_tokens": num_tokens, "temperature": 0.0}
+        asked |= {"repeat_penalty": 1.0}  # whatever the file's own defaults are
         asked |= {"cache_prompt": False, "logprobs": 1, "return_tokens": True}
         answer = self._server.handle_completions(asked)
         if "choices" not in answer:

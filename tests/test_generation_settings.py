@@ -1,0 +1,86 @@
+"""What a checkpoint's generation_config asks for is said, kept, and not measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfspec_tune.measure.workload import open_workload
+from selfspec_tune.models.generation_settings import ignored_settings, own_settings
+from selfspec_tune.requests import ModelOptions, PromptOptions
+from selfspec_tune.results import BenchResult, SkipConfig
+from selfspec_tune.search.run import run_search
+from tests.search_kit import Listener, hurry, prompt_file, search_request
+
+ASKED = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+    "eos_token_id": [2],
+    "max_length": 512,
+    "transformers_version": "4.37.0",
+}
+SHAPING = {name: ASKED[name] for name in list(ASKED)[:6]}
+
+
+@pytest.fixture
+def asking(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    """A checkpoint with a generation_config that asks for much."""
+    model = Path(shutil.copytree(tiny_llama_dir, tmp_path / "asking"))
+    (model / "generation_config.json").write_text(json.dumps(ASKED))
+    return model
+
+
+def notices(model: Path, **options: Any) -> list[str]:
+    listener = Listener()
+    open_workload(ModelOptions(str(model), "float32", "cpu"), PromptOptions(**options), listener)
+    return [notice for notice in listener.notices if "generation_config" in notice]
+
+
+def test_what_decides_tokens_is_told_from_the_rest() -> None:
+    assert own_settings(ASKED) == SHAPING
+    assert own_settings({"temperature": 1.0, "top_k": 0, "top_p": None, "bad_words_ids": [], "num_beams": 1}) == {}
+    assert own_settings({"no_repeat_ngram_size": 3, "suppress_tokens": [4]}) == {
+        "no_repeat_ngram_size": 3,
+        "suppress_tokens": [4],
+    }
+
+
+def test_what_is_measured_too_is_not_ignored() -> None:
+    assert ignored_settings(SHAPING, temperature=0.0, top_p=1.0, top_k=0) == SHAPING
+    same = ignored_settings(SHAPING, temperature=0.7, top_p=0.8, top_k=20)
+    assert same == {"min_p": 0.05, "repetition_penalty": 1.1}
+    assert ignored_settings({"do_sample": True, "temperature": 0.7}, temperature=0.7, top_p=1.0, top_k=0) == {}
+
+
+def test_it_is_said_once_and_in_words(asking: Path, tiny_llama_dir: Path) -> None:
+    (notice,) = notices(asking)
+    assert "temperature 0.7, top_k 20, top_p 0.8, min_p 0.05, repetition_penalty 1.1" in notice
+    assert "what is measured is greedy decoding without" in notice
+    (sampled,) = notices(asking, temperature=0.7, top_p=0.8, top_k=20)
+    assert "asks for min_p 0.05, repetition_penalty 1.1; what is measured is sampling at temperature 0.7" in sampled
+    assert notices(tiny_llama_dir) == []
+
+
+def test_older_checkpoints_ask_in_their_configuration(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_llama_dir, tmp_path / "older"))
+    (model / "generation_config.json").unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"repetition_penalty": 1.3}))
+    assert all("repetition_penalty 1.3" in notice for notice in notices(model))
+
+
+def test_a_search_keeps_it_in_its_files(asking: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    listener, out = Listener(), tmp_path / "study"
+    run_search(search_request(out, asking, prompt_file(tmp_path / "p.jsonl"), trials=1), listener)
+    assert sum("generation_config" in notice for notice in listener.notices) == 1
+    assert SkipConfig.load(out / "skip.json").provenance["generation_config"] == SHAPING
+    assert BenchResult.load(out / "bench.json").provenance["generation_config"] == SHAPING
