@@ -186,7 +186,7 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
 def bench_provenance(workload: Workload, check: LosslessCheck | None, **extra: Any) -> dict[str, Any]:
     """Where a measurement comes from: program, machine, model, threads, prompts.
 
-    ``check``: None before one is made. ``generation_config``: what the checkpoint asks of decoding, which was not followed.
+    ``check``: None before one is made. ``generation_config``: what the checkpoint asks for, which was not followed.
     """
     loaded = workload.loaded
     if loaded.generation_settings:
