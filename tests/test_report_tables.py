@@ -235,7 +235,7 @@ def test_the_draft_line_names_precision_and_lookup() -> None:
 
 def test_model_names_are_printed_whole() -> None:
     target, stream = console(100)
-    print_models(target, ALIASES)
+    print_models(target, ALIASES, dict.fromkeys(ALIASES, "native"))
     for alias, model in ALIASES.items():
         assert alias in stream.getvalue()
         assert model.hub_id in stream.getvalue()
