@@ -19,11 +19,10 @@ def print_models(console: Console, aliases: Mapping[str, Alias], runners: Mappin
     table = text.table("alias", "hub id")
     table.add_column("layers", justify="right")
     table.add_column("params", justify="right")
-    table.add_column("runner")
-    table.add_column("")
+    table.add_column("access, runner")
     for name, alias in aliases.items():
-        row = (name, Text(alias.hub_id), str(alias.num_layers), params(alias), runners[name], _access(alias))
-        table.add_row(*row)
+        about = f"{_access(alias)} {runners[name]}".strip()
+        table.add_row(name, Text(alias.hub_id), str(alias.num_layers), params(alias), about)
     console.print(table)
     if _REFERENCE in runners.values():
         console.print(_NO_GAIN)
