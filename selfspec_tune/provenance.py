@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from selfspec_tune.cpu_quota import cpu_quota
 from selfspec_tune.files import writable
 
 PACKAGES = ("torch", "transformers", "optuna", "numpy")
@@ -61,12 +62,16 @@ def collect(
 
 
 def hardware(*, gpu: str | None = None, threads: int | None = None) -> dict[str, Any]:
-    """The machine now. ``memory_gib`` is all of it; load over one minute; clock in MHz."""
+    """The machine now. ``memory_gib`` is all of it; load over one minute; clock in MHz.
+
+    ``cpu_quota``: how many cores' time a container gives; None: all of them.
+    """
     return {
         "cpu": cpu_model(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": num_cores(),
+        "cpu_quota": cpu_quota(),
         "threads": threads,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average": load_average(),

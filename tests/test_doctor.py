@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from selfspec_tune.cli.app import app
 from selfspec_tune.costs import CostModel
+from selfspec_tune.cpu_quota import cpu_quota
 from selfspec_tune.diagnosis import (
     ContextTiming,
     Diagnosis,
@@ -23,7 +24,6 @@ from selfspec_tune.diagnosis import (
 )
 from selfspec_tune.doctor import examination, machine
 from selfspec_tune.doctor.findings import check_decode, find_out
-from selfspec_tune.doctor.quota import cpu_quota
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
 from selfspec_tune.measure import roofline
 from selfspec_tune.skip_set import SkipSet
@@ -332,6 +332,27 @@ def test_a_container_s_quota_below_the_threads_is_warned_about(monkeypatch: pyte
     assert "OMP_NUM_THREADS=2" in detail
 
 
+def test_more_threads_than_cores_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(machine.provenance, "num_cores", lambda: 2)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    status, detail = checks()["threads"]
+    assert status == "warning"
+    assert "torch uses 16 threads, and there are 2 cores" in detail
+    assert "Set OMP_NUM_THREADS=2" in detail
+    assert "container" not in detail
+
+
+def test_a_variable_that_asks_for_more_than_there_is_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(machine.provenance, "num_cores", lambda: 2)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    status, detail = checks()["threads"]
+    assert status == "warning"
+    assert "OMP_NUM_THREADS is 16, and there are 2 cores" in detail
+
+
 def test_a_container_s_quota_is_no_fewer_threads_than_it_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(machine.provenance, "num_cores", lambda: 64)
@@ -348,6 +369,9 @@ def test_a_container_s_quota_is_no_fewer_threads_than_it_allows(monkeypatch: pyt
         ({"cpu.max": "max 100000"}, "0::/", None),
         ({"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, "0::/a/b", 0.5),
         ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/docker/x\n0::/", 1.5),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", 0.5),
+        ({"cpu.max": "200000 100000"}, "garbage\n0::/", 2.0),
+        ({"cpu.max": "200000 100000"}, "0::/../../elsewhere", 2.0),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", None),
         ({"cpu/cpu.cfs_quota_us": "150000"}, "3:cpuset:/", None),
         ({}, "0::/", None),

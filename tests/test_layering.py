@@ -20,9 +20,8 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset(
-        {"bounds", "cpu_caches", "cpu_levels", "files", "json_text", "leftovers", "skip_set", "statistics", "terminal"}
-    ),
+    frozenset({"bounds", "json_text", "leftovers", "terminal"}),
+    frozenset({"cpu_caches", "cpu_levels", "cpu_quota", "files", "skip_set", "statistics"}),
     frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
     frozenset({"models"}),
@@ -40,6 +39,7 @@ TORCH_FREE = frozenset(
         "costs",
         "cpu_caches",
         "cpu_levels",
+        "cpu_quota",
         "diagnosis",
         "dialects",
         "draft",

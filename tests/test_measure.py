@@ -25,7 +25,7 @@ from selfspec_tune.measure.arms import (
     generate_arm,
     self_speculative_arm,
 )
-from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, Verdict, numeric_floor
+from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, Verdict, numeric_floor, rounding_bound
 from selfspec_tune.measure.pairs import Block, arm_run, blocks, measure_block, ordered, turned
 from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
 from selfspec_tune.prompts import Prompt
@@ -33,6 +33,7 @@ from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import ModelOptions, PromptOptions
 from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import TableRunner, chain, load, prompt_tokens
+from tests.test_models_structure import of_type
 
 SOME = Draft(SkipSet(4, (1, 3), (2,)), DraftPolicy(PolicyKind.FIXED, 3))
 
@@ -188,33 +189,33 @@ def near_ties() -> TableRunner:
 
 
 def test_the_same_tokens_are_identical_and_cost_no_look_at_logits(near_ties: TableRunner) -> None:
-    check = LosslessCheck(near_ties, 0.1)
+    check = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)
     assert check(_item([0]), [1, 2, 3, 4], [1, 2, 3, 4]) == Verdict("identical")
     assert near_ties.tokens == []
 
 
 def test_a_first_difference_within_the_floor_is_a_tie(near_ties: TableRunner) -> None:
-    verdict = LosslessCheck(near_ties, 0.1)(_item([0]), [1, 2, 3, 4, 5], [1, 2, 3, 5, 6])
+    verdict = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)(_item([0]), [1, 2, 3, 4, 5], [1, 2, 3, 5, 6])
     assert (verdict.status, verdict.first_difference) == ("numerical_tie", 3)
     assert verdict.logit_gap == pytest.approx(0.05, abs=1e-5)
     assert near_ties.tokens == [0, 1, 2, 3]
 
 
 def test_a_first_difference_beyond_the_floor_is_a_mismatch(near_ties: TableRunner) -> None:
-    verdict = LosslessCheck(near_ties, 0.1)(_item([0]), [1, 2, 3, 4, 5], [1, 2, 3, 6, 7])
+    verdict = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)(_item([0]), [1, 2, 3, 4, 5], [1, 2, 3, 6, 7])
     assert (verdict.status, verdict.first_difference) == ("mismatch", 3)
     assert verdict.logit_gap == pytest.approx(0.5, abs=1e-5)
 
 
 def test_two_tokens_that_tie_below_the_top_are_a_mismatch(near_ties: TableRunner) -> None:
     """0 and 7 have the same logit, but the target wants neither."""
-    verdict = LosslessCheck(near_ties, 0.1)(_item([0]), [1, 2, 3, 0], [1, 2, 3, 7])
+    verdict = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)(_item([0]), [1, 2, 3, 0], [1, 2, 3, 7])
     assert verdict.status == "mismatch"
     assert verdict.logit_gap == pytest.approx(9.0)
 
 
 def test_a_tie_is_the_same_whichever_arm_took_which_token(near_ties: TableRunner) -> None:
-    check = LosslessCheck(near_ties, 0.1)
+    check = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)
     one = check(_item([0]), [1, 2, 3, 4], [1, 2, 3, 5])
     other = check(_item([0]), [1, 2, 3, 5], [1, 2, 3, 4])
     assert one == other
@@ -231,9 +232,43 @@ def test_an_output_that_only_begins_the_other_is_a_mismatch(
 
 
 def test_a_difference_at_the_first_token_looks_at_the_prompt_alone(near_ties: TableRunner) -> None:
-    verdict = LosslessCheck(near_ties, 0.1)(_item([2, 3]), [4, 5], [5, 6])
+    verdict = LosslessCheck(near_ties, 0.1, dtype=torch.bfloat16)(_item([2, 3]), [4, 5], [5, 6])
     assert (verdict.status, verdict.first_difference) == ("numerical_tie", 0)
     assert near_ties.tokens == [2, 3]
+
+
+@pytest.mark.parametrize(("dtype", "status"), [(torch.bfloat16, "numerical_tie"), (torch.float32, "mismatch")])
+def test_a_floor_counts_no_further_than_the_dtype_rounds(
+    near_ties: TableRunner, dtype: torch.dtype, status: str
+) -> None:
+    """A runner whose own verification is off by anything does not make anything a tie."""
+    check = LosslessCheck(near_ties, 1e9, dtype=dtype)
+    assert check(_item([0]), [1, 2, 3, 4], [1, 2, 3, 5]).status == status  # 0.05 below a logit of 9
+    assert check(_item([0]), [1, 2, 3, 4], [1, 2, 3, 6]).status == "mismatch"  # 0.5 below
+
+
+def test_a_floor_that_is_no_number_makes_nothing_a_tie(near_ties: TableRunner) -> None:
+    check = LosslessCheck(near_ties, float("nan"), dtype=torch.bfloat16)
+    assert check(_item([0]), [1, 2, 3, 4], [1, 2, 3, 5]).status == "mismatch"
+
+
+def test_rounding_is_a_few_steps_of_the_largest_logit() -> None:
+    assert rounding_bound(torch.bfloat16, 32.0) == 1.0
+    assert rounding_bound(torch.float16, 32.0) == 0.25
+    assert rounding_bound(torch.float32, 10.0) == FLOAT32_FLOOR
+    assert rounding_bound(torch.float32, 100.0) < 1e-3
+
+
+def test_an_engine_that_computes_another_model_cannot_call_itself_a_tie(tmp_path: Path) -> None:
+    """The loops lack the growth of queries of this architecture: model.generate tells."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    loaded = of_type(tmp_path, "ministral3", head_dim=16, rope_parameters=rope | {"llama_4_scaling_beta": 0.5})
+    workload = Workload(loaded, FastRunner(loaded), PromptOptions(max_new_tokens=24))
+    check = LosslessCheck(workload.runner, FLOAT32_FLOOR)
+    items = [_item(prompt_tokens(120, seed), 24, name=str(seed)) for seed in range(3)]
+    arms = autoregressive_arm(workload), [generate_arm(workload)]
+    runs = [run for block in blocks(items) for run in measure_block(workload, *arms, block, check)]
+    assert {run.lossless for run in runs} == {"mismatch"}
 
 
 def test_sampled_outputs_are_not_compared(near_ties: TableRunner) -> None:

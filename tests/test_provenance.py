@@ -41,6 +41,13 @@ def test_provenance_is_json_and_states_program_machine_and_settings() -> None:
     assert record["hardware"]["memory_gib"] > 0
 
 
+def test_a_container_s_quota_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "cpu_quota", lambda: 2.5)
+    assert provenance.collect()["hardware"]["cpu_quota"] == 2.5
+    monkeypatch.setattr(provenance, "cpu_quota", lambda: None)
+    assert provenance.collect()["hardware"]["cpu_quota"] is None
+
+
 def test_provenance_is_stamped_in_universal_time() -> None:
     created = datetime.fromisoformat(provenance.collect()["created"])
     assert abs((datetime.now(UTC) - created).total_seconds()) < 60

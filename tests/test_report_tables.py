@@ -235,10 +235,19 @@ def test_the_draft_line_names_precision_and_lookup() -> None:
 
 def test_model_names_are_printed_whole() -> None:
     target, stream = console(100)
-    print_models(target, ALIASES)
+    print_models(target, ALIASES, dict.fromkeys(ALIASES, "native"))
     for alias, model in ALIASES.items():
         assert alias in stream.getvalue()
         assert model.hub_id in stream.getvalue()
+    assert "reference runner" not in stream.getvalue()
+
+
+def test_models_on_the_reference_runner_are_told_apart() -> None:
+    target, stream = console(100)
+    print_models(target, ALIASES, dict.fromkeys(ALIASES, "native") | {"gemma-2-2b": "reference"})
+    assert "gated reference" in stream.getvalue()
+    assert stream.getvalue().count("native") == len(ALIASES) - 1
+    assert "On the reference runner a skipped sub-layer still costs its time" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("billions", "written"), [(0.135, "135M"), (1.54, "1.5B"), (69.0, "69B")])

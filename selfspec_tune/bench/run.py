@@ -174,13 +174,13 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
     if dtype == torch.float32 or not workload.sampler.greedy:
         return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
     if floor is not None:
-        return LosslessCheck(runner, floor)
+        return LosslessCheck(runner, floor, dtype=dtype)
     floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
         answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
         floors.append(numeric_floor(runner, item, answer))
-    return LosslessCheck(runner, float(torch.tensor(floors).max()))
+    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype)
 
 
 def bench_provenance(workload: Workload, check: LosslessCheck | None, **extra: Any) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from selfspec_tune.cli.edge import at_edge
 @at_edge()
 def models(json: options.Json = False, debug: options.Debug = False) -> None:
     """List the models that have a short name; any other hub id or directory works as well."""
+    from selfspec_tune.engine.expected import expected_runner
     from selfspec_tune.models.aliases import ALIASES
     from selfspec_tune.report.models import print_models
 
+    runners = {alias: expected_runner(model.model_type, model.settings) for alias, model in ALIASES.items()}
     if json:
-        output.print_json({alias: dataclasses.asdict(model) for alias, model in ALIASES.items()})
+        about = {alias: {"runner": found.name, "runner_reason": found.reason} for alias, found in runners.items()}
+        output.print_json({alias: dataclasses.asdict(model) | about[alias] for alias, model in ALIASES.items()})
     else:
-        print_models(output.result_console(), ALIASES)
+        print_models(output.result_console(), ALIASES, {alias: found.name for alias, found in runners.items()})

@@ -17,8 +17,8 @@ import torch
 
 from selfspec_tune import provenance
 from selfspec_tune.cpu_caches import cpu_caches, last_level_bytes
+from selfspec_tune.cpu_quota import THREADS_VARIABLE, cpu_quota, most_threads, stated_threads
 from selfspec_tune.diagnosis import Check
-from selfspec_tune.doctor.quota import cpu_quota
 from selfspec_tune.models.default_model import CACHE_VARIABLE, FETCH_COMMAND, cache_directory, installed_directory
 from selfspec_tune.models.devices import choose_dtype, cpu_computes_bfloat16
 
@@ -86,14 +86,18 @@ def _dtype() -> Check:
 
 def _threads() -> Check:
     threads, cores, quota = torch.get_num_threads(), provenance.num_cores(), cpu_quota()
-    if quota is not None and quota < threads:
-        least = max(int(quota), 1)
+    most = most_threads(cores, quota)
+    stated = stated_threads()
+    if max(threads, stated) > most:
+        is_container = quota is not None and quota < cores
+        room = f"this container is given the time of {quota:g} cores" if is_container else f"there are {cores} cores"
+        asked = f"{THREADS_VARIABLE} is {stated}" if stated > max(threads, most) else f"torch uses {threads} threads"
         detail = (
-            f"torch uses {threads} threads, and this container is given the time of {quota:g} cores: threads are "
-            f"halted in the midst of every step. Set OMP_NUM_THREADS={least}, or give the container more"
+            f"{asked}, and {room}: threads would be halted in the midst of every step, so a model "
+            f"runs with {most}. Set OMP_NUM_THREADS={most}{', or give the container more' if is_container else ''}"
         )
         return Check(name="threads", status="warning", detail=detail)
-    cores = cores if quota is None else min(cores, max(int(quota), 1))
+    cores = most
     if threads < cores:
         detail = f"torch uses {threads} of {cores} cores; unset OMP_NUM_THREADS, or set it to {cores}, to use them all"
         return Check(name="threads", status="warning", detail=detail)

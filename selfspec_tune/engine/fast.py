@@ -7,7 +7,7 @@ Llama-shaped models (`selfspec_tune.models.structure`): llama, qwen2, mistral.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -151,6 +151,14 @@ class FastRunner:
         """Copies of one layer's cached keys and values, [kv heads, length, head size] each, keys rotated."""
         state = self._state
         return state.keys[layer, :, : self._length].clone(), state.values[layer, :, : self._length].clone()
+
+    @torch.inference_mode()
+    def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        check_cache(length, self._state.capacity)
+        for index, (keys, values) in enumerate(layers):
+            self._state.keys[index, :, :length], self._state.values[index, :, :length] = keys, values
+        self._length = length
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.finite import check_first_pass
 from selfspec_tune.engine.graphs import GraphedRunner
@@ -20,6 +21,7 @@ from selfspec_tune.engine.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.numerics import use_exact_float32
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.threads import limit_threads
 from selfspec_tune.engine.timing import Clock, Rounds, Step, time_steps
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -28,6 +30,7 @@ from selfspec_tune.skip_set import SkipSet
 
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
+_FAR = 3  # times as much far into the context, where what is cached is no text: rounding moves more
 _NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
 _NUM_PROBE_STEPS = 8
 _VERIFIED = 4  # drafted tokens of the verification that runners are timed by
@@ -41,7 +44,7 @@ class _Candidate:
 
     name: str
     unsupported_reason: Callable[[LoadedModel], str | None]
-    open: Callable[[LoadedModel], Runner]
+    open: Callable[[LoadedModel], FastRunner]
     without: str  # what a model runs without where this runner cannot serve it
 
 
@@ -78,19 +81,19 @@ def choose_runner(
     ``notice`` says why it is not the first. What is resumed was ``begun_with`` a runner, which
     ``auto`` then takes where it serves. A runner that was asked for by name raises
     `UnsupportedModelError` where it does not serve, and a model whose logits are no numbers `NonFiniteError`.
-    ``graphs`` on a CPU is a dry mode that replays by
-    calling: for checks, not for speed.
+    ``graphs`` on a CPU is a dry mode that replays by calling: for checks, not for speed.
     """
     if choice not in RUNNERS:
         raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
+    limit_threads(notice)
     reference = ReferenceRunner(loaded)
     check_first_pass(reference)
     if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
     if choice == "auto":
         return _fastest(loaded, reference, begun_with, notice, clock)
-    runner, reason = _open(_CANDIDATES[choice], loaded, reference, notice)
+    runner, reason = _open(_CANDIDATES[choice], loaded, reference, FarProbe(loaded, reference), notice)
     if runner is None:
         raise UnsupportedModelError(
             f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
@@ -101,14 +104,15 @@ def choose_runner(
 
 
 def _fastest(
-    loaded: LoadedModel, reference: Runner, begun_with: str | None, notice: Callable[[str], None], clock: Clock
+    loaded: LoadedModel, reference: ReferenceRunner, begun_with: str | None, notice: Callable[[str], None], clock: Clock
 ) -> Runner:
     """What ``auto`` takes."""
     serving: list[Runner] = []
     reason: str | None = None
+    far = FarProbe(loaded, reference)
     candidates = [_GRAPHS if loaded.device.type == "cuda" else _NATIVE, _FAST]
     for candidate in sorted(candidates, key=lambda candidate: candidate.name != begun_with):
-        runner, reason = _open(candidate, loaded, reference, notice)
+        runner, reason = _open(candidate, loaded, reference, far, notice)
         if runner is not None:
             if candidate.name == begun_with:
                 return runner
@@ -163,7 +167,11 @@ def _decode_and_verify(runner: Runner) -> Callable[[], None]:
 
 
 def _open(
-    candidate: _Candidate, loaded: LoadedModel, reference: Runner, notice: Callable[[str], None]
+    candidate: _Candidate,
+    loaded: LoadedModel,
+    reference: ReferenceRunner,
+    far: FarProbe,
+    notice: Callable[[str], None],
 ) -> tuple[Runner | None, str | None]:
     """The candidate where it equals the reference, or why it does not serve."""
     try:
@@ -176,6 +184,7 @@ def _open(
         if candidate is _GRAPHS:
             probe_difference(runner, reference)  # the first walk captures; the next replays
         reason = _unequal_reason(runner, reference, loaded.dtype)
+        reason = reason or _unequal_afar_reason(candidate, loaded, far)
     except UsageError:
         raise
     except Exception as error:  # another one may serve, whatever is wrong with this one
@@ -192,6 +201,19 @@ def _unequal_reason(runner: Runner, reference: Runner, dtype: torch.dtype) -> st
     if not isfinite(difference):
         return "its logits differ from the reference: they are no finite numbers"
     return f"its logits differ from the reference by {difference:.2g} of the largest logit"
+
+
+def _unequal_afar_reason(candidate: _Candidate, loaded: LoadedModel, far: FarProbe) -> str | None:
+    """The same near the context's end, by a runner of its own, whose long cache is then let go."""
+    if far.position is None:
+        return None
+    try:
+        difference = far.difference(candidate.open(loaded))
+    except UsageError:  # no memory for so long a cache: then no run comes so far either
+        return None
+    if difference <= _FAR * _TOLERANCE[loaded.dtype]:
+        return None
+    return f"its logits differ from the reference by {difference:.2g} of the largest logit at position {far.position}"
 
 
 def probe_difference(runner: Runner, reference: Runner) -> float:

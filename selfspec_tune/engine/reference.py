@@ -6,7 +6,7 @@ that the fast runner does not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.runner import check_room, check_same_precision
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.loaded import keep_logits
 from selfspec_tune.skip_set import SkipSet
 
 
@@ -30,6 +31,7 @@ class ReferenceRunner:
         self._model = loaded.model
         self._device = loaded.device
         self._cache_argument = loaded.cache_argument
+        self._takes_positions = loaded.takes_positions
         self._draft = Draft(SkipSet.empty(loaded.num_layers))
         self._cache = DynamicCache()
         self._length = 0
@@ -80,6 +82,17 @@ class ReferenceRunner:
             self._cache.crop(length - self._length)
             self._length = length
 
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's cached keys and values, [kv heads, length, head size] each, keys rotated."""
+        cached: Any = self._cache.layers[layer]
+        return cached.keys[0], cached.values[0]
+
+    def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        self._cache, self._length = DynamicCache(), length
+        for index, (keys, values) in enumerate(layers):
+            self._cache.update(keys[None], values[None], index)
+
     def synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -88,12 +101,14 @@ class ReferenceRunner:
     def _forward(self, tokens: Sequence[int], keep: int) -> Tensor:
         """Logits [keep, vocabulary] of the last ``keep`` positions."""
         input_ids = torch.tensor([list(tokens)], device=self._device)
-        positions = torch.arange(self._length, self._length + len(tokens), device=self._device)[None]
+        where: dict[str, Tensor] = {}
+        if self._takes_positions:
+            where["position_ids"] = torch.arange(self._length, self._length + len(tokens), device=self._device)[None]
         output = self._model(
             input_ids=input_ids,
-            position_ids=positions,
             use_cache=True,
-            logits_to_keep=keep,
+            **where,
+            **keep_logits(self._model, keep),
             **{self._cache_argument: self._cache},
         )
         self._length += len(tokens)

@@ -36,9 +36,12 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     """
     import torch
 
+    from selfspec_tune.engine.threads import limit_threads
+
     manifest = _export(request)
     check_own_code(request.folder, DraftFormat(manifest["format"]))
     reporter.stage("load", f"{manifest['gguf'] or manifest['model']}, alone and with {request.folder}")
+    limit_threads(reporter.notice)
     runtime = open_runtime(request, manifest, reporter)
     prompts = _unread(request.prompts, frozenset(manifest["read_prompts"]), reporter)
     items = those_that_fit(prompts, runtime.read, reporter.notice)

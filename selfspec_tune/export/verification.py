@@ -223,11 +223,13 @@ def along(
     import torch
 
     from selfspec_tune.engine.reference import skipped
+    from selfspec_tune.models.loaded import keep_logits
 
     text = torch.tensor([[*prompt, *tokens]], device=loaded.device)
     with torch.inference_mode(), skipped(loaded, skip_set):
         model: Any = loaded.model
-        logits = model(text, use_cache=False, logits_to_keep=len(tokens) + 1).logits[0, :-1].float()
+        kept = len(tokens) + 1
+        logits = model(text, use_cache=False, **keep_logits(model, kept)).logits[0, -kept:-1].float()
     picked = torch.tensor(tokens, device=logits.device)
     logprobs = logits.log_softmax(-1).gather(-1, picked[:, None])[:, 0]
     return logits.argmax(-1).tolist(), logprobs.tolist()

@@ -5,7 +5,8 @@ single steps do, so two tokens whose logits nearly tie may swap. The *numeric fl
 the largest logit difference that this alone makes; a first difference whose logit gap
 lies within it is a tie, anything else is a mismatch. Output of another implementation of
 the model differs by more: it is held against the largest difference between the two on the
-baseline's own tokens.
+baseline's own tokens. Both are measured on what is being judged, so neither counts beyond a few
+rounding steps of the largest logit: an engine that computes something else has a large floor too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import torch
 
 from selfspec_tune.engine import Runner
 from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.models.loaded import keep_logits
 from selfspec_tune.results import Lossless
 
 FLOAT32_FLOOR = 1e-4
+# Steps between neighbouring numbers at the largest logit that another order of the same sums may make.
+# In float32 the sums' own errors, many to one layer, outgrow the rounding of what they give.
+_ROUNDING_STEPS = {torch.bfloat16: 4, torch.float16: 8, torch.float32: 64}
 _CHUNKS = (3, 5, 9)
 
 
@@ -34,11 +39,17 @@ class Verdict:
 
 
 class LosslessCheck:
-    """Compares token sequences; looks at logits only where they differ."""
+    """Compares token sequences; looks at logits only where they differ.
 
-    def __init__(self, runner: Runner, floor: float, *, sampled: bool = False) -> None:
+    ``dtype``: what the model computes in, whose rounding steps bound every floor.
+    """
+
+    def __init__(
+        self, runner: Runner, floor: float, *, dtype: torch.dtype = torch.float32, sampled: bool = False
+    ) -> None:
         self._runner = runner
         self._sampled = sampled
+        self._dtype = dtype
         self.floor = floor
 
     def __call__(self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int], model: Any = None) -> Verdict:
@@ -53,17 +64,23 @@ class LosslessCheck:
             return Verdict("identical")
         if first == shorter:  # one goes on where the other ended
             return Verdict("mismatch", first)
-        gap = self._gap([*item.tokens, *baseline[:first]], baseline[first], candidate[first])
+        gap, bound = self._gap([*item.tokens, *baseline[:first]], baseline[first], candidate[first])
         floor = self.floor
-        if gap > floor and model is not None:
+        if floor < gap <= bound and model is not None:
             floor = implementation_floor(self._runner, model, item, baseline[:first])
-        return Verdict("numerical_tie" if gap <= floor else "mismatch", first, gap)
+        return Verdict("numerical_tie" if gap <= floor and gap <= bound else "mismatch", first, gap)
 
-    def _gap(self, context: list[int], first: int, second: int) -> float:
-        """How far below the highest logit the lower of the two tokens lies after ``context``."""
+    def _gap(self, context: list[int], first: int, second: int) -> tuple[float, float]:
+        """How far below the highest logit the lower of the two tokens lies after ``context``; the most that ties."""
         self._runner.reserve(len(context))
         logits = self._runner.prefill(context).float()
-        return float(logits.max() - torch.minimum(logits[first], logits[second]))
+        gap = float(logits.max() - torch.minimum(logits[first], logits[second]))
+        return gap, rounding_bound(self._dtype, float(logits.abs().max()))
+
+
+def rounding_bound(dtype: torch.dtype, largest: float) -> float:
+    """The most by which rounding alone moves a logit, where the ``largest`` has this magnitude."""
+    return max(FLOAT32_FLOOR, _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps * largest)
 
 
 def numeric_floor(runner: Runner, item: WorkItem, answer: Sequence[int]) -> float:
@@ -95,5 +112,6 @@ def implementation_floor(runner: Runner, model: Any, item: WorkItem, answer: Seq
     runner.reserve(len(item.tokens) + len(answer))
     steps = [runner.prefill(item.tokens).float(), *(runner.decode(token).float() for token in answer)]
     context = torch.tensor([[*item.tokens, *answer]], device=steps[0].device)
-    theirs = model(context, use_cache=False, logits_to_keep=len(steps)).logits[0, -len(steps) :].float()
+    kept = keep_logits(model, len(steps))
+    theirs = model(context, use_cache=False, **kept).logits[0, -len(steps) :].float()
     return float((torch.stack(steps) - theirs).abs().max())

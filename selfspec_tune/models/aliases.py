@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -18,6 +20,8 @@ class Alias:
         params: parameters, in billions.
         gated: whether the hub hands it out only after its licence was accepted.
         embedded: whether the project fetches it itself, without the hub.
+        model_type: its architecture, by transformers' name.
+        settings: what its configuration has otherwise than that architecture by default, and a runner minds.
     """
 
     hub_id: str
@@ -25,18 +29,25 @@ class Alias:
     params: float
     gated: bool = False
     embedded: bool = False
+    model_type: str = "llama"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _with_instruct(
-    prefix: str, hub_prefix: str, sizes: dict[str, tuple[int, float]], *, instruct: str = "-Instruct"
+    prefix: str,
+    hub_prefix: str,
+    sizes: dict[str, tuple[int, float]],
+    *,
+    instruct: str = "-Instruct",
+    model_type: str = "llama",
 ) -> dict[str, Alias]:
     """A family of base models, each with its instruction-tuned sister, from {size: (layers, billions)}."""
     table: dict[str, Alias] = {}
     for size, (layers, params) in sizes.items():
         hub_id = f"{hub_prefix}{size.upper()}"
         gated = hub_prefix.startswith("meta-llama/")
-        table[f"{prefix}{size}"] = Alias(hub_id, layers, params, gated)
-        table[f"{prefix}{size}-instruct"] = Alias(f"{hub_id}{instruct}", layers, params, gated)
+        table[f"{prefix}{size}"] = Alias(hub_id, layers, params, gated, model_type=model_type)
+        table[f"{prefix}{size}-instruct"] = Alias(f"{hub_id}{instruct}", layers, params, gated, model_type=model_type)
     return table
 
 
@@ -48,6 +59,8 @@ def _llama_2() -> dict[str, Alias]:
             table[f"llama-2-{size}{suffix}"] = Alias(hub_id, layers, params, gated=True)
     return table
 
+
+_MISTRAL: dict[str, Any] = {"model_type": "mistral", "settings": {"sliding_window": None}}  # none since v0.3
 
 ALIASES: dict[str, Alias] = {
     DEFAULT_MODEL: Alias("HuggingFaceTB/SmolLM2-135M-Instruct", 30, 0.135, embedded=True),
@@ -73,6 +86,7 @@ ALIASES: dict[str, Alias] = {
             "32b": (64, 32.8),
             "72b": (80, 72.7),
         },
+        model_type="qwen2",
     ),
     **_with_instruct(
         "qwen2.5-coder-",
@@ -85,19 +99,20 @@ ALIASES: dict[str, Alias] = {
             "14b": (48, 14.8),
             "32b": (64, 32.8),
         },
+        model_type="qwen2",
     ),
-    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", 28, 0.596),
-    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", 28, 1.72),
-    "qwen3-4b": Alias("Qwen/Qwen3-4B", 36, 4.02),
-    "qwen3-8b": Alias("Qwen/Qwen3-8B", 36, 8.19),
-    "qwen3-14b": Alias("Qwen/Qwen3-14B", 40, 14.8),
-    "qwen3-32b": Alias("Qwen/Qwen3-32B", 64, 32.8),
-    "mistral-7b": Alias("mistralai/Mistral-7B-v0.3", 32, 7.25),
-    "mistral-7b-instruct": Alias("mistralai/Mistral-7B-Instruct-v0.3", 32, 7.25),
+    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", 28, 0.596, model_type="qwen3"),
+    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", 28, 1.72, model_type="qwen3"),
+    "qwen3-4b": Alias("Qwen/Qwen3-4B", 36, 4.02, model_type="qwen3"),
+    "qwen3-8b": Alias("Qwen/Qwen3-8B", 36, 8.19, model_type="qwen3"),
+    "qwen3-14b": Alias("Qwen/Qwen3-14B", 40, 14.8, model_type="qwen3"),
+    "qwen3-32b": Alias("Qwen/Qwen3-32B", 64, 32.8, model_type="qwen3"),
+    "mistral-7b": Alias("mistralai/Mistral-7B-v0.3", 32, 7.25, **_MISTRAL),
+    "mistral-7b-instruct": Alias("mistralai/Mistral-7B-Instruct-v0.3", 32, 7.25, **_MISTRAL),
     "tinyllama-1.1b": Alias("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 22, 1.10),
-    "gemma-2-2b": Alias("google/gemma-2-2b", 26, 2.61, gated=True),
-    "gemma-2-9b": Alias("google/gemma-2-9b", 42, 9.24, gated=True),
-    "gemma-2-27b": Alias("google/gemma-2-27b", 46, 27.2, gated=True),
+    "gemma-2-2b": Alias("google/gemma-2-2b", 26, 2.61, gated=True, model_type="gemma2"),
+    "gemma-2-9b": Alias("google/gemma-2-9b", 42, 9.24, gated=True, model_type="gemma2"),
+    "gemma-2-27b": Alias("google/gemma-2-27b", 46, 27.2, gated=True, model_type="gemma2"),
 }
 
 

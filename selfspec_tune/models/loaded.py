@@ -12,6 +12,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.sublayers import SubLayers
 
+_KEEP_ARGUMENTS = ("logits_to_keep", "num_logits_to_keep")  # the second is its name of old
+
+
+def keep_logits(model: Any, number: int) -> dict[str, int]:
+    """What tells the model's forward to compute the logits of its last ``number`` positions alone.
+
+    Nothing where it knows no such argument, as a model's own code may not: it then computes all of them.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    return {name: number for name in _KEEP_ARGUMENTS if name in accepted}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
@@ -59,6 +70,12 @@ class LoadedModel:
     def cache_argument(self) -> str:
         """What the model's forward calls its cache: transformers renamed it, a model's own code may not have."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model's forward is told where its tokens stand; else it counts them by its cache."""
+        accepted = inspect.signature(self.model.forward).parameters
+        return "position_ids" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
     def describe(self) -> dict[str, Any]:
         """What the project's files say about the model; JSON-able, no tensors."""

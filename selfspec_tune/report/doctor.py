@@ -64,7 +64,8 @@ def _machine(machine: dict[str, Any]) -> Table:
 
 
 def _facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "processor", f"{machine['cpu'] or machine['architecture']}, {machine['cores']} cores"
+    quota = f", the time of {machine['cpu_quota']:g} of them" if machine.get("cpu_quota") else ""
+    yield "processor", f"{machine['cpu'] or machine['architecture']}, {machine['cores']} cores{quota}"
     caches = [
         f"L{c['level']} {text.size(c['bytes'])}" + (f" × {c['count']}" if c["count"] > 1 else "")
         for c in machine["caches"]

@@ -50,6 +50,14 @@ def built(abi: Sequence[int], *, unloadable: frozenset[Path] = frozenset()) -> B
     return outcome
 
 
+def obtainable() -> bool:
+    """Whether there are kernels for this processor, or something to compile them with. Compiles nothing."""
+    try:
+        return prebuilt(chosen_level()) is not None or bool(compilers.found())
+    except NativeUnavailableError:
+        return False
+
+
 @cache
 def _outcome(level: Level, abi: tuple[int, ...], unloadable: frozenset[Path]) -> Built | str:
     """The kernels, or why there are none: a compiler that fails is not asked twice."""

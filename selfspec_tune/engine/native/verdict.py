@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from selfspec_tune import provenance
 from selfspec_tune.cpu_levels import Level
+from selfspec_tune.cpu_quota import cpu_quota, most_threads
 from selfspec_tune.engine.native.compilers import Compiler
 from selfspec_tune.errors import NativeUnavailableError
+from selfspec_tune.provenance import num_cores
 
 LEAST_SHARE = 0.4  # of a plain read: compilers that keep vectors out of registers reach half of it
 _CHECK = Path(__file__).with_name("check.py")
@@ -99,7 +100,8 @@ def judge(library: Path, compiler: Compiler, level: Level, abi: list[int]) -> Ve
 
 
 def _checked(library: Path) -> dict[str, Any]:
-    command = [sys.executable, "-I", "-S", str(_CHECK), str(library), str(provenance.num_cores()), str(LEAST_SHARE)]
+    threads = most_threads(num_cores(), cpu_quota())
+    command = [sys.executable, "-I", "-S", str(_CHECK), str(library), str(threads), str(LEAST_SHARE)]
     try:
         run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_CHECK_SECONDS)
     except subprocess.TimeoutExpired as error:

@@ -19,6 +19,7 @@ from selfspec_tune.engine.runner import check_same_precision
 from selfspec_tune.engine.teacher_forcing.layerwise import LayerwiseScorer
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, to_trace
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.loaded import keep_logits
 
 
 class StandaloneScorer(LayerwiseScorer):
@@ -51,6 +52,7 @@ class StandaloneReferenceScorer:
             for window in self.windows:
                 input_ids = torch.tensor([window.tokens[: window.end]], device=self._loaded.device)
                 keep = window.end - window.start
-                output = self._loaded.model(input_ids=input_ids, use_cache=False, logits_to_keep=keep)
+                model = self._loaded.model
+                output = model(input_ids=input_ids, use_cache=False, **keep_logits(model, keep))
                 logits.append(output.logits[0, -keep:, : draft.vocabulary])
         return to_trace(torch.cat(logits), self.windows)

@@ -196,7 +196,9 @@ class Loop:
 
     def forward(self, ids, keep):
         """Logits [keep, vocabulary] of the whole model."""
-        output = self.model(**self.inputs(ids), logits_to_keep=keep, return_dict=True)
+        can_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        kept = {"logits_to_keep": keep} if can_keep else {}
+        output = self.model(**self.inputs(ids), **kept, return_dict=True)
         return output.logits[0, -keep:].to(self.ids.device)
 
     def draft_step(self, ids):
