@@ -161,12 +161,8 @@ class StudyFolder:
     def is_finished(self, request: SearchRequest) -> bool:
         """Whether a search with this budget or a larger one has run to its end here."""
         finished = self._read_state().get("finished")
-        if not finished or not (self.skip.exists() and self.bench.exists()):
-            return False
-        if _is_within(budget_of(request), finished):
-            return True
-        ended = (SkipConfig.load(self.skip).provenance.get("search") or {}).get("trials", 0)
-        return request.trials is not None and request.trials <= ended
+        is_there = bool(finished) and self.skip.exists() and self.bench.exists()
+        return is_there and _is_within(budget_of(request), finished)
 
     def note_finished(self, request: SearchRequest | None) -> None:
         """Remember that a search with this budget has run to its end; None: that one is under way."""
