@@ -4,7 +4,15 @@ import pytest
 
 from selfspec_tune.cli.options import Dtype, complete_model
 from selfspec_tune.cli.search import budget_seconds, default_folder
-from selfspec_tune.cli.values import given, parse_duration, parse_extra_memory, parse_precision, parse_vocabulary, slug
+from selfspec_tune.cli.values import (
+    given,
+    parse_contexts,
+    parse_duration,
+    parse_extra_memory,
+    parse_precision,
+    parse_vocabulary,
+    slug,
+)
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import DraftOptions, ExtraMemory, PolicyChoice
@@ -134,3 +142,14 @@ def test_auto_searches_two_policies_and_a_threshold_asks_for_the_one_that_has_on
 def test_a_draft_that_means_nothing_is_refused_by_the_library_too(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="expected"):
         DraftOptions(policy="threshold", **options)  # type: ignore[arg-type]
+
+
+def test_digits_of_other_scripts_are_no_numbers() -> None:
+    for parse, text in (
+        (parse_duration, "\u0669m"),
+        (parse_vocabulary, "\u0661"),
+        (parse_contexts, "128,\u0661"),
+        (parse_extra_memory, "\u0661\u0660%"),
+    ):
+        with pytest.raises(UsageError):
+            parse(text)

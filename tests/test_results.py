@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from selfspec_tune.errors import FileFormatError, SkipSetError
+from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.results import (
     ArmRun,
     BenchResult,
@@ -233,3 +234,14 @@ def test_a_corrupt_or_foreign_study_file_is_refused(tmp_path: Path) -> None:
     path.write_text('schema = "selfspec-tune/study"\nversion = 1\nmodel = 3\n')
     with pytest.raises(FileFormatError, match="does not fit selfspec-tune/study: model"):
         StudyConfig.load(path)
+
+
+def test_a_name_that_is_no_text_reaches_json_and_no_toml(tmp_path: Path) -> None:
+    name = os.fsdecode(b"m\xff")
+    config = skip_config().model_copy(update={"model": MODEL.model_copy(update={"id": name})})
+    config.save(tmp_path / "skip.json")
+    assert SkipConfig.load(tmp_path / "skip.json").model.id == name
+    study = StudyConfig(model=name, model_fingerprint="0", dtype="float32", device="cpu")
+    with pytest.raises(UsageError, match=r"study\.toml cannot hold the name .* Rename it"):
+        study.save(tmp_path / "study.toml")
+    assert not (tmp_path / "study.toml").exists()

@@ -160,3 +160,15 @@ def test_sublayers_are_named_by_kind_and_layer() -> None:
 
 def test_skip_sets_are_values() -> None:
     assert len({SkipSet(4, (2, 1)), SkipSet(4, (1, 2, 2)), SkipSet(4)}) == 2
+
+
+@pytest.mark.parametrize("text", ["mlp \u0661", "attn 1-\u0967", "mlp \u00b2", "mlp 1" + "0" * 5000])
+def test_only_our_own_digits_make_a_layers_number(text: str) -> None:
+    with pytest.raises(SkipSetError):
+        SkipSet.parse(text, 4)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 10_001, 10**9])
+def test_no_model_has_such_a_depth(depth: int) -> None:
+    with pytest.raises(SkipSetError, match="expected at least one layer, at most 10000"):
+        SkipSet(depth)

@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field
 
 from selfspec_tune import files
-from selfspec_tune.errors import FileFormatError
+from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.json_text import finite
 from selfspec_tune.results.record import Document, Path
 
@@ -63,9 +63,16 @@ class StudyConfig(Document):
         return cls.from_dict(value, origin=os.fspath(path))
 
     def save(self, path: Path) -> None:
-        """Write study.toml atomically. Raises `StorageError`."""
+        """Write study.toml atomically. Raises `StorageError`, and `UsageError` for a path whose bytes are no text."""
         plain = {key: value for key, value in self.to_dict().items() if value is not None}
-        files.write_atomic(path, tomli_w.dumps(plain))
+        text = tomli_w.dumps(plain)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{os.fspath(path)} cannot hold the name of a file or folder that is no UTF-8 text. Rename it."
+            ) from error
+        files.write_atomic(path, text)
 
     def differences(self, other: StudyConfig) -> dict[str, tuple[Any, Any]]:
         """Fields whose values differ, each with ours and the other's."""

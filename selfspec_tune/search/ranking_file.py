@@ -43,7 +43,8 @@ def read_ranking(file: Path, num_layers: int) -> Ranking:
         ranking = Ranking(_costs(value, version, num_layers), _importance(value, version), vocabulary, candidates)
         whole("cost_model_seconds.num_layers", ranking.costs.num_layers, num_layers, num_layers)
         for kept in (ranking.importance.rises, ranking.importance.reliefs):
-            whole("the number of sub-layers in importance", len(kept), 2 * num_layers, 2 * num_layers)
+            if kept:  # none, where nothing was told
+                whole("the number of sub-layers in importance", len(kept), 2 * num_layers, 2 * num_layers)
         return ranking
 
 
