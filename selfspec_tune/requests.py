@@ -19,6 +19,7 @@ from selfspec_tune.errors import BudgetError, UsageError
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_NUM_PROMPTS = 64
 SHORTEST_CONTEXT = 16
+TEMPLATE_DATE = "26 Jul 2024"
 _THRESHOLD_POLICIES = ("threshold", "adaptive")
 
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE)
@@ -31,7 +32,10 @@ _UNITS = {"b": 1} | {
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is loaded. ``runner``: auto, native, graphs, fast or reference."""
+    """Which model, and how it is loaded. ``runner``: auto, native, graphs, fast or reference.
+
+    ``revision``: branch, tag or commit of a hub id; None: the hub's default.
+    """
 
     name: str = DEFAULT_MODEL
     dtype: str = "auto"
@@ -39,6 +43,7 @@ class ModelOptions:
     runner: str = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class PromptOptions:
     """Which prompts, and how they are continued. ``num_prompts`` None: 64, or all where there are fewer.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all. With ``tasks``, prompts of
-    these alone, and each task is split on its own.
+    these alone, and each task is split on its own. ``template_date``: what chat templates print as today's.
     """
 
     source: str = "builtin"
@@ -58,6 +63,7 @@ class PromptOptions:
     top_k: int = 0
     seed: int = 0
     tasks: tuple[str, ...] = ()
+    template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
@@ -437,6 +443,7 @@ class ExportRequest:
         weights: of a GGUF draft: copy, f32, f16 or bf16.
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
+        revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
     """
 
     source: Path
@@ -447,6 +454,7 @@ class ExportRequest:
     weights: str = "copy"
     draft_tokens: int | None = None
     force: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in GGUF_WEIGHTS:

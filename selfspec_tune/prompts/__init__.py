@@ -8,7 +8,7 @@ from __future__ import annotations
 from selfspec_tune.prompts.load import BUILTIN, load_prompts
 from selfspec_tune.prompts.presets import PRESETS, Preset
 from selfspec_tune.prompts.prompt import Prompt
-from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, render
+from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, fit_vocabulary, render
 from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "default_split_sizes",
     "draw_prompts",
     "fit_context",
+    "fit_vocabulary",
     "load_prompts",
     "render",
     "split_each_task",
