@@ -105,7 +105,8 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
             f"--to {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
             "--gguf FILE."
         )
-    folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model))
+    revision = request.revision or (config.model.revision if config and request.model is None else None)
+    folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model, revision))
     policy, vocabulary, is_standalone = DraftPolicy(), None, False
     if config is not None:
         skip_set = config.skip_set()
@@ -128,6 +129,7 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         vocabulary,
         is_standalone,
         str(gguf) if made.needs_gguf else _named_in_lines(model),
+        folder.name if folder is not None and find_origin(model).source == "hub" else None,
     )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
@@ -220,6 +222,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "version": VERSION,
         "format": request.format.value,
         "model": job.model,
+        "revision": job.revision,
         "gguf": str(job.gguf.absolute()) if job.gguf else None,
         "model_fingerprint": found,
         "skip": job.skip_set.to_dict(),

@@ -30,6 +30,7 @@ class Job:
         vocabulary: how many token ids it then covers; None: all.
         is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
         target: how a launch line names it.
+        revision: the target's branch, tag or commit on the hub; None: its default, or it lies elsewhere.
     """
 
     skip_set: SkipSet
@@ -42,6 +43,7 @@ class Job:
     vocabulary: int | None = None
     is_standalone: bool = False
     target: str = ""
+    revision: str | None = None
 
     @property
     def exit_threshold(self) -> float:

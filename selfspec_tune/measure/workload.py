@@ -15,7 +15,7 @@ from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
 from selfspec_tune.measure.their_model import TheirModel
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, load_prompts, render
+from selfspec_tune.prompts import Prompt, Template, draw_prompts, fit_context, fit_vocabulary, load_prompts, render
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, ModelOptions, PromptOptions
 
@@ -103,7 +103,8 @@ class Workload:
         template = Template(self.options.template)
         items = []
         for prompt in prompts:
-            tokens = render(prompt, self.loaded.tokenizer, template)
+            tokens = render(prompt, self.loaded.tokenizer, template, date=self.options.template_date)
+            fit_vocabulary(tokens, self.loaded.vocabulary_size, self.loaded.tokenizer, prompt_id=prompt.id)
             fit_context(
                 tokens,
                 self.options.max_new_tokens,
@@ -136,7 +137,10 @@ def open_workload(
         device=model.device,
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
+        revision=model.revision,
     )
+    for note in loaded.notes:
+        reporter.notice(note)
     runner = choose_runner(loaded, model.runner, reporter.notice, begun_with=begun_with)
     about = loaded.describe()
     reporter.notice(

@@ -15,6 +15,10 @@ _MLP_CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 def unsupported_reason(loaded: LoadedModel) -> str | None:
     """Why the fast runner cannot serve this model, or None where its structure fits."""
     config, decoder = loaded.model.config, loaded.model.base_model
+    if loaded.is_quantised:
+        return "its weights are quantised"
+    if getattr(loaded.model, "_hf_peft_config_loaded", False):
+        return "an adapter is applied to its weights"
     layer_types = set(getattr(config, "layer_types", None) or {"full_attention"})
     if layer_types != {"full_attention"} or getattr(config, "sliding_window", None):
         return "it has sliding-window or linear attention"

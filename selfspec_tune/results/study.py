@@ -18,7 +18,8 @@ class StudyConfig(Document):
     """``study.toml``: the resolved configuration of a search, what a resumed one must match.
 
     Fields that are None are left out of the file. Any further plain field is kept. ``start_from``:
-    what the search began from, by name, and a hash of what was read there.
+    what the search began from, by name, and a hash of what was read there. ``model_revision``: the commit on the hub;
+    ``template_date``: what chat templates printed as today's.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/study"
@@ -45,6 +46,8 @@ class StudyConfig(Document):
     strategy: str = "staged"
     start_from: dict[str, str] | None = None
     tasks: list[str] | None = None
+    model_revision: str | None = None
+    template_date: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

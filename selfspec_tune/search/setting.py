@@ -54,6 +54,7 @@ class Setting:
         return StudyConfig(
             model=loaded.id,
             model_fingerprint=loaded.fingerprint,
+            model_revision=loaded.revision,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             runner=self.workload.runner.name,
@@ -108,6 +109,8 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
     ``workload``: one that is open already, whose model and runner then serve.
     """
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
+    begun = StudyFolder(request.out).begun
+    request = as_begun(request, begun)
     options = request.prompts
     files = [read_start(name) for name in dict.fromkeys(request.start_from)]
     prompts = load_some(options)
@@ -129,7 +132,7 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
         test = left_out + len(splits.test)
         reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
     if workload is None:
-        workload = open_workload(request.model, options, reporter, StudyFolder(request.out).runner)
+        workload = open_workload(request.model, options, reporter, None if begun is None else begun.runner)
     else:
         workload = workload.reopened(options)
     if request.draft.objective is Objective.STANDALONE:
@@ -146,6 +149,18 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
         len(prompts),
         tuple(fit_start(file, workload.loaded, space, request.draft.policy_kinds) for file in files),
     )
+
+
+def as_begun(request: SearchRequest, begun: StudyConfig | None) -> SearchRequest:
+    """The request for the commit and with the date that a study was begun with, where it does not name others."""
+    if begun is None:
+        return request
+    model, prompts = request.model, request.prompts
+    if model.revision is None and begun.model_revision is not None:
+        model = replace(model, revision=begun.model_revision)
+    if begun.template_date is not None:
+        prompts = replace(prompts, template_date=begun.template_date)
+    return replace(request, model=model, prompts=prompts)
 
 
 def tell_starts(starts: Sequence[Start], reporter: Reporter) -> None:

@@ -16,6 +16,8 @@ from selfspec_tune.results import SkipConfig, StudyConfig
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
+# What older studies do not state: these were resumed with whatever was there.
+_LATER_FIELDS = {"model_revision", "template_date"}
 _OF_SEVERAL = ("compare.json", "transfer.json")
 
 
@@ -71,7 +73,7 @@ class StudyFolder:
             differences = {
                 name: values
                 for name, values in StudyConfig.load(self.config).differences(config).items()
-                if name not in _BUDGET_FIELDS
+                if name not in _BUDGET_FIELDS and not (name in _LATER_FIELDS and values[0] is None)
             }
             if differences:
                 changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in differences.items())
@@ -82,9 +84,9 @@ class StudyFolder:
         config.save(self.config)
 
     @property
-    def runner(self) -> str | None:
-        """The runner that the study was begun with; None where there is no study yet."""
-        return StudyConfig.load(self.config).runner if self.config.exists() else None
+    def begun(self) -> StudyConfig | None:
+        """What the study was begun with; None where there is no study yet."""
+        return StudyConfig.load(self.config) if self.config.exists() else None
 
     @property
     def spent_seconds(self) -> float:
