@@ -69,6 +69,7 @@ def test_without_its_library_a_quantised_checkpoint_says_what_it_needs(copy: Pat
         ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "modelopt"),
         ({"quantization_config": {"group_size": 64, "bits": 4}, "quantization": {"group_size": 64, "bits": 4}}, "mlx"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "mlx"),
+        ({"quantization_config": {}}, "a method that it does not name"),
     ],
 )
 def test_what_transformers_cannot_read_is_refused_by_name(copy: Path, settings: dict[str, Any], method: str) -> None:

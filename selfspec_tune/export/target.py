@@ -33,10 +33,8 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Iterator[Path]:
 
 def gguf_of(name: str) -> Path | None:
     """The GGUF file that ``name`` is; None for anything else."""
-    if not name or not os.path.exists(os.path.expanduser(name)):
-        return None
-    origin = find_origin(name)
-    return Path(origin.location) if origin.source == "gguf" else None
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.isfile(path) and find_origin(name).source == "gguf" else None
 
 
 def _unpack(file: Path, folder: Path) -> None:

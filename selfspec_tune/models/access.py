@@ -168,5 +168,6 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    line = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first.rstrip()
     return line if line.endswith((".", "!", "?")) else f"{line}."

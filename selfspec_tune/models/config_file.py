@@ -28,10 +28,10 @@ def is_lfs_pointer(file: Path) -> bool:
 
 
 def check_depth(file: Path, depth: Any) -> None:
-    """Raise `FileFormatError` where ``file`` states more layers than a model can have."""
-    if isinstance(depth, int) and depth > _MOST_LAYERS:
+    """Raise `FileFormatError` where ``file`` states more layers than a model can have, or none."""
+    if isinstance(depth, int) and not 1 <= depth <= _MOST_LAYERS:
         raise FileFormatError(
-            f"{file} states {depth} layers; expected at most {_MOST_LAYERS}. It is damaged or no model's: get it again."
+            f"{file} states {depth} layers; expected 1 to {_MOST_LAYERS}. It is damaged or no model's: get it again."
         )
 
 

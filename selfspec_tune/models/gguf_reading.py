@@ -66,6 +66,8 @@ def package() -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> FileFormatError:
+    if isinstance(error, FileNotFoundError):
+        return FileFormatError(f"{path} does not exist. Check the path.")
     if unknown := _UNKNOWN_TYPE.search(str(error)):
         return FileFormatError(
             f"{path} holds tensors of type {unknown[1]}, which {package()} does not know: the file is newer. Update it "

@@ -39,8 +39,10 @@ def quantised_by(config: Any) -> str | None:
             if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
                 return "bitsandbytes"
         # MLX writes its settings under this name, and some of its releases under the other one as well.
-        if settings or isinstance(getattr(part, "quantization", None), dict):
+        if isinstance(getattr(part, "quantization", None), dict):
             return "mlx"
+        if settings is not None:
+            return "a method that it does not name"
     return None
 
 
@@ -54,7 +56,9 @@ def check_known(name: str, method: str | None) -> None:
 
 def cannot_run(name: str, method: str, error: Exception) -> UsageError:
     """The error for quantised weights that transformers cannot load or run on this machine."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".!")
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights are not packed as its config.json states"
     packages = f" It needs: pip install {_PACKAGES[method]}." if method in _PACKAGES else ""
     return UsageError(
         f"The model {name!r} is quantised by {method}, and transformers cannot run it here: {reason}.{packages} {_ELSE}"
