@@ -258,9 +258,18 @@ def test_missing_weights_of_a_gguf_file_are_refused_not_made_up(gguf_file: Path,
         load_model(str(other), dtype="float32", device="cpu")
 
 
+@pytest.mark.parametrize("key", ["block_count", "attention.layer_norm_rms_epsilon"])
+def test_what_llamacpp_demands_is_not_made_up(gguf_file: Path, tmp_path: Path, key: str) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(gguf_file.read_bytes().replace(f"llama.{key}".encode(), f"lamas.{key}".encode()))
+    with pytest.raises(FileFormatError, match=f"lacks the key llama.{key}"):
+        load_model(str(other), device="cpu")
+
+
 def test_a_depth_that_no_model_has_is_refused(tmp_path: Path) -> None:
     def also(writer: gguf.GGUFWriter) -> None:
         writer.add_block_count(10**9)
+        writer.add_layer_norm_rms_eps(1e-6)
         writer.add_tensor("token_embd.weight", np.zeros((4, 4), dtype=np.float32))
 
     with pytest.raises(FileFormatError, match="states 1000000000 layers"):

@@ -28,7 +28,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             another model of them than llama.cpp does.
     """
     reader = open_gguf(path)
-    check_depth(path, value_of(reader, f"{value_of(reader, 'general.architecture')}.block_count"))
+    _check_stated(reader, path)
     folder, source = path.parent, {"gguf_file": path.name, "local_files_only": True}
     try:
         with quietly():
@@ -55,6 +55,17 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         )
     rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
     return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
+
+
+def _check_stated(reader: GGUFReader, path: Path) -> None:
+    """Raise `FileFormatError` where llama.cpp refuses the file and transformers takes a default of its own."""
+    own = value_of(reader, "general.architecture")
+    depth = value_of(reader, f"{own}.block_count")
+    epsilons = [value_of(reader, f"{own}.attention.layer_norm_{kind}") for kind in ("epsilon", "rms_epsilon")]
+    if depth is None or epsilons == [None, None]:
+        key = "block_count" if depth is None else "attention.layer_norm_rms_epsilon"
+        raise FileFormatError(f"{path} lacks the key {own}.{key}. Get the file again.")
+    check_depth(path, depth)
 
 
 def _file_type(reader: GGUFReader) -> str:

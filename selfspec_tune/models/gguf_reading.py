@@ -38,7 +38,7 @@ def open_gguf(path: Path) -> GGUFReader:
 
     try:
         reader = GGUFReader(path)
-        parts, kind = value_of(reader, "split.count", 1), value_of(reader, "general.type", "model")
+        parts, kind = int(value_of(reader, "split.count", 1)), str(value_of(reader, "general.type", "model"))
         architecture = value_of(reader, "general.architecture", "")
     except Exception as error:  # the package checks little: a damaged file raises whatever its bytes lead to
         raise _unreadable(path, error) from error

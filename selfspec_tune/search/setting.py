@@ -13,6 +13,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
+from selfspec_tune.models.origin import find_origin
 from selfspec_tune.prompts import Splits, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, Objective, SearchRequest
@@ -156,7 +157,8 @@ def as_begun(request: SearchRequest, begun: StudyConfig | None) -> SearchRequest
     if begun is None:
         return request
     model, prompts = request.model, request.prompts
-    if model.revision is None and begun.model_revision is not None:
+    is_pinned = model.revision is None and begun.model_revision is not None
+    if is_pinned and find_origin(model.name).id == begun.model:  # of another model `settle` says that it is another
         model = replace(model, revision=begun.model_revision)
     if begun.template_date is not None:
         prompts = replace(prompts, template_date=begun.template_date)

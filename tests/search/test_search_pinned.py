@@ -57,6 +57,14 @@ def test_a_study_keeps_the_commit_it_was_begun_with(
         run_search(make_request(name="gpt2", trials=2, revision=commits[1]), Listener())
 
 
+def test_another_model_than_the_study_s_is_told_by_its_name(
+    make_request: Any, engine: ScriptedEngine, model: Path, commits: list[str]
+) -> None:
+    run_search(make_request(name="gpt2", trials=1), Listener())
+    with pytest.raises(UsageError, match=f"model gpt2 → {model}"):
+        run_search(make_request(name=str(model), trials=2), Listener())
+
+
 def test_a_revision_is_loaded_by_branch_or_commit(hub_cache: Path, commits: list[str]) -> None:
     (hub_cache / "models--gpt2" / "refs" / "v1.0").write_text(commits[0])
     for revision, commit in ((None, commits[1]), ("v1.0", commits[0]), (commits[0], commits[0])):
