@@ -25,6 +25,7 @@ _TEMPERATURE = f"0 (greedy) or more, up to {LARGEST_TEMPERATURE:g}"
 LARGEST_SEED = 2**31 - 1  # every generator takes it, and what is derived from it
 LONGEST_DRAFT = 1024
 SHORTEST_CONTEXT = 16
+TEMPLATE_DATE = "26 Jul 2024"
 _THRESHOLD_POLICIES = ("threshold", "adaptive")
 
 _MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
@@ -37,7 +38,10 @@ _UNITS = {"b": 1} | {
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model, and how it is loaded. ``runner``: auto, native, graphs, fast or reference."""
+    """Which model, and how it is loaded. ``runner``: auto, native, graphs, fast or reference.
+
+    ``revision``: branch, tag or commit of a hub id; None: the hub's default.
+    """
 
     name: str = DEFAULT_MODEL
     dtype: str = "auto"
@@ -45,6 +49,7 @@ class ModelOptions:
     runner: str = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    revision: str | None = None
 
 
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
@@ -59,7 +64,8 @@ class PromptOptions:
     """Which prompts, and how they are continued. ``num_prompts`` None: 64, or all where there are fewer.
 
     ``temperature`` 0 is greedy, and what is below `SMALLEST_TEMPERATURE` becomes 0; ``top_k`` 0 and ``top_p`` 1 keep
-    all. With ``tasks``, prompts of these alone, and each task is split on its own.
+    all. With ``tasks``, prompts of these alone, and each task is split on its own. ``template_date``: what chat
+    templates print as today's.
     """
 
     source: str = "builtin"
@@ -71,6 +77,7 @@ class PromptOptions:
     top_k: int = 0
     seed: int = 0
     tasks: tuple[str, ...] = ()
+    template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
@@ -466,6 +473,7 @@ class ExportRequest:
         weights: of a GGUF draft: copy, f32, f16 or bf16.
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
+        revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
     """
 
     source: Path
@@ -476,6 +484,7 @@ class ExportRequest:
     weights: str = "copy"
     draft_tokens: int | None = None
     force: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in GGUF_WEIGHTS:

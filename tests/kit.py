@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,14 +169,19 @@ def tiny_tokenizer(vocab: int = 128, *, chat: bool = False) -> PreTrainedTokeniz
     )
 
 
-def tiny_gguf(checkpoint: Path, path: Path) -> Path:
-    """Write a ``tiny_llama`` checkpoint as an unquantised GGUF file; returns ``path``."""
+def tiny_gguf(
+    checkpoint: Path, path: Path, also: Callable[[Any], None] = lambda writer: None, *, architecture: str = "llama"
+) -> Path:
+    """Write a ``tiny_llama`` checkpoint as an unquantised GGUF file; returns ``path``.
+
+    ``also`` adds to what the writer holds, before it is written.
+    """
     import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_block_count(config.num_hidden_layers)
@@ -193,6 +199,7 @@ def tiny_gguf(checkpoint: Path, path: Path) -> Path:
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         values = _interleaved(weight.numpy(), heads.get(name.split(".")[-2], 0))
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values)
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -218,17 +225,18 @@ def _add_gguf_tokenizer(writer: Any, tokenizer: Any) -> None:
     writer.add_eos_token_id(EOS)
 
 
-def plant_in_hub_cache(cache_dir: Path, hub_id: str, checkpoint_dir: Path) -> Path:
+def plant_in_hub_cache(cache_dir: Path, hub_id: str, checkpoint_dir: Path, *, seed: str = "") -> Path:
     """Lay a checkpoint out as if it had been downloaded from the hub; returns its snapshot directory.
 
-    ``cache_dir`` is the hub cache itself: ``$HF_HUB_CACHE``, or ``$HF_HOME/hub``.
+    ``cache_dir`` is the hub cache itself: ``$HF_HUB_CACHE``, or ``$HF_HOME/hub``. Another ``seed`` is another commit,
+    which the branch ``main`` then leads to.
     """
-    revision = hashlib.sha1(hub_id.encode()).hexdigest()
+    revision = hashlib.sha1((hub_id + seed).encode()).hexdigest()
     repository = cache_dir / f"models--{hub_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / revision
     shutil.copytree(checkpoint_dir, snapshot)
     reference = repository / "refs" / "main"
-    reference.parent.mkdir(parents=True)
+    reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(revision)
     return snapshot
 

@@ -1,8 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from selfspec_tune.errors import ModelAccessError, SelfSpecError, UnknownModelError
 from selfspec_tune.models import access, load_model
@@ -26,6 +27,27 @@ def test_an_alias_is_loaded_from_the_cache_without_network(hub_cache: Path, tmp_
     loaded = load_model("llama-2-13b", dtype="float32", device="cpu")
     assert (loaded.name, loaded.id, loaded.source) == ("llama-2-13b", LLAMA.id, "hub")
     assert loaded.provenance == f"hub, revision {snapshot.name}"
+
+
+def test_a_hub_id_without_owner_is_loaded_from_the_cache(hub_cache: Path, tiny_llama_dir: Path) -> None:
+    snapshot = kit.plant_in_hub_cache(hub_cache, "gpt2", tiny_llama_dir)
+    loaded = load_model("gpt2", dtype="float32", device="cpu")
+    assert (loaded.id, loaded.source, loaded.revision) == ("gpt2", "hub", snapshot.name)
+    assert loaded.describe()["revision"] == snapshot.name
+
+
+def test_an_absent_hub_id_without_owner_is_unknown_offline(hub_cache: Path) -> None:
+    with pytest.raises(UnknownModelError, match="no hub id in the cache, and the hub cannot be asked"):
+        load_model("gpt2", device="cpu")
+
+
+def test_a_revision_that_the_hub_does_not_have_is_named() -> None:
+    asked = replace(LLAMA, revision="v9")
+    error = OSError("Can't load the model")
+    error.__cause__ = RevisionNotFoundError.__new__(RevisionNotFoundError, "404")
+    explanation = explain_load_failure(asked, error, hub_was_asked=True)
+    assert isinstance(explanation, UnknownModelError)
+    assert "has no revision 'v9'" in str(explanation)
 
 
 @pytest.mark.parametrize("name", ["llama-2-13b", "someone/something"])

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from selfspec_tune.errors import PromptError, UsageError
-from selfspec_tune.prompts import Prompt, Template, fit_context, render
+from selfspec_tune.prompts import Prompt, Template, fit_context, fit_vocabulary, render
+from tests import kit
 
 PROMPT = Prompt("test/1", "chat", "hello there")
 BOS = 1
@@ -110,3 +115,83 @@ def test_raw_renders_a_single_turn_alone() -> None:
     assert render(Prompt("test/4", "chat", "so", ()), WordTokenizer(None), Template.RAW) == [BOS, 12]
     with pytest.raises(PromptError, match="test/4 is a conversation of 2 turns"):
         render(Prompt("test/4", "chat", "so", (SYSTEM,)), WordTokenizer("<s>"), Template.RAW)
+
+
+def processed(pattern: str, *, chat: bool = False) -> Any:
+    """The kit's tokenizer, whose post-processor writes ``pattern`` around a text."""
+    tokenizer = kit.tiny_tokenizer(128, chat=chat)
+    special = [("<s>", kit.BOS), ("</s>", kit.EOS)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pattern, special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("pattern", ["$A </s>", "<s> $A </s>", "<s> $A </s> </s>", "<s> <s> $A </s> <s>"])
+def test_what_a_tokenizer_appends_is_taken_off(pattern: str) -> None:
+    tokenizer = processed(pattern)
+    bare = tokenizer(PROMPT.text, add_special_tokens=False)["input_ids"]
+    before = [kit.BOS] if pattern.startswith("<s>") else []
+    assert tokenizer(PROMPT.text)["input_ids"] != before + bare
+    assert render(PROMPT, tokenizer) == before + bare
+
+
+@pytest.mark.parametrize("text", ["one</s>", "</s>", "a</s>b</s></s>", "<s>one</s>"])
+def test_an_eos_that_the_prompt_itself_ends_with_stays(text: str) -> None:
+    tokenizer = processed("<s> $A </s>")
+    expected = [kit.BOS, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert render(Prompt("test/4", "chat", text), tokenizer, Template.RAW) == expected[text.startswith("<s>") :]
+    assert expected[-1] == kit.EOS
+
+
+def test_nothing_is_appended_to_a_chat(tmp_path: Path) -> None:
+    plain, processing = kit.tiny_tokenizer(128, chat=True), processed("<s> $A </s>", chat=True)
+    assert render(PROMPT, processing) == render(PROMPT, plain)
+
+
+def test_templates_that_ask_the_clock_are_told_the_date_of_the_study() -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ date_string }} {{ messages[0]['content'] }}"
+    pinned = render(PROMPT, tokenizer, date="03 Feb 2025")
+    assert tokenizer.decode(pinned) == f"2025-02-03 03 Feb 2025 {PROMPT.text}"
+    assert str(datetime.now().year) not in tokenizer.decode(render(PROMPT, tokenizer)).replace(PROMPT.text, "")
+
+
+def test_a_date_in_another_form_is_refused() -> None:
+    with pytest.raises(UsageError, match="'tomorrow'; expected a form like 26 Jul 2024"):
+        render(PROMPT, kit.tiny_tokenizer(128, chat=True), date="tomorrow")
+
+
+HOSTILE = {
+    "syntax": "{% for message in messages %}",
+    "refusal": "{{ raise_exception('only tools may speak') }}",
+    "attribute": "{{ messages[7].content }}",
+    "type": "{{ messages + 1 }}",
+    "sandbox": "{{ messages.__class__.__mro__ }}{{ ''.__class__.__init__.__globals__ }}",
+    "memory": "{{ 'a' * 2000000 }}",
+    "format": "{{ '%02000000d' % 1 }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_that_does_not_serve_names_the_model_and_the_way_out(name: str) -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.name_or_path, tokenizer.chat_template = "someone/model", HOSTILE[name]
+    with pytest.raises(UsageError, match=r"chat template of someone/model .*test/1.* Use --template raw"):
+        render(PROMPT, tokenizer)
+    assert render(PROMPT, tokenizer, Template.RAW)
+
+
+def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("selfspec_tune.prompts.render"), "_TEMPLATE_SECONDS", 0.2)
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer.name_or_path, tokenizer.chat_template = "someone/model", loops
+    with pytest.raises(UsageError, match=r"TimeoutError: it takes longer than 0.2 seconds\). Use --template raw"):
+        render(PROMPT, tokenizer)
+
+
+def test_a_token_without_an_embedding_is_refused_by_prompt_and_token() -> None:
+    tokenizer = kit.tiny_tokenizer(128)
+    ids = tokenizer("a tune")["input_ids"]
+    assert fit_vocabulary(ids, 128, tokenizer) == ids
+    with pytest.raises(PromptError, match=r"Prompt qa/3 has the token '.' \(\d+\), .* embeddings for 5 tokens only"):
+        fit_vocabulary(ids, 5, tokenizer, prompt_id="qa/3")

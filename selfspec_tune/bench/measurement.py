@@ -16,8 +16,8 @@ from selfspec_tune.provenance import cpu_model, package_version
 from selfspec_tune.requests import BenchRequest
 
 _PACKAGES = ("torch", "transformers")
-# What says where the prompts come from, not what they are: their hashes do.
-_ORIGIN = ("source", "num_prompts", "tasks")
+# What says where the prompts come from, not what they are: their hashes do, and those of their tokens.
+_ORIGIN = ("source", "num_prompts", "tasks", "template_date")
 
 
 def measurement(

@@ -91,7 +91,7 @@ def model_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> Model
     overrides: dict[str, Any] = dict(request.model_overrides)
     if configs:
         recorded = configs[0].model
-        options = ModelOptions(recorded.id, dtype=recorded.dtype or "auto")
+        options = ModelOptions(recorded.id, dtype=recorded.dtype or "auto", revision=recorded.revision)
     elif "name" in overrides:
         options = ModelOptions()
     else:
@@ -99,6 +99,8 @@ def model_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> Model
             "A skip set in this form does not say which model it is for. Add --model (an alias, a hub id, "
             "a directory or a GGUF file)."
         )
+    if overrides.get("name", options.name) != options.name:  # whose commits are others
+        options = replace(options, revision=None)
     return replace(options, **overrides)
 
 

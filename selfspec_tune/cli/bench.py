@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def bench(
     skip_files: bench_options.SkipFiles = None,
     model: bench_options.ModelName = None,
+    revision: bench_options.Revision = None,
     skip_set: bench_options.SkipSets = None,
     prompts: bench_options.PromptSource = None,
     num_prompts: bench_options.NumPrompts = None,
@@ -80,7 +81,7 @@ def bench(
         run_in_runtime(timed, out, json=json, quiet=quiet)
         return
     output.prepare_outputs(csv, parquet, spec_bench, out, plot)
-    loading = given(name=model, dtype=dtype, device=device, runner=runner)
+    loading = given(name=model, dtype=dtype, device=device, runner=runner, revision=revision)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
     decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, tasks=tuple(task) if task else None)

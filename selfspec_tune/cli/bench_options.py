@@ -30,6 +30,7 @@ def _of_study(option: Any, *, help: str | None = None, default: str | None = Non
 ModelName = Annotated[
     str | None, _of_study(options.ModelName, default="the study's; needed with a skip set that names none")
 ]
+Revision = Annotated[str | None, _of_study(options.Revision, default="the study's; without one the hub's")]
 DtypeName = Annotated[options.Dtype | None, _of_study(options.DtypeName)]
 PromptSource = Annotated[str | None, _of_study(options.PromptSource)]
 NumPrompts = Annotated[

@@ -42,6 +42,7 @@ def doctor(
             show_default="128,512,2048,8192, as far as model and time allow",
         ),
     ] = None,
+    revision: options.Revision = None,
     dtype: options.DtypeName = None,
     device: options.Device = None,
     runner: options.RunnerName = None,
@@ -57,7 +58,7 @@ def doctor(
     """
     from selfspec_tune.report.doctor import print_diagnosis
 
-    loading = given(dtype=dtype, device=device, runner=runner)
+    loading = given(dtype=dtype, device=device, runner=runner, revision=revision)
     loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if model is None and loading:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in loading)

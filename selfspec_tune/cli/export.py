@@ -42,6 +42,15 @@ def export(
             autocompletion=options.complete_model,
         ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R",
+            help="Branch, tag or commit of the model on the hub.",
+            show_default="the study's",
+            rich_help_panel=_PANEL_DRAFT,
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(metavar="T", help="Task, for dialects that key by it.")] = None,
     out: Annotated[
         Path | None,
@@ -89,12 +98,15 @@ def export(
         raise UsageError(f"--to {to!r} is no format; expected one of {', '.join(_TARGETS)}.")
     if to in set(Dialect):
         _refuse(f"--to {to} writes a file of skips alone", {"--verify": verify or None, "--gguf": gguf})
-        _refuse(f"--to {to} writes a file of skips alone", {"--weights": weights, "--draft-tokens": draft_tokens})
+        lost: dict[str, object] = {"--weights": weights, "--draft-tokens": draft_tokens, "--revision": revision}
+        _refuse(f"--to {to} writes a file of skips alone", lost)
         _export_dialect(source, Dialect(to), model, task, out, force=force, json=json)
         return
     _refuse(f"--to {to} holds one draft for all tasks", {"--task": task})
     if to != DraftFormat.GGUF:
         _refuse(f"--to {to} is made from the checkpoint", {"--gguf": gguf, "--weights": weights})
+    else:
+        _refuse(f"--to {to} is made from a GGUF file", {"--revision": revision})
     if out is None:
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
     from selfspec_tune.export.drafts import export_draft
@@ -104,7 +116,8 @@ def export(
         from selfspec_tune.export.verified import require_runtime
 
         require_runtime(DraftFormat(to))  # before gigabytes are written
-    request = ExportRequest(source, DraftFormat(to), out, model, gguf, weights or "copy", draft_tokens, force)
+    weights = weights or "copy"
+    request = ExportRequest(source, DraftFormat(to), out, model, gguf, weights, draft_tokens, force, revision)
     manifest = export_draft(request)
     found = None
     if not json:

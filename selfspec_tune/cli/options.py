@@ -112,6 +112,16 @@ AllowPickle = Annotated[
     ),
 ]
 
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R",
+        help="Branch, tag or commit of a hub id.",
+        show_default="the hub's, and a study's own where one is resumed",
+        rich_help_panel=_PANEL_MODEL,
+    ),
+]
+
 PromptSource = Annotated[
     str | None,
     typer.Option(

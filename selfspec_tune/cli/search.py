@@ -28,6 +28,7 @@ NOT_OF_REQUEST = frozenset({"per_task", "plot", "dry_run", "json", "quiet", "deb
 @at_edge(interrupted=RESUMABLE)
 def search(
     model: options.ModelName = None,
+    revision: options.Revision = None,
     prompts: options.PromptSource = None,
     num_prompts: options.NumPrompts = None,
     task: options.Tasks = None,

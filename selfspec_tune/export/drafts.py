@@ -107,7 +107,8 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
             f"--to {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
             "--gguf FILE."
         )
-    folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model))
+    revision = request.revision or (config.model.revision if config and request.model is None else None)
+    folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model, revision))
     if folder is not None and made.is_alone:
         own_file(folder, "config.json")
     policy, vocabulary, is_standalone = DraftPolicy(), None, False
@@ -132,6 +133,7 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         vocabulary,
         is_standalone,
         str(gguf) if made.needs_gguf else _named_in_lines(model),
+        folder.name if folder is not None and find_origin(model).source == "hub" else None,
         Sampling.measured(config, _own_settings(folder, gguf)),
     )
     if not job.blocks:
@@ -219,6 +221,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "version": VERSION,
         "format": request.format.value,
         "model": job.model,
+        "revision": job.revision,
         "gguf": str(job.gguf.absolute()) if job.gguf else None,
         "model_fingerprint": found,
         "skip": job.skip_set.to_dict(),

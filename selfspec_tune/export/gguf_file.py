@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.files import storage_error
+from selfspec_tune.models.gguf_reading import open_gguf
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
@@ -40,24 +41,18 @@ class Piece:
 
 
 class GgufFile:
-    """The metadata and the tensors of a GGUF file. Raises `FileFormatError` for anything else."""
+    """The metadata and the tensors of a language model's GGUF file. Raises `FileFormatError` for anything else."""
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
+        self._reader: GGUFReader = open_gguf(path)
         try:
-            self._reader: GGUFReader = GGUFReader(path)
             self.entries = {
                 name: Entry(field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
                 for name, field in self._reader.fields.items()
                 if not name.startswith("GGUF.")
             }
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise FileFormatError(f"The file {path} is no complete GGUF file ({error}). Get it again.") from error
-        if int(self.entries.get("split.count", Entry(1, None)).value) > 1:
-            raise FileFormatError(
-                f"{path} is one of several files of a split model. Merge them first: llama-gguf-split --merge."
-            )
+        except (ValueError, IndexError, KeyError) as error:
+            raise FileFormatError(f"The metadata of {path} is damaged ({error}). Get it again.") from error
         self.path = path
         self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
 

@@ -31,6 +31,7 @@ class Job:
         vocabulary: how many token ids it then covers; None: all.
         is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
         target: how a launch line names it.
+        revision: the target's branch, tag or commit on the hub; None: its default, or it lies elsewhere.
         sampling: what a launch line holds a runtime to.
     """
 
@@ -44,6 +45,7 @@ class Job:
     vocabulary: int | None = None
     is_standalone: bool = False
     target: str = ""
+    revision: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     @property

@@ -9,30 +9,32 @@ from pathlib import Path
 
 from selfspec_tune.errors import ModelAccessError
 from selfspec_tune.leftovers import TemporaryFolder
+from selfspec_tune.models.config_file import read_config
 from selfspec_tune.models.origin import Origin, find_origin
 
 
 @contextmanager
-def checkpoint_folder(name: str) -> Iterator[Path]:
+def checkpoint_folder(name: str, revision: str | None = None) -> Iterator[Path]:
     """The directory of the checkpoint that ``name`` leads to; a GGUF file is unpacked for as long as this lasts.
 
-    Raises `UnknownModelError`, `ModelAccessError` or `UnsupportedModelError`.
+    ``revision``: branch, tag or commit of a hub id. Raises `UnknownModelError`, `ModelAccessError`,
+    `UnsupportedModelError`, or `FileFormatError` where its config.json states nonsense.
     """
-    origin = find_origin(name)
+    origin = find_origin(name, revision)
     if origin.source == "gguf":
-        with TemporaryFolder("selfspec-export-") as folder:
-            _unpack(Path(origin.location), folder)
-            yield folder
-    elif origin.source == "hub":
-        yield _of_hub(origin)
+        with TemporaryFolder("selfspec-export-") as unpacked:
+            _unpack(Path(origin.location), unpacked)
+            yield unpacked
     else:
-        yield Path(origin.location)
+        folder = _of_hub(origin) if origin.source == "hub" else Path(origin.location)
+        read_config(folder / "config.json")
+        yield folder
 
 
 def gguf_of(name: str) -> Path | None:
     """The GGUF file that ``name`` is; None for anything else."""
-    path = Path(os.path.expanduser(name))
-    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.isfile(path) and find_origin(name).source == "gguf" else None
 
 
 def _unpack(file: Path, folder: Path) -> None:
@@ -53,7 +55,10 @@ def _of_hub(origin: Origin) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(origin.location, local_files_only=not can_ask_hub(), allow_patterns=wanted))
+        is_offline, revision = not can_ask_hub(), origin.revision
+        return Path(
+            snapshot_download(origin.location, revision=revision, local_files_only=is_offline, allow_patterns=wanted)
+        )
     except ModelAccessError:
         raise
     except Exception as error:

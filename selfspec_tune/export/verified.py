@@ -33,7 +33,8 @@ def verify_export(folder: Path, manifest: dict[str, Any], manifest_file: str) ->
     from selfspec_tune.models import load_model
 
     target = manifest["gguf"] or manifest["model"]
-    loaded = load_model(target, dtype="float32", device="cpu")
+    revision = None if manifest["gguf"] else manifest.get("revision")
+    loaded = load_model(target, dtype="float32", device="cpu", revision=revision)
     skip_set = SkipSet(loaded.num_layers, *(tuple(manifest["skip"][kind]) for kind in ("attention", "mlp")))
     runtime, simulation = _runtime(DraftFormat(manifest["format"]), loaded, target, folder, manifest, skip_set)
     found = verify(runtime, loaded, skip_set, simulation)

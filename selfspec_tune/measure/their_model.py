@@ -47,7 +47,8 @@ def widened(loaded: LoadedModel) -> LoadedModel:
 
 
 def _is_imitated(loaded: LoadedModel) -> bool:
-    return loaded.device.type == "cpu" and loaded.dtype == torch.bfloat16 and not cpu_computes_bfloat16()
+    is_bfloat16 = loaded.dtype == torch.bfloat16 and not loaded.is_quantised  # packed weights cannot be widened
+    return loaded.device.type == "cpu" and is_bfloat16 and not cpu_computes_bfloat16()
 
 
 def _fits(loaded: LoadedModel) -> bool:

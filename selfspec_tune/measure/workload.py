@@ -22,6 +22,7 @@ from selfspec_tune.prompts import (
     check_characters,
     draw_prompts,
     fit_context,
+    fit_vocabulary,
     load_prompts,
     render,
     those_that_fit,
@@ -118,7 +119,8 @@ class Workload:
         items = []
         for prompt in prompts:
             check_characters(prompt, self.loaded.context_length)
-            tokens = render(prompt, self.loaded.tokenizer, template)
+            tokens = render(prompt, self.loaded.tokenizer, template, date=self.options.template_date)
+            fit_vocabulary(tokens, self.loaded.vocabulary_size, self.loaded.tokenizer, prompt_id=prompt.id)
             fit_context(
                 tokens,
                 self.options.max_new_tokens,
@@ -154,7 +156,10 @@ def open_workload(
         device=model.device,
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
+        revision=model.revision,
     )
+    for note in loaded.notes:
+        reporter.notice(note)
     runner = choose_runner(loaded, model.runner, reporter.notice, begun_with=begun_with)
     about = loaded.describe()
     reporter.notice(

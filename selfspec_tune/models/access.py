@@ -6,15 +6,17 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from selfspec_tune.errors import (
@@ -26,7 +28,8 @@ from selfspec_tune.errors import (
     UsageError,
 )
 from selfspec_tune.models.aliases import close_aliases
-from selfspec_tune.models.origin import Origin
+from selfspec_tune.models.config_file import is_lfs_pointer
+from selfspec_tune.models.origin import ADAPTER, ADAPTER_ALONE, Origin
 from selfspec_tune.models.sublayers import WHAT_WORKS
 
 _NO_NETWORK = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError)
@@ -67,7 +70,15 @@ def explain_load_failure(origin: Origin, error: Exception, *, hub_was_asked: boo
 
 def _broken(origin: Origin, error: Exception, text: str) -> FileFormatError:
     reason = _first_line(error)
-    if "ignore_mismatched_sizes" in text:
+    pointers = sorted(file.name for file in Path(origin.location).glob("*") if is_lfs_pointer(file))
+    if pointers:
+        return FileFormatError(
+            f"The model {origin.name!r} at {origin.location} is a clone without its large files: {pointers[0]} is a "
+            "pointer of Git LFS. Fetch them: git lfs pull."
+        )
+    if origin.source == "hub" and "does not appear to have a file named config.json" in text:
+        reason = "it has no config.json; it may hold GGUF files, or an adapter, alone."
+    elif "ignore_mismatched_sizes" in text:
         reason = "its weights have other shapes than its config.json states."
     elif "tokenizer" in reason:
         reason = "it has no tokenizer that transformers can read; a tokenizer.json is expected."
@@ -90,17 +101,52 @@ def _explain_hub(origin: Origin, causes: tuple[BaseException, ...], hub_was_aske
             f"The hub shows no model {origin.location!r}. {hint}Check the spelling; "
             "if it is private, run `hf auth login`."
         )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return UnknownModelError(
+            f"The hub's {origin.location} has no revision {origin.revision!r}. Give a branch, a tag or a whole commit "
+            "hash."
+        )
+    if isinstance(try_to_load_from_cache(origin.location, ADAPTER, revision=origin.revision), str):
+        return UnknownModelError(f"The model {origin.name!r} {ADAPTER_ALONE}")
     missing = not hub_was_asked and isinstance(causes[0], OSError)
     if missing or any(isinstance(cause, _NO_NETWORK) or _is_transport_error(cause) for cause in causes):
+        is_kept = (Path(constants.HF_HUB_CACHE) / f"models--{origin.location}").is_dir()
+        if "/" not in origin.location and not is_kept:  # a name that may have been meant as an alias or a file
+            close = close_aliases(origin.name)
+            hint = f"Did you mean {', '.join(close)}? " if close else ""
+            return UnknownModelError(
+                f"Unknown model {origin.name!r}: it is no alias, no directory or .gguf file here, and no hub id in the "
+                f"cache, and the hub cannot be asked. {hint}`selfspec-tune models` lists the aliases."
+            )
+        if files := _cached_gguf_files(origin):
+            return UnknownModelError(
+                f"The model {origin.name!r} is kept here as GGUF files alone. Give the file itself: {files[0]}"
+            )
+        revision = f", revision {origin.revision}" if origin.revision else ""
         return ModelAccessError(
-            f"The model {origin.name!r} ({origin.location}) is not on this machine, or not wholly, and the "
+            f"The model {origin.name!r} ({origin.location}{revision}) is not on this machine, or not wholly, and the "
             "hub cannot be asked. Give a local directory or a .gguf file instead, point HF_HOME to a cache "
             "that holds it, or unset HF_HUB_OFFLINE and try again with network."
         )
     return None
 
 
+def _cached_gguf_files(origin: Origin) -> list[Path]:
+    try:
+        folder = snapshot_download(origin.location, revision=origin.revision, local_files_only=True)
+    except (OSError, ValueError):
+        return []
+    return sorted(Path(folder).rglob("*.gguf"))
+
+
 def _no_safetensors(origin: Origin) -> SelfSpecError:
+    folder = Path(origin.location)
+    if (folder / ADAPTER).is_file():
+        return UnknownModelError(f"The directory {origin.name!r} {ADAPTER_ALONE}")
+    if files := sorted(folder.glob("*.gguf")):
+        return UnknownModelError(
+            f"The directory {origin.name!r} has GGUF files and no safetensors weights. Give the file itself: {files[0]}"
+        )
     return UsageError(
         f"The model {origin.name!r} has no safetensors weights at {origin.location}; other formats can run "
         "code when they are loaded. Use a safetensors version, or pass --allow-pickle if you trust it."
@@ -122,5 +168,6 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    line = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first.rstrip()
     return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -38,6 +38,11 @@ def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | No
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(_sample(parameter if read is None else read(name)))
+    if getattr(model, "is_quantized", False):  # what is packed lies in buffers, and means nothing without its settings
+        digest.update(json.dumps(model.config.to_dict()["quantization_config"], sort_keys=True, default=str).encode())
+        for name, buffer in sorted(model.named_buffers()):
+            digest.update(f"{name}{tuple(buffer.shape)}".encode())
+            digest.update(_sample(buffer))
     return digest.hexdigest()[:16]
 
 

@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from selfspec_tune.errors import FileFormatError, UnsupportedModelError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
+from selfspec_tune.models.config_file import check_depth
+from selfspec_tune.models.gguf_reading import open_gguf, package, value_of
+from selfspec_tune.models.gguf_rope import rope_scaling
 from selfspec_tune.models.loading_output import quietly
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Model, tokenizer and one line of provenance.
 
     Raises:
-        FileFormatError: the file is no GGUF file, or is truncated.
-        UnsupportedModelError: transformers cannot read this architecture from GGUF.
+        FileFormatError: the file is no GGUF file of a language model, is truncated, or lacks weights.
+        UnsupportedModelError: transformers cannot read this architecture or these tensors from GGUF, or would compute
+            another model of them than llama.cpp does.
     """
-    provenance = f"gguf, dequantised, {gguf_file_type(path)}"
+    reader = open_gguf(path)
+    _check_stated(reader, path)
     folder, source = path.parent, {"gguf_file": path.name, "local_files_only": True}
     try:
         with quietly():
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_dequantised(), **source)
+            config = AutoConfig.from_pretrained(folder, **source)
+            scaling = rope_scaling(reader, config)
+            if scaling:
+                config.rope_parameters |= scaling
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, **_dequantised(), **source
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except SelfSpecError:
+        raise
+    except Exception as error:  # of an architecture that it does not know, transformers raises many kinds
         raise UnsupportedModelError(
-            f"The GGUF file {path} cannot be turned into a transformers model: {error} "
+            f"The GGUF file {path} cannot be turned into a transformers model: {_reason(error)} "
             "Give the original checkpoint's directory or hub id instead."
         ) from error
-    return _as_plain(loaded), tokenizer, provenance
+    loaded, report = read
+    if missing := sorted(report["missing_keys"]):
+        raise FileFormatError(
+            f"The GGUF file {path} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), as "
+            "transformers names them. Give the original checkpoint's directory or hub id instead."
+        )
+    rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
+    return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
 
 
-def gguf_file_type(path: Path) -> str:
-    """The quantisation that a GGUF file states, such as "Q4_1".
+def _check_stated(reader: GGUFReader, path: Path) -> None:
+    """Raise `FileFormatError` where llama.cpp refuses the file and transformers takes a default of its own."""
+    own = value_of(reader, "general.architecture")
+    depth = value_of(reader, f"{own}.block_count")
+    epsilons = [value_of(reader, f"{own}.attention.layer_norm_{kind}") for kind in ("epsilon", "rms_epsilon")]
+    if depth is None or epsilons == [None, None]:
+        key = "block_count" if depth is None else "attention.layer_norm_rms_epsilon"
+        raise FileFormatError(f"{path} lacks the key {own}.{key}. Get the file again.")
+    check_depth(path, depth)
 
-    Raises:
-        FileFormatError: the file is no GGUF file, or is truncated.
-    """
-    from gguf import GGUFReader, LlamaFileType
 
+def _file_type(reader: GGUFReader) -> str:
+    """The quantisation that a GGUF file states, such as "Q4_1". It is a label only: the tensors state their own."""
+    from gguf import LlamaFileType
+
+    stated = value_of(reader, "general.file_type")
+    if stated is None:
+        return "unknown type"
     try:
-        field = GGUFReader(path).get_field("general.file_type")
-        return LlamaFileType(field.contents()).name.removeprefix("MOSTLY_") if field else "unknown type"
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise FileFormatError(f"The file {path} is no complete GGUF file ({error}). Get it again.") from error
+        return LlamaFileType(stated).name.removeprefix("MOSTLY_")
+    except ValueError:
+        return f"type {stated}"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, NotImplementedError) and "Dequantization" in text:
+        text += f" in {package()}. Update it (pip install --upgrade gguf), or quantise to a type such as Q8_0"
+    return text if text.endswith(".") else f"{text}."
 
 
 def _dequantised() -> dict[str, Any]:

@@ -6,12 +6,12 @@ A name is, in this order: an alias, a local directory, a GGUF file, a hub id.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,22 +19,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
+from selfspec_tune.models.config_file import read_config
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
 from selfspec_tune.models.finite import check_weights
 from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
-from selfspec_tune.models.origin import Origin, find_origin
+from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
+from selfspec_tune.models.quantised import cannot_run, check_known, quantised_by, try_out
 from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
 
 Choose = Callable[[torch.dtype | None], torch.dtype]
 """What to load a checkpoint in, of its own type."""
 
+_DAMAGE = (OSError, SafetensorError)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -46,6 +50,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     local_files_only: bool = False,
+    revision: str | None = None,
 ) -> LoadedModel:
     """Load a decoder-only model, in evaluation mode and without gradients.
 
@@ -57,13 +62,15 @@ def load_model(
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: also load weights that are no safetensors.
         local_files_only: never ask the hub, even for what is not cached.
+        revision: branch, tag or commit of a hub id; None: the hub's default.
 
     Raises:
-        UnknownModelError: the name leads nowhere.
+        UnknownModelError: the name leads nowhere, or to an adapter alone.
         ModelAccessError: the model is gated, or not here and the hub cannot be reached.
         FileFormatError: its files are corrupt or incomplete, or a weight is no number.
         UnsupportedModelError: its sub-layers cannot be separated.
-        UsageError: dtype or device is unknown or not there, or a weight is too large for the dtype.
+        UsageError: dtype, device or revision is unknown or not there, a weight is too large for the dtype, or the
+            weights are quantised in a way that cannot run here.
     """
     chosen_device = choose_device(device)
 
@@ -71,55 +78,92 @@ def load_model(
         return choose_dtype(dtype, chosen_device, own)
 
     without_own = choose(None)  # refuses what cannot be before anything is read
-    origin = find_origin(name)
+    origin = find_origin(name, revision)
     if origin.source == "gguf":
         model, tokenizer, provenance = load_gguf(Path(origin.location), without_own)
+        loaded = _prepare(origin, model, tokenizer, provenance, chosen_device)
     else:
-        model, tokenizer = _load_checkpoint(origin, choose, trust_remote_code, allow_pickle, local_files_only)
-        provenance = origin.provenance or _hub_provenance(origin.location)
-    loaded = _prepare(origin, model, tokenizer, provenance, chosen_device)
+        options = _Options(choose, chosen_device, trust_remote_code, allow_pickle)
+        loaded = _of_checkpoint(origin, _load_checkpoint(origin, options, local_files_only), chosen_device)
     return _without_imitation(loaded) if dtype == "auto" else loaded
 
 
-def _load_checkpoint(
-    origin: Origin, choose: Choose, trust_remote_code: bool, allow_pickle: bool, local_files_only: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How a checkpoint is loaded, wherever its files are."""
+
+    choose: Choose
+    device: torch.device
+    trust_remote_code: bool
+    allow_pickle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """What was loaded of the files in ``folder``; ``method``: what the weights are quantised by, if by anything."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    method: str | None
+
+
+def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) -> _Checkpoint:
     """From files on this machine where they are all there, else through the network."""
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
         with quietly():
-            return _from_pretrained(origin, choose, allow_pickle, options)
+            return _from_pretrained(origin, options, local_files_only=True)
     except SelfSpecError:
         raise
     except Exception as error:
         if origin.source != "hub" or local_files_only or not can_ask_hub():
             raise explain_load_failure(origin, error, hub_was_asked=False) from error
     try:
-        return _from_pretrained(origin, choose, allow_pickle, options | {"local_files_only": False})
+        return _from_pretrained(origin, options, local_files_only=False)
     except SelfSpecError:
         raise
     except Exception as error:
         raise explain_load_failure(origin, error, hub_was_asked=True) from error
 
 
-def _from_pretrained(
-    origin: Origin, choose: Choose, allow_pickle: bool, options: dict[str, bool]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = AutoConfig.from_pretrained(origin.location, **options)
+def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: bool) -> _Checkpoint:
+    source: dict[str, Any] = {"local_files_only": local_files_only, "revision": origin.revision or "main"}
+    file = Path(str(cached_file(origin.location, "config.json", **source)))
+    read_config(file)  # refuses what would keep transformers busy for hours
+    source["trust_remote_code"] = options.trust_remote_code
+    config = AutoConfig.from_pretrained(origin.location, **source)
+    method = quantised_by(config)
+    check_known(origin.name, method)
+    try:
+        model = _load_weights(origin, config, options, source, is_quantised=method is not None)
+        if _is_packed(model):
+            try_out(model)
+    except (SelfSpecError, *_DAMAGE):
+        raise
+    except Exception as error:
+        if method is None:
+            raise
+        raise cannot_run(origin.name, method, error) from error
+    return _Checkpoint(model, AutoTokenizer.from_pretrained(origin.location, **source), file.parent, method)
 
+
+def _load_weights(
+    origin: Origin, config: Any, options: _Options, source: dict[str, Any], *, is_quantised: bool
+) -> PreTrainedModel:
     def load(dtype: torch.dtype | str) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             origin.location,
             config=config,
             dtype=dtype,
-            use_safetensors=None if allow_pickle else True,
+            use_safetensors=None if options.allow_pickle else True,
             output_loading_info=True,
-            **options,
+            device_map=options.device if is_quantised else None,  # packed weights cannot always be moved later
+            **source,
         )
 
     stated: torch.dtype | None = config.dtype or config.get_text_config().dtype
-    model, report = load("auto" if stated is None else choose(stated))
-    if stated is None and model.dtype is not (chosen := choose(model.dtype)):  # the weights told their type
+    model, report = load("auto" if stated is None else options.choose(stated))
+    if stated is None and model.dtype is not (chosen := options.choose(model.dtype)):  # the weights told their type
         model, report = load(chosen)
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
@@ -127,7 +171,45 @@ def _from_pretrained(
             f"The checkpoint of {origin.name!r} lacks {len(report['missing_keys'])} of the model's weights "
             f"({some}): it is incomplete or of another architecture. Get it again."
         )
-    return model, AutoTokenizer.from_pretrained(origin.location, **options)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _of_checkpoint(origin: Origin, read: _Checkpoint, device: torch.device) -> LoadedModel:
+    """The model with what its files say of it: the commit, which the hub's cache names folders by, and notes."""
+    commit = read.folder.name if origin.source == "hub" else None
+    provenance = origin.provenance or f"hub, revision {commit}"
+    if read.method is not None:
+        provenance += f", quantised by {read.method}" if _is_packed(read.model) else f", dequantised from {read.method}"
+    loaded = _prepare(origin, read.model, read.tokenizer, provenance, device)
+    return replace(loaded, revision=commit, notes=_notes(origin, read))
+
+
+def _is_packed(model: PreTrainedModel) -> bool:
+    """Whether its weights stay quantised: transformers unpacks some where it cannot compute with them."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _notes(origin: Origin, read: _Checkpoint) -> tuple[str, ...]:
+    """What a user may not expect of the loaded model."""
+    notes, method = list[str](), read.method
+    if method is not None and _is_packed(read.model):
+        notes += [
+            f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
+            "skipping saves no time. The checkpoint that it was made from, or a GGUF file, runs on the others"
+        ]
+    elif method is not None:
+        notes += [
+            f"{origin.name} is quantised by {method}; transformers dequantised it, since it does not compute so here"
+        ]
+    if (read.folder / ADAPTER).is_file():
+        is_applied = getattr(read.model, "_hf_peft_config_loaded", False)
+        notes += [
+            f"an adapter lies beside the weights of {origin.name}, and "
+            + ("transformers applied it" if is_applied else "is not used: what is measured are the weights alone")
+            + ". Merge it into them, or move it away, to be sure"
+        ]
+    return tuple(notes)
 
 
 def _prepare(
@@ -138,7 +220,8 @@ def _prepare(
     device: torch.device,
 ) -> LoadedModel:
     sublayers = find_sublayers(model)
-    model.to(device)  # type: ignore[arg-type]
+    if not _is_packed(model):  # those lie where they were loaded
+        model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     check_weights(model, origin.name)
     return LoadedModel(
@@ -161,15 +244,9 @@ def _without_imitation(loaded: LoadedModel) -> LoadedModel:
     """The model in float32 where its own forward pass would run on torch's slow imitation of bfloat16."""
     if loaded.device.type != "cpu" or loaded.dtype != torch.bfloat16 or cpu_computes_bfloat16():
         return loaded
-    if unsupported_reason(loaded) is None:
+    if unsupported_reason(loaded) is None or loaded.is_quantised:
         return loaded
     return replace(loaded, model=loaded.model.float(), dtype=torch.float32)
-
-
-def _hub_provenance(hub_id: str) -> str:
-    """The commit that was loaded, read off the cache, where snapshots are named by it."""
-    cached = try_to_load_from_cache(hub_id, "config.json")
-    return f"hub, revision {Path(cached).parent.name}" if isinstance(cached, str) else "hub"
 
 
 def _context_length(model: PreTrainedModel) -> int:

@@ -36,6 +36,8 @@ class LoadedModel:
         context_length: most tokens, prompt and answer together.
         eos_token_ids: tokens at which ``model.generate`` stops; may be empty.
         provenance: one line on where the weights come from.
+        revision: the commit of the hub that they are; None for models that lie elsewhere.
+        notes: what a user should be told about how it was loaded.
     """
 
     name: str
@@ -50,6 +52,19 @@ class LoadedModel:
     context_length: int
     eos_token_ids: tuple[int, ...]
     provenance: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids it has an embedding for; a tokenizer may know more."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its weights stay packed: transformers unpacks some where it cannot compute with them."""
+        return bool(getattr(self.model, "is_quantized", False))
 
     @property
     def name_and_dtype(self) -> str:
@@ -90,4 +105,5 @@ class LoadedModel:
             "device": str(self.device),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "provenance": self.provenance,
+            **({"revision": self.revision} if self.revision else {}),
         }

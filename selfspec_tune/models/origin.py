@@ -6,14 +6,18 @@ Looks at names and at this machine's files only: no torch, no network.
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfspec_tune.errors import ModelAccessError, UnknownModelError
+from selfspec_tune.errors import ModelAccessError, UnknownModelError, UsageError
 from selfspec_tune.models import aliases, default_model
+from selfspec_tune.models.gguf_reading import begins_like_gguf
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+ADAPTER = "adapter_config.json"
+ADAPTER_ALONE = (
+    "holds an adapter (PEFT) and no model. Merge it into its base model first (merge_and_unload of peft, then "
+    "save_pretrained with the base's tokenizer), and give the merged directory."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Origin:
         source: "embedded", "local", "gguf" or "hub".
         location: directory, file or hub id to load from.
         provenance: one line for the project's files; empty where only loading tells.
+        revision: branch, tag or commit of a hub id; None: the hub's default.
     """
 
     name: str
@@ -33,26 +38,52 @@ class Origin:
     source: str
     location: str
     provenance: str = ""
+    revision: str | None = None
 
 
-def find_origin(name: str) -> Origin:
-    """Resolve a name: alias, then existing directory, then GGUF file, then hub id.
+def find_origin(name: str, revision: str | None = None) -> Origin:
+    """Resolve a name: alias, then existing directory, then GGUF file, then hub id, of which ``revision`` is one.
 
     Raises:
         UnknownModelError: it is none of these.
         ModelAccessError: it is the embedded model, which was not fetched yet.
+        UsageError: a revision is asked for of what is not on the hub.
     """
+    origin = _found(name)
+    if revision is not None and origin.source != "hub":
+        raise UsageError(
+            f"--revision {revision}: {name!r} is a model on this machine, which has no revisions. Leave it out, or "
+            "give a hub id."
+        )
+    return replace(origin, revision=revision)
+
+
+def _found(name: str) -> Origin:
     alias = aliases.resolve(name)
     if alias is not None:
         return _embedded(name) if alias.embedded else Origin(name, alias.hub_id, "hub", alias.hub_id)
-    path = Path(os.path.expanduser(name))
-    if path.is_dir():
-        return _local(name, path.resolve())
-    if path.is_file():
-        return _gguf(name, path.resolve())
-    if _HUB_ID.match(name) and path.suffix.lower() != ".gguf":
+    path = os.path.expanduser(name)  # these functions, unlike Path's, take names that no file can have
+    if os.path.isdir(path):
+        return _local(name, Path(path).resolve())
+    if os.path.isfile(path):
+        return _gguf(name, Path(path))
+    if os.path.islink(path):
+        raise UnknownModelError(f"{name!r} is a link to a file that is not there: {os.readlink(path)}. Fetch it again.")
+    if _is_hub_id(name) and not path.lower().endswith(".gguf"):
         return Origin(name, name, "hub", name)
     raise _unknown(name)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether the hub could have a model of this name; its oldest ones, such as gpt2, have no owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _embedded(name: str) -> Origin:
@@ -69,14 +100,17 @@ def _embedded(name: str) -> Origin:
 def _local(name: str, directory: Path) -> Origin:
     if (directory / "config.json").is_file():
         return Origin(name, name, "local", str(directory), "local directory")
+    if (directory / ADAPTER).is_file():
+        raise UnknownModelError(f"The directory {name!r} {ADAPTER_ALONE}")
     weights = sorted(directory.glob("*.gguf"))
     hint = f"Give the file itself: {weights[0]}" if weights else "Give the directory that holds it."
     raise UnknownModelError(f"The directory {name!r} is no model: it has no config.json. {hint}")
 
 
 def _gguf(name: str, path: Path) -> Origin:
-    if path.suffix.lower() == ".gguf":
-        return Origin(name, name, "gguf", str(path))
+    """A file by its name as it was given: in the hub's cache that is a link, and what it leads to has no suffix."""
+    if path.suffix.lower() == ".gguf" or begins_like_gguf(path):
+        return Origin(name, name, "gguf", str(path.absolute()))
     raise UnknownModelError(
         f"The file {name!r} is no model: expected a .gguf file, or the directory that holds config.json."
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -151,5 +152,11 @@ def _projects_queries(module: nn.Module) -> bool:
 
 
 def _matrices(module: nn.Module) -> Iterator[str]:
-    """Names of the weights with two dimensions or more: all but norms, biases and scales."""
-    return (name for name, parameter in module.named_parameters() if parameter.dim() >= 2)
+    """Names of the weights with two dimensions or more: all but norms, biases and scales.
+
+    Quantised layers may keep theirs packed into integers, as buffers; a mask is no such buffer.
+    """
+    yield from (name for name, parameter in module.named_parameters() if parameter.dim() >= 2)
+    for name, buffer in module.named_buffers():
+        if buffer.dim() >= 2 and not buffer.is_floating_point() and buffer.dtype != torch.bool:
+            yield name

@@ -9,7 +9,7 @@ from selfspec_tune.prompts.fit import check_characters, may_fit, those_that_fit
 from selfspec_tune.prompts.load import BUILTIN, load_prompts
 from selfspec_tune.prompts.presets import PRESETS, Preset
 from selfspec_tune.prompts.prompt import Prompt
-from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, render
+from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, fit_vocabulary, render
 from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "default_split_sizes",
     "draw_prompts",
     "fit_context",
+    "fit_vocabulary",
     "load_prompts",
     "may_fit",
     "render",

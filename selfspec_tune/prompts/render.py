@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
+from types import FrameType, SimpleNamespace
 from typing import Any, Protocol
 
 from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.prompts.prompt import Prompt
+from selfspec_tune.requests import TEMPLATE_DATE
 
-# Some chat templates print today's date unless they are told one: a fixed date keeps
-# a prompt's tokens the same from day to day. Other templates ignore it.
-TEMPLATE_DATE = "26 Jul 2024"
+_DATE_FORMAT = "%d %b %Y"
+_TEMPLATE_SECONDS = 20  # a template takes milliseconds; a hostile one may take years
+_MOST_ADDED = 1_000_000  # characters that a template may add to a prompt
 
 
 class Template(StrEnum):
@@ -35,11 +42,14 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-def render(prompt: Prompt, tokenizer: Tokenizer, template: Template = Template.AUTO) -> list[int]:
-    """Token ids of ``prompt``, ready for the model, never starting with two BOS tokens.
+def render(
+    prompt: Prompt, tokenizer: Tokenizer, template: Template = Template.AUTO, *, date: str = TEMPLATE_DATE
+) -> list[int]:
+    """Token ids of ``prompt``, ready for the model: never starting with two BOS tokens, nor ended by the tokenizer.
 
     ``auto`` uses the chat template (with the assistant's turn opened) if the tokenizer has
-    one, else the bare text. Raises `UsageError` for ``chat`` without a chat template, and
+    one, else the bare text. ``date``: what a template prints as today's, such as "26 Jul 2024", so that the tokens
+    are the same every day. Raises `UsageError` for ``chat`` without a chat template or where the template fails, and
     `PromptError` for a conversation without one or if no token comes out.
     """
     _check_conversation(prompt, tokenizer, template)
@@ -49,10 +59,9 @@ def render(prompt: Prompt, tokenizer: Tokenizer, template: Template = Template.A
             "use --template raw (or auto), or an instruction-tuned model."
         )
     if template is Template.RAW or not tokenizer.chat_template:
-        encoded = tokenizer(prompt.text)
+        ids = _open_ended(_ids(tokenizer(prompt.text)), _ids(tokenizer(prompt.text, add_special_tokens=False)))
     else:
-        encoded = tokenizer(_chat_text(prompt, tokenizer), add_special_tokens=False)
-    ids = [int(token) for token in encoded["input_ids"]]
+        ids = _ids(tokenizer(_chat_text(prompt, tokenizer, date), add_special_tokens=False))
     if not ids:
         raise PromptError(f"Prompt {prompt.id} has no tokens; expected at least one.")
     return _single_bos(ids, tokenizer.bos_token_id)
@@ -74,16 +83,108 @@ def _check_conversation(prompt: Prompt, tokenizer: Tokenizer, template: Template
         )
 
 
-def _chat_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    text = tokenizer.apply_chat_template(
-        prompt.messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
-    )
-    return str(text)
+def _ids(encoded: Any) -> list[int]:
+    return [int(token) for token in encoded["input_ids"]]
+
+
+def _open_ended(ids: list[int], bare: list[int]) -> list[int]:
+    """``ids`` without what the tokenizer put after ``bare``, the text's own tokens: EOS, or a separator.
+
+    A model that reads these answers another text, or nothing. What the text itself ends with stays.
+    """
+    for start in range(len(ids) - len(bare) + 1):
+        if bare and ids[start : start + len(bare)] == bare:
+            return ids[: start + len(bare)]
+    return ids
+
+
+def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
+    """The prompt in the chat template. Raises `UsageError`, naming the model, where the template does not serve."""
+    today = _parsed(date)
+    model = getattr(tokenizer, "name_or_path", "") or "this model"
+    advice = "Use --template raw, or mend the template in the model's directory."
+    try:
+        with _bounded(_TEMPLATE_SECONDS), _clock_at(today):
+            text = tokenizer.apply_chat_template(
+                prompt.messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=date,
+            )
+    except Exception as error:  # a template is a program of somebody else's
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise UsageError(
+            f"The chat template of {model} fails on prompt {prompt.id} ({type(error).__name__}: {reason}). {advice}"
+        ) from error
+    text = str(text)
+    if len(text) > len(prompt.text) + _MOST_ADDED:
+        raise UsageError(
+            f"The chat template of {model} makes {len(text)} characters of prompt {prompt.id}, which has "
+            f"{len(prompt.text)}; expected a few more than these. {advice}"
+        )
+    return text
+
+
+def _parsed(date: str) -> datetime:
+    try:
+        return datetime.strptime(date, _DATE_FORMAT)
+    except ValueError:
+        raise UsageError(f"The date for chat templates is {date!r}; expected a form like {TEMPLATE_DATE}.") from None
+
+
+@contextmanager
+def _clock_at(day: datetime) -> Iterator[None]:
+    """Inside, transformers' ``strftime_now`` says ``day``: it takes no other function of that name for a template."""
+    from transformers.utils import chat_template_utils
+
+    module: Any = chat_template_utils
+    clock = module.datetime
+    module.datetime = SimpleNamespace(now=lambda: day)
+    try:
+        yield
+    finally:
+        module.datetime = clock
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` inside after so long, in POSIX's main thread, whose timer is not in use."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and hasattr(signal, "setitimer")) or any(signal.getitimer(signal.ITIMER_REAL)):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it takes longer than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _single_bos(ids: list[int], bos_token_id: int | None) -> list[int]:
     while bos_token_id is not None and ids[:2] == [bos_token_id, bos_token_id]:
         ids = ids[1:]
+    return ids
+
+
+def fit_vocabulary(ids: list[int], size: int, tokenizer: Tokenizer, *, prompt_id: str = "(unnamed)") -> list[int]:
+    """``ids`` unchanged if the model has an embedding for each, of ``size`` in all.
+
+    Raises `PromptError` naming the prompt and the token otherwise.
+    """
+    largest = max(ids)
+    if largest >= size:
+        token = getattr(tokenizer, "convert_ids_to_tokens", str)(largest)
+        raise PromptError(
+            f"Prompt {prompt_id} has the token {token!r} ({largest}), and the model has embeddings for {size} tokens "
+            "only: its tokenizer is another model's, or has tokens added that it was never trained on. Give the model "
+            "its own tokenizer, or leave that token out of the prompts."
+        )
     return ids
 
 

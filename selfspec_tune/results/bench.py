@@ -16,7 +16,10 @@ from selfspec_tune.statistics import Verdict
 
 
 class ModelInfo(Record):
-    """The model a file is about; ``fingerprint`` tells whether another one is the same."""
+    """The model a file is about; ``fingerprint`` tells whether another one is the same.
+
+    ``revision``: the commit on the hub that was loaded; None for models that lie elsewhere.
+    """
 
     id: str
     fingerprint: str
@@ -28,6 +31,7 @@ class ModelInfo(Record):
     device: str | None = None
     parameters: int | None = None
     provenance: str | None = None
+    revision: str | None = None
 
 
 class BenchResult(Document):

@@ -21,7 +21,8 @@ class StudyConfig(Document):
     Fields that are None are left out of the file. Any further plain field is kept. ``start_from``:
     what the search began from, by name, and a hash of what was read there. ``prompt_tokens``, ``tokenizer`` and
     ``chat_template`` are hashes, the last one empty where prompts are rendered without a template; files of before
-    have none of these, nor ``eos_token_ids``.
+    have none of these, nor ``eos_token_ids``. ``model_revision``: the commit on the hub; ``template_date``: what chat
+    templates printed as today's.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/study"
@@ -52,6 +53,8 @@ class StudyConfig(Document):
     chat_template: str | None = None
     eos_token_ids: list[int] | None = None
     prompt_tokens: str | None = None
+    model_revision: str | None = None
+    template_date: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

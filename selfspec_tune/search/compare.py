@@ -21,7 +21,7 @@ from selfspec_tune.search.proxy import Judge
 from selfspec_tune.search.ranking_file import read_ranking
 from selfspec_tune.search.records import read_winner
 from selfspec_tune.search.run import run_search
-from selfspec_tune.search.setting import open_setting
+from selfspec_tune.search.setting import as_begun, open_setting
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.texts import JUDGED
 from selfspec_tune.search.trajectory import Incumbent, Trajectory, incumbent_at
@@ -71,7 +71,8 @@ def run_comparison(request: CompareRequest, reporter: Reporter) -> Comparison:
     StudyFolder(request.search.out).check_is_no_search()
     for search in [_search_of(request, name) for name in request.strategies]:
         reporter.stage("strategy", search.strategy.value)
-        if run_search(search, reporter).interrupted:
+        first = StudyFolder(request.search.out / request.strategies[0].value)
+        if run_search(as_begun(search, first.begun), reporter).interrupted:
             raise KeyboardInterrupt
     files: list[Path] = []
     found: list[tuple[StrategyName, float, Path]] = []

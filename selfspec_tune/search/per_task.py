@@ -30,7 +30,7 @@ from selfspec_tune.search.plan import SearchPlan, plan_search
 from selfspec_tune.search.records import read_winner
 from selfspec_tune.search.router import NearestTask
 from selfspec_tune.search.run import run_search
-from selfspec_tune.search.setting import open_setting
+from selfspec_tune.search.setting import as_begun, open_setting
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.transfer import Winner, transfer
 
@@ -54,11 +54,13 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
     task only or ``request.out`` holds a single search, `PromptError` where a task has too few prompts.
     """
     StudyFolder(request.out).check_is_no_search()
+    begun = StudyFolder(request.out / POOLED).begun
+    request = as_begun(request, begun)
     searches = split_searches(request)
     _tell_of_few(searches, reporter)
     with StudyFolder(request.out).locked():
         pooled = searches[POOLED].prompts
-        workload = open_workload(request.model, pooled, reporter, StudyFolder(searches[POOLED].out).runner)
+        workload = open_workload(request.model, pooled, reporter, None if begun is None else begun.runner)
         _check_all(searches, workload)
         for name, search in searches.items():
             reporter.stage("task", name)
@@ -69,10 +71,12 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
 
 def plan_per_task(request: SearchRequest, reporter: Reporter) -> dict[str, SearchPlan]:
     """What every one of the searches would do, by its name; writes nothing."""
+    begun = StudyFolder(request.out / POOLED).begun
+    request = as_begun(request, begun)
     searches = split_searches(request)
     _tell_of_few(searches, reporter)
     pooled = searches[POOLED]
-    workload = open_workload(request.model, pooled.prompts, reporter, StudyFolder(pooled.out).runner)
+    workload = open_workload(request.model, pooled.prompts, reporter, None if begun is None else begun.runner)
     return {name: plan_search(search, reporter, workload) for name, search in searches.items()}
 
 

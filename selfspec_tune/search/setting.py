@@ -13,6 +13,7 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
+from selfspec_tune.models.origin import find_origin
 from selfspec_tune.prompts import Prompt, Splits, Template, default_split_sizes, split_each_task, split_prompts
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, Objective, PromptOptions, SearchRequest
@@ -55,6 +56,7 @@ class Setting:
         return StudyConfig(
             model=loaded.id,
             model_fingerprint=loaded.fingerprint,
+            model_revision=loaded.revision,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             runner=self.workload.runner.name,
@@ -114,13 +116,15 @@ def open_setting(request: SearchRequest, reporter: Reporter, workload: Workload 
     ``workload``: one that is open already, whose model and runner then serve.
     """
     request = replace(request, draft=strategy_for(request.strategy).options(request.draft))
+    begun = StudyFolder(request.out).begun
+    request = as_begun(request, begun)
     options = request.prompts
     files = [read_start(name) for name in dict.fromkeys(request.start_from)]
     prompts = load_some(options, reporter.notice)
     read = {hash_ for file in files for hash_ in file.read_prompts}
     splits = _split(prompts, options, read)
     if workload is None:
-        workload = open_workload(request.model, options, reporter, StudyFolder(request.out).runner)
+        workload = open_workload(request.model, options, reporter, None if begun is None else begun.runner)
     else:
         workload = workload.reopened(options)
     fitting = workload.fitting(prompts, reporter.notice)
@@ -157,6 +161,19 @@ def _split(prompts: Sequence[Prompt], options: PromptOptions, read: Collection[s
     if options.tasks:
         return split_each_task(prompts, options.tasks, seed=options.seed, read=read)
     return split_prompts(prompts, seed=options.seed, calibration=calibration, selection=selection, test=test, read=read)
+
+
+def as_begun(request: SearchRequest, begun: StudyConfig | None) -> SearchRequest:
+    """The request for the commit and with the date that a study was begun with, where it does not name others."""
+    if begun is None:
+        return request
+    model, prompts = request.model, request.prompts
+    is_pinned = model.revision is None and begun.model_revision is not None
+    if is_pinned and find_origin(model.name).id == begun.model:  # of another model `settle` says that it is another
+        model = replace(model, revision=begun.model_revision)
+    if begun.template_date is not None:
+        prompts = replace(prompts, template_date=begun.template_date)
+    return replace(request, model=model, prompts=prompts)
 
 
 def tell_starts(starts: Sequence[Start], reporter: Reporter) -> None:

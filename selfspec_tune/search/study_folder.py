@@ -25,6 +25,8 @@ from selfspec_tune.results import SkipConfig, StudyConfig
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
+# What older studies do not state: these were resumed with whatever was there.
+_LATER_FIELDS = {"model_revision", "template_date"}
 _OF_SEVERAL = ("compare.json", "transfer.json")
 # What decides which tokens are measured; studies of before these were kept resume without the comparison.
 _OF_TOKENS = {
@@ -104,7 +106,11 @@ class StudyFolder:
         if not self.config.exists():
             return
         known = StudyConfig.load(self.config)
-        differences = {name: values for name, values in known.differences(config).items() if name not in _BUDGET_FIELDS}
+        differences = {
+            name: values
+            for name, values in known.differences(config).items()
+            if name not in _BUDGET_FIELDS and not (name in _LATER_FIELDS and values[0] is None)
+        }
         options = {name: values for name, values in differences.items() if name not in _OF_TOKENS}
         if options:
             changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in options.items())
@@ -144,9 +150,9 @@ class StudyFolder:
         return {name: value for name, value in known.items() if name in _OF_PLACE}
 
     @property
-    def runner(self) -> str | None:
-        """The runner that the study was begun with; None where there is no study yet."""
-        return StudyConfig.load(self.config).runner if self.config.exists() else None
+    def begun(self) -> StudyConfig | None:
+        """What the study was begun with; None where there is no study yet."""
+        return StudyConfig.load(self.config) if self.config.exists() else None
 
     @property
     def spent_seconds(self) -> float:
@@ -161,8 +167,10 @@ class StudyFolder:
     def is_finished(self, request: SearchRequest) -> bool:
         """Whether a search with this budget or a larger one has run to its end here."""
         finished = self._read_state().get("finished")
-        is_there = bool(finished) and self.skip.exists() and self.bench.exists()
-        return is_there and _is_within(budget_of(request), finished)
+        if not finished or not (self.skip.exists() and self.bench.exists()):
+            return False
+        with taken_apart(self._state):
+            return _is_within(budget_of(request), finished)
 
     def note_finished(self, request: SearchRequest | None) -> None:
         """Remember that a search with this budget has run to its end; None: that one is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ _NAMES = {
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def save_gguf(directory: Path, target: Path) -> Path:
-    """``target``, a float32 GGUF file of the llama or qwen2 checkpoint in ``directory``; its vocabulary is made up."""
+def save_gguf(directory: Path, target: Path, also: Callable[[GGUFWriter], None] = lambda writer: None) -> Path:
+    """``target``, a float32 GGUF file of the llama or qwen2 checkpoint in ``directory``; its vocabulary is made up.
+
+    ``also`` adds to what the writer holds, before it is written.
+    """
     model: Any = AutoModelForCausalLM.from_pretrained(directory)
     config = model.config
     writer = GGUFWriter(target, config.model_type)
@@ -56,6 +60,7 @@ def save_gguf(directory: Path, target: Path) -> Path:
         else:
             new = f"{_OUTSIDE[stem]}.{kind}"
         writer.add_tensor(new, np.ascontiguousarray(rows))
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

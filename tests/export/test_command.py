@@ -188,3 +188,32 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     run = export(tmp_path / "typo.json", "--to", "nas", "--out", tmp_path / "draft")
     assert run.exit_code == 2
     assert "typo.json does not exist. Check the path" in said(run)
+
+
+def test_a_link_into_the_hub_s_cache_is_exported_and_verified(
+    long_model: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    blob, link = save_gguf(long_model, tmp_path / "9f86d081884c7d65"), tmp_path / "target-F32.gguf"
+    link.symlink_to(blob)
+    options = ("--to", "gguf", "--gguf", link, "--weights", "f32", "--out", tmp_path / "draft", "--verify")
+    run = export(skip_file(long_model, WHOLE), *options)
+    assert run.exit_code == 0, run.output
+    assert f"-m {link} " in said(run)
+    assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["verified"]["verdict"] == "exact"
+
+
+def test_an_export_is_of_the_commit_that_was_searched(
+    hub_cache: Path, tiny_llama_dir: Path, source: Path, tmp_path: Path
+) -> None:
+    searched = kit.plant_in_hub_cache(hub_cache, "someone/tiny", tiny_llama_dir, seed="first").name
+    other = kit.tiny_llama(tmp_path / "other", seed=5)
+    latest = kit.plant_in_hub_cache(hub_cache, "someone/tiny", other, seed="second").name
+    config = SkipConfig.load(source)
+    about = {"id": "someone/tiny", "source": "hub", "revision": searched}
+    config.model_copy(update={"model": config.model.model_copy(update=about)}).save(source)
+    run = export(source, "--to", "hf-draft", "--out", tmp_path / "draft")
+    assert run.exit_code == 0, run.output
+    assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["revision"] == searched
+    run = export(source, "--to", "hf-draft", "--revision", latest, "--out", tmp_path / "latest")
+    assert run.exit_code == 2
+    assert "another model" in said(run)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, RopeScalingType
 from gguf.quants import dequantize
 
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError
@@ -149,3 +149,29 @@ def test_empty_lists_of_a_file_are_left_out(model: tuple[LoadedModel, Path], tmp
     }
     write_gguf_file(tmp_path / "some.gguf", "llama", entries, [piece], "copy")
     assert "tokenizer.ggml.merges" not in GgufFile(tmp_path / "some.gguf").entries
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "linear"])
+def test_scaled_positions_are_those_that_llamacpp_computes(kind: str, tmp_path: Path) -> None:
+    directory = kit.tiny_llama(tmp_path / "hf", seed=3)
+
+    def also(writer: GGUFWriter) -> None:
+        if kind == "llama3":  # the rule with factor 8 from a context of 64 on, for heads of 16 and theta 10 000
+            wavelengths = 2 * np.pi * 10000.0 ** (np.arange(0, 16, 2) / 16)
+            smooth = np.clip((64 / wavelengths - 1) / 3, 0, 1)
+            writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32))
+            return
+        writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(64)
+
+    file = save_gguf(directory, tmp_path / "scaled.gguf", also)
+    scaled, plain = (load_model(str(name), dtype="float32", device="cpu") for name in (file, directory))
+    prompt = prompt_tokens(150, seed=4)
+    said = LlamaCpp(file, is_exact=True).complete(prompt, NUM_TOKENS)
+    choices, logprobs = along(scaled, SkipSet.empty(4), prompt, said.tokens)
+    assert choices == list(said.tokens)
+    assert torch.allclose(torch.tensor(logprobs), torch.tensor(said.logprobs), atol=EXACT_LOGPROB)
+    assert not torch.allclose(
+        torch.tensor(along(plain, SkipSet.empty(4), prompt, said.tokens)[1]), torch.tensor(said.logprobs), atol=0.05
+    )

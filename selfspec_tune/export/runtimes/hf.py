@@ -74,7 +74,9 @@ class TimedTransformers:
 
     def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> None:
         """Raises what loading the target or the draft raises."""
-        options = ModelOptions(manifest["model"], request.dtype, request.device, "reference")
+        options = ModelOptions(
+            manifest["model"], request.dtype, request.device, "reference", revision=manifest.get("revision")
+        )
         self._workload = open_workload(options, request.prompts, reporter)
         loaded = self._workload.loaded
         self.name = f"transformers {transformers.__version__}"
