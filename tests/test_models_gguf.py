@@ -258,6 +258,18 @@ def test_missing_weights_of_a_gguf_file_are_refused_not_made_up(gguf_file: Path,
         load_model(str(other), dtype="float32", device="cpu")
 
 
+def test_what_lies_beside_a_gguf_file_is_not_its_own(gguf_file: Path, tmp_path: Path) -> None:
+    beside = Path(shutil.copy(gguf_file, tmp_path / "tiny.gguf"))
+    kit.tiny_tokenizer(60, chat=True).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    alone, loaded = (load_model(str(file), dtype="float32", device="cpu") for file in (gguf_file, beside))
+    assert loaded.tokenizer("the rain").input_ids == alone.tokenizer("the rain").input_ids
+    assert loaded.tokenizer.chat_template is None
+    assert loaded.tokenizer.name_or_path == str(beside)
+    assert loaded.eos_token_ids == alone.eos_token_ids
+
+
 @pytest.mark.parametrize("key", ["block_count", "attention.layer_norm_rms_epsilon"])
 def test_what_llamacpp_demands_is_not_made_up(gguf_file: Path, tmp_path: Path, key: str) -> None:
     other = tmp_path / "other.gguf"

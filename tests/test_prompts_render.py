@@ -155,9 +155,10 @@ def test_templates_that_ask_the_clock_are_told_the_date_of_the_study() -> None:
     assert str(datetime.now().year) not in tokenizer.decode(render(PROMPT, tokenizer)).replace(PROMPT.text, "")
 
 
-def test_a_date_in_another_form_is_refused() -> None:
-    with pytest.raises(UsageError, match="'tomorrow'; expected a form like 26 Jul 2024"):
-        render(PROMPT, kit.tiny_tokenizer(128, chat=True), date="tomorrow")
+@pytest.mark.parametrize("date", ["tomorrow", "2024-07-26", "", 20240726])
+def test_a_date_in_another_form_is_refused(date: Any) -> None:
+    with pytest.raises(UsageError, match=f"{date!r}; expected a form like 26 Jul 2024"):
+        render(PROMPT, kit.tiny_tokenizer(128, chat=True), date=date)
 
 
 HOSTILE = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +32,8 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     """
     reader = open_gguf(path)
     _check_stated(reader, path)
-    folder, source = path.parent, {"gguf_file": path.name, "local_files_only": True}
     try:
-        with quietly():
+        with quietly(), _alone(path) as (folder, source):
             config = AutoConfig.from_pretrained(folder, **source)
             scaling = rope_scaling(reader, config)
             if scaling:
@@ -39,7 +41,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             read: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, **_dequantised(), **source
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        tokenizer = load_gguf_tokenizer(path)
     except SelfSpecError:
         raise
     except Exception as error:  # of an architecture that it does not know, transformers raises many kinds
@@ -55,6 +57,26 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         )
     rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
     return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
+
+
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file. Raises whatever transformers raises."""
+    with quietly(), _alone(path) as (folder, source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **source)
+    tokenizer.name_or_path = str(path)
+    return tokenizer
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder with nothing but the file, and how transformers is to read it.
+
+    Of files beside it transformers would take a tokenizer.json, whosever it is, for the file's own.
+    """
+    with TemporaryDirectory(prefix="selfspec-gguf-") as folder:
+        link = Path(folder) / "model.gguf"
+        link.symlink_to(path.absolute())
+        yield Path(folder), {"gguf_file": link.name, "local_files_only": True}
 
 
 def _check_stated(reader: GGUFReader, path: Path) -> None:

@@ -120,6 +120,6 @@ def _unknown(name: str) -> UnknownModelError:
     close = aliases.close_aliases(name)
     hint = f"Did you mean {', '.join(close)}? " if close else ""
     return UnknownModelError(
-        f"Unknown model {name!r}: it is no alias, no directory or .gguf file here, and no hub id (org/name). "
+        f"Unknown model {name!r}: it is no alias, no directory or .gguf file here, and no hub id, such as org/name. "
         f"{hint}`selfspec-tune models` lists the aliases."
     )

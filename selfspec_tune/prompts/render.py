@@ -128,7 +128,7 @@ def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
 def _parsed(date: str) -> datetime:
     try:
         return datetime.strptime(date, _DATE_FORMAT)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(f"The date for chat templates is {date!r}; expected a form like {TEMPLATE_DATE}.") from None
 
 

@@ -133,12 +133,9 @@ class TimedLlamaCpp:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from selfspec_tune.models.gguf_file import load_gguf_tokenizer
 
-        from selfspec_tune.models.loading_output import quietly
-
-        with quietly():
-            return AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, local_files_only=True)
+        return load_gguf_tokenizer(self._file)
 
 
 class LlamaCppPair:
