@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,8 @@ def choose_runner(
         raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
     reference = ReferenceRunner(loaded)
-    check_first_pass(reference)
+    embedding: Any = loaded.model.get_input_embeddings()
+    check_first_pass(reference, int(embedding.weight.shape[0]))
     if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
     if choice == "auto":
