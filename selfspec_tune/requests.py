@@ -24,6 +24,7 @@ LARGEST_TEMPERATURE = 100.0  # above, every token is as likely as any other
 _TEMPERATURE = f"0 (greedy) or more, up to {LARGEST_TEMPERATURE:g}"
 LARGEST_SEED = 2**31 - 1  # every generator takes it, and what is derived from it
 LONGEST_DRAFT = 1024
+_MOST_ROUNDS = 1000
 SHORTEST_CONTEXT = 16
 TEMPLATE_DATE = "26 Jul 2024"
 _THRESHOLD_POLICIES = ("threshold", "adaptive")
@@ -80,6 +81,12 @@ class PromptOptions:
     template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
+        are_names = isinstance(self.tasks, tuple | list) and all(isinstance(task, str) for task in self.tasks)
+        if not are_names or not isinstance(self.source, str) or not isinstance(self.template, str):
+            raise UsageError(
+                f"Prompts of {self.source!r}, tasks {self.tasks!r}, template {self.template!r}: expected names. If a "
+                "skip.json says so, correct its provenance, or give --prompts, --task and --template."
+            )
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None:
             check_number("--num-prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
@@ -349,8 +356,7 @@ class BenchRequest:
                 f"--reference-prompts {self.reference_prompts}: expected at least 1; without model.generate beside it "
                 "no speedup is stated."
             )
-        if self.rounds < 1:
-            raise UsageError(f"--rounds {self.rounds}: expected at least 1.")
+        check_number("--rounds", self.rounds, 1, _MOST_ROUNDS, f"at least 1, up to {_MOST_ROUNDS}", whole=True)
         if self.early_exit is not None and self.early_exit < 1:
             raise UsageError(f"--early-exit {self.early_exit}: expected at least 1, the number of layers that draft.")
         for option, value in (("--draft-model", self.draft_model), ("--early-exit", self.early_exit)):

@@ -15,6 +15,7 @@ from selfspec_tune.prompts import Splits, default_split_sizes, load_prompts, spl
 from selfspec_tune.requests import BenchRequest
 from selfspec_tune.results import BenchResult, ModelInfo, SkipConfig, SkipLayers
 from selfspec_tune.skip_set import SkipSet
+from tests import kit
 from tests.results_kit import skip_config
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, steady
 
@@ -255,3 +256,28 @@ def test_a_file_and_a_text_compete_under_the_files_policy(
     assert ids(result) == ["autoregressive", "self-speculative", "self-speculative", "hf-generate", "uniform", "random"]
     assert {draft.policy.max_draft_tokens for draft in engine.drafts} == {9}
     assert result.verdict == "faster"
+
+
+def test_a_model_that_repeats_one_token_gets_no_verdict(tmp_path: Path, source: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = kit.tiny_llama(tmp_path / "model", layers=2)
+    circling = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        circling.lm_head.weight.mul_(1e-3)
+        circling.lm_head.weight[7] = 1.0
+        circling.lm_head.weight[8] = -1.0  # either is most probable, whatever the text
+        for layer in circling.model.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight.zero_()
+        circling.model.embed_tokens.weight.copy_(1.0 + 0.01 * circling.model.embed_tokens.weight)
+    circling.save_pretrained(model)
+    options = {"name": str(model), "dtype": "float32", "device": "cpu"}
+    prompts = {"source": source, "num_prompts": 4, "max_new_tokens": 16, "template": "raw"}
+    overrides = tuple(options.items()), tuple(prompts.items()), (("ngram", True),)
+    result = run_bench(BenchRequest((), ("mlp 1",), *overrides, reference_prompts=1), Listener())
+    assert {run.degenerate for run in result.runs} == {True}
+    assert result.verdict == "withheld"
+    assert "All 4 answers degenerate" in result.withheld_because[0]
+    assert result.methods[1].degenerate_share == 1.0

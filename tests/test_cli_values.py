@@ -15,7 +15,15 @@ from selfspec_tune.cli.values import (
 )
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
-from selfspec_tune.requests import DraftOptions, ExtraMemory, PolicyChoice
+from selfspec_tune.requests import (
+    BenchRequest,
+    DraftOptions,
+    ExtraMemory,
+    PolicyChoice,
+    PromptOptions,
+    SweepKind,
+    SweepRequest,
+)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +161,43 @@ def test_digits_of_other_scripts_are_no_numbers() -> None:
     ):
         with pytest.raises(UsageError):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_p": float("nan")},
+        {"top_k": 2.5},
+        {"seed": 10**30},
+        {"max_new_tokens": float("inf")},
+        {"num_prompts": "all"},
+        {"tasks": 3},
+        {"source": 5},
+        {"template": None},
+    ],
+)
+def test_prompt_options_that_mean_nothing_are_refused_wherever_they_come_from(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        PromptOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [-0.0, 0.0, 1e-320, 1e-40, 9e-6])
+def test_a_temperature_of_all_but_nothing_is_none(temperature: float) -> None:
+    assert str(PromptOptions(temperature=temperature).temperature) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("temperature", (0.0, 1e-40)), ("temperature", (0.0, 101.0)), ("max-draft", (1, 2000))],
+)
+def test_a_sweep_over_what_means_nothing_is_refused(kind: str, values: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match=r"--sweep-values .*expected"):
+        SweepRequest(BenchRequest(), SweepKind(kind), values)
+
+
+def test_rounds_are_bounded() -> None:
+    with pytest.raises(UsageError, match="--rounds 1000000: expected at least 1, up to 1000"):
+        BenchRequest(rounds=10**6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from selfspec_tune.engine.runner import Runner
 from selfspec_tune.errors import NonFiniteError
 
-_NUM_TOKENS = 16
+_NUM_TOKENS = 40  # those that engines are compared on
 
 
 def most_probable(logits: Tensor, runner: Runner) -> list[int]:
@@ -45,12 +45,14 @@ def check_largest(largest: Sequence[float], runner: Runner) -> None:
             )
 
 
-def check_first_pass(runner: Runner) -> None:
-    """Look at a pass over the first few token ids.
+def check_first_pass(runner: Runner, num_embedded: int) -> None:
+    """Look at a pass over arbitrary but fixed tokens, of the ``num_embedded`` that the model embeds.
 
     Raises `NonFiniteError` where it does not give numbers at every position, or the same one to every token.
     """
-    tokens = range(min(_NUM_TOKENS, runner.vocabulary_size, runner.capacity))
+    generator = torch.Generator().manual_seed(0)
+    count = min(_NUM_TOKENS, runner.capacity)
+    tokens: list[int] = torch.randint(min(runner.vocabulary_size, num_embedded), (count,), generator=generator).tolist()
     runner.reserve(len(tokens))
     first = runner.prefill(tokens[:1])[None]
     check_logits(first, runner)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,8 @@ def choose_runner(
     use_exact_float32()
     limit_threads(notice)
     reference = ReferenceRunner(loaded)
-    check_first_pass(reference)
+    embedding: Any = loaded.model.get_input_embeddings()
+    check_first_pass(reference, int(embedding.weight.shape[0]))
     if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
     if choice == "auto":
