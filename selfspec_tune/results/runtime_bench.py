@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.methods import Ratio
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 
 
@@ -51,5 +51,9 @@ class RuntimeBench(Document):
     mean_accepted_tokens: float
     same_texts: int
     num_prompts: int
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
     runs: list[RuntimeRun] = []
+
+    def check(self) -> None:
+        """Raise `UsageError` where its provenance is none."""
+        check_provenance(self.provenance)
