@@ -16,7 +16,7 @@ Path = str | os.PathLike[str]
 
 
 class Record(BaseModel):
-    """Base of every record: immutable, fields it does not know are kept. Read from files strictly: true is no number."""
+    """Base of every record: immutable, fields it does not know are kept. From files, true is no number."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
