@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,17 @@ def test_the_line_that_says_what_is_loaded_is_safe(tmp_path: Path, tiny_llama_di
     result = run("bench", "--model", folder, "--skip-set", "mlp 9", "--num-prompts", "4", "--max-new-tokens", "4")
     assert r"\u001b[31mmodel\u0007" in result.stderr
     assert is_safe(result.output)
+
+
+def test_what_templates_prompts_and_tasks_say_is_safe(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    model = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text("{{ raise_exception('" + "\x1b[31mred\x07" + "') }}")
+    rows = [{"id": f"{STEERING}{number}", "task": STEERING, "prompt": f"tell {number}"} for number in range(8)]
+    prompts = tmp_path / "set.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--prompts", prompts, "--num-prompts", "4", "--max-new-tokens", "4", "--no-references")
+    for template, has_answers in (("auto", False), ("raw", True)):
+        command = ("bench", "--model", model, "--skip-set", "mlp 1", *options, "--template", template)
+        result = run(*command, "--dtype", "float32", "--device", "cpu")
+        assert (result.exit_code == 0) == has_answers, result.output
+        assert is_safe(result.output)

@@ -110,7 +110,7 @@ class Contest:
         for number, row in enumerate(rows, 1):
             with taken_apart(f"{self.log}, line {number}"):
                 if "method" in row and row.get("point") == self.point:
-                    records.append(PairedRun.model_validate(row))
+                    records.append(PairedRun.model_validate(row, strict=True))
         return {_key_of(record): record for record in records}
 
     def missing(self, known: dict[Key, PairedRun]) -> list[tuple[Block, list[Arm]]]:

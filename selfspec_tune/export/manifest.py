@@ -45,7 +45,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if (manifest.get("schema"), manifest.get("version")) != (SCHEMA, VERSION):
         raise FileFormatError(f"{file} is no manifest of this version. {_AGAIN}")
     with taken_apart(file, _AGAIN):
-        _Manifest.model_validate(manifest)
+        _Manifest.model_validate(manifest, strict=True)
         number("settings.exit_threshold", manifest["settings"]["exit_threshold"], 0.0, 1.0)
     return manifest
 

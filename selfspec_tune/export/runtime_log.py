@@ -36,7 +36,7 @@ class RuntimeLog:
             raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
         for number, row in enumerate(rows[1:], 2):
             try:
-                self.runs.append(RuntimeRun.model_validate(row))
+                self.runs.append(RuntimeRun.model_validate(row, strict=True))
             except ValidationError as error:
                 problem = first_problem(error)
                 raise FileFormatError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.methods import MethodResult, NullRun
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import PairedRun
 from selfspec_tune.skip_set import MOST_LAYERS, SkipSet
@@ -55,12 +55,13 @@ class BenchResult(Document):
     warnings: list[str] = []
     in_sample: bool = False
     split: str = "test"
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
     runs: list[PairedRun] = []
 
     def check(self) -> None:
-        """Raise `UsageError` where a method skips layers that the model lacks."""
+        """Raise `UsageError` where a method skips layers that the model lacks, or its provenance is none."""
         check_layers(self.model, self.methods)
+        check_provenance(self.provenance)
 
     def method(self, method_id: str) -> MethodResult | None:
         """The method of that id, if it was measured."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from selfspec_tune.errors import UsageError
 from selfspec_tune.files import first_problem
 from selfspec_tune.results.record import Record
 
@@ -79,14 +80,9 @@ class _Provenance(Record):
     interrupted: bool = False
 
 
-def check_provenance(value: dict[str, Any]) -> dict[str, Any]:
-    """``value``. Raises ValueError for what no provenance is."""
+def check_provenance(value: dict[str, Any]) -> None:
+    """Raise `UsageError` unless it is as `selfspec_tune.provenance.collect` makes it and searches add to it."""
     try:
-        _Provenance.model_validate(value)
+        _Provenance.model_validate(value, strict=True)
     except ValidationError as error:
-        raise ValueError(first_problem(error)) from error
-    return value
-
-
-Provenance = Annotated[dict[str, Any], AfterValidator(check_provenance)]
-"""The ``provenance`` object of a file, as `selfspec_tune.provenance.collect` makes it and searches add to it."""
+        raise UsageError(f"provenance.{first_problem(error)}.") from error

@@ -16,9 +16,9 @@ Path = str | os.PathLike[str]
 
 
 class Record(BaseModel):
-    """Base of every record: immutable, fields it does not know are kept, and a value of another kind is refused."""
+    """Base of every record: immutable, fields it does not know are kept. From files, true is no number."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as in the files."""
@@ -45,7 +45,7 @@ class Document(Record):
         """
         _check_schema(value, cls.SCHEMA, cls.VERSION, origin)
         try:
-            document = cls.model_validate(value)
+            document = cls.model_validate(value, strict=True)
             document.check()
         except ValidationError as error:
             problem = (files.first_problem(error) or "").rstrip(".")

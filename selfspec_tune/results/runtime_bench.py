@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.methods import Ratio, TaskResult
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 
 
@@ -54,7 +54,11 @@ class RuntimeBench(Document):
     mean_accepted_tokens: float
     same_texts: int
     num_prompts: int
-    degenerate_share: float | None = None
+    degenerate_share: float | None = Field(default=None, ge=0, le=1)
     without_degenerate: TaskResult | None = None
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
     runs: list[RuntimeRun] = []
+
+    def check(self) -> None:
+        """Raise `UsageError` where its provenance is none."""
+        check_provenance(self.provenance)

@@ -12,7 +12,7 @@ from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.errors import UsageError
 from selfspec_tune.results.bench import ModelInfo
 from selfspec_tune.results.methods import Ratio, SkipLayers, TaskResult
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.statistics import Verdict
@@ -77,7 +77,7 @@ class SkipConfig(Document):
     draft: DraftSettings
     objective: Literal["shared", "standalone"] = "shared"
     score: Score
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +99,7 @@ class SkipConfig(Document):
             Draft.from_dict(skip_set, self.draft.model_dump())
         except UsageError as error:
             raise UsageError(f"draft: {error}") from error
+        check_provenance(self.provenance)
 
     def skip_set(self) -> SkipSet:
         """The skip set. Raises `SkipSetError` if it names layers that the model lacks."""

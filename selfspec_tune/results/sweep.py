@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.bench import ModelInfo, check_layers
 from selfspec_tune.results.methods import MethodResult, NullRun
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import PairedRun
 from selfspec_tune.statistics import Verdict
@@ -44,9 +44,10 @@ class SweepResult(Document):
     warnings: list[str] = []
     in_sample: bool = False
     split: str = "test"
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
     runs: list[PairedRun] = []
 
     def check(self) -> None:
-        """Raise `UsageError` where a method skips layers that the model lacks."""
+        """Raise `UsageError` where a method skips layers that the model lacks, or its provenance is none."""
         check_layers(self.model, (method for point in self.points for method in point.methods))
+        check_provenance(self.provenance)

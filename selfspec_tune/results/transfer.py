@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.bench import ModelInfo
 from selfspec_tune.results.methods import Ratio, SkipLayers
-from selfspec_tune.results.origin import Provenance
+from selfspec_tune.results.origin import check_provenance
 from selfspec_tune.results.record import Document, Record
 
 
@@ -66,7 +66,11 @@ class TransferResult(Document):
     single: str
     routers: list[RouterResult]
     warnings: list[str] = []
-    provenance: Provenance = {}
+    provenance: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """Raise `UsageError` where its provenance is none."""
+        check_provenance(self.provenance)
 
     def row(self, name: str) -> TransferRow:
         """The row of that name."""

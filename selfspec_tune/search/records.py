@@ -19,7 +19,7 @@ def draft_record(draft: Draft) -> dict[str, Any]:
 
 def read_draft(record: dict[str, Any], num_layers: int) -> Draft:
     """The inverse of `draft_record`. Raises KeyError, TypeError or `UsageError` for another value."""
-    skip, draft = record["skip"], DraftSettings.model_validate(record["draft"])
+    skip, draft = record["skip"], DraftSettings.model_validate(record["draft"], strict=True)
     skip_set = SkipSet(num_layers, tuple(skip["attention"]), tuple(skip["mlp"]))
     return Draft.from_dict(skip_set, draft.model_dump())
 
