@@ -125,15 +125,19 @@ class StudyFolder:
             *(self.journal, self.trials, self.choice, self.selection, self.test),
         )
 
-    def earlier_provenance(self) -> dict[str, Any] | None:
-        """Where a search measured that kept no sessions, as its skip.json says; empty where that is not known.
+    def earlier_provenances(self) -> list[dict[str, Any]]:
+        """Where a search measured that kept no sessions, as its skip.json says; empty ones where that is not known.
 
-        None where nothing has been measured yet.
+        None before anything was measured, and as many unknown ones as there were where the list of them is lost.
         """
         if not self.has_begun:
-            return None
+            return []
+        rows = (row for file in (self.trials, self.selection, self.test) for row in read_jsonl(file))
+        lost = max((row.get("session") or 0 for row in rows), default=0)
+        if lost:
+            return [{}] * lost
         known = SkipConfig.load(self.skip).provenance if self.skip.exists() else {}
-        return {name: value for name, value in known.items() if name in _OF_PLACE}
+        return [{name: value for name, value in known.items() if name in _OF_PLACE}]
 
     @property
     def runner(self) -> str | None:
@@ -151,7 +155,7 @@ class StudyFolder:
 
     def is_finished(self, request: SearchRequest) -> bool:
         """Whether a search with this budget or a larger one has run to its end here."""
-        finished = self._read_state().get("finished")
+        finished = self._read_state().get("finished") or {}
         is_there = bool(finished) and self.skip.exists() and self.bench.exists()
         return is_there and _is_within(budget_of(request), finished)
 
