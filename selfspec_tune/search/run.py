@@ -80,7 +80,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
         tell_starts(setting.starts, reporter)
         sessions = Sessions(folder.sessions)
         here = bench_provenance(setting.workload, None, cpu_quota=cpu_quota())
-        sessions.begin(here, folder.earlier_provenance(), reporter)
+        sessions.begin(here, () if sessions.number else folder.earlier_provenances(), reporter)
         folder.note_finished(None)
         fit = fit_search(setting, folder, clock, reporter)
         outcome = _search(Session(fit.setting, fit.schedule, fit.estimates, folder, sessions, clock, reporter))

@@ -35,13 +35,13 @@ class Sessions:
         """Of the newest session, from 1."""
         return len(self._provenances)
 
-    def begin(self, provenance: Mapping[str, Any], earlier: Mapping[str, Any] | None, reporter: Reporter) -> None:
+    def begin(self, provenance: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]], reporter: Reporter) -> None:
         """Note this session; says what is otherwise than where the search measured before.
 
-        ``earlier``: where a search that kept no sessions measured, as far as it says; None where there is none.
+        ``earlier``: the sessions of a search that kept none, as far as anything is known of them.
         """
-        if not self._provenances and earlier is not None:
-            self._add({name: provenance.get(name) for name in _OF_MODEL} | dict(earlier))
+        for known in earlier:
+            self._add({name: provenance.get(name) for name in _OF_MODEL} | dict(known))
         before = [place_of(known) for known in self._provenances]
         self._add(provenance)
         for line in _told(before, place_of(provenance)):
@@ -80,7 +80,7 @@ def place_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def _told(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
     """A line where this session's place is another than an earlier one's, or where that is unknown."""
     if any(not place for place in before):
-        return ["this search was begun before searches kept where they measured: that it was here cannot be checked"]
+        return ["nothing says where this search has measured: that it was here cannot be checked"]
     changes: dict[str, None] = {}
     for place in before:
         for name in place:

@@ -139,15 +139,19 @@ class StudyFolder:
             *(self.journal, self.trials, self.choice, self.selection, self.test),
         )
 
-    def earlier_provenance(self) -> dict[str, Any] | None:
-        """Where a search measured that kept no sessions, as its skip.json says; empty where that is not known.
+    def earlier_provenances(self) -> list[dict[str, Any]]:
+        """Where a search measured that kept no sessions, as its skip.json says; empty ones where that is not known.
 
-        None where nothing has been measured yet.
+        None before anything was measured, and as many unknown ones as there were where the list of them is lost.
         """
         if not self.has_begun:
-            return None
+            return []
+        rows = (row for file in (self.trials, self.selection, self.test) for row in read_jsonl(file))
+        lost = max((row.get("session") or 0 for row in rows), default=0)
+        if lost:
+            return [{}] * lost
         known = SkipConfig.load(self.skip).provenance if self.skip.exists() else {}
-        return {name: value for name, value in known.items() if name in _OF_PLACE}
+        return [{name: value for name, value in known.items() if name in _OF_PLACE}]
 
     @property
     def begun(self) -> StudyConfig | None:

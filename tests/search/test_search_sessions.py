@@ -175,6 +175,18 @@ def test_an_old_study_without_a_result_is_of_a_place_that_nobody_knows(
     assert any("that it was here cannot be checked" in notice for notice in listener.notices)
 
 
+def test_a_lost_list_of_sessions_moves_no_run_to_this_one(make_request: Any, engine: ScriptedEngine) -> None:
+    for trials in (1, 2):
+        out = run_search(make_request(trials=trials), Listener()).out
+    (out / "sessions.jsonl").unlink()
+    listener = Listener()
+    found = run_search(make_request(trials=3), listener).skip_config.provenance
+    assert ["cpu" in session for session in found["sessions"]] == [False, False, True]
+    assert [session["trials"] for session in found["sessions"]] == [1, 1, 1]
+    assert "hardware" not in found
+    assert any("that it was here cannot be checked" in notice for notice in listener.notices)
+
+
 def test_a_damaged_list_of_sessions_is_named(make_request: Any, engine: ScriptedEngine) -> None:
     outcome = run_search(make_request(trials=1), Listener())
     (outcome.out / "sessions.jsonl").write_text("[1]\n")
