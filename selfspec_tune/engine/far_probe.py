@@ -23,7 +23,8 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.skip_set import SkipSet
 
 _NUM_PROMPT_TOKENS = 24
-_STEPS = 3  # positions computed by each kind of call
+_STEPS = 9  # positions computed by a pass
+_NUM_DECODED = 3  # and one by one
 _LEAST_BYTES = 128 * 2**20  # that a cache may take in any case
 _SHARE = 1 / 16  # of the weights that it may take else: a step over it then costs little more than one without
 
@@ -76,7 +77,7 @@ class FarProbe:
         runner.reserve(self.position + _STEPS)
         runner.resume(self._stretched(self.position), self.position)
         tokens = self._tokens[:_STEPS]
-        logits = [torch.stack([runner.decode(token) for token in tokens])]
+        logits = [torch.stack([runner.decode(token) for token in tokens[:_NUM_DECODED]])]
         for step in (runner.draft_pass, runner.verify):
             runner.rewind(self.position)
             logits.append(step(tokens))

@@ -31,7 +31,7 @@ from selfspec_tune.skip_set import SkipSet
 
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
-_FAR = 3  # times as much far into the context, where what is cached is no text: rounding moves more
+_FAR = 1.5  # times as much far into the context, where what is cached is no text: rounding moves more
 _NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
 _NUM_PROBE_STEPS = 8
 _VERIFIED = 4  # drafted tokens of the verification that runners are timed by
