@@ -109,7 +109,7 @@ class Contest:
         records = []
         for number, row in enumerate(rows, 1):
             with taken_apart(f"{self.log}, line {number}"):
-                if "method" in row and row.get("point") == self.point:
+                if row.get("point") == self.point and "method" in row:
                     records.append(PairedRun.model_validate(row, strict=True))
         return {_key_of(record): record for record in records}
 
