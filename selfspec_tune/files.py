@@ -266,11 +266,6 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def _private(path: str, flags: int) -> int:
-    """Opens a file that nobody else may read until it has got its mode."""
-    return os.open(path, flags, 0o600)
-
-
 def _read_text(path: Path, *, also_utf_16: bool = False) -> str:
     try:
         if stat.S_ISCHR(path.stat().st_mode):

@@ -65,7 +65,7 @@ class Document(Record):
 
 def read_versioned(path: Path, schema: str, version: int) -> dict[str, Any]:
     """The value of a JSON file that states ``schema``, in ``version`` or an older one. Raises `FileFormatError`."""
-    value: dict[str, Any] = files.read_json(path)
+    value = files.read_object(path)
     _check_schema(value, schema, version, os.fspath(path))
     if value["version"] < 1:
         raise FileFormatError(f"{os.fspath(path)} is version {value['version']} of {schema}; expected 1 to {version}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.bench.run import bench_provenance, make_check
-from selfspec_tune.doctor.quota import cpu_quota
+from selfspec_tune.cpu_quota import cpu_quota
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
