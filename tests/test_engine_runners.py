@@ -514,8 +514,8 @@ def test_the_probe_reaches_the_attention_of_long_prompts(loaded: LoadedModel, mo
 
 
 def _assert_not_chosen(loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfspec_tune.engine.probe.FastRunner", wrong)
-    monkeypatch.setattr("selfspec_tune.engine.probe.NativeRunner", lambda loaded, notice: wrong(loaded))
+    for name in ("FastRunner", "NativeRunner"):
+        monkeypatch.setattr(f"selfspec_tune.engine.probe.{name}", wrong)
     notices: list[str] = []
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
     assert len(notices) == 2  # of the native kernels, and of the fast runner

@@ -23,8 +23,7 @@ def wait(said):
     time.sleep(300)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if "ignored" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "ignored" in sys.argv else signal.SIG_DFL)
 interruption.heed()
 
 @at_edge(interrupted="interrupted; run it again")

@@ -75,9 +75,9 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     real = workload.render
 
-    def render(prompt: Prompt, *options: Any) -> list[int]:
+    def render(prompt: Prompt, *options: Any, **named: Any) -> list[int]:
         lengths.append(len(prompt.text))
-        return real(prompt, *options)
+        return real(prompt, *options, **named)
 
     monkeypatch.setattr(workload, "render", render)
     return lengths

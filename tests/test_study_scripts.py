@@ -188,7 +188,12 @@ def test_costs_are_those_of_a_diagnosis_or_of_a_ranking(tmp_path: Path) -> None:
         losses.read_costs(file, Draft(SKIP, precision=DraftPrecision.uniform(MODEL.num_layers, Precision.INT4)))
     with pytest.raises(UsageError, match="does not fit the draft: no cost of a head over 64"):
         losses.read_costs(file, Draft(SKIP, vocabulary=64))
-    file.write_text(json.dumps({"version": 2, "importance": [], "vocabulary": None, "candidates": []} | ranked()))
+    file.write_text(
+        json.dumps(
+            {"schema": "selfspec-tune/ranking", "version": 2, "importance": [], "vocabulary": None, "candidates": []}
+            | ranked()
+        )
+    )
     assert losses.read_costs(file, Draft(SkipSet.empty(12))) == COSTS
     file.write_text("{}")
     with pytest.raises(UsageError, match="holds no cost model"):

@@ -35,6 +35,7 @@ _ATTRIBUTES: _Table = {
     "layer_type": ("full_attention",),
     "attention_type": ("full_attention",),
     "is_causal": (True,),
+    "is_quantized": (False,),
     "has_sliding_layers": (False,),
     "residual_multiplier": (1,),
     "embedding_multiplier": (1,),

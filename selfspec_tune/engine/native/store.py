@@ -120,6 +120,7 @@ def keep(made: Path, verdict: Verdict, library: Path) -> None:
     for path, content in ((library, made.read_bytes()), (_record(library), verdict.model_dump_json(indent=2).encode())):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)  # a link would be written through
         write_atomic(path, content)
         path.chmod(0o600)
 
