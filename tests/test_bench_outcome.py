@@ -157,6 +157,15 @@ def test_a_lossy_rival_does_not_spoil_the_main_sets_verdict() -> None:
     assert other.end_to_end_speedup is None
 
 
+def test_a_baseline_that_is_not_the_models_own_gets_neither_verdict_nor_ratio() -> None:
+    other = runs_of(GENERATE, 0.5, count=8)
+    other[2] = other[2].model_copy(update={"lossless": "mismatch", "first_difference": 3, "logit_gap": 0.7})
+    result = result_of([arm(MAIN), arm(GENERATE)], runs_of(MAIN, 1.3) + other)
+    assert result.verdict == "withheld"
+    assert result.baseline_vs_generate is None
+    assert "1 of 8 answers of our baseline are not those of model.generate" in result.withheld_because[0]
+
+
 def test_the_verdict_is_about_the_first_skip_set_given() -> None:
     runs = runs_of(MAIN, 0.8) + runs_of(OTHER, 1.5)
     assert result_of([arm(MAIN), arm(OTHER)], runs).verdict == "not_faster"

@@ -113,6 +113,13 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, [str(part) for part in arguments])
 
 
+def test_a_skip_set_that_cannot_be_read_is_refused_before_a_model_is_looked_for() -> None:
+    for text in ("foo", "attn 3-", "attn 3-1", ""):
+        result = CliRunner().invoke(app, ["bench", "--model", "nowhere/to-be-found", "--skip-set", text])
+        assert result.exit_code == 2
+        assert "[load]" not in result.stderr
+
+
 def test_help_names_every_command() -> None:
     page = run("--help").stdout
     for command in ("search", "compare", "bench", "show", "export", "models"):

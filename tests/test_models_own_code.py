@@ -114,4 +114,5 @@ def test_a_checkpoint_with_such_code_is_loaded_and_run(tiny_llama_dir: Path, tmp
     for ours, theirs in zip(_walk(loaded), _walk(load(tiny_llama_dir)), strict=True):
         torch.testing.assert_close(ours, theirs)
     notices: list[str] = []
-    assert choose_runner(loaded, "fast", notices.append).name == "fast"  # Llama's own modules, by another name
+    assert choose_runner(loaded, "auto", notices.append).name == "reference"
+    assert any("OldForCausalLM computes by code of its own" in notice for notice in notices)

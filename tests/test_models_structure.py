@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.expected import expected_runner
@@ -17,7 +17,8 @@ from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models import ALIASES, LoadedModel
-from selfspec_tune.models.structure import unsupported_reason
+from selfspec_tune.models.structure import structure_reason, unsupported_reason
+from selfspec_tune.models.sublayers import find_sublayers
 from tests import kit
 from tests.engine_kit import load
 
@@ -199,3 +200,18 @@ def test_a_window_by_default_is_told_from_one_that_a_checkpoint_lacks() -> None:
 
 def test_an_architecture_that_cannot_draft_for_itself_says_so() -> None:
     assert "cannot draft for itself" in (expected_runner("mamba", {}).reason or "")
+
+
+def test_a_class_with_code_of_its_own_is_refused_by_name() -> None:
+    class WrongInTheMiddle(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=8)
+    for kind, expected in (
+        (LlamaForCausalLM, None),
+        (WrongInTheMiddle, "its WrongInTheMiddle computes by code"),
+    ):
+        model = kind(config)
+        reason = structure_reason(model, find_sublayers(model))
+        assert reason is None if expected is None else expected in (reason or "")

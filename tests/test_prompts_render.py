@@ -196,3 +196,23 @@ def test_a_token_without_an_embedding_is_refused_by_prompt_and_token() -> None:
     assert fit_vocabulary(ids, 128, tokenizer) == ids
     with pytest.raises(PromptError, match=r"Prompt qa/3 has the token '.' \(\d+\), .* embeddings for 5 tokens only"):
         fit_vocabulary(ids, 5, tokenizer, prompt_id="qa/3")
+
+
+IN_PARTS = (
+    "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
+    "{% endfor %}A:"
+)
+
+
+def test_a_template_that_reads_contents_as_parts_gets_parts() -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.chat_template = IN_PARTS
+    assert tokenizer.decode(render(PROMPT, tokenizer)).replace(" ", "") == f"{PROMPT.text}A:".replace(" ", "")
+
+
+@pytest.mark.parametrize("template", ["assistant:", "{{ messages[0]['role'] }}", "{{ messages[0]['content'][:1] }}"])
+def test_a_template_that_loses_the_prompt_is_refused(template: str) -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=r"leaves out the text of prompt test/1\. Use --template raw"):
+        render(PROMPT, tokenizer)

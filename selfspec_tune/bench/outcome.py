@@ -49,6 +49,14 @@ def bench_result(
     ratio = baseline_vs_generate(of_arm.get(GENERATE, []))
     empty = next((method for method in methods if method.id == EMPTY), None)
     withheld = _reasons_to_withhold(main, empty, ratio)
+    generate = next((method for method in methods if method.id == GENERATE), None)
+    if generate is not None and generate.lossless.mismatches:
+        withheld.append(
+            f"{generate.lossless.mismatches} of {generate.num_runs} answers of our baseline are not those of "
+            "model.generate, by more than a numerical tie: this runner computes another model. Use --runner "
+            "reference, and report it."
+        )
+        ratio = None
     if GENERATE in missing:
         withheld.append(f"model.generate could not run, so our baseline is unchecked: {missing[GENERATE]}")
     return BenchResult(

@@ -15,6 +15,7 @@ from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig
+from selfspec_tune.skip_set import MOST_LAYERS
 
 SKIP_FILE = "skip.json"
 
@@ -133,7 +134,10 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
 
 def read_source(text: str) -> Source:
     """A skip set given as a text; where it names a file or a study, that is read, its prompts and policy included."""
-    return _read(Path(text)) if _is_file(text) or os.path.isdir(text) else Source(text, text=text)
+    if _is_file(text) or os.path.isdir(text):
+        return _read(Path(text))
+    parse_skip_set(text, MOST_LAYERS)  # what cannot be read is refused before a model is loaded
+    return Source(text, text=text)
 
 
 def _is_file(text: str) -> bool:

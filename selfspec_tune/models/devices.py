@@ -28,6 +28,8 @@ def choose_device(device: str) -> torch.device:
             f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} GPU(s). "
             "Use --device auto, or install a torch build for this machine's GPU."
         )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"Device {device!r} is not there: torch sees no GPU of Apple's. Use --device auto.")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"Device {device!r} is not supported: {_DEVICES}")
     return chosen

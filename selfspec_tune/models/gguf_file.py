@@ -17,6 +17,7 @@ from selfspec_tune.models.config_file import check_depth
 from selfspec_tune.models.gguf_reading import open_gguf, package, value_of
 from selfspec_tune.models.gguf_rope import rope_scaling
 from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.unread import check_all_read
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -55,6 +56,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             f"The GGUF file {path} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}), as "
             "transformers names them. Give the original checkpoint's directory or hub id instead."
         )
+    check_all_read(str(path), loaded, report["unexpected_keys"])
     rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
     return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
 

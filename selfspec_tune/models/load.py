@@ -34,6 +34,7 @@ from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.quantised import cannot_run, check_known, quantised_by, try_out
 from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
+from selfspec_tune.models.unread import check_all_read
 
 Choose = Callable[[torch.dtype | None], torch.dtype]
 """What to load a checkpoint in, of its own type."""
@@ -172,6 +173,8 @@ def _load_weights(
             f"({some}): it is incomplete or of another architecture. Get it again."
         )
     loaded: PreTrainedModel = model
+    if not is_quantised:
+        check_all_read(origin.name, loaded, report["unexpected_keys"])
     return loaded
 
 

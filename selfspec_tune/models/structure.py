@@ -26,6 +26,8 @@ _ATTENTION_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP_CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _DECODER_CHILDREN = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _SILU = {"SiLU", "SiLUActivation"}
+_KNOWN_CODE = {"transformers", "torch"}
+_FOREIGN_CODE = "transformers_modules"  # where transformers keeps the code that came with a checkpoint
 _EPSILONS = ("variance_epsilon", "eps")
 
 _Table = Mapping[str, tuple[object, ...] | EllipsisType]
@@ -124,6 +126,7 @@ def _reasons(model: Any, sublayers: SubLayers) -> Iterator[str]:
         numbers = {name: value for name, value in vars(owner).items() if isinstance(value, int | float | Tensor)}
         yield from (f"it has {name}" for name in _unknown(_new(numbers, vars(known)), _ATTRIBUTES))
         yield from (f"it has {name}" for name in _tensors(owner) - _tensors(known))
+    yield from _own_code(model)
 
 
 def _unlike_llama(layer: nn.Module, index: int, config: Any) -> Iterator[str]:
@@ -153,6 +156,15 @@ def _unlike_llama(layer: nn.Module, index: int, config: Any) -> Iterator[str]:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if getattr(attention, "head_dim", head_size) != head_size:
         yield f"has heads of {attention.head_dim}, where the configuration says {head_size}"
+
+
+def _own_code(model: nn.Module) -> Iterator[str]:
+    """Classes whose computation is neither transformers' nor torch's: it may do anything, at any position."""
+    kinds = {type(module) for module in model.modules()}
+    for kind in sorted(kinds, key=lambda kind: kind.__name__):
+        home = getattr(kind.forward, "__module__", "")
+        if home.partition(".")[0] not in _KNOWN_CODE or home.startswith(_FOREIGN_CODE):
+            yield f"its {kind.__name__} computes by code of its own ({home})"
 
 
 def _unlike_norm(norm: nn.Module) -> Iterator[str]:

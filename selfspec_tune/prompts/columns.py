@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,9 @@ class Columns:
     ignored: tuple[str, ...] = ()
 
 
+_NAME = re.compile(r"[\w().-]+")  # of a lone column; anything else may be a prompt, or several fields
+
+
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Every column that some row has, in the order in which they appear."""
     return list(dict.fromkeys(column for row in rows for column in row))
@@ -60,7 +64,7 @@ def choose_columns(columns: Collection[str], *, where: str) -> Columns:
         known = [instruction]  # Alpaca's, whose `text` is the whole row with its answer
     if not known and len(columns) == 1:
         known = list(columns)
-        if any(map(str.isspace, known[0].strip())):
+        if not _NAME.fullmatch(known[0].strip()):
             raise PromptError(
                 f"{where}: its only column is called {known[0]!r:.80}, as where a prompt stands in the place of the "
                 f"header. Add a header line such as prompt, or name the column as {where}#COLUMN."

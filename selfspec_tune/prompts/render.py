@@ -17,6 +17,7 @@ from selfspec_tune.requests import TEMPLATE_DATE
 
 _DATE_FORMAT = "%d %b %Y"
 _TEMPLATE_SECONDS = 20  # a template takes milliseconds; a hostile one may take years
+_PART = "{'type': 'text'"
 _MOST_ADDED = 1_000_000  # characters that a template may add to a prompt
 
 
@@ -103,26 +104,36 @@ def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
     today = _parsed(date)
     model = getattr(tokenizer, "name_or_path", "") or "this model"
     advice = "Use --template raw, or mend the template in the model's directory."
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": date}
     try:
         with _bounded(_TEMPLATE_SECONDS), _clock_at(today):
-            text = tokenizer.apply_chat_template(
-                prompt.messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                date_string=date,
-            )
+            text = str(tokenizer.apply_chat_template(prompt.messages, **options))
+            if not _holds(text, prompt.text):  # a template of models that also see: it reads contents as parts
+                text = str(tokenizer.apply_chat_template(_in_parts(prompt.messages), **options))
     except Exception as error:  # a template is a program of somebody else's
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise UsageError(
             f"The chat template of {model} fails on prompt {prompt.id} ({type(error).__name__}: {reason}). {advice}"
         ) from error
-    text = str(text)
+    if not _holds(text, prompt.text):
+        raise UsageError(f"The chat template of {model} leaves out the text of prompt {prompt.id}. {advice}")
     if len(text) > len(prompt.text) + _MOST_ADDED:
         raise UsageError(
             f"The chat template of {model} makes {len(text)} characters of prompt {prompt.id}, which has "
             f"{len(prompt.text)}; expected a few more than these. {advice}"
         )
     return text
+
+
+def _holds(rendered: str, text: str) -> bool:
+    """Whether any line of ``text`` stands in what was rendered; templates may strip and join lines."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    is_printed = _PART in rendered and _PART not in text  # a list of parts, as Python writes it
+    return not is_printed and (not lines or any(line in rendered for line in lines))
+
+
+def _in_parts(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 def _parsed(date: str) -> datetime:
