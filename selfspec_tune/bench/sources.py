@@ -73,6 +73,9 @@ def gather(request: BenchRequest) -> list[Source]:
     """The request's skip sets, files first; with none given, the newest study's."""
     sources = [_read(path) for path in request.skip_files]
     sources += [read_source(text) for text in request.skip_sets]
+    for source in sources:
+        if source.text is not None and not _is_file(source.text):
+            parse_skip_set(source.text, MOST_LAYERS)  # what cannot be read is refused before a model is loaded
     return sources or [_read(newest_study(request.studies))]
 
 
@@ -136,7 +139,6 @@ def read_source(text: str) -> Source:
     """A skip set given as a text; where it names a file or a study, that is read, its prompts and policy included."""
     if _is_file(text) or os.path.isdir(text):
         return _read(Path(text))
-    parse_skip_set(text, MOST_LAYERS)  # what cannot be read is refused before a model is loaded
     return Source(text, text=text)
 
 
