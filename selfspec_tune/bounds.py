@@ -10,9 +10,20 @@ from selfspec_tune.errors import UsageError
 _MOST = 1e300  # what can still be computed with
 
 
+_JSON_NAMES = {None: "null", True: "true", False: "false"}
+
+
+def kind_of_value(value: Any) -> str:
+    """What it is in JSON's words: null, true, false, a number, a text, a list or an object."""
+    if value is None or isinstance(value, bool):
+        return _JSON_NAMES[value]
+    kinds = {"a number": int | float, "a text": str, "a list": list | tuple}
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "an object")
+
+
 def shown(value: Any) -> str:
     """A value in an error, cut where it is long."""
-    text = repr(value)
+    text = _JSON_NAMES[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 

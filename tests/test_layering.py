@@ -20,7 +20,7 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"bounds", "json_text", "leftovers", "terminal"}),
+    frozenset({"bounds", "json_text", "leftovers", "terminal", "text_encoding"}),
     frozenset({"cpu_caches", "cpu_levels", "cpu_quota", "files", "skip_set", "statistics"}),
     frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
@@ -61,6 +61,7 @@ TORCH_FREE = frozenset(
         "statistics",
         "summary",
         "terminal",
+        "text_encoding",
     }
 )
 TENSOR_LIBRARIES = frozenset({"accelerate", "safetensors", "tokenizers", "torch", "transformers"})
