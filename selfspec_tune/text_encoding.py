@@ -20,7 +20,7 @@ def wide_encoding(data: bytes) -> str | None:
         if nuls[0] == nuls[1] == fours:
             return "UTF-32BE"
     even, odd = nuls[0] + nuls[2], nuls[1] + nuls[3]
-    if pairs and not len(data) % 2 and max(even, odd) >= _FEWEST * pairs:
+    if pairs and not len(data) % 2 and max(even, odd) >= max(_FEWEST * pairs, min(pairs, 2)):
         if odd > 3 * even:
             return "UTF-16LE"
         if even > 3 * odd:
