@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import MOST_TOKENS, is_within
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.files import writable
@@ -55,8 +56,7 @@ class ModelOptions:
 
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
-    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # type: ignore[operator]
+    if not is_within(value, least, most, whole=whole):
         raise UsageError(f"{option} {value}: expected {expected}.")
 
 
@@ -90,7 +90,8 @@ class PromptOptions:
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None:
             check_number("--num-prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
-        check_number("--max-new-tokens", self.max_new_tokens, 2, math.inf, "at least 2", whole=True)
+        longest = f"at least 2, up to {MOST_TOKENS}"
+        check_number("--max-new-tokens", self.max_new_tokens, 2, MOST_TOKENS, longest, whole=True)
         check_number("--seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
         check_number("--temperature", self.temperature, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
         if self.temperature < SMALLEST_TEMPERATURE:

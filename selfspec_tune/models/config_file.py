@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from selfspec_tune.files import read_json
 
 _MOST_LAYERS = 1000  # more than any model has; transformers writes lists as long, and takes minutes for a billion
 _LFS_POINTER = b"version https://git-lfs"
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -50,3 +52,10 @@ def read_config(file: Path) -> dict[str, Any]:
         for key in _DEPTH_KEYS:
             check_depth(file, part.get(key))
     return config
+
+
+def stated_context(config: Mapping[str, Any]) -> int | None:
+    """The context length that a configuration states, the longest where it states several; None where it does not."""
+    own = config.get("text_config")
+    lengths = [(own if isinstance(own, Mapping) else config).get(key) for key in CONTEXT_KEYS]
+    return max((length for length in lengths if type(length) is int and length > 0), default=None)
