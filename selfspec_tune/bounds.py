@@ -15,11 +15,11 @@ _JSON_NAMES = {None: "null", True: "true", False: "false"}
 
 
 def kind_of_value(value: Any) -> str:
-    """What it is in JSON's words: null, true, false, a number, a text, a list or an object."""
+    """What it is in JSON's words: null, true, false, a number, a text, a list or an object; else its type's name."""
     if value is None or isinstance(value, bool):
         return _JSON_NAMES[value]
-    kinds = {"a number": int | float, "a text": str, "a list": list | tuple}
-    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "an object")
+    kinds = {"a number": int | float, "a text": str, "a list": list | tuple, "an object": Mapping}
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), type(value).__name__)
 
 
 def shown(value: Any) -> str:

@@ -454,6 +454,14 @@ class RuntimeBenchRequest:
     log: Path | None = None
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        asked = self.prompts.max_new_tokens
+        if self.runtime is RuntimeName.LLAMACPP and asked >= self.context:
+            raise UsageError(
+                f"--max-new-tokens {asked}: the runtime's context has {self.context} positions, for a prompt and its "
+                f"answer. Give less than {self.context}."
+            )
+
 
 class DraftFormat(StrEnum):
     """Drafts that an export writes for other runtimes."""

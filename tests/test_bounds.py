@@ -67,6 +67,7 @@ def test_a_long_value_is_cut() -> None:
         ("7", "a text"),
         ([], "a list"),
         ({}, "an object"),
+        (b"", "bytes"),
     ],
 )
 def test_a_value_is_called_what_json_calls_it(value: Any, kind: str) -> None:

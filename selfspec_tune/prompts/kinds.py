@@ -15,6 +15,7 @@ _BESIDE = ("input", "context", "passage", "history", "options", "choices", "answ
 _KNOWN_COLUMNS = _PROMPT_COLUMNS | {*ID_COLUMNS, *TASK_COLUMNS, *SYSTEM_COLUMNS, *_BESIDE}
 # How a list or an object begins, also one of Python's; a prompt may begin with [INST], {{user}} or [ ].
 _BEGUN = re.compile(r"\s*(\[\s*([{\"']|\n)|\{\s*([\"']|\n))")
+_ENTRY = re.compile(r'\s*".*",\s*')  # of a list whose brackets were left out
 _COLUMN = re.compile(r"\s?\w[\w.()/-]*( [\w.()/-]+){0,2}\s?")  # what may be a column's name: a few words
 AS_LINES = 'Where every line is a prompt all the same, write them as JSON lines, such as {"prompt": "…"}.'
 
@@ -38,6 +39,8 @@ def kind_of(text: str, kind: str, *, column: str | None, where: str) -> str:
         )
     if _are_values(lines, dict, list, str) or _value(text, dict, list) or _is_begun(text, lines):
         return "json"
+    if len(lines) > 1 and all(re.fullmatch(r"\s*\|.*\|\s*", line) for line in lines):
+        raise PromptError(f"{where} holds a table as Markdown has it: write it as .csv. {AS_LINES}")
     if STATED.match(text):
         return "csv"
     separator = _separator(text, lines)
@@ -68,19 +71,23 @@ def _value(text: str, *kinds: type) -> bool:
 
 
 def _is_begun(text: str, lines: list[str]) -> bool:
-    """Whether a text is JSON that was cut short or damaged: most of its lines are, or the first begins and goes on."""
+    """Whether a text is JSON that was cut out, cut short or damaged."""
     if 2 * sum(_value(line, dict, list) for line in lines) > len(lines):
         return True
-    return _BEGUN.match(text) is not None and not _begins_with_value(lines[0])
+    if len(lines) > 1 and all(_ENTRY.fullmatch(line) for line in lines[:-1]):
+        return True
+    return _BEGUN.match(text) is not None and not _is_about_value(lines[0])
 
 
-def _begins_with_value(line: str) -> bool:
-    """Whether a whole value stands there, and something after it: as in a prompt about a piece of JSON."""
+def _is_about_value(line: str) -> bool:
+    """Whether words follow on a whole value, as in a prompt about a piece of JSON."""
+    begun = line.lstrip()
     try:
-        json.JSONDecoder().raw_decode(line.lstrip())
+        _, end = json.JSONDecoder().raw_decode(begun)
     except (ValueError, RecursionError):
         return False
-    return True
+    following = begun[end:].lstrip(" \t,;]}")
+    return bool(following) and following[0] not in '{["'
 
 
 def _separator(text: str, lines: list[str]) -> str | None:
@@ -91,10 +98,16 @@ def _separator(text: str, lines: list[str]) -> str | None:
             continue
         known = _KNOWN_COLUMNS.intersection(name.strip().lower() for name in names)
         is_header = all(_COLUMN.fullmatch(name) for name in names)
-        if len(lines) > 1 and (is_even(text, separator) or len({line.count(separator) for line in lines}) == 1):
+        if len(lines) > 1 and _divides_all(text, lines, separator):
             is_tight = separator != "," or len(names) > 2 or ", " not in lines[0]
             if separator == "\t" or (is_header and (known or is_tight)):
                 return separator
         if is_header and known & _PROMPT_COLUMNS and f"{separator} " not in lines[0]:
             return separator  # the row that does not fit is named as it is read
     return None
+
+
+def _divides_all(text: str, lines: list[str], separator: str) -> bool:
+    """Whether it divides all lines alike; a tab need not, since in a line of text there is hardly one."""
+    numbers = {line.count(separator) for line in lines}
+    return is_even(text, separator) or len(numbers) == 1 or (separator == "\t" and min(numbers) > 0)
