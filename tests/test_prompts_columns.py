@@ -225,9 +225,9 @@ def test_conversations_in_which_no_user_speaks_are_counted_as_without_a_text(tmp
             "calls tools",
         ),
         (messages(("user", "Hi"), ("system", "Be brief.")), "ends with a turn of system"),
-        (messages(("user", None)), "holds None in the place of a text"),
+        (messages(("user", None)), "holds null in the place of a text"),
         ([*messages(("user", "Hi")), "Hello"], "a turn is 'Hello'"),
-        ([{"role": "user"}], "holds None in the place of a text"),
+        ([{"role": "user"}], "holds null in the place of a text"),
         ("[{'role': 'user', 'content': 'Hi'}]", "a list of turns that is not JSON"),
     ],
 )

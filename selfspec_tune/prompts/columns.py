@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfspec_tune.bounds import kind_of_value
+from selfspec_tune.bounds import kind_of_value, shown
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
 from selfspec_tune.prompts.conversations import is_conversation, is_list, read_conversation
@@ -190,14 +190,14 @@ def _read_cell(
         return (turns[-1][1].strip("\n"), tuple(turns[:-1])) if turns else ("", None)
     if several_texts(value) and not (holds_turns or is_named(column, (TURNS,))):
         raise PromptError(
-            f"{where}: {column} holds several texts ({value!r:.60}); expected one. Write a row for each; where they "
+            f"{where}: {column} holds several texts ({shown(value)}); expected one. Write a row for each; where they "
             f"are what one user says in turn, call the column {TURNS}, and the first is asked."
         )
     if is_list(value):
         value = value[0] if value else ""
     if isinstance(value, Mapping) or is_list(value):
         raise PromptError(
-            f"{where}: {column} holds {value!r:.60}; expected a text, or a list of turns with role and "
+            f"{where}: {column} holds {shown(value)}; expected a text, or a list of turns with role and "
             "content. Name another column as FILE#COLUMN."
         )
     return (value.strip("\n") if isinstance(value, str) else ""), None
@@ -218,7 +218,7 @@ def _beside(row: Row, column: str | None, main: str, where: str) -> str:
     value = row.get(column) if column else None
     if value is not None and not isinstance(value, str):
         raise PromptError(
-            f"{where}: {column} belongs to the prompt and holds {value!r:.60}; expected a text. Name the prompt's "
+            f"{where}: {column} belongs to the prompt and holds {shown(value)}; expected a text. Name the prompt's "
             f"column alone as FILE#{main}."
         )
     return value.strip("\n") if value and value.strip() else ""

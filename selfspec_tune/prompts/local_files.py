@@ -12,6 +12,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.columns import Row
 from selfspec_tune.prompts.conversations import is_conversation
@@ -110,7 +111,7 @@ def _row(value: Any, where: str) -> Row:
         return {"text": value}
     if is_conversation(value):
         return {"messages": value}
-    raise PromptError(f'{where} is {value!r:.60}; expected an object such as {{"prompt": "…"}}.')
+    raise PromptError(f'{where} is {shown(value)}; expected an object such as {{"prompt": "…"}}.')
 
 
 def _not_json(error: Exception, where: str) -> PromptError:
