@@ -133,6 +133,16 @@ def test_words_for_nothing_are_texts(tmp_path: Path, name: str) -> None:
 # Conversations
 
 
+def test_turns_that_a_table_keeps_as_text_are_turns_in_any_column(tmp_path: Path) -> None:
+    turns = messages(("system", "Be brief."), ("user", "Who?"))
+    (prompt,) = read(tmp_path, {"prompt": json.dumps(turns)})
+    assert prompt.messages == turns
+    with pytest.raises(PromptError, match="row 1: prompt holds a list of turns that is not JSON"):
+        read(tmp_path, {"prompt": str(turns)})
+    about = json.dumps(turns) + " What is wrong with it?"
+    assert read(tmp_path, {"prompt": about})[0].text == about
+
+
 @pytest.mark.parametrize(
     "row",
     [

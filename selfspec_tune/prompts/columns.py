@@ -50,6 +50,7 @@ class Columns:
         return [column for column in known if column in read]
 
 
+_TURNS_BEGIN = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _NAME = re.compile(r"[\w().-]+")  # of a lone column; anything else may be a prompt, or several fields
 
 
@@ -181,7 +182,7 @@ def _read_cell(
     The text is blank where there is none; a number is none. Raises `PromptError` for an object that is no conversation,
     and for several texts of which nothing says that they are turns.
     """
-    if is_named(column, (*CHAT_COLUMNS, TURNS)) and isinstance(value, str) and value.lstrip()[:1] == "[":
+    if isinstance(value, str) and _is_written_list(value, column):
         value = _decoded(value, column, where)  # as tables keep lists
     if isinstance(value, Mapping) and "messages" in value:
         value = value["messages"]
@@ -201,6 +202,13 @@ def _read_cell(
             "content. Name another column as FILE#COLUMN."
         )
     return (value.strip("\n") if isinstance(value, str) else ""), None
+
+
+def _is_written_list(text: str, column: str) -> bool:
+    """Whether it is a list written as text: any in a column for lists, elsewhere what begins and ends as turns do."""
+    if is_named(column, (*CHAT_COLUMNS, TURNS)):
+        return text.lstrip()[:1] == "["
+    return _TURNS_BEGIN.match(text) is not None and text.rstrip().endswith("]")
 
 
 def _decoded(text: str, column: str, where: str) -> object:
