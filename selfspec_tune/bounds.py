@@ -7,28 +7,47 @@ from typing import Any
 
 from selfspec_tune.errors import UsageError
 
+MOST_TOKENS = 2**24  # of a prompt and its answer: beyond every model's context
 _MOST = 1e300  # what can still be computed with
+
+
+_JSON_NAMES = {None: "null", True: "true", False: "false"}
+
+
+def kind_of_value(value: Any) -> str:
+    """What it is in JSON's words: null, true, false, a number, a text, a list or an object; else its type's name."""
+    if value is None or isinstance(value, bool):
+        return _JSON_NAMES[value]
+    kinds = {"a number": int | float, "a text": str, "a list": list | tuple, "an object": Mapping}
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), type(value).__name__)
 
 
 def shown(value: Any) -> str:
     """A value in an error, cut where it is long."""
-    text = repr(value)
+    text = _JSON_NAMES[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:60]}…"
+
+
+def is_within(value: Any, least: float, most: float, *, whole: bool = False) -> bool:
+    """Whether it is a number, or a ``whole`` one, from ``least`` to ``most``: true is none, and NaN is nowhere."""
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
     """``value``, an int from ``least`` to ``most``. Raises `UsageError` for anything else, true and 1.0 too."""
-    if type(value) is not int or not least <= value <= most:
+    if not is_within(value, least, most, whole=True):
         raise UsageError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}.")
-    return value
+    found: int = value
+    return found
 
 
 def number(name: str, value: Any, least: float = -_MOST, most: float = _MOST) -> float:
     """``value``, a finite number from ``least`` to ``most``. Raises `UsageError` for anything else, true too."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    if not is_within(value, least, most):
         bounds = f" from {least:g}" * (least > -_MOST) + f" to {most:g}" * (most < _MOST)
         raise UsageError(f"{name} is {shown(value)}; expected a number{bounds}.")
-    return value
+    found: float = value
+    return found
 
 
 def numbers(name: str, values: Any, least: float = 0.0, most: float = _MOST) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, UsageError
 from selfspec_tune.json_text import parse_json
 from selfspec_tune.leftovers import hold, release, sweep, temporary_name
+from selfspec_tune.text_encoding import how_to_convert, wide_encoding
 
 HASH_LENGTH = 16
 DAMAGED = "It may be damaged: restore a copy, or begin again with another --out."
@@ -194,7 +195,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, or of a UTF-16 one that says so; a byte order mark is no part of it.
 
-    Raises `FileFormatError` if it is missing or not text.
+    Raises `FileFormatError` if it is missing or not text, or UTF-16 that does not say so.
     """
     return _read_text(Path(path), also_utf_16=True)
 
@@ -271,7 +272,14 @@ def _read_text(path: Path, *, also_utf_16: bool = False) -> str:
         if stat.S_ISCHR(path.stat().st_mode):
             raise FileFormatError(f"{path} is a device, which may have no end; expected a file.")
         content = path.read_bytes()
-        return content.decode("utf-16" if also_utf_16 and content.startswith(_UTF_16) else "utf-8-sig")
+        is_marked = content.startswith(_UTF_16)
+        if is_marked and also_utf_16:
+            return content.decode("utf-16")
+        if encoding := "UTF-16" if is_marked else wide_encoding(content):
+            raise FileFormatError(
+                f"{path} is {encoding} text; expected UTF-8. Save it as UTF-8; {how_to_convert(encoding)} does so."
+            )
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} does not exist. Check the path.") from error
     except OSError as error:

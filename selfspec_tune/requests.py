@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import MOST_TOKENS, is_within
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.files import writable
@@ -55,8 +56,7 @@ class ModelOptions:
 
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
-    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # type: ignore[operator]
+    if not is_within(value, least, most, whole=whole):
         raise UsageError(f"{option} {value}: expected {expected}.")
 
 
@@ -90,7 +90,8 @@ class PromptOptions:
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None:
             check_number("--num-prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
-        check_number("--max-new-tokens", self.max_new_tokens, 2, math.inf, "at least 2", whole=True)
+        longest = f"at least 2, up to {MOST_TOKENS}"
+        check_number("--max-new-tokens", self.max_new_tokens, 2, MOST_TOKENS, longest, whole=True)
         check_number("--seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
         check_number("--temperature", self.temperature, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
         if self.temperature < SMALLEST_TEMPERATURE:
@@ -452,6 +453,14 @@ class RuntimeBenchRequest:
     context: int = 4096
     log: Path | None = None
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        asked = self.prompts.max_new_tokens
+        if self.runtime is RuntimeName.LLAMACPP and asked >= self.context:
+            raise UsageError(
+                f"--max-new-tokens {asked}: the runtime's context has {self.context} positions, for a prompt and its "
+                f"answer. Give less than {self.context}."
+            )
 
 
 class DraftFormat(StrEnum):

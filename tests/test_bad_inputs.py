@@ -269,6 +269,19 @@ def test_a_bench_looks_at_its_options_before_it_loads_anything(option: tuple[str
     check(run_, WRONGLY_ASKED, f"{option[0]} {option[1]}: expected 0")
 
 
+def test_answers_longer_than_the_context_are_refused_before_the_model_is_loaded() -> None:
+    model = Path("model")
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 1024}))
+    told = ("--max-new-tokens 1024: the context of", "has 1024 positions", "Give less than 1024")
+    check(search(model, "--max-new-tokens", "1024"), WRONGLY_ASKED, *told)
+    bench = run("bench --prompts prompts.jsonl --max-new-tokens 1024 --skip-set", "mlp 1", "--model", model)
+    check(bench, WRONGLY_ASKED, *told)
+    check(
+        search("nowhere/at-all", "--max-new-tokens", "1000000000"), WRONGLY_ASKED, "expected at least 2, up to 16777216"
+    )
+
+
 @pytest.mark.parametrize("temperature", ["1e-320", "1e-40"])
 def test_a_temperature_of_all_but_nothing_is_greedy(tiny_llama_dir: Path, temperature: str) -> None:
     options = ("--prompts", "prompts.jsonl", "--num-prompts", "4", "--max-new-tokens", "8", "--dtype", "float32")

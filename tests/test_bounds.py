@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.bounds import number, numbers, only_known, shown, whole, wholes
+from selfspec_tune.bounds import kind_of_value, number, numbers, only_known, shown, whole, wholes
 from selfspec_tune.errors import UsageError
 
 
@@ -54,3 +54,22 @@ def test_a_key_that_is_not_known_is_named_with_those_that_are() -> None:
 
 def test_a_long_value_is_cut() -> None:
     assert len(shown("x" * 10_000)) < 100
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (7, "a number"),
+        (1.5, "a number"),
+        ("7", "a text"),
+        ([], "a list"),
+        ({}, "an object"),
+        (b"", "bytes"),
+    ],
+)
+def test_a_value_is_called_what_json_calls_it(value: Any, kind: str) -> None:
+    assert kind_of_value(value) == kind
+    assert shown(value) == (kind if kind in ("null", "true", "false") else repr(value))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from selfspec_tune.cli.options import Dtype, complete_model
@@ -21,6 +23,8 @@ from selfspec_tune.requests import (
     ExtraMemory,
     PolicyChoice,
     PromptOptions,
+    RuntimeBenchRequest,
+    RuntimeName,
     SweepKind,
     SweepRequest,
 )
@@ -201,3 +205,10 @@ def test_a_sweep_over_what_means_nothing_is_refused(kind: str, values: tuple[flo
 def test_rounds_are_bounded() -> None:
     with pytest.raises(UsageError, match="--rounds 1000000: expected at least 1, up to 1000"):
         BenchRequest(rounds=10**6)
+
+
+def test_answers_longer_than_a_runtime_s_context_are_refused_before_it_loads() -> None:
+    options = PromptOptions(max_new_tokens=4096)
+    with pytest.raises(UsageError, match=r"--max-new-tokens 4096: the runtime's context has 4096 positions"):
+        RuntimeBenchRequest(Path("draft"), RuntimeName.LLAMACPP, options)
+    RuntimeBenchRequest(Path("draft"), RuntimeName.TRANSFORMERS, options)

@@ -148,7 +148,7 @@ def test_a_file_without_a_depth_needs_the_model(tmp_path: Path) -> None:
     ("value", "error", "message"),
     [
         ({"exit_layer": 3}, SkipSetError, "exit layer 3; expected 1 to 2"),
-        ({"exit_layer": True}, SkipSetError, "exit layer True"),
+        ({"exit_layer": True}, SkipSetError, "exit layer true"),
         ({"skip_layers": [0]}, SkipSetError, "layer 0 counted from 1; expected 1 to 2"),
         ({"a": {"attention": [2], "mlp": []}}, SkipSetError, "attention layer 2 is out of range"),
         ({"a": {"attention": [[0]], "mlp": []}}, FileFormatError, "expected a list of layer numbers"),

@@ -209,6 +209,25 @@ def test_lines_behind_a_byte_order_mark_are_read_and_appended_to(tmp_path: Path)
     assert files.read_jsonl(path) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ['{"schema": "x"}', '["日本語の文章です"]'])
+def test_wide_characters_without_a_byte_order_mark_are_named_with_what_converts_them(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    path = tmp_path / "skip.json"
+    path.write_bytes(text.encode(encoding))
+    for read in (files.read_json, files.read_text, files.read_jsonl, files.read_settings):
+        with pytest.raises(FileFormatError, match=rf"is {encoding} text; expected UTF-8\. Save it as UTF-8; `iconv -f"):
+            read(path)
+
+
+def test_lines_are_added_in_utf_8_and_so_refused_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes('{"a": 1}\n'.encode("utf-16"))
+    with pytest.raises(FileFormatError, match=r"runs\.jsonl is UTF-16 text; expected UTF-8"):
+        files.read_jsonl(path)
+
+
 def test_a_device_is_no_file(tmp_path: Path) -> None:
     for device in ("/dev/zero", "/dev/null"):
         with pytest.raises(FileFormatError, match=f"{device} is a device"):

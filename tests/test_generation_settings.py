@@ -69,6 +69,25 @@ def test_it_is_said_once_and_in_words(asking: Path, tiny_llama_dir: Path) -> Non
     assert notices(tiny_llama_dir) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_p": 0.9}, "top_p 0.9: without effect"),
+        ({"top_k": 40, "top_p": 0.9}, "top_p 0.9 and top_k 40: without effect"),
+        ({}, None),
+        ({"top_p": 0.9, "temperature": 0.7}, None),
+    ],
+)
+def test_what_only_sampling_follows_is_said_to_have_no_effect(
+    tiny_llama_dir: Path, options: dict[str, Any], said: str | None
+) -> None:
+    listener = Listener()
+    open_workload(ModelOptions(str(tiny_llama_dir), "float32", "cpu"), PromptOptions(**options), listener)
+    found = [notice for notice in listener.notices if "without effect" in notice]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
 def test_older_checkpoints_ask_in_their_configuration(tiny_llama_dir: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_llama_dir, tmp_path / "older"))
     (model / "generation_config.json").unlink()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,7 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"bounds", "json_text", "leftovers", "terminal"}),
+    frozenset({"bounds", "json_text", "leftovers", "terminal", "text_encoding"}),
     frozenset({"cpu_caches", "cpu_levels", "cpu_quota", "files", "skip_set", "statistics"}),
     frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
@@ -61,6 +65,7 @@ TORCH_FREE = frozenset(
         "statistics",
         "summary",
         "terminal",
+        "text_encoding",
     }
 )
 TENSOR_LIBRARIES = frozenset({"accelerate", "safetensors", "tokenizers", "torch", "transformers"})
@@ -121,6 +126,12 @@ def own_targets(statement: ast.Import | ast.ImportFrom, importer: str) -> Iterat
         yield inside if inside in MODULES else inside.rpartition(".")[0]
 
 
+def roots_of(statement: ast.Import | ast.ImportFrom) -> set[str]:
+    """The libraries, ours among them, that a statement imports from."""
+    names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else [str(statement.module)]
+    return {name.split(".")[0] for name in names}
+
+
 def imports_of(module: str, *, at_load: bool = False) -> set[str]:
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     found = import_statements(tree, at_load=at_load)
@@ -166,6 +177,20 @@ def test_the_units_of_a_layer_do_not_import_each_other_in_a_circle() -> None:
         TopologicalSorter({name: targets - {name} for name, targets in graph.items()}).prepare()
     except CycleError as error:
         pytest.fail(f"circle: {' → '.join(reversed(error.args[1]))}")
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {
+        re.split(r"[^\w-]", line)[0]
+        for line in chain(project["dependencies"], *project["optional-dependencies"].values())
+    }
+    distributions = packages_distributions()
+    for module, path in MODULES.items():
+        for statement in import_statements(ast.parse(path.read_text(encoding="utf-8")), at_load=False):
+            for library in roots_of(statement) - {PACKAGE, *sys.stdlib_module_names}:
+                known = {name.replace("_", "-").lower() for name in distributions.get(library, [library])}
+                assert known & declared, f"{module} imports {library}, which pyproject.toml does not name"
 
 
 def test_the_import_reader_sees_what_it_should() -> None:

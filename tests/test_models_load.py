@@ -213,3 +213,11 @@ def test_the_package_exports_exactly_what_it_names() -> None:
     assert all(getattr(models, name) is not None for name in models.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = models.nothing
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_configuration_in_another_encoding_says_how_to_save_it(copy: Path, encoding: str) -> None:
+    path = copy / "config.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(FileFormatError, match=r"config\.json is no UTF-8 without a byte-order mark.*Save it as that"):
+        load(copy)

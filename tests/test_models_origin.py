@@ -11,7 +11,7 @@ import pytest
 from selfspec_tune.errors import FileFormatError, UnknownModelError, UsageError
 from selfspec_tune.export.target import gguf_of
 from selfspec_tune.models import load_model
-from selfspec_tune.models.origin import find_origin
+from selfspec_tune.models.origin import find_origin, stated_context_length
 from tests import kit
 
 
@@ -137,3 +137,31 @@ def test_a_depth_that_no_model_has_is_refused_before_it_is_built(
     (directory / "config.json").write_text(json.dumps(config | {"text_config": {key: depth}}))
     with pytest.raises(FileFormatError, match=f"states {depth} layers"):
         load_model(str(directory), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 32}, 32),
+        ({"max_position_embeddings": 64, "text_config": {"max_position_embeddings": 128}}, 128),
+        ({"max_position_embeddings": 64, "max_seq_len": 256}, 256),
+        ({"max_position_embeddings": "64"}, None),
+        ([], None),
+    ],
+)
+def test_a_context_is_known_before_anything_is_loaded(
+    tmp_path: Path, hub_cache: Path, config: object, length: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stated_context_length(str(tmp_path)) == length
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    shutil.copy(tmp_path / "config.json", folder)
+    kit.plant_in_hub_cache(hub_cache, "someone/tiny", folder)
+    assert stated_context_length("someone/tiny") == length
+    assert stated_context_length("someone/else") is None
+
+
+def test_of_a_gguf_file_it_is_not_asked(gguf_file: Path) -> None:
+    assert stated_context_length(str(gguf_file)) is None

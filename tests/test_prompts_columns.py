@@ -66,13 +66,32 @@ def test_a_column_that_is_named_is_taken_alone(tmp_path: Path) -> None:
     assert (prompt.text, prompt.history) == ("Who?", None)
 
 
-def test_a_column_that_may_have_been_meant_is_said_to_be_left_out(tmp_path: Path) -> None:
+def test_the_columns_that_are_read_and_those_that_are_left_out_are_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("id,question,A,B,C,D,answer\n1,Which?,a,b,c,d,B\n2,What?,a,b,c,d,A\n")
     notices: list[str] = []
-    row = {"question": "Which?", "choices": ["A", "B"], "history": []}
-    load_prompts(source(tmp_path, row), notice=notices.append)
-    assert [
-        notice for notice in notices if notice.endswith("not taken as part of the prompt: the column history, choices")
-    ]
+    load_prompts(str(path), notice=notices.append)
+    (notice,) = notices
+    assert notice.endswith("set.csv: columns read: id, question; columns left out: A, B, C, D, answer")
+    named: list[str] = []
+    load_prompts(f"{path}#question", notice=named.append)
+    assert named == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        ([1, 2.5], "Its rows, 2 in all, hold a number in the column prompt"),
+        ([None, "", True], "hold null, a blank text, true in the column prompt"),
+        ([[], messages(("assistant", "Hi"))], "hold a list, a conversation in which no user speaks in the column"),
+        ([], "It has no rows"),
+    ],
+)
+def test_a_set_without_prompts_is_refused_with_what_it_holds_instead(
+    tmp_path: Path, cells: list[Any], found: str
+) -> None:
+    with pytest.raises(PromptError, match=rf"holds no prompts; expected at least one row with a text\. .*{found}"):
+        read(tmp_path, *({"prompt": cell} for cell in cells))
 
 
 # Rows that are no prompts
@@ -112,6 +131,16 @@ def test_words_for_nothing_are_texts(tmp_path: Path, name: str) -> None:
 
 
 # Conversations
+
+
+def test_turns_that_a_table_keeps_as_text_are_turns_in_any_column(tmp_path: Path) -> None:
+    turns = messages(("system", "Be brief."), ("user", "Who?"))
+    (prompt,) = read(tmp_path, {"prompt": json.dumps(turns)})
+    assert prompt.messages == turns
+    with pytest.raises(PromptError, match="row 1: prompt holds a list of turns that is not JSON"):
+        read(tmp_path, {"prompt": str(turns)})
+    about = json.dumps(turns) + " What is wrong with it?"
+    assert read(tmp_path, {"prompt": about})[0].text == about
 
 
 @pytest.mark.parametrize(
@@ -206,9 +235,9 @@ def test_conversations_in_which_no_user_speaks_are_counted_as_without_a_text(tmp
             "calls tools",
         ),
         (messages(("user", "Hi"), ("system", "Be brief.")), "ends with a turn of system"),
-        (messages(("user", None)), "holds None in the place of a text"),
+        (messages(("user", None)), "holds null in the place of a text"),
         ([*messages(("user", "Hi")), "Hello"], "a turn is 'Hello'"),
-        ([{"role": "user"}], "holds None in the place of a text"),
+        ([{"role": "user"}], "holds null in the place of a text"),
         ("[{'role': 'user', 'content': 'Hi'}]", "a list of turns that is not JSON"),
     ],
 )

@@ -90,21 +90,116 @@ def test_columns_are_found_in_capitals_and_a_long_field_is_read(tmp_path: Path) 
     assert (len(prompt.text), prompt.task) == (300_000, "qa")
 
 
+# What the suffix does not say
+
+
 @pytest.mark.parametrize(
-    ("content", "what"),
+    "content",
     [
-        ("id\tprompt\n1\tSing\n", r"a table with a column prompt \(\.tsv\)"),
-        ('"Prompt";"Task"\n"Sing; hum";qa\n', r"a table with a column prompt \(\.csv\)"),
-        ('{"prompt": "Sing"}\n\n{"prompt": "Hum"}\n', r"JSON lines \(\.jsonl\)"),
+        '[\n  {\n    "prompt": "One"\n  },\n  {\n    "prompt": "Two"\n  }\n]\n',
+        '[{"id": 1, "prompt": "One"}, {"id": 2, "prompt": "Two"}]',
+        '[\n "One",\n "Two"\n]',
+        '{\n "prompts": [\n  "One",\n  "Two"\n ]\n}',
+        '{"prompt": "One"}\n\n{"prompt": "Two"}\n',
+        "id,prompt\r\n1,One\r\n2,Two\r\n",
+        '"Prompt";"Task"\n"One";qa\n"Two";"qa"\n',
     ],
 )
-def test_rows_of_another_kind_of_file_are_not_taken_for_lines_of_text(tmp_path: Path, content: str, what: str) -> None:
-    with pytest.raises(PromptError, match=f"holds {what}"):
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.tsv", "p.txt.gz"])
+def test_rows_are_read_by_their_content_whatever_the_suffix_says(tmp_path: Path, name: str, content: str) -> None:
+    assert texts(written(tmp_path / name, content)) == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    "content", ['"One"\n"Two"\n', "id\tprompt\n1\tOne\n2\tTwo\n", "sep=;\nid;prompt\n1;One\n2;Two\n"]
+)
+def test_lines_of_text_that_are_rows_are_read_as_such(tmp_path: Path, content: str) -> None:
+    assert texts(written(tmp_path / "p.txt", content)) == ["One", "Two"]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.json"])
+def test_parquet_is_read_under_any_name(tmp_path: Path, name: str) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"prompt": ["One", "Two"]}).to_parquet(tmp_path / name)
+    assert texts(tmp_path / name) == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "separator"),
+    [
+        ("n\tbody\n1\tSing\n2\tHum\n", "tabs"),
+        ("1\tSing\n2\tHum\n", "tabs"),
+        ('n\tbody\n1\t"Sing" it\n2\tHum\n', "tabs"),
+        ("n\tbody\n1\tSing\n2\tHum\tit\n", "tabs"),
+        ("n,body\n1,Sing\n2,Hum\n", "commas"),
+        ("n,title,body\n1,A,Sing\n", "commas"),
+        ("id, body\n1, Sing\n2, Hum\n", "commas"),
+        ("n;body text\n1;Sing\n2;Hum\n", "semicolons"),
+        ("n | body\n1 | Sing\n2 | Hum\n", "vertical bars"),
+    ],
+)
+def test_lines_that_may_be_a_table_are_refused_where_no_column_is_known(
+    tmp_path: Path, content: str, separator: str
+) -> None:
+    path = written(tmp_path / "p.txt", content)
+    with pytest.raises(
+        PromptError, match=rf"p\.txt may be a table, separated by {separator}.*p\.txt#COLUMN.*JSON lines"
+    ):
+        load_prompts(str(path))
+
+
+def test_the_column_of_a_table_in_a_text_file_may_be_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.txt", "n,body\n1,Sing\n2,Hum\n")
+    assert texts(f"{path}#body") == ["Sing", "Hum"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[\n {"prompt": "One"},\n {"prompt": ', "cannot be read as json: Expecting value at line 3"),
+        ('[{"prompt": "One"}, {"prompt": "Tw', "cannot be read as json: Unterminated string"),
+        ('{"prompt": "One"}\n{"prompt": "Two"\n{"prompt": "Three"}\n', "line 2 cannot be read as json"),
+        ("[{'prompt': 'One'}, {'prompt': 'Two'}]", "cannot be read as json: Expecting property name"),
+        ("['One', 'Two']", "cannot be read as json: Expecting value"),
+        ('{\n "prompt": "One"\n}\n{\n "prompt": "Two"\n}\n', "cannot be read as json: Extra data at line 4"),
+        ('{"prompt": "One"},\n{"prompt": "Two"},\n', "cannot be read as json: Extra data"),
+        ('{"prompt": "One"}{"prompt": "Two"}\n', "cannot be read as json: Extra data"),
+        ('"One",\n"Two, three",\n"Four"\n', "cannot be read as json: Extra data"),
+        ("| id | prompt |\n|---|---|\n| 1 | Sing |\n", "table as Markdown has it"),
+        ("id,prompt\n1,Write, a poem\n2,Sing\n", "line 2: expected 2 fields"),
+        ("prompt\nSing, hum\nHum\n", r"begins with the line prompt, the name of a column.*suffix \.csv"),
+    ],
+)
+def test_what_began_as_rows_and_is_damaged_is_not_taken_for_lines_of_text(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    with pytest.raises(PromptError, match=rf"p\.txt.*{message}"):
         load_prompts(str(written(tmp_path / "p.txt", content)))
-    assert (
-        len(texts(written(tmp_path / "q.txt", f"Here is a file:\n{content}")))
-        == content.count("\n") - ("\n\n" in content) + 1
-    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["[INST] Sing [/INST]", "[INST] Hum [/INST]"],
+        ['{"a": 1} Convert this to YAML.', "Sing"],
+        ['["a", "b"], sorted?', '"Sing", he said,', "and hummed"],
+        ["{{user}} says hello", "{name}, sing"],
+        ["[ ] buy milk", "[x] sing"],
+        ["Please, sing", "Please, hum"],
+        ["Sing; then hum", "Hum, then sing"],
+        ["Text, please", "Sing, hum, or both"],
+        ["Who wrote this: a | b | c?", "Sing"],
+        ['"To be" or not', '"Sing"'],
+        ["42", "null", "true"],
+        ["Here is a file:", '{"prompt": "Sing"}', "Hum"],
+        ["Here is a file:", "id\tprompt", "1\tSing"],
+        ["one,two,three"],
+    ],
+    ids=lambda lines: lines[0],
+)
+def test_lines_of_text_stay_prompts(tmp_path: Path, lines: list[str]) -> None:
+    assert texts(written(tmp_path / "p.txt", "\n".join(lines))) == lines
 
 
 # Encodings
@@ -147,10 +242,25 @@ def test_other_bytes_are_refused_with_their_place_and_how_to_convert(tmp_path: P
         load_prompts(str(path))
 
 
-def test_utf_16_without_its_mark_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "p.txt", "One\nTwo\n".encode("utf-16-le"))
-    with pytest.raises(PromptError, match=r"NUL characters.*UTF-16 without a byte-order mark"):
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE"])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+@pytest.mark.parametrize("text", ["prompt\nOne\n", "prompt\nÇa, où ?\n"])
+def test_utf_16_without_its_mark_is_refused_with_what_converts_it(
+    tmp_path: Path, encoding: str, name: str, text: str
+) -> None:
+    path = written(tmp_path / name, text.encode(encoding))
+    with pytest.raises(
+        PromptError, match=rf"it is {encoding} without a byte-order mark.*`iconv -f {encoding} -t UTF-8"
+    ):
         load_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"Sing a very long song\0\n", b"caf\xe9 noir, very long\0\n", b"\xef\xbb\xbfSing\0"]
+)
+def test_nul_bytes_of_no_encoding_are_no_text(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(PromptError, match=r"holds NUL .*is no text, or damaged"):
+        load_prompts(str(written(tmp_path / "p.txt", content)))
 
 
 def test_only_line_ends_end_lines(tmp_path: Path) -> None:
@@ -181,11 +291,72 @@ def test_half_a_character_is_refused_by_its_row(tmp_path: Path) -> None:
         '["One", "Two"]',
         '{"prompts": ["One", "Two"]}',
         '{"id": 1, "prompt": "One", "tags": ["x"]}\n{"id": 2, "prompt": "Two"}\n',
+        '{"prompt": ["One", "Two"]}',
+        '{"Question": ["One", "Two"], "id": [1, 2], "task": "qa"}',
+        '{"instruction": ["One", "Two"], "output": ["1", "2"]}',
+        '{"prompt": [[{"role": "user", "content": "One"}], [{"role": "user", "content": "Two"}]]}',
+        '{"messages": [[{"role": "user", "content": "One"}], [{"role": "user", "content": "Two"}]]}',
+        '{"train": ["One", "Two"]}',
+        '{"train": [{"prompt": "One"}, {"prompt": "Two"}]}',
+        '{"Prompts": [{"prompt": "One"}, {"prompt": "Two"}]}',
+        '{"prompts": ["One", "Two"], "answers": ["1", "2", "3"]}',
     ],
 )
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.ndjson"])
 def test_json_is_read_by_its_shape_whatever_the_suffix_says(tmp_path: Path, name: str, content: str) -> None:
     assert texts(written(tmp_path / name, content)) == ["One", "Two"]
+
+
+def test_columns_of_one_object_keep_their_rows_together(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.json", '{"body": ["One", "Two"], "id": ["a", "b"], "category": ["qa", "chat"]}')
+    prompts = load_prompts(f"{path}#body")
+    assert [(prompt.id, prompt.task, prompt.text) for prompt in prompts] == [
+        ("p/a", "qa", "One"),
+        ("p/b", "chat", "Two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"prompt": [{"role": "user", "content": "One"}, {"role": "assistant", "content": "1"}]}',
+        '{"data": [{"role": "user", "content": "One"}]}',
+        '{"turns": ["One", "Two"]}',
+        '{"prompt": ["One"]}',
+        '{"prompt": "One", "tags": ["x", "y"]}',
+        '{"question": "One", "choices": ["A", "B", "C"]}',
+    ],
+)
+def test_one_row_stays_one_prompt(tmp_path: Path, content: str) -> None:
+    assert texts(written(tmp_path / "p.json", content)) == ["One"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": ["One", "Two"], "id": [1]}', r"lists differ in length \(prompt 2, id 1\)"),
+        ('{"prompts": ["One"], "items": ["Two"]}', r"several keys could hold the prompts \(prompts, items\)"),
+        ('{"prompt": ["One", "Two"]}\n{"prompt": ["Three", "Four"]}', "row 1: prompt holds several texts"),
+        ('[{"prompt": ["One", "Two"]}]', "row 1: prompt holds several texts .*call the column turns"),
+        ('{"conversation": ["Hi", "Hello", "Who?"]}', "row 1: conversation holds several texts"),
+        ('{"prompt": {"0": "One", "1": "Two"}}', "row 1: prompt holds {'0': 'One'"),
+    ],
+)
+def test_several_texts_are_never_one_prompt(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(PromptError, match=rf"p\.json.*{message}"):
+        load_prompts(str(written(tmp_path / "p.json", content)))
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_turns_of_a_table_are_read_as_turns(tmp_path: Path, name: str) -> None:
+    import pandas as pd
+
+    path, turns = tmp_path / name, ["One", "Two"]
+    if name == "p.csv":
+        pd.DataFrame({"turns": [json.dumps(turns)], "id": [1]}).to_csv(path, index=False)
+    else:
+        pd.DataFrame({"turns": [turns]}).to_parquet(path)
+    assert texts(path) == ["One"]
 
 
 def test_a_column_that_the_first_row_lacks_is_found(tmp_path: Path) -> None:
@@ -293,8 +464,10 @@ def test_a_folder_of_files_is_read_by_name(tmp_path: Path) -> None:
     written(tmp_path / "set" / "README.md", "No prompts.")
     written(tmp_path / "set" / ".c.txt", "Hidden.")
     written(tmp_path / "set" / "deeper" / "d.jsonl", '{"prompt": "Not read"}\n')
-    prompts = load_prompts(str(tmp_path / "set"))
+    notices: list[str] = []
+    prompts = load_prompts(str(tmp_path / "set"), notice=notices.append)
     assert [(prompt.id, prompt.text) for prompt in prompts] == [("a/0", "One"), ("a/1", "Two")]
+    assert notices[-1].endswith("set: not read of this folder: README.md, deeper/")
 
 
 def test_a_folder_without_prompt_files_or_with_several_kinds_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -153,6 +154,34 @@ def test_templates_that_ask_the_clock_are_told_the_date_of_the_study() -> None:
     pinned = render(PROMPT, tokenizer, date="03 Feb 2025")
     assert tokenizer.decode(pinned) == f"2025-02-03 03 Feb 2025 {PROMPT.text}"
     assert str(datetime.now().year) not in tokenizer.decode(render(PROMPT, tokenizer)).replace(PROMPT.text, "")
+
+
+LETTERS = "['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h']"
+
+
+@pytest.mark.parametrize(
+    "chance", [f"{{% for i in range(9) %}}{{{{ {LETTERS}|random }}}}{{% endfor %}}", "{{ lipsum(1) }}"]
+)
+def test_templates_that_pick_at_random_pick_the_same_each_time(chance: str) -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.chat_template = chance + " {{ messages[0]['content'] }}"
+    random.seed(1)
+    first, after = render(PROMPT, tokenizer), random.random()
+    random.seed(2)
+    assert render(PROMPT, tokenizer) == first
+    assert random.random() != after, "the chance of the rest of the program goes on as before"
+    other = Prompt("test/5", "chat", "hello here")
+    assert render(other, tokenizer)[:5] != first[:5]
+
+
+@pytest.mark.parametrize("printed", ["{{ raise_exception }}", "{{ messages.copy }}", "{{ messages|map('upper') }}"])
+def test_a_template_that_prints_where_objects_lie_is_refused(printed: str) -> None:
+    tokenizer = kit.tiny_tokenizer(128, chat=True)
+    tokenizer.chat_template = printed + " {{ messages[0]['content'] }}"
+    with pytest.raises(UsageError, match=r"test/1 would have other tokens each time\. Use --template raw"):
+        render(PROMPT, tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    render(Prompt("test/6", "chat", "What is <function f at 0x7f00>?"), tokenizer)
 
 
 @pytest.mark.parametrize("date", ["tomorrow", "2024-07-26", "", 20240726])

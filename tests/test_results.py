@@ -168,7 +168,7 @@ def test_unknown_fields_of_a_later_program_are_kept(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"schema": "selfspec-tune/bench"}, "holds selfspec-tune/bench; expected schema"),
-        ({"schema": None}, "expected schema selfspec-tune/skip-config"),
+        ({"schema": None}, "holds the schema null; expected schema selfspec-tune/skip-config"),
         ({"version": 2}, "is version 2 .* reads up to 1.* Update selfspec-tune"),
         ({"version": None}, "states no version"),
         ({"skip": {"attention": "3"}}, "does not fit .*: skip.attention"),
@@ -185,7 +185,7 @@ def test_a_file_of_another_kind_is_refused_with_what_was_expected(
 
 def test_a_json_list_is_no_skip_config(tmp_path: Path) -> None:
     (tmp_path / "skip.json").write_text("[1, 2]")
-    with pytest.raises(FileFormatError, match="holds list"):
+    with pytest.raises(FileFormatError, match="holds a list"):
         SkipConfig.load(tmp_path / "skip.json")
 
 

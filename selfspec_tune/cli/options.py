@@ -173,7 +173,7 @@ TopP = Annotated[
     float | None,
     typer.Option(
         metavar="P",
-        help="Sample from the likeliest tokens that make up this probability.",
+        help="Sample from the likeliest tokens that make up this probability; without effect at temperature 0.",
         show_default=f"{_PROMPTS.top_p:g}",
         rich_help_panel=_PANEL_PROMPTS,
     ),
@@ -182,7 +182,7 @@ TopK = Annotated[
     int | None,
     typer.Option(
         metavar="K",
-        help="Sample from this many likeliest tokens; 0: from all.",
+        help="Sample from this many likeliest tokens; 0: from all. Without effect at temperature 0.",
         show_default=str(_PROMPTS.top_k),
         rich_help_panel=_PANEL_PROMPTS,
     ),

@@ -37,7 +37,7 @@ _EXPERTS_NOTE = "A mixture of experts reads the chosen experts only; the bytes h
 
 def examine(found: Diagnosis, request: DoctorRequest, model: ModelOptions, reporter: Reporter) -> Diagnosis:
     """``found`` with everything that only a loaded model tells."""
-    workload = open_workload(model, PromptOptions(), reporter)
+    workload = open_workload(model, PromptOptions(max_new_tokens=2), reporter)  # it decodes no prompts
     lengths = _contexts(request, workload.loaded.context_length)
     draft, source = _draft(request, workload)
     tokens = Random(0).choices(range(workload.runner.vocabulary_size), k=max(*lengths, _PROMPT_TOKENS))

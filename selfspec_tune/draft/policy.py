@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from selfspec_tune.bounds import number, numbers, only_known, whole
+from selfspec_tune.bounds import number, numbers, only_known, shown, whole
 from selfspec_tune.errors import UsageError
 
 MOST_DRAFT_TOKENS = 1024  # many more than any draft is right for
@@ -115,7 +115,7 @@ class DraftPolicy:
             known["prior"] = AcceptancePrior.from_dict(known["prior"])
         kind = value.get("policy", PolicyKind.THRESHOLD)
         if kind not in list(PolicyKind):
-            raise UsageError(f"policy is {kind!r}; expected one of {', '.join(PolicyKind)}.")
+            raise UsageError(f"policy is {shown(kind)}; expected one of {', '.join(PolicyKind)}.")
         return cls(kind=PolicyKind(kind), **known)
 
     def _unusual(self) -> Iterator[tuple[str, Any]]:

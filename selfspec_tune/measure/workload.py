@@ -13,9 +13,11 @@ from selfspec_tune.engine.costs import measure_step_costs
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
+from selfspec_tune.errors import UsageError
 from selfspec_tune.measure.their_model import TheirModel
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.models.generation_settings import ignored_settings, in_words
+from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words
+from selfspec_tune.models.origin import stated_context_length
 from selfspec_tune.prompts import (
     Prompt,
     Template,
@@ -147,8 +149,10 @@ def open_workload(
 ) -> Workload:
     """Load the model and choose its runner; says what was chosen through ``reporter``.
 
-    ``begun_with``: the runner of what is resumed, if anything is; ``auto`` then takes it again.
+    ``begun_with``: the runner of what is resumed, if anything is; ``auto`` then takes it again. Raises `UsageError`
+    before anything is loaded where the model's context has no room for the new tokens.
     """
+    _check_room(model, prompts)
     reporter.stage("load", model.name)
     loaded = load_model(
         model.name,
@@ -170,8 +174,22 @@ def open_workload(
     return Workload(loaded, runner, prompts)
 
 
+def _check_room(model: ModelOptions, prompts: PromptOptions) -> None:
+    context = stated_context_length(model.name, model.revision)
+    if context is not None and prompts.max_new_tokens >= context:
+        raise UsageError(
+            f"--max-new-tokens {prompts.max_new_tokens}: the context of {model.name} has {context} positions, for a "
+            f"prompt and its answer. Give less than {context}, or a model with a longer context."
+        )
+
+
 def _tell_ignored(loaded: LoadedModel, options: PromptOptions, reporter: Reporter) -> None:
-    """What the checkpoint asks for and is not measured."""
+    """What the checkpoint or the options ask for and is not measured."""
+    idle = {"top_p": options.top_p, "top_k": options.top_k} if not options.temperature else {}
+    if said := [f"{name} {value:g}" for name, value in idle.items() if value != NEUTRAL[name]]:
+        reporter.notice(
+            f"{' and '.join(said)}: without effect where the temperature is 0, since decoding is greedy there"
+        )
     own = loaded.generation_settings
     ignored = ignored_settings(own, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
     if ignored:

@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
-from selfspec_tune.models.config_file import read_config
+from selfspec_tune.models.config_file import CONTEXT_KEYS, read_config
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
 from selfspec_tune.models.finite import check_weights
@@ -40,7 +40,6 @@ Choose = Callable[[torch.dtype | None], torch.dtype]
 """What to load a checkpoint in, of its own type."""
 
 _DAMAGE = (OSError, SafetensorError)
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def load_model(
@@ -254,13 +253,13 @@ def _without_imitation(loaded: LoadedModel) -> LoadedModel:
 
 def _context_length(model: PreTrainedModel) -> int:
     config: Any = model.config.get_text_config()
-    for key in _CONTEXT_KEYS:
+    for key in CONTEXT_KEYS:
         length = getattr(config, key, None)
         if isinstance(length, int) and length > 0:
             return length
     raise UnsupportedModelError(
         f"{type(model).__name__} states no context length: "
-        f"expected one of {', '.join(_CONTEXT_KEYS)} in its config.json. Add it there."
+        f"expected one of {', '.join(CONTEXT_KEYS)} in its config.json. Add it there."
     )
 
 

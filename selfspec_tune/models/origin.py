@@ -11,6 +11,7 @@ from pathlib import Path
 
 from selfspec_tune.errors import ModelAccessError, UnknownModelError, UsageError
 from selfspec_tune.models import aliases, default_model
+from selfspec_tune.models.config_file import read_config, stated_context
 from selfspec_tune.models.gguf_reading import begins_like_gguf
 
 ADAPTER = "adapter_config.json"
@@ -56,6 +57,22 @@ def find_origin(name: str, revision: str | None = None) -> Origin:
             "give a hub id."
         )
     return replace(origin, revision=revision)
+
+
+def stated_context_length(name: str, revision: str | None = None) -> int | None:
+    """What the model's config.json says, where it is on this machine; None where it is not, or says nothing.
+
+    Raises as `find_origin` does.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    origin = find_origin(name, revision)
+    if origin.source == "gguf":
+        return None
+    file: object = Path(origin.location) / "config.json"
+    if origin.source == "hub":
+        file = try_to_load_from_cache(origin.location, "config.json", revision=revision)
+    return stated_context(read_config(Path(file))) if isinstance(file, str | Path) else None
 
 
 def _found(name: str) -> Origin:

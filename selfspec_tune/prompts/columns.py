@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from selfspec_tune.bounds import kind_of_value, shown
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
 from selfspec_tune.prompts.conversations import is_conversation, is_list, read_conversation
@@ -15,7 +16,8 @@ from selfspec_tune.prompts.prompt import Prompt, Turn
 
 Row = Mapping[str, Any]
 
-TEXT_COLUMNS = ("prompt", "text", "question", "instruction", "turns", "document", "article")
+TURNS = "turns"  # what one user says in turn: of it the first is asked
+TEXT_COLUMNS = ("prompt", "text", "question", "instruction", TURNS, "document", "article")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 ID_COLUMNS = ("id", "prompt_id", "question_id", "task_id")
 TASK_COLUMNS = ("task", "category")
@@ -25,7 +27,6 @@ UNKNOWN_TASK = "general"
 # context of a question (SQuAD), or its passage (BoolQ), precedes it.
 _AFTER = {"instruction": ("input", "context")}
 _BEFORE = {"question": ("context", "passage")}
-_OFTEN_MEANT = ("input", "context", "passage", "history", "options", "choices", *SYSTEM_COLUMNS)
 _BETWEEN = "\n\n"
 
 
@@ -33,16 +34,23 @@ _BETWEEN = "\n\n"
 class Columns:
     """What makes a prompt: the column ``text``, and those whose texts stand before or after it, or are a system turn.
 
-    ``ignored``: columns that elsewhere belong to a prompt, and here do not.
+    ``holds_turns``: several texts in it are what one user says in turn.
     """
 
     text: str
     before: str | None = None
     after: str | None = None
     system: str | None = None
-    ignored: tuple[str, ...] = ()
+    holds_turns: bool = False
+
+    def read_of(self, known: Collection[str]) -> list[str]:
+        """Those of the ``known`` columns that prompts are made of or named by, in their order."""
+        named = (first_present(names, known) for names in (ID_COLUMNS, TASK_COLUMNS))
+        read = {self.text, self.before, self.after, self.system, *named}
+        return [column for column in known if column in read]
 
 
+_TURNS_BEGIN = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _NAME = re.compile(r"[\w().-]+")  # of a lone column; anything else may be a prompt, or several fields
 
 
@@ -76,15 +84,12 @@ def choose_columns(columns: Collection[str], *, where: str) -> Columns:
             f"{where}: {problem} ({found:.300}). Name it as {where}#COLUMN, or use a preset as PRESET:{where}."
         )
     name = known[0].strip().lower()
-    chosen = Columns(
+    return Columns(
         known[0],
         before=first_present(_BEFORE.get(name, ()), columns),
         after=first_present(_AFTER.get(name, ()), columns),
         system=first_present(SYSTEM_COLUMNS, columns),
     )
-    others = (_named(column, columns) for column in _OFTEN_MEANT)
-    used = (*known, chosen.before, chosen.after, chosen.system)
-    return replace(chosen, ignored=tuple(column for column in others if column and column not in used))
 
 
 def first_present(names: Sequence[str], columns: Collection[str]) -> str | None:
@@ -92,9 +97,30 @@ def first_present(names: Sequence[str], columns: Collection[str]) -> str | None:
     return next((column for name in names if (column := _named(name, columns)) is not None), None)
 
 
+def is_named(column: str, names: Collection[str]) -> bool:
+    """Whether the column has one of these names, in capitals or not."""
+    return column.strip().lower() in names
+
+
 def _named(name: str, columns: Collection[str]) -> str | None:
     """The column of that name, in capitals or not."""
-    return next((column for column in columns if column.strip().lower() == name), None)
+    return next((column for column in columns if is_named(column, (name,))), None)
+
+
+def several_texts(value: object) -> bool:
+    """Whether it is a list of more than one entry, with texts among them."""
+    return is_list(value) and len(value) > 1 and any(isinstance(entry, str) for entry in value)
+
+
+def without_text(rows: Sequence[Row], column: str) -> str:
+    """In words, what cells hold in which there is no text: ``a number, null``."""
+
+    def kind(value: object) -> str:
+        if isinstance(value, str):
+            return "a blank text"
+        return "a conversation in which no user speaks" if is_conversation(value) else kind_of_value(value)
+
+    return ", ".join(dict.fromkeys(kind(row.get(column)) for row in rows))
 
 
 def to_prompts(
@@ -136,7 +162,7 @@ def to_prompts(
 
 def _asked(row: Row, columns: Columns, where: str) -> tuple[str, tuple[Turn, ...] | None] | None:
     """The row's text with what stands before and after it, and the turns before; None where it has no text."""
-    text, history = _read_cell(row.get(columns.text), columns.text, where)
+    text, history = _read_cell(row.get(columns.text), columns.text, where, holds_turns=columns.holds_turns)
     if not text.strip():
         return None
     beside = [_beside(row, column, columns.text, where) for column in (columns.before, columns.after, columns.system)]
@@ -148,26 +174,41 @@ def _asked(row: Row, columns: Columns, where: str) -> tuple[str, tuple[Turn, ...
     return text, history
 
 
-def _read_cell(value: object, column: str, where: str) -> tuple[str, tuple[Turn, ...] | None]:
-    """What a cell asks: its text, the first of a list of texts or the last user turn of a conversation.
+def _read_cell(
+    value: object, column: str, where: str, *, holds_turns: bool = False
+) -> tuple[str, tuple[Turn, ...] | None]:
+    """What a cell asks: its text, the first of a user's turns or the last user turn of a conversation.
 
-    The text is blank where there is none; a number is none. Raises `PromptError` for an object that is no conversation.
+    The text is blank where there is none; a number is none. Raises `PromptError` for an object that is no conversation,
+    and for several texts of which nothing says that they are turns.
     """
-    if column.strip().lower() in CHAT_COLUMNS and isinstance(value, str) and value.lstrip()[:1] == "[":
+    if isinstance(value, str) and _is_written_list(value, column):
         value = _decoded(value, column, where)  # as tables keep lists
     if isinstance(value, Mapping) and "messages" in value:
         value = value["messages"]
     if is_conversation(value):
         turns = read_conversation(value, where=where)
         return (turns[-1][1].strip("\n"), tuple(turns[:-1])) if turns else ("", None)
+    if several_texts(value) and not (holds_turns or is_named(column, (TURNS,))):
+        raise PromptError(
+            f"{where}: {column} holds several texts ({shown(value)}); expected one. Write a row for each; where they "
+            f"are what one user says in turn, call the column {TURNS}, and the first is asked."
+        )
     if is_list(value):
         value = value[0] if value else ""
     if isinstance(value, Mapping) or is_list(value):
         raise PromptError(
-            f"{where}: {column} holds {value!r:.60}; expected a text, a list of texts, or a list of turns with role "
-            "and content. Name another column as FILE#COLUMN."
+            f"{where}: {column} holds {shown(value)}; expected a text, or a list of turns with role and "
+            "content. Name another column as FILE#COLUMN."
         )
     return (value.strip("\n") if isinstance(value, str) else ""), None
+
+
+def _is_written_list(text: str, column: str) -> bool:
+    """Whether it is a list written as text: any in a column for lists, elsewhere what begins and ends as turns do."""
+    if is_named(column, (*CHAT_COLUMNS, TURNS)):
+        return text.lstrip()[:1] == "["
+    return _TURNS_BEGIN.match(text) is not None and text.rstrip().endswith("]")
 
 
 def _decoded(text: str, column: str, where: str) -> object:
@@ -185,7 +226,7 @@ def _beside(row: Row, column: str | None, main: str, where: str) -> str:
     value = row.get(column) if column else None
     if value is not None and not isinstance(value, str):
         raise PromptError(
-            f"{where}: {column} belongs to the prompt and holds {value!r:.60}; expected a text. Name the prompt's "
+            f"{where}: {column} belongs to the prompt and holds {shown(value)}; expected a text. Name the prompt's "
             f"column alone as FILE#{main}."
         )
     return value.strip("\n") if value and value.strip() else ""

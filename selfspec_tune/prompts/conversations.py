@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.prompt import Turn
 
@@ -56,7 +57,7 @@ def read_conversation(turns: Sequence[Any], *, where: str) -> list[Turn]:
 def _role(turn: object, where: str) -> str:
     key = _key(turn, _ROLE_KEYS) if isinstance(turn, Mapping) else None
     if not isinstance(turn, Mapping) or key is None:
-        raise PromptError(f'{where}: a turn is {turn!r:.60}; expected {{"role": …, "content": …}} or from and value.')
+        raise PromptError(f'{where}: a turn is {shown(turn)}; expected {{"role": …, "content": …}} or from and value.')
     role = _ROLES.get(str(turn[key]).lower())
     if role is None:
         raise PromptError(
@@ -80,7 +81,7 @@ def _part(part: object, where: str) -> str:
     if isinstance(part, Mapping):
         kind, part = part.get("type"), part.get("text")
     if kind not in _TEXT_PARTS or not isinstance(part, str):
-        what = f"a part of type {kind!r}" if kind not in _TEXT_PARTS else f"{part!r:.60} in the place of a text"
+        what = f"a part of type {kind!r}" if kind not in _TEXT_PARTS else f"{shown(part)} in the place of a text"
         raise PromptError(f"{where}: a turn holds {what}; only text can be rendered. Leave such conversations out.")
     return part
 

@@ -21,22 +21,29 @@ from importlib import resources
 
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
-from selfspec_tune.prompts.columns import Columns, Row, choose_columns, columns_of, to_prompts
+from selfspec_tune.prompts.columns import Columns, Row, choose_columns, columns_of, to_prompts, without_text
 from selfspec_tune.prompts.places import Place, names_a_path, parse_place, read_rows
 from selfspec_tune.prompts.presets import PRESETS, Preset
 from selfspec_tune.prompts.prompt import Prompt, unique, with_own_ids
 from selfspec_tune.prompts.splits import draw_prompts
 
 BUILTIN = "builtin"
+_NAMED = 5  # of what lies in a folder and is not read
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """The rows of a source that have a text, of so many in all; ``ignored``: columns that may have been meant too."""
+    """The rows of a source that have a text, of so many in all.
+
+    ``columns``: those read and those left out, where nobody named them; ``unread``: what else lies in a folder;
+    ``instead``: what rows hold where none has a text.
+    """
 
     prompts: list[Prompt]
     num_rows: int
-    ignored: tuple[str, ...] = ()
+    columns: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    unread: tuple[str, ...] = ()
+    instead: str = ""
 
 
 def load_prompts(
@@ -52,13 +59,17 @@ def load_prompts(
 
     ``preset`` reads ``source`` as that preset's data set, as ``PRESET:source`` would.
     ``num_prompts`` draws that many, tasks in proportion; None keeps all, in the source's order.
-    ``tasks``: prompts of these alone. ``notice`` is told how many rows had no text or repeated another's.
+    ``tasks``: prompts of these alone. ``notice`` is told how many rows had no text or repeated another's, and which
+    columns, files and sub-folders are left out.
     Raises `PromptError` for an unknown, unreadable, empty or too small source, and for a task that it lacks.
     """
     read = _read(source, preset)
     prompts = with_own_ids(unique(read.prompts))
     if not prompts:
-        raise PromptError(f"{source} holds no prompts; expected at least one row with a text.")
+        found = (
+            f"Its rows, {read.num_rows} in all, hold {read.instead or 'none'}" if read.num_rows else "It has no rows"
+        )
+        raise PromptError(f"{source} holds no prompts; expected at least one row with a text. {found}.")
     _tell(source, read, len(prompts), notice)
     if tasks:
         prompts = _of_tasks(prompts, tasks, source)
@@ -72,8 +83,12 @@ def _tell(source: str, read: _Reading, num_distinct: int, notice: Callable[[str]
     lost = [f"{count} {what}" for what, count in counts.items() if count]
     if lost:
         notice(f"{writable(source)}: of {read.num_rows} rows, {' and '.join(lost)}; prompts left: {num_distinct}")
-    if read.ignored:
-        notice(f"{writable(source)}: not taken as part of the prompt: the column {', '.join(read.ignored)}")
+    of_prompt, others = map(", ".join, read.columns)
+    if others:
+        notice(writable(f"{source}: columns read: {of_prompt}; columns left out: {others:.300}"))
+    if read.unread:
+        some = ", ".join(read.unread[:_NAMED]) + (", …" if len(read.unread) > _NAMED else "")
+        notice(writable(f"{source}: not read of this folder: {some}"))
 
 
 def _of_tasks(prompts: Sequence[Prompt], tasks: Collection[str], source: str) -> list[Prompt]:
@@ -126,10 +141,13 @@ def _read_place(text: str, preset: Preset | None) -> _Reading:
     if place is None:
         raise PromptError(_unknown_source(text))
     parts = [_read_part(part, preset) for part in place.files]
+    read, left_out = (tuple(dict.fromkeys(c for part in parts for c in part.columns[kind])) for kind in (0, 1))
     return _Reading(
         [prompt for part in parts for prompt in part.prompts],
         sum(part.num_rows for part in parts),
-        tuple(dict.fromkeys(column for part in parts for column in part.ignored)),
+        (read, left_out),
+        tuple(place.unread),
+        "; ".join(dict.fromkeys(part.instead for part in parts if part.instead)),
     )
 
 
@@ -142,10 +160,16 @@ def _read_part(place: Place, preset: Preset | None) -> _Reading:
     known = columns_of(rows)
     if place.column is not None and place.column not in known:
         raise PromptError(f"{place.name} has no column {place.column!r}; its columns are {', '.join(known):.300}.")
-    columns = Columns(place.column) if place.column is not None else choose_columns(known, where=place.name)
+    if place.column is not None:
+        columns = Columns(place.column, holds_turns=preset is not None)
+    else:
+        columns = choose_columns(known, where=place.name)
     wording, task = (preset.wording, preset.task) if preset else ("{text}", None)
     prompts = to_prompts(rows, origin=place.origin, columns=columns, where=place.name, wording=wording, task=task)
-    return _Reading(prompts, len(rows), columns.ignored)
+    of_prompt = columns.read_of(known)
+    left_out = () if place.column is not None else tuple(column for column in known if column not in of_prompt)
+    instead = "" if prompts else f"{without_text(rows, columns.text)} in the column {columns.text}"
+    return _Reading(prompts, len(rows), (tuple(of_prompt), left_out), instead=instead)
 
 
 def _unknown_source(text: str) -> str:

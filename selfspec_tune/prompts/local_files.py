@@ -12,13 +12,17 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import PromptError
-from selfspec_tune.prompts.columns import CHAT_COLUMNS, TEXT_COLUMNS, Row
-from selfspec_tune.prompts.conversations import is_conversation, is_list
+from selfspec_tune.prompts.columns import Row
+from selfspec_tune.prompts.conversations import is_conversation
+from selfspec_tune.prompts.kinds import AS_LINES, kind_of
 from selfspec_tune.prompts.separated import read_separated
+from selfspec_tune.prompts.whole import rows_within
+from selfspec_tune.text_encoding import how_to_convert, wide_encoding
 
 _GZIP = b"\x1f\x8b"
-_AROUND_ROWS = ("data", "rows", "prompts", "examples", "questions", "instances", "items")  # where one object holds all
+_PARQUET = b"PAR1"  # at both ends
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -31,10 +35,12 @@ _MARKS = (
 _MARKS_OF_LINES = re.compile("^\ufeff+", re.MULTILINE)
 
 
-def read_file(path: Path, kind: str) -> list[Row]:
-    """Every row of a file of one of `READERS`' kinds, gzipped or not, as column → value.
+def read_file(path: Path, kind: str, column: str | None = None) -> list[Row]:
+    """Every row of a file of one of `KINDS`, gzipped or not, as column → value.
 
-    Text is UTF-8, or what its byte-order mark says. Raises `PromptError` that says where a file cannot be read.
+    ``column``: the one asked for, if any. Text is UTF-8, or what its byte-order mark says; where its content is of
+    another kind than its name, the content decides.
+    Raises `PromptError` that says where a file cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -42,7 +48,16 @@ def read_file(path: Path, kind: str) -> list[Row]:
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise PromptError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    return READERS[kind](data, path) if data else []
+    if not data:
+        return []
+    if kind == "parquet" or data[:4] == data[-4:] == _PARQUET:
+        return _parquet_rows(data, path)
+    text = _decoded(data, path)
+    found = kind_of(text, kind, column=column, where=str(path))
+    try:
+        return _READERS[found](text, path)
+    except PromptError as error:
+        raise PromptError(f"{error} {AS_LINES}") if kind == "text" else error from error
 
 
 def _parquet_rows(data: bytes, path: Path) -> list[Row]:
@@ -56,43 +71,17 @@ def _parquet_rows(data: bytes, path: Path) -> list[Row]:
     return rows
 
 
-def _text_rows(data: bytes, path: Path) -> list[Row]:
-    lines = _decoded(data, path).removesuffix("\n").split("\n")
-    other = _what_else([line for line in lines if line.strip()])
-    if other:
-        raise PromptError(f"{path} holds {other}, whose lines are no prompts; give the file that suffix.")
-    return [{"text": line} for line in lines]
+def _text_rows(text: str, path: Path) -> list[Row]:
+    return [{"text": line} for line in text.removesuffix("\n").split("\n")]
 
 
-def _what_else(lines: list[str]) -> str | None:
-    """What the lines of a text file are, where they are rows of another kind of file."""
-    if not lines:
-        return None
-    if all(line.startswith("{") for line in lines) and _is_object(lines[0]):
-        return "JSON lines (.jsonl)"
-    for separator, suffix in {"\t": ".tsv", ",": ".csv", ";": ".csv", "|": ".csv"}.items():
-        fields = [field.strip(' "').lower() for field in lines[0].split(separator)]
-        known = set(fields) & {*TEXT_COLUMNS, *CHAT_COLUMNS}
-        if len(fields) > 1 and known and all(line.count(separator) >= len(fields) - 1 for line in lines):
-            return f"a table with a column {min(known)} ({suffix})"
-    return None
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _separated_rows(data: bytes, path: Path) -> list[Row]:
+def _separated_rows(text: str, path: Path) -> list[Row]:
     usual = "\t" if ".tsv" in path.name.lower() else ","
-    return read_separated(_decoded(data, path), usual, where=str(path))
+    return read_separated(text, usual, where=str(path))
 
 
-def _json_rows(data: bytes, path: Path) -> list[Row]:
-    """Of one value a line, or of one value that is a list of rows, an object around such a list, or a row."""
-    text = _decoded(data, path)
+def _json_rows(text: str, path: Path) -> list[Row]:
+    """Of one value a line, or of one value that holds all rows."""
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     values: list[Any] = []
     for number, line in lines:
@@ -103,7 +92,7 @@ def _json_rows(data: bytes, path: Path) -> list[Row]:
                 return _rows_of_whole(text, path)
             raise _not_json(error, f"{path}, line {number}") from error
     if len(values) == 1:
-        values = _rows_within(values[0])
+        values = rows_within(values[0], str(path))
     return [_row(value, f"{path}, row {number}") for number, value in enumerate(values, start=1)]
 
 
@@ -112,15 +101,7 @@ def _rows_of_whole(text: str, path: Path) -> list[Row]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _not_json(error, str(path)) from error
-    return [_row(row, f"{path}, row {number}") for number, row in enumerate(_rows_within(value), start=1)]
-
-
-def _rows_within(value: Any) -> list[Any]:
-    if is_list(value) and not is_conversation(value):
-        return list(value)
-    if not isinstance(value, dict) or any(name in value for name in (*TEXT_COLUMNS, *CHAT_COLUMNS)):
-        return [value]
-    return next((list(value[name]) for name in _AROUND_ROWS if is_list(value.get(name))), [value])
+    return [_row(row, f"{path}, row {number}") for number, row in enumerate(rows_within(value, str(path)), start=1)]
 
 
 def _row(value: Any, where: str) -> Row:
@@ -130,7 +111,7 @@ def _row(value: Any, where: str) -> Row:
         return {"text": value}
     if is_conversation(value):
         return {"messages": value}
-    raise PromptError(f'{where} is {value!r:.60}; expected an object such as {{"prompt": "…"}}.')
+    raise PromptError(f'{where} is {shown(value)}; expected an object such as {{"prompt": "…"}}.')
 
 
 def _not_json(error: Exception, where: str) -> PromptError:
@@ -142,6 +123,13 @@ def _not_json(error: Exception, where: str) -> PromptError:
 
 def _decoded(data: bytes, path: Path) -> str:
     mark, encoding = next(((m, name) for m, name in _MARKS if data.startswith(m)), (b"", "utf-8"))
+    if not mark and 0 in data:
+        wide = wide_encoding(data)
+        what = f"it is {wide} without a byte-order mark" if wide else "it is no text, or damaged"
+        how = (
+            f"Save it as UTF-8; {how_to_convert(wide)} does so." if wide else "Get it again, or save it as UTF-8 text."
+        )
+        raise PromptError(f"{path} holds NUL bytes, the first at offset {data.index(0)}: {what}. {how}")
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
@@ -149,19 +137,16 @@ def _decoded(data: bytes, path: Path) -> str:
         line = data.count(b"\n", 0, place) + 1
         raise PromptError(
             f"{path} is not {encoding.upper()} text: byte 0x{data[place]:02x} at offset {place}, in line {line}. Save "
-            "it as UTF-8; where it is Western European, `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW-FILE` does so."
+            f"it as UTF-8; where it is Western European, {how_to_convert('WINDOWS-1252')} does so."
         ) from error
     if "\0" in text:
-        raise PromptError(
-            f"{path} holds NUL characters, the first at offset {text.index(chr(0))}: it is UTF-16 without a byte-order "
-            "mark, or no text. Save it as UTF-8; `iconv -f UTF-16LE -t UTF-8 FILE > NEW-FILE` may do so."
-        )
+        raise PromptError(f"{path} holds NUL characters: it is no text, or damaged. Get it again.")
     return _MARKS_OF_LINES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-READERS: dict[str, Callable[[bytes, Path], list[Row]]] = {
+_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     "json": _json_rows,
     "csv": _separated_rows,
     "text": _text_rows,
-    "parquet": _parquet_rows,
 }
+KINDS = (*_READERS, "parquet")

@@ -14,7 +14,7 @@ from selfspec_tune.files import writable
 from selfspec_tune.prompts.columns import Row
 from selfspec_tune.prompts.local_files import read_file
 
-# File suffix -> which of ``local_files.READERS`` reads it.
+# File suffix -> which of ``local_files.KINDS`` it is.
 FORMATS = {
     ".jsonl": "json",
     ".ndjson": "json",
@@ -68,11 +68,7 @@ class Place:
         """
         if self.path is None or not self.path.is_dir():
             return [self]
-        try:
-            found = sorted(path for path in self.path.iterdir() if not path.name.startswith(".") and path.is_file())
-        except OSError as error:
-            raise PromptError(f"{self.path} cannot be read: {error.strerror or error}.") from error
-        known = [path for path in found if _format(path)]
+        known = [path for path in _within(self.path) if path.is_file() and _format(path)]
         kinds = sorted({str(_format(path)) for path in known})
         if len(kinds) != 1:
             what = f"files of several kinds ({', '.join(kinds)})" if kinds else "no prompt files itself"
@@ -80,6 +76,21 @@ class Place:
                 f"{self.path} is a folder and holds {what}; expected {', '.join(FORMATS)}, all of one kind."
             )
         return [replace(self, path=_readable(path)) for path in known]
+
+    @property
+    def unread(self) -> list[str]:
+        """What else a folder holds: sub-folders, and files of other kinds. Names with a dot in front do not count."""
+        if self.path is None or not self.path.is_dir():
+            return []
+        others = [path for path in _within(self.path) if not (path.is_file() and _format(path))]
+        return [f"{path.name}/" if path.is_dir() else path.name for path in others]
+
+
+def _within(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise PromptError(f"{folder} cannot be read: {error.strerror or error}.") from error
 
 
 def parse_place(text: str) -> Place | None:
@@ -139,7 +150,7 @@ def _readable(path: Path) -> Path:
 
 def read_rows(place: Place) -> list[Row]:
     """Every row of the place, as column → value. Raises `PromptError` if it cannot be read."""
-    return read_file(place.path, str(_format(place.path))) if place.path else _read_hub(place)
+    return read_file(place.path, str(_format(place.path)), place.column) if place.path else _read_hub(place)
 
 
 def _read_hub(place: Place) -> list[Row]:

@@ -39,9 +39,8 @@ class Preset:
                 f"{where}: preset {self.name} expects a column {' or '.join(self.text_columns)}, "
                 f"but the columns are {', '.join(columns)}. Leave the preset out or give that set's own file."
             )
-        return to_prompts(
-            rows, origin=self.name, columns=Columns(column), where=where, wording=self.wording, task=self.task
-        )
+        chosen = Columns(column, holds_turns=True)
+        return to_prompts(rows, origin=self.name, columns=chosen, where=where, wording=self.wording, task=self.task)
 
 
 _ALL = (

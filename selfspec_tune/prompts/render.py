@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from selfspec_tune.requests import TEMPLATE_DATE
 _DATE_FORMAT = "%d %b %Y"
 _TEMPLATE_SECONDS = 20  # a template takes milliseconds; a hostile one may take years
 _PART = "{'type': 'text'"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # of an object that a template prints: another in every process
 _MOST_ADDED = 1_000_000  # characters that a template may add to a prompt
 
 
@@ -50,8 +53,9 @@ def render(
 
     ``auto`` uses the chat template (with the assistant's turn opened) if the tokenizer has
     one, else the bare text. ``date``: what a template prints as today's, such as "26 Jul 2024", so that the tokens
-    are the same every day. Raises `UsageError` for ``chat`` without a chat template or where the template fails, and
-    `PromptError` for a conversation without one or if no token comes out.
+    are the same every day; what it picks at random depends on the prompt alone. Raises `UsageError` for ``chat``
+    without a chat template or where the template fails, and `PromptError` for a conversation without one or if no
+    token comes out.
     """
     _check_conversation(prompt, tokenizer, template)
     if template is Template.CHAT and not tokenizer.chat_template:
@@ -106,7 +110,7 @@ def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
     advice = "Use --template raw, or mend the template in the model's directory."
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": date}
     try:
-        with _bounded(_TEMPLATE_SECONDS), _clock_at(today):
+        with _bounded(_TEMPLATE_SECONDS), _clock_at(today), _chance_of(prompt.hash):
             text = str(tokenizer.apply_chat_template(prompt.messages, **options))
             if not _holds(text, prompt.text):  # a template of models that also see: it reads contents as parts
                 text = str(tokenizer.apply_chat_template(_in_parts(prompt.messages), **options))
@@ -117,6 +121,11 @@ def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
         ) from error
     if not _holds(text, prompt.text):
         raise UsageError(f"The chat template of {model} leaves out the text of prompt {prompt.id}. {advice}")
+    if len(_ADDRESS.findall(text)) > len(_ADDRESS.findall(str(prompt.messages))):
+        raise UsageError(
+            f"The chat template of {model} prints where an object lies in memory, so that prompt {prompt.id} would "
+            f"have other tokens each time. {advice}"
+        )
     if len(text) > len(prompt.text) + _MOST_ADDED:
         raise UsageError(
             f"The chat template of {model} makes {len(text)} characters of prompt {prompt.id}, which has "
@@ -155,6 +164,17 @@ def _clock_at(day: datetime) -> Iterator[None]:
         yield
     finally:
         module.datetime = clock
+
+
+@contextmanager
+def _chance_of(seed: str) -> Iterator[None]:
+    """Inside, Python's chance, by which templates pick at random, begins by ``seed``; then it goes on as before."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 @contextmanager

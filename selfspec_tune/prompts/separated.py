@@ -12,7 +12,7 @@ from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.columns import Row
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_STATED = re.compile(r'"?sep=(?P<separator>.)"?\n')  # Excel's first line
+STATED = re.compile(r'"?sep=(?P<separator>.)"?\n')  # Excel's first line
 
 
 def read_separated(text: str, usual: str, *, where: str) -> list[Row]:
@@ -21,7 +21,7 @@ def read_separated(text: str, usual: str, *, where: str) -> list[Row]:
     The separator is the one of `SEPARATORS` that divides the header; ``usual`` where several do and suit every row.
     Raises `PromptError` naming the line where a row has more or fewer fields than the header.
     """
-    stated = _STATED.match(text)
+    stated = STATED.match(text)
     skipped = 1 if stated else 0
     if stated:
         text = text[stated.end() :]
@@ -45,32 +45,35 @@ def read_separated(text: str, usual: str, *, where: str) -> list[Row]:
     return rows
 
 
+def header_of(text: str, separator: str) -> list[str]:
+    """The fields of the first record by ``separator``; none where it cannot be read."""
+    try:
+        _, header = next(_records(text, separator, "", 0), (0, []))
+    except PromptError:
+        return []
+    return header
+
+
+def is_even(text: str, separator: str) -> bool:
+    """Whether all records have as many fields by ``separator``."""
+    try:
+        with _long_fields(len(text)):
+            return len({len(fields) for _, fields in _records(text, separator, "", 0)}) == 1
+    except PromptError:
+        return False
+
+
 def _separator(text: str, usual: str, where: str) -> str:
-    dividing = [separator for separator in SEPARATORS if _divides_header(text, separator)]
+    dividing = [separator for separator in SEPARATORS if len(header_of(text, separator)) > 1]
     if len(dividing) <= 1:
         return dividing[0] if dividing else usual
-    suiting = [separator for separator in dividing if _suits_all(text, separator)]
+    suiting = [separator for separator in dividing if is_even(text, separator)]
     if usual in (suiting or dividing):
         return usual
     if len(suiting) == 1:
         return suiting[0]
     found = " or ".join(SEPARATORS[separator] for separator in dividing)
     raise PromptError(f"{where} may be separated by {found}; write it with commas, or as JSON lines.")
-
-
-def _divides_header(text: str, separator: str) -> bool:
-    try:
-        _, header = next(_records(text, separator, "", 0), (0, []))
-    except PromptError:
-        return False
-    return len(header) > 1
-
-
-def _suits_all(text: str, separator: str) -> bool:
-    try:
-        return len({len(fields) for _, fields in _records(text, separator, "", 0)}) == 1
-    except PromptError:
-        return False
 
 
 def _records(text: str, separator: str, where: str, skipped: int) -> Iterator[tuple[int, list[str]]]:

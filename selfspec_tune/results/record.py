@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selfspec_tune import files
-from selfspec_tune.bounds import shown
+from selfspec_tune.bounds import kind_of_value, shown
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 
 Path = str | os.PathLike[str]
@@ -83,7 +83,8 @@ def _plain(value: Any) -> Any:
 
 def _check_schema(value: Any, schema: str, version: int, origin: str) -> None:
     if not isinstance(value, dict) or value.get("schema") != schema:
-        found = str(value.get("schema", "no schema"))[:80] if isinstance(value, dict) else type(value).__name__
+        stated = value.get("schema", "no schema") if isinstance(value, dict) else kind_of_value(value)
+        found = stated[:80] if isinstance(stated, str) else f"the schema {shown(stated)}"
         raise FileFormatError(f"{origin} holds {found}; expected schema {schema}. Is it the right file?")
     found_version = value.get("version")
     if type(found_version) is not int:
