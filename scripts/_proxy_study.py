@@ -17,7 +17,6 @@ from _plain_text import Text, plain_text
 from selfspec_tune.bench.contest import Contest, run_together
 from selfspec_tune.bench.run import bench_provenance, contender, contender_id, make_check
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import Window, make_scorer
@@ -206,7 +205,7 @@ class ProxyStudy:
         """Runs in which every draft has a cache of its own."""
         ours = self._workload
         self._reporter.stage("measure", f"{len(drafts)} standalone drafts on {len(text.items)} windows")
-        runner = StandaloneRunner(ours.runner, choose_runner(ours.loaded, ours.runner.name, self._reporter.notice))
+        runner = StandaloneRunner.of(ours.runner, ours.loaded)
         workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
         arms = [contender(workload, draft) for draft in drafts]
         return _by_method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from selfspec_tune.engine import Runner, choose_runner
 from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests import kit
@@ -50,10 +52,22 @@ class _Opened:
         self.notices: list[str] = []
         self._clock = _Clock()
         self._patch = monkeypatch
+        self.calls: Counter[str] = Counter()
         monkeypatch.setattr(f"{PROBE}.native_unsupported_reason", lambda loaded: None)
+        for owner, method in ((ReferenceRunner, "prefill"), (FastRunner, "prefill"), (FastRunner, "__init__")):
+            self._count(owner, method)
 
-    def place(self, name: str, decode_seconds: float, verify_seconds: float) -> None:
-        fields = {"name": name, "decode_seconds": decode_seconds, "verify_seconds": verify_seconds}
+    def _count(self, owner: type[FastRunner | ReferenceRunner], method: str) -> None:
+        plain = getattr(owner, method)
+
+        def counted(runner: Runner, *arguments: object) -> object:
+            self.calls[f"{runner.name} {method}"] += 1
+            return plain(runner, *arguments)
+
+        self._patch.setattr(owner, method, counted)
+
+    def place(self, name: str, decode_seconds: float, verify_seconds: float, **other: object) -> None:
+        fields = {"name": name, "decode_seconds": decode_seconds, "verify_seconds": verify_seconds} | other
         made = type(f"Timed{name.title()}", (_Timed,), fields | {"clock": self._clock})
         self._patch.setattr(f"{PROBE}.{name.title()}Runner", made)
 
@@ -150,3 +164,44 @@ def test_a_short_context_leaves_room_for_the_timed_steps(tmp_path: Path, monkeyp
     opened.place("native", 1.0, 1.0)
     opened.place("fast", 0.1, 0.1)
     assert opened.choose().name == "fast"
+
+
+def _decode_wrongly(runner: FastRunner, token: int) -> Tensor:
+    return FastRunner.decode(runner, token) + 1.0
+
+
+def _fail(runner: FastRunner, token: int) -> Tensor:
+    raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize("wrong", [{}, {"decode": _decode_wrongly}])
+def test_the_reference_walks_once_for_all_candidates_and_each_is_opened_once(
+    opened: _Opened, wrong: dict[str, object]
+) -> None:
+    """Both are looked at: the second is faster, or the first does not serve."""
+    opened.place("native", 1.0, 1.0, **wrong)
+    opened.place("fast", 0.1, 0.1)
+    assert opened.choose().name == "fast"
+    assert opened.calls == {
+        "reference prefill": 2,  # to see whether it gives numbers, and on the walk
+        "native __init__": 1,
+        "native prefill": 1,
+        "fast __init__": 1,
+        "fast prefill": 1,
+    }
+
+
+def test_what_is_no_faster_need_not_prove_anything(opened: _Opened) -> None:
+    opened.place("native", 0.1, 0.1)
+    opened.place("fast", 0.1, 0.1, prefill=_fail)
+    assert opened.choose().name == "native"
+    assert opened.calls["fast __init__"] == 1
+    assert opened.notices == []
+
+
+@pytest.mark.parametrize("wrong", [_decode_wrongly, _fail])
+def test_what_is_faster_and_wrong_is_not_taken(opened: _Opened, wrong: object) -> None:
+    opened.place("native", 1.0, 1.0)
+    opened.place("fast", 0.1, 0.0, decode=wrong)
+    assert opened.choose().name == "native"
+    assert opened.notices == []

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from selfspec_tune.draft import Draft
 from selfspec_tune.engine import choose_runner, far_probe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.llama_layers import Attention, CacheState
-from selfspec_tune.engine.probe import probe_difference
+from selfspec_tune.engine.probe import NearProbe
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import RUNNERS, load, prompt_tokens
 from tests.test_models_structure import of_type
@@ -55,7 +57,7 @@ def test_a_rule_that_begins_far_away_is_seen(tmp_path: Path, rule: str) -> None:
     of_type(tmp_path, model_type, **settings)
     for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.06)):
         loaded = load(tmp_path, dtype)
-        assert probe_difference(FastRunner(loaded), ReferenceRunner(loaded)) < tolerance
+        assert NearProbe(ReferenceRunner(loaded)).difference(FastRunner(loaded)) < tolerance
         assert _far_difference(FastRunner(loaded), loaded) > 1.5 * tolerance
 
 
@@ -126,7 +128,7 @@ def test_a_wrong_engine_is_taken_neither_by_itself_nor_by_name(
 
 @pytest.mark.parametrize("wrong", [_WrongRotation, _WindowedRunner])
 def test_a_short_walk_alone_would_take_it(loaded: LoadedModel, wrong: type[FastRunner]) -> None:
-    assert probe_difference(wrong(loaded), ReferenceRunner(loaded)) < 1e-5
+    assert NearProbe(ReferenceRunner(loaded)).difference(wrong(loaded)) < 1e-5
 
 
 def test_the_far_walk_is_where_a_prompt_of_that_length_ends(loaded: LoadedModel) -> None:
@@ -157,8 +159,27 @@ def test_a_short_context_has_no_far_end(tmp_path: Path) -> None:
     assert isinstance(choose_runner(loaded, "fast"), FastRunner)
 
 
-def test_the_long_caches_are_let_go(loaded: LoadedModel) -> None:
-    assert choose_runner(loaded, "fast").capacity == 256
+@pytest.mark.parametrize("name", [name for name in RUNNERS if name != "reference"])
+def test_the_long_caches_are_let_go(loaded: LoadedModel, name: str) -> None:
+    runner: Any = choose_runner(loaded, name, lambda text: None)
+    assert runner.capacity == 0
+    assert runner.keys_and_values(0)[0].untyped_storage().nbytes() == 0
+    fresh: Any = RUNNERS[name](loaded)
+    for each in (runner, fresh):
+        each.reserve(300)
+        each.set_draft(Draft(SkipSet.empty(loaded.num_layers)))
+    prompt = prompt_tokens(40)
+    torch.testing.assert_close(runner.prefill(prompt), fresh.prefill(prompt), rtol=0, atol=0)
+    torch.testing.assert_close(runner.verify(prompt[:5]), fresh.verify(prompt[:5]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNERS if name != "reference"])
+def test_without_a_cache_nothing_runs(loaded: LoadedModel, name: str) -> None:
+    runner: Any = RUNNERS[name](loaded)
+    runner.prefill(prompt_tokens(9))
+    runner.release()
+    with pytest.raises(UsageError, match="the cache holds 0"):
+        runner.decode(5)
 
 
 def test_memory_that_is_not_there_is_no_reason_to_end(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine import Limits, Runner, choose_runner
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.fused import fuse
-from selfspec_tune.engine.probe import probe_difference
+from selfspec_tune.engine.probe import NearProbe
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -489,8 +489,8 @@ WRONG = [
 def test_the_probe_catches_a_runner_that_is_subtly_wrong(
     loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert probe_difference(FastRunner(loaded), ReferenceRunner(loaded)) < 1e-5
-    assert probe_difference(wrong(loaded), ReferenceRunner(loaded)) > 5e-4
+    assert NearProbe(ReferenceRunner(loaded)).difference(FastRunner(loaded)) < 1e-5
+    assert NearProbe(ReferenceRunner(loaded)).difference(wrong(loaded)) > 5e-4
     _assert_not_chosen(loaded, wrong, monkeypatch)
 
 
@@ -500,7 +500,7 @@ class _NotANumber(FastRunner):
 
 
 def test_the_probe_catches_logits_that_are_no_numbers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert probe_difference(_NotANumber(loaded), ReferenceRunner(loaded)) == float("inf")
+    assert NearProbe(ReferenceRunner(loaded)).difference(_NotANumber(loaded)) == float("inf")
     _assert_not_chosen(loaded, _NotANumber, monkeypatch)
 
 

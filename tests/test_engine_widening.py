@@ -16,7 +16,7 @@ from selfspec_tune.draft import Precision
 from selfspec_tune.engine import choose_runner, widening
 from selfspec_tune.engine.lowbit import LowBitSettings
 from selfspec_tune.engine.native.copies import NativeCopy
-from selfspec_tune.engine.probe import probe_difference
+from selfspec_tune.engine.probe import NearProbe
 from selfspec_tune.engine.projection import Dense
 from selfspec_tune.engine.reference import ReferenceRunner
 from tests.engine_kit import load, needs_compiler
@@ -124,4 +124,4 @@ def test_the_probe_finds_the_runners_equal_without_products_of_bfloat16(
     runner = choose_runner(loaded, name)
     assert runner.name == name
     assert widening.is_widened(torch.zeros(1, dtype=torch.bfloat16))
-    assert probe_difference(runner, ReferenceRunner(loaded)) < 0.06
+    assert NearProbe(ReferenceRunner(loaded)).difference(runner) < 0.06

@@ -85,8 +85,9 @@ class FarProbe:
 
     @cached_property
     def _prompt(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer over a short prompt."""
-        self._reference.prefill(self._tokens[: self._reference.capacity])
+        """Keys and values of each layer over what the reference has read already, else over a short prompt."""
+        if self._reference.length < _NUM_PROMPT_TOKENS:
+            self._reference.prefill(self._tokens[: self._reference.capacity])
         return [self._reference.keys_and_values(layer) for layer in range(self._loaded.num_layers)]
 
     def _stretched(self, length: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -66,6 +66,12 @@ class FastRunner:
             self._length = 0
             self._state.allocate(min(self._rounded(capacity), self._loaded.context_length))
 
+    @torch.inference_mode()
+    def release(self) -> None:
+        """Let the cache go; the next reservation makes one of its own size."""
+        self._length = 0
+        self._state.allocate(0)
+
     def set_draft(self, draft: Draft) -> None:
         """Raises `UsageError` where its copies exceed `extra_memory_bytes`, and
         `UnsupportedPrecisionError` where torch cannot compute with them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, isfinite
 from statistics import median
 from time import perf_counter
@@ -95,7 +96,7 @@ def choose_runner(
         return reference
     if choice == "auto":
         return _fastest(loaded, reference, begun_with, notice, clock)
-    runner, reason = _open(_CANDIDATES[choice], loaded, reference, FarProbe(loaded, reference), notice)
+    runner, reason = _Judge(loaded, reference, notice, clock).open(_CANDIDATES[choice])
     if runner is None:
         raise UnsupportedModelError(
             f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
@@ -109,20 +110,20 @@ def _fastest(
     loaded: LoadedModel, reference: ReferenceRunner, begun_with: str | None, notice: Callable[[str], None], clock: Clock
 ) -> Runner:
     """What ``auto`` takes."""
-    serving: list[Runner] = []
+    judge = _Judge(loaded, reference, notice, clock)
+    taken: FastRunner | None = None
     reason: str | None = None
-    far = FarProbe(loaded, reference)
     candidates = [_GRAPHS if loaded.device.type == "cuda" else _NATIVE, _FAST]
     for candidate in sorted(candidates, key=lambda candidate: candidate.name != begun_with):
-        runner, reason = _open(candidate, loaded, reference, far, notice)
+        runner, reason = judge.open(candidate, taken)
         if runner is not None:
+            taken = runner
             if candidate.name == begun_with:
-                return runner
-            serving.append(runner)
+                break
         elif candidate is not _FAST and unsupported_reason(loaded) is None:
             notice(f"{loaded.name} runs without {candidate.without}: {reason}.")
-    if serving:
-        return _faster(serving, loaded, notice, clock)
+    if taken is not None:
+        return taken
     notice(
         f"{loaded.name} runs on the reference runner: {reason}. There a skipped sub-layer still costs its time, so no "
         "skip set can come out faster; use it to check outputs, not to tune."
@@ -130,34 +131,91 @@ def _fastest(
     return reference
 
 
-def _faster(serving: Sequence[Runner], loaded: LoadedModel, notice: Callable[[str], None], clock: Clock) -> Runner:
-    """The fastest of ``serving``: the first, unless another is clearly faster, so that the choice is stable."""
-    first = serving[0]
-    if len(serving) == 1:
-        return first
-    seconds = _time(serving, clock)
-    fastest = min(serving, key=lambda runner: seconds[runner.name])
-    if seconds[first.name] <= _CLEARLY * seconds[fastest.name]:
-        return first
-    ratio = seconds[first.name] / seconds[fastest.name]
-    notice(
-        f"{loaded.name} runs on the {fastest.name} runner: there a decode step and a verification of {_VERIFIED} "
-        f"tokens take {1e3 * seconds[fastest.name]:.3g} ms, and {ratio:.2f} times as long on the {first.name} runner."
-    )
-    return fastest
+class _Judge:
+    """Opens candidates for one model and sees what they are. The reference walks once, however many there are."""
+
+    def __init__(
+        self, loaded: LoadedModel, reference: ReferenceRunner, notice: Callable[[str], None], clock: Clock
+    ) -> None:
+        self._loaded = loaded
+        self._notice = notice
+        self._clock = clock
+        self._near, self._far = NearProbe(reference), FarProbe(loaded, reference)
+
+    def open(self, candidate: _Candidate, rival: FastRunner | None = None) -> tuple[FastRunner | None, str | None]:
+        """The candidate where it equals the reference, or why it does not serve.
+
+        A ``rival`` that serves is kept, so that the choice is stable, unless the candidate is clearly faster. That is
+        seen first: a slower one need not prove anything.
+        """
+        loaded = self._loaded
+        try:
+            reason = candidate.unsupported_reason(loaded)
+            if reason is not None:
+                return None, reason
+            runner = candidate.open(loaded)
+            if isinstance(runner, NativeRunner):
+                runner.notice = self._notice
+            seconds = {} if rival is None else _time((rival, runner), loaded.context_length, self._clock)
+            if rival is not None and seconds[rival.name] <= _CLEARLY * seconds[runner.name]:
+                return None, f"it is not clearly faster than the {rival.name} runner"
+            if candidate is _GRAPHS:
+                self._near.difference(runner)  # the first walk captures; the next replays
+            reason = self._unequal_reason(runner) or self._unequal_afar_reason(runner)
+        except UsageError:
+            raise
+        except Exception as error:  # another one may serve, whatever is wrong with this one
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            failed = "its passes cannot be captured" if candidate is _GRAPHS else f"it failed, {type(error).__name__}"
+            return None, f"{failed} ({first_line})"
+        if reason is not None:
+            return None, reason
+        if rival is not None:
+            self._notice(
+                f"{loaded.name} runs on the {runner.name} runner: there a decode step and a verification of "
+                f"{_VERIFIED} tokens take {1e3 * seconds[runner.name]:.3g} ms, and "
+                f"{seconds[rival.name] / seconds[runner.name]:.2f} times as long on the {rival.name} runner."
+            )
+        return runner, None
+
+    def _unequal_reason(self, runner: FastRunner) -> str | None:
+        difference = self._near.difference(runner)
+        if difference <= _TOLERANCE[self._loaded.dtype]:
+            return None
+        if not isfinite(difference):
+            return "its logits differ from the reference: they are no finite numbers"
+        return f"its logits differ from the reference by {difference:.2g} of the largest logit"
+
+    def _unequal_afar_reason(self, runner: FastRunner) -> str | None:
+        """The same near the context's end; the long cache is then let go."""
+        position = self._far.position
+        if position is None:
+            return None
+        try:
+            difference = self._far.difference(runner)
+        except UsageError:  # no memory for so long a cache: then no run comes so far either
+            return None
+        finally:
+            runner.release()
+        if difference <= _FAR * _TOLERANCE[self._loaded.dtype]:
+            return None
+        return f"its logits differ from the reference by {difference:.2g} of the largest logit at position {position}"
 
 
-def _time(runners: Sequence[Runner], clock: Clock) -> dict[str, float]:
+def _time(runners: Sequence[FastRunner], context_length: int, clock: Clock) -> dict[str, float]:
     """Seconds of a decode step and a verification on each, interleaved: the median of a few rounds."""
-    steps = {runner.name: Step(_decode_and_verify(runner)) for runner in runners}
+    steps = {runner.name: Step(_decode_and_verify(runner, context_length)) for runner in runners}
     timed = time_steps(runners[0], steps, _ROUNDS, clock)
     return {name: median(seconds) for name, seconds in timed.items()}
 
 
-def _decode_and_verify(runner: Runner) -> Callable[[], None]:
-    """About where the probe ended, with room for both."""
-    greedy, length = greedy_steps(runner), min(runner.length, runner.capacity - _VERIFIED - 2)
-    runner.rewind(length)
+def _decode_and_verify(runner: FastRunner, context_length: int) -> Callable[[], None]:
+    """After as many positions as the probe's prompt has; what they hold has no influence on the time."""
+    needed = _VERIFIED + 2
+    length = min(_NUM_PROBE_TOKENS, context_length - needed)
+    runner.reserve(length + needed)
+    runner.resume((), length)
+    greedy = greedy_steps(runner)
 
     def run() -> None:
         greedy.decode_greedy(0)
@@ -168,67 +226,31 @@ def _decode_and_verify(runner: Runner) -> Callable[[], None]:
     return run
 
 
-def _open(
-    candidate: _Candidate,
-    loaded: LoadedModel,
-    reference: ReferenceRunner,
-    far: FarProbe,
-    notice: Callable[[str], None],
-) -> tuple[Runner | None, str | None]:
-    """The candidate where it equals the reference, or why it does not serve."""
-    try:
-        reason = candidate.unsupported_reason(loaded)
-        if reason is not None:
-            return None, reason
-        runner = candidate.open(loaded)
-        if isinstance(runner, NativeRunner):
-            runner.notice = notice
-        if candidate is _GRAPHS:
-            probe_difference(runner, reference)  # the first walk captures; the next replays
-        reason = _unequal_reason(runner, reference, loaded.dtype)
-        reason = reason or _unequal_afar_reason(candidate, loaded, far)
-    except UsageError:
-        raise
-    except Exception as error:  # another one may serve, whatever is wrong with this one
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        failed = "its passes cannot be captured" if candidate is _GRAPHS else f"it failed, {type(error).__name__}"
-        return None, f"{failed} ({first_line})"
-    return (runner, None) if reason is None else (None, reason)
+class NearProbe:
+    """Looks at a short walk from the beginning of the context, which the reference takes once."""
+
+    def __init__(self, reference: Runner) -> None:
+        self._reference = reference
+        self._num_tokens = min(_NUM_PROBE_TOKENS, reference.capacity - _NUM_PROBE_STEPS)
+
+    @cached_property
+    def expected(self) -> list[Tensor]:
+        """The reference's logits."""
+        return _walk(self._reference, self._num_tokens)
+
+    def difference(self, runner: Runner) -> float:
+        """Largest logit difference over prefill, decode, draft, verify and rewind, as a share of the largest logit.
+
+        inf where one is no number.
+        """
+        pairs = zip(_walk(runner, self._num_tokens), self.expected, strict=True)
+        differences = [(ours.float() - theirs.float()).abs().max() for ours, theirs in pairs]
+        largest = torch.stack([logits.float().abs().max() for logits in self.expected]).max().clamp(min=1e-6)
+        share = float(torch.stack(differences).max() / largest)  # keeps a NaN, unlike Python's max
+        return share if isfinite(share) else inf
 
 
-def _unequal_reason(runner: Runner, reference: Runner, dtype: torch.dtype) -> str | None:
-    difference = probe_difference(runner, reference)
-    if difference <= _TOLERANCE[dtype]:
-        return None
-    if not isfinite(difference):
-        return "its logits differ from the reference: they are no finite numbers"
-    return f"its logits differ from the reference by {difference:.2g} of the largest logit"
-
-
-def _unequal_afar_reason(candidate: _Candidate, loaded: LoadedModel, far: FarProbe) -> str | None:
-    """The same near the context's end, by a runner of its own, whose long cache is then let go."""
-    if far.position is None:
-        return None
-    try:
-        difference = far.difference(candidate.open(loaded))
-    except UsageError:  # no memory for so long a cache: then no run comes so far either
-        return None
-    if difference <= _FAR * _TOLERANCE[loaded.dtype]:
-        return None
-    return f"its logits differ from the reference by {difference:.2g} of the largest logit at position {far.position}"
-
-
-def probe_difference(runner: Runner, reference: Runner) -> float:
-    """Largest logit difference over prefill, decode, draft, verify and rewind, as a share of the largest logit."""
-    num_tokens = min(_NUM_PROBE_TOKENS, reference.capacity - _NUM_PROBE_STEPS)
-    ours, theirs = _probe(runner, num_tokens), _probe(reference, num_tokens)
-    differences = [(a.float() - b.float()).abs().max() for a, b in zip(ours, theirs, strict=True)]
-    largest = torch.stack([logits.float().abs().max() for logits in theirs]).max().clamp(min=1e-6)
-    share = float(torch.stack(differences).max() / largest)  # keeps a NaN, unlike Python's max
-    return share if isfinite(share) else inf
-
-
-def _probe(runner: Runner, num_tokens: int) -> list[Tensor]:
+def _walk(runner: Runner, num_tokens: int) -> list[Tensor]:
     """Logits of one walk through the interface, on arbitrary but fixed tokens."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(runner.vocabulary_size, (max(num_tokens, 8),), generator=generator).tolist()

@@ -57,11 +57,12 @@ def _advise(tensor: Tensor, advice: int) -> None:
 
 
 def _maps_a_file(address: int) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, _, _, inode, *_ = line.split(maxsplit=5)
-        begin, end = (int(bound, 16) for bound in span.split("-"))
-        if begin <= address < end:
-            return inode != "0"
+    with Path("/proc/self/maps").open() as mappings:  # by address; the system writes no more of them than is read
+        for line in mappings:
+            span, _, _, _, inode, *_ = line.split(maxsplit=5)
+            begin, end = (int(bound, 16) for bound in span.split("-"))
+            if address < end:
+                return begin <= address and inode != "0"
     return False
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.greedy import greedy_steps
+from selfspec_tune.engine.native import NativeRunner
 from selfspec_tune.engine.ngram import common_prefix
 from selfspec_tune.engine.runner import Runner
+from selfspec_tune.models import LoadedModel
 
 
 class StandaloneRunner:
@@ -30,6 +33,15 @@ class StandaloneRunner:
         self._text: list[int] = []
         self._read: list[int] = []  # what the draft has in its cache
         self._greedy_full, self._greedy_alone = greedy_steps(full), greedy_steps(alone)
+
+    @classmethod
+    def of(cls, chosen: Runner, loaded: LoadedModel) -> StandaloneRunner:
+        """Two like the runner that was ``chosen`` for a model: it has proved equal, so that the second need not."""
+        kind: Any = type(chosen)
+        alone: Runner = kind(loaded)
+        if isinstance(chosen, NativeRunner) and isinstance(alone, NativeRunner):
+            alone.notice = chosen.notice
+        return cls(chosen, alone)
 
     @property
     def about(self) -> str:

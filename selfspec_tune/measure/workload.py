@@ -77,9 +77,9 @@ class Workload:
         """What drafts and verifies."""
         return self.runner if self.alone is None else self.alone
 
-    def stand_alone(self, notice: Callable[[str], None]) -> None:
+    def stand_alone(self) -> None:
         """From now on drafts have a cache of their own, in a second runner of the same weights."""
-        self.alone = StandaloneRunner(self.runner, choose_runner(self.loaded, self.runner.name, notice))
+        self.alone = StandaloneRunner.of(self.runner, self.loaded)
 
     def scorer(self, windows: Sequence[Window], depths: int = 1) -> DraftScorer:
         """A scorer of this workload's drafts; ``depths`` as `make_scorer` has it."""

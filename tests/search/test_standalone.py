@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
-from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine import Limits, Sampler, autoregressive, choose_runner, self_speculative
 from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.standalone import StandaloneRunner
@@ -20,7 +20,7 @@ from selfspec_tune.requests import DraftOptions, Objective, PolicyChoice
 from selfspec_tune.results import SkipConfig, StudyConfig
 from selfspec_tune.search import run_search
 from selfspec_tune.skip_set import SkipSet
-from tests.engine_kit import prompt_tokens
+from tests.engine_kit import RUNNERS, prompt_tokens
 from tests.search_kit import Listener, search_request
 
 SET = SkipSet(4, (1, 3), (2,))
@@ -53,6 +53,25 @@ class _ByLogits:
         if name.endswith("_greedy"):
             raise AttributeError(name)
         return getattr(self._runner, name)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_the_second_runner_is_like_the_first_and_proves_nothing_again(
+    name: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = choose_runner(loaded, name, [].append)
+    with monkeypatch.context() as patch:
+        patch.setattr(ReferenceRunner, "_forward", None)  # what it is compared with cannot run
+        runner = StandaloneRunner.of(chosen, loaded)
+    full, alone = runner._full, runner._alone
+    assert full is chosen
+    assert alone is not chosen
+    assert type(alone) is type(chosen)
+    assert getattr(alone, "notice", None) == getattr(chosen, "notice", None)
+    prompt, limits = prompt_tokens(9, seed=1), Limits(12)
+    plain = autoregressive(chosen, prompt, limits, Sampler()).tokens
+    draft = Draft(SET, DraftPolicy(PolicyKind.FIXED, 4))
+    assert self_speculative(runner, prompt, limits, Sampler(), draft).tokens == plain
 
 
 def test_a_standalone_search_drafts_as_an_exported_draft_does(tmp_path: Path, model: Path, source: str) -> None:

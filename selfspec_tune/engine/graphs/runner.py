@@ -77,6 +77,10 @@ class GraphedRunner(FastRunner):
             self._graphs.clear()
         self._capture_ahead(capacity)
 
+    def release(self) -> None:
+        super().release()
+        self._graphs.clear()
+
     def set_draft(self, draft: Draft) -> None:
         super().set_draft(draft)
         self._needs_probability = draft.policy.needs_probability

@@ -45,14 +45,15 @@ class NativeRunner(FastRunner):
         self._library = load_library()
         self.notice: Callable[[str], None] | None = None
         self._engine: int | None = None
+        self._engine_reads: tuple[Any, ...] = ()
         self._own: list[tuple[Described, SubLayer]] = []
         self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
         self._described: dict[Key, tuple[Described, SubLayer]] = {}  # of the copies held
         super().__init__(loaded)
 
     def __del__(self) -> None:
-        if getattr(self, "_engine", None):
-            self._library.engine_free(self._engine)
+        if hasattr(self, "_engine"):
+            self._close()
 
     @torch.inference_mode()
     def reserve(self, capacity: int) -> None:
@@ -60,6 +61,10 @@ class NativeRunner(FastRunner):
         super().reserve(capacity)
         if self._state.capacity != before:
             self._open()
+
+    def release(self) -> None:
+        super().release()
+        self._close()
 
     @torch.inference_mode()
     def set_draft(self, draft: Draft) -> None:
@@ -196,6 +201,12 @@ class NativeRunner(FastRunner):
         check_largest([best.log_sum if best.logit > LOWEST else nan for best in found], self)
         return [int(best.token) for best in found]
 
+    def _close(self) -> None:
+        """Give the scratch memory back, and what it was made for."""
+        if self._engine:
+            self._library.engine_free(self._engine)
+        self._engine, self._engine_reads = None, ()
+
     def _open(self) -> None:
         """Scratch memory for the cache's new size."""
         state = self._state
@@ -220,8 +231,7 @@ class NativeRunner(FastRunner):
             state.keys.data_ptr(),
             state.values.data_ptr(),
         )
-        if self._engine:
-            self._library.engine_free(self._engine)
+        self._close()
         self._engine = self._library.engine_new(ctypes.byref(model))
         self._engine_reads = tables, final_norm, state.keys, state.values
         if not self._engine:
