@@ -300,6 +300,27 @@ def test_sound_answers_are_said_to_be_and_older_runs_say_nothing() -> None:
     assert not [line for line in check_lines(older) if "egenerate" in line]
 
 
+def too_short(number: int, *, degenerate: int = 0) -> BenchResult:
+    """Of all answers the first ``number`` are too short to tell, the next ``degenerate`` degenerate."""
+    short = runs_of(MAIN, 1.3, too_short=True)[:number]
+    circling = runs_of(MAIN, 1.3, degenerate=True)[number : number + degenerate]
+    return result_of([arm(MAIN)], [*short, *circling, *runs_of(MAIN, 1.3, degenerate=False)[number + degenerate :]])
+
+
+def test_answers_too_short_to_tell_are_counted_and_not_called_sound() -> None:
+    some, circling, everything = too_short(3), too_short(3, degenerate=2), too_short(NUM_PROMPTS)
+    assert "Degenerate answers: 0 of 40; 3 too short to tell." in check_lines(some)
+    assert some.methods[1].num_too_short == 3
+    (line,) = [line for line in check_lines(circling) if line.startswith("Degenerate answers: 5 %;")]
+    assert line.endswith("end to end without them; 3 too short to tell.")
+    assert "Degenerate answers: not known: all 40 are too short to tell." in check_lines(everything)
+    assert everything.methods[1].degenerate_share is None
+    assert everything.verdict == "faster"
+    loaded: Any = WORKLOAD.loaded
+    config = conclusion.skip_config(loaded, Draft(SkipSet(12, (3,))), some, {}, Objective.SHARED)
+    assert SkipConfig.from_dict(config.to_dict(), origin="here").score.num_too_short == 3
+
+
 def test_a_lossy_run_has_no_figure_without_degenerate_answers_either() -> None:
     main = result_of([arm(MAIN)], circling(3.0, 3.0, 4, lossless="mismatch")).methods[1]
     assert main.degenerate_share == 0.1

@@ -139,13 +139,16 @@ def check_lines(result: BenchResult) -> list[str]:
 
 def degenerate_line(figures: MethodResult | RuntimeBench | Score) -> list[str]:
     """The share of answers that go on in circles, and the figures without them; empty where that is not known."""
+    short = figures.num_too_short
+    number = figures.num_runs if isinstance(figures, MethodResult) else figures.num_prompts
     if figures.degenerate_share is None:
-        return []
+        return [f"not known: all {number} are too short to tell"] if short else []
     if not figures.degenerate_share:
-        return ["none"]
+        return [f"0 of {number}; {short} too short to tell"] if short else ["none"]
     rest = figures.without_degenerate
     without = f"{text.speedup(rest.end_to_end_speedup)} end to end without them" if rest else "there are no others"
-    return [f"{text.percent(figures.degenerate_share)}; {without}"]
+    too_short = f"; {short} too short to tell" if short else ""
+    return [f"{text.percent(figures.degenerate_share)}; {without}{too_short}"]
 
 
 def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
