@@ -287,6 +287,14 @@ def test_where_all_answers_degenerate_there_is_no_verdict() -> None:
     assert result.methods[1].without_degenerate is None
 
 
+def test_a_verdict_on_fewer_than_8_sound_answers_says_so() -> None:
+    few, enough = (result_of([arm(MAIN)], circling(3.0, 1.3, NUM_PROMPTS - number)) for number in (6, 8))
+    phrase = "on 6 held-out prompts whose answers do not degenerate, fewer than the 8 that a verdict needs"
+    assert phrase in bench_verdict(few)
+    assert "fewer than" not in bench_verdict(enough)
+    assert any("on 6 prompts, fewer than the 8" in warning for warning in few.warnings)
+
+
 def test_one_sound_answer_tells_nothing() -> None:
     assert result_of([arm(MAIN)], circling(3.0, 3.0, NUM_PROMPTS - 1)).verdict == "undecided"
 

@@ -86,7 +86,7 @@ def _pair(
     model = (candidate.model or workload.loaded).model if candidate.by_transformers else None
     answers = (plain, generation)
     verdict = check(block.item, plain.tokens, generation.tokens, model)
-    degenerate = of_both(*(_judged(workload, answer) for answer in answers))
+    degenerate = of_both(*(judged(workload, a.tokens, ended=a.stop_reason == "eos") for a in answers))
     return PairedRun(
         method=candidate.id,
         prompt_id=block.item.id,
@@ -106,13 +106,12 @@ def _pair(
     )
 
 
-def _judged(workload: Workload, answer: Generation) -> bool | None:
+def judged(workload: Workload, answer: Sequence[int], *, ended: bool) -> bool | None:
     """Whether an answer degenerates, by the texts of its tokens; None: it is too short to tell."""
-    texts = {token: str(workload.loaded.tokenizer.decode([token])) for token in set(answer.tokens)}
+    texts = {token: str(workload.loaded.tokenizer.decode([token])) for token in set(answer)}
     # A token may be a part of a character, or nothing that can be shown: then its id tells it from others.
     shown = {token: text for token, text in texts.items() if text and _NO_CHARACTER not in text}
-    tokens = [shown.get(token, token) for token in answer.tokens]
-    return judge(tokens, ended=answer.stop_reason == "eos")
+    return judge([shown.get(token, token) for token in answer], ended=ended)
 
 
 def arm_run(generation: Generation) -> ArmRun:

@@ -17,11 +17,11 @@ from selfspec_tune.results import BenchResult
 from selfspec_tune.search import budget
 from selfspec_tune.search.choice import Choice, read_choice, write_choice
 from selfspec_tune.search.ranking import Ranking, may_win
-from selfspec_tune.search.schedule import FEWEST_SELECTION, FEWEST_TESTED, tested
+from selfspec_tune.search.schedule import FEWEST_SELECTION, tested
 from selfspec_tune.search.session import Session
 from selfspec_tune.search.study_folder import budget_of
 from selfspec_tune.search.trials import MeasuredStudy
-from selfspec_tune.statistics import Interval
+from selfspec_tune.statistics import FEWEST_TESTED, Interval
 from selfspec_tune.summary import advantage, summarise
 
 
