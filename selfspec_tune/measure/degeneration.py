@@ -28,16 +28,17 @@ def is_degenerate(tokens: Sequence[Hashable], *, ended: bool) -> bool:
 
     - It ends in a loop: one period at least three times, over a third of the answer and 12 tokens at least. Of an
       answer that the model ended itself, 64 tokens: people ask for short repetitions, and for tables.
-    - The limit cut it while it said again what it had just said: 55 % of it, or of its second half, are copies. A copy
-      has 20 tokens or more, the very same that stand one turn before, and at least 85 % of that turn; what lies
-      between copies is a counter (a text with a digit, or any id) or was said before. So an answer that is one loop is
-      found from 2.3 turns on, however long they are, and one sentence under ever new numbers. Near-equal objects, rows
-      and assertions differ each turn in a name, or in several places, and no copy of theirs is nearly a turn.
+    - The limit cut it while it said again what it had just said: 55 % of it, or of its second half, are copies, and
+      some of its last 20 tokens. A copy has 20 tokens or more, the very same that stand one turn before, and at least
+      85 % of that turn; what lies between copies is a counter (a text with a digit, or any id) or was said before. So
+      an answer that is one loop is found from 2.3 turns on, however long they are, and one sentence under ever new
+      numbers. Near-equal objects, rows and assertions differ each turn in a name, or in several places, and no copy of
+      theirs is nearly a turn.
     - The limit cut it, and of the 6-grams of its last 256 tokens, or of the second half of these, a quarter or less
       are distinct: a few tokens in varying order. A text with one new token a turn has more.
 
-    Of 321 published answers these find 16, all loops (8 of them by the first sign); the soundest of the others that
-    repeat themselves have 53 % of copies. They cannot tell objects that differ in one number alone, 20 equal tokens
+    Of 321 published answers these find 16, all loops (8 of them by the first sign); of the others, cut by the limit,
+    none has more than 53 % of copies. They cannot tell objects that differ in one number alone, 20 equal tokens
     apart, from a counted loop, nor a refrain that the limit cut, nor long lists of zeros and ones. They do not see a
     loop before its second turn is told, one that says a new word each turn, or the same in other words.
     """
