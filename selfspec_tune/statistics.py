@@ -21,6 +21,7 @@ Statistic = Callable[[FloatArray, FloatArray], FloatArray]
 Verdict = Literal["faster", "not_faster", "undecided"]
 
 FEWEST_PUBLISHED_PROMPTS = 32
+FEWEST_TESTED = 8  # prompts of a test: fewer tell nothing
 _NORMAL_LIMIT = 400
 _LOAD_LIMIT = 1.25
 _SPIKE_RATIO = 1.5

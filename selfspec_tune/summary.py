@@ -112,9 +112,14 @@ def mean_accepted_tokens(runs: Sequence[PairedRun]) -> float | None:
 
 
 def degenerate_share(runs: Sequence[PairedRun]) -> float | None:
-    """The share of runs whose answers degenerate, None where nobody looked."""
+    """The share of runs whose answers degenerate, None where nobody looked, or all are too short to tell."""
     known = [run.degenerate for run in runs if run.degenerate is not None]
-    return sum(known) / len(known) if known else None
+    return sum(known) / (len(known) + num_too_short(runs)) if known else None
+
+
+def num_too_short(runs: Sequence[PairedRun]) -> int:
+    """How many runs have answers too short to tell whether they degenerate."""
+    return sum(run.too_short for run in runs)
 
 
 def draft_cost_fraction(runs: Sequence[PairedRun]) -> float | None:
@@ -164,6 +169,7 @@ def summarise(
             task: _summarise_task(of_task, is_lossy=is_lossy, seed=seed) for task, of_task in _by_task(runs).items()
         },
         degenerate_share=degenerate_share(runs),
+        num_too_short=num_too_short(runs),
         without_degenerate=_without_degenerate(runs, is_lossy=is_lossy, seed=seed),
     )
 
@@ -324,6 +330,7 @@ def _summarise_task(runs: Sequence[PairedRun], *, is_lossy: bool, seed: int) -> 
         decode_speedup=None if is_lossy else _speedup(decode_times(runs), seed),
         end_to_end_speedup=None if is_lossy else _speedup(end_to_end_times(runs), seed),
         acceptance_rate=acceptance_rate(runs),
+        degenerate_share=degenerate_share(runs),
     )
 
 
@@ -377,4 +384,5 @@ _FRAME_RATES = (
     "draft_cost_fraction",
     "verify_cost_fraction",
     "degenerate_share",
+    "num_too_short",
 )

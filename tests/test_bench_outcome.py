@@ -287,6 +287,14 @@ def test_where_all_answers_degenerate_there_is_no_verdict() -> None:
     assert result.methods[1].without_degenerate is None
 
 
+def test_a_verdict_on_fewer_than_8_sound_answers_says_so() -> None:
+    few, enough = (result_of([arm(MAIN)], circling(3.0, 1.3, NUM_PROMPTS - number)) for number in (6, 8))
+    phrase = "on 6 held-out prompts whose answers do not degenerate, fewer than the 8 that a verdict needs"
+    assert phrase in bench_verdict(few)
+    assert "fewer than" not in bench_verdict(enough)
+    assert any("on 6 prompts, fewer than the 8" in warning for warning in few.warnings)
+
+
 def test_one_sound_answer_tells_nothing() -> None:
     assert result_of([arm(MAIN)], circling(3.0, 3.0, NUM_PROMPTS - 1)).verdict == "undecided"
 
@@ -298,6 +306,27 @@ def test_sound_answers_are_said_to_be_and_older_runs_say_nothing() -> None:
     assert "Degenerate answers: none." in check_lines(sound)
     assert older.methods[1].degenerate_share is None
     assert not [line for line in check_lines(older) if "egenerate" in line]
+
+
+def too_short(number: int, *, degenerate: int = 0) -> BenchResult:
+    """Of all answers the first ``number`` are too short to tell, the next ``degenerate`` degenerate."""
+    short = runs_of(MAIN, 1.3, too_short=True)[:number]
+    circling = runs_of(MAIN, 1.3, degenerate=True)[number : number + degenerate]
+    return result_of([arm(MAIN)], [*short, *circling, *runs_of(MAIN, 1.3, degenerate=False)[number + degenerate :]])
+
+
+def test_answers_too_short_to_tell_are_counted_and_not_called_sound() -> None:
+    some, circling, everything = too_short(3), too_short(3, degenerate=2), too_short(NUM_PROMPTS)
+    assert "Degenerate answers: 0 of 40; 3 too short to tell." in check_lines(some)
+    assert some.methods[1].num_too_short == 3
+    (line,) = [line for line in check_lines(circling) if line.startswith("Degenerate answers: 5 %;")]
+    assert line.endswith("end to end without them; 3 too short to tell.")
+    assert "Degenerate answers: not known: all 40 are too short to tell." in check_lines(everything)
+    assert everything.methods[1].degenerate_share is None
+    assert everything.verdict == "faster"
+    loaded: Any = WORKLOAD.loaded
+    config = conclusion.skip_config(loaded, Draft(SkipSet(12, (3,))), some, {}, Objective.SHARED)
+    assert SkipConfig.from_dict(config.to_dict(), origin="here").score.num_too_short == 3
 
 
 def test_a_lossy_run_has_no_figure_without_degenerate_answers_either() -> None:

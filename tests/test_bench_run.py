@@ -12,6 +12,7 @@ from selfspec_tune.dialects import DIALECTS, Dialect, to_dialect
 from selfspec_tune.errors import PromptError, SkipSetError, UsageError
 from selfspec_tune.models import load_model
 from selfspec_tune.prompts import Splits, default_split_sizes, load_prompts, split_prompts
+from selfspec_tune.report.tables import check_lines
 from selfspec_tune.requests import BenchRequest
 from selfspec_tune.results import BenchResult, ModelInfo, SkipConfig, SkipLayers
 from selfspec_tune.skip_set import SkipSet
@@ -281,3 +282,10 @@ def test_a_model_that_repeats_one_token_gets_no_verdict(tmp_path: Path, source: 
     assert result.verdict == "withheld"
     assert "All 4 answers degenerate" in result.withheld_because[0]
     assert result.methods[1].degenerate_share == 1.0
+
+
+def test_answers_of_fewer_than_12_tokens_are_too_short_to_tell(bench: Any) -> None:
+    result = bench("mlp 1", reference_prompts=1)
+    assert {(run.degenerate, run.too_short) for run in result.runs} == {(None, True)}
+    assert result.methods[1].num_too_short == 4
+    assert "Degenerate answers: not known: all 4 are too short to tell." in check_lines(result)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import pytest
 
-from selfspec_tune.measure.degeneration import is_degenerate, longest_loop
+from selfspec_tune.measure.degeneration import is_degenerate, judge, longest_loop
 
 LENGTHS = [16, 32, 128, 512]
 
@@ -116,3 +117,57 @@ def test_nothing_is_no_loop() -> None:
 def test_the_loop_is_counted_from_the_end() -> None:
     assert longest_loop([1, 2, 3, 9, 8, 9, 8, 9, 8]) == 6
     assert longest_loop([4, 4, 4, 4, 1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("period", "length", "begun"),
+    [(24, 64, 0), (27, 64, 0), (50, 128, 0), (55, 128, 0), (40, 128, 38), (100, 256, 0), (200, 512, 0), (25, 128, 64)],
+)
+def test_a_loop_with_a_long_period_is_found_from_2_3_turns_on(period: int, length: int, begun: int) -> None:
+    answer = [*prose(begun, 7), *(prose(period, period) * 9)][:length]
+    assert is_degenerate(answer, ended=False)
+    assert is_degenerate(list(map(str, answer)), ended=False)
+
+
+def test_what_is_said_twice_and_left_is_no_loop() -> None:
+    paragraph = prose(36, 5)
+    assert not is_degenerate([*prose(30, 6), *paragraph, *paragraph, *prose(26, 8)], ended=False)
+    assert not is_degenerate([*paragraph, *prose(20, 9), *paragraph], ended=False)  # a quotation, taken up again
+
+
+def tokens_of(lines: Iterable[str], length: int) -> list[str]:
+    """Words, marks and digits, each a token."""
+    return re.findall(r"\d|\w+| +|\n|[^\w\s]", "".join(lines))[:length]
+
+
+NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Leo", "Mia", "Ned", "Oda"]
+NEAR_EQUAL = [
+    '{{"id": {n}, "name": "item {n}", "active": true}},\n',
+    '  {{\n    "id": {n},\n    "name": "{name}",\n    "role": "user",\n    "active": true\n  }},\n',
+    '{{"name": "{name}", "role": "user", "active": true, "verified": false}},\n',
+    '{{"id": {n}, "name": "Item {n}", "price": 9.99, "in_stock": true}},\n',
+    '  <li class="item"><a href="/items/{n}">{name}</a></li>\n',
+    "    assert add({n}, 2) == {n}\n",
+    "| {name} | 0 | 0 | 0 | yes | no | yes |\n",
+]
+
+
+@pytest.mark.parametrize("length", [64, 128, 256])
+@pytest.mark.parametrize("row", NEAR_EQUAL)
+def test_near_equal_rows_that_the_limit_cut_are_none(row: str, length: int) -> None:
+    rows = [row.format(n=number + 1, name=name) for number, name in enumerate(NAMES)]
+    assert not is_degenerate(tokens_of(["[\n", *rows], length), ended=False)
+
+
+@pytest.mark.parametrize("length", [128, 256])
+def test_one_sentence_under_ever_new_numbers_is_found(length: int) -> None:
+    sentence = "If you are in a hospital, you can call the line, which is for all who need it.\n"
+    assert is_degenerate(tokens_of([f"{number}. {sentence}" for number in range(1, 20)], length), ended=False)
+
+
+def test_an_answer_of_fewer_than_12_tokens_is_too_short_to_tell() -> None:
+    assert judge([5] * 11, ended=False) is None
+    assert judge([*range(11), 2], ended=True) is None
+    assert judge([], ended=False) is None
+    assert judge([5] * 12, ended=False) is True
+    assert judge([*range(12), 2], ended=True) is False

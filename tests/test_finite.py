@@ -85,6 +85,28 @@ def test_values_that_overflow_on_the_way_are_found_before_anything_is_measured(
         choose_runner(loaded, runner)
 
 
+SATURATED = 3e38  # what its norm makes 0 of, and of that every logit
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", RUNNERS)
+def test_every_runner_ends_a_generation_whose_logits_are_all_equal(
+    name: str, sampler: Sampler, tiny_llama_dir: Path
+) -> None:
+    loaded, prompt = load(tiny_llama_dir), prompt_tokens(9)
+    with torch.no_grad():
+        loaded.model.get_parameter("model.embed_tokens.weight")[prompt[-1]] = SATURATED
+    runner = RUNNERS[name](loaded)
+    skipping = Draft(SkipSet(4, (1,), (2,)))
+    for decode in (
+        lambda text: autoregressive(runner, text, Limits(4), sampler),
+        lambda text: self_speculative(runner, text, Limits(4), sampler, skipping),
+    ):
+        with pytest.raises(NonFiniteError, match="every token has the same logit at position 9"):
+            decode(prompt)
+        assert decode([5, 6, 7]).tokens
+
+
 @pytest.fixture
 def broken(tiny_llama_dir: Path) -> LoadedModel:
     """A model that breaks after it was loaded: every logit is NaN."""

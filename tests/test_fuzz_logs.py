@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec_tune.bench.log import SCHEMA, VERSION, BenchLog, runner_of, widened_of
+from selfspec_tune.bench.log import SCHEMA, VERSION, BenchLog, commits_of, runner_of, widened_of
 from selfspec_tune.export import manifest
 from selfspec_tune.export.manifest import MANIFEST, others_in, read_manifest
 from selfspec_tune.export.runtime_log import RuntimeLog
@@ -49,7 +49,7 @@ _EXPORT = {
 def test_a_damaged_log_of_a_bench_is_read_or_refused(data: st.DataObject) -> None:
     with folder() as place:
         log = write(Path(place) / "bench.runs.jsonl", data.draw(damaged(_BENCH)))
-        for read in (runner_of, widened_of, lambda path: BenchLog(path, _MEASURED)):
+        for read in (runner_of, widened_of, commits_of, lambda path: BenchLog(path, _MEASURED)):
             may_be_refused(lambda read=read: read(log), "bench.runs.jsonl")  # type: ignore[misc]
 
 

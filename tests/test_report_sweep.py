@@ -93,6 +93,26 @@ def test_warnings_and_sessions_are_told() -> None:
     assert "Measured in 2 sessions (4, 12 pairs)" in page
 
 
+def test_the_share_of_degenerate_answers_stands_beside_the_figures(tmp_path: Path) -> None:
+    def with_shares(*shares: float | None, short: int = 0) -> SweepResult:
+        result = sweep_result(1.5, 1.3)
+        for point, share in zip(result.points, shares, strict=True):
+            update = {"degenerate_share": share, "num_too_short": short}
+            point.methods[1] = point.methods[1].model_copy(update=update)
+        return result
+
+    assert "Degenerate answers: 0 % at 256, 25 % at 512." in printed(with_shares(0.0, 0.25), 100)
+    assert "Degenerate answers: none." in printed(with_shares(0.0, 0.0), 100)
+    assert "Degenerate answers: none; up to 3 too short to tell." in printed(with_shares(0.0, 0.0, short=3), 100)
+    assert "Degenerate answers: not known; up to 8 too short to tell." in printed(with_shares(None, None, short=8), 100)
+    assert "egenerate" not in printed(with_shares(None, None), 100)
+    pytest.importorskip("matplotlib")
+    write_plot(with_shares(0.0, 0.25), tmp_path / "plot.svg")
+    write_plot(with_shares(None, None), tmp_path / "older.svg")
+    assert "Degenerate answers: 0 % at 256, 25 % at 512." in (tmp_path / "plot.svg").read_text()
+    assert "egenerate" not in (tmp_path / "older.svg").read_text()
+
+
 def test_the_plot_of_characters_marks_ratio_interval_and_one() -> None:
     (curve,) = curves(sweep_result(1.5, 0.8))
     above, below, scale = plot_rows(curve, 50)

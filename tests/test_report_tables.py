@@ -6,12 +6,14 @@ import pytest
 from rich.console import Console
 
 from selfspec_tune.models.aliases import ALIASES, Alias
+from selfspec_tune.report.compare import print_comparison
 from selfspec_tune.report.config import draft_line, print_skip_config
 from selfspec_tune.report.models import params, print_models
 from selfspec_tune.report.tables import lossless, print_bench
 from selfspec_tune.report.text import bounds, times
 from selfspec_tune.report.verdict import bench_verdict, score_verdict
 from selfspec_tune.results import BenchResult, DraftSettings, LosslessCount, Score
+from selfspec_tune.search.compare import Comparison
 from selfspec_tune.statistics import Interval
 from selfspec_tune.summary import unavailable_method
 from tests.results_kit import FASTER, bench_result, skip_config
@@ -253,3 +255,24 @@ def test_models_on_the_reference_runner_are_told_apart() -> None:
 @pytest.mark.parametrize(("billions", "written"), [(0.135, "135M"), (1.54, "1.5B"), (69.0, "69B")])
 def test_parameter_counts_are_rounded(billions: float, written: str) -> None:
     assert params(Alias("org/x", 4, billions)) == written
+
+
+def test_every_figure_of_a_bench_carries_the_share_of_degenerate_answers() -> None:
+    result = bench_result(run_fields={"degenerate": False})
+    main = result.methods[1]
+    tasks = {name: task.model_copy(update={"degenerate_share": 0.125}) for name, task in main.per_task.items()}
+    result.methods[1] = main.model_copy(update={"degenerate_share": 0.25, "per_task": tasks})
+    other = main.model_copy(update={"id": "hf-generate", "name": "hf-generate", "degenerate_share": 0.5})
+    result.methods.append(other)
+    text = bench_text(result, 100)
+    assert "Degenerate answers: 25 %" in text
+    assert "Of the other rows' answers degenerate: 50 % of hf-generate." in text
+    assert text.count("12 %") == 2
+    assert "degenerate" not in bench_text(bench_result(), 100).lower()
+
+
+def test_a_comparison_says_how_many_answers_degenerate() -> None:
+    bench = bench_result(run_fields={"degenerate": False})
+    stream = io.StringIO()
+    print_comparison(Console(file=stream, width=100), Comparison([], bench, {}))
+    assert "Degenerate answers: none." in stream.getvalue()

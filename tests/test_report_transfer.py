@@ -76,3 +76,16 @@ def test_the_matrix_is_drawn(tmp_path: Path, name: str) -> None:
     lossy = transfer_row("chat", by_task=dict.fromkeys(TASKS), overall=None)
     write_transfer(transfer_result(rows=[transfer_row("all"), lossy]), tmp_path / name)
     assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_share_of_degenerate_answers_stands_beside_the_matrix(tmp_path: Path) -> None:
+    shares: dict[str, float | None] = {**dict.fromkeys(TASKS, 0.0), "chat": 0.25}
+    rows = [transfer_row(name, degenerate_share=0.1, degenerate_by_task=shares) for name in ("all", *TASKS)]
+    line = "Degenerate answers: 10 % (chat 25 %), counted in the figures."
+    assert line in shown(transfer_result(rows=rows), 100)
+    sound = [transfer_row(name, degenerate_share=0.0) for name in ("all", *TASKS)]
+    assert "Degenerate answers: 0 %." in shown(transfer_result(rows=sound), 100)
+    assert "egenerate" not in shown(transfer_result(), 100)
+    pytest.importorskip("matplotlib")
+    write_transfer(transfer_result(rows=rows), tmp_path / "map.svg")
+    assert line in (tmp_path / "map.svg").read_text()

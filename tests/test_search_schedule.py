@@ -200,3 +200,11 @@ def test_a_search_that_goes_on_is_planned_with_the_lengths_that_it_keeps() -> No
     assert planned.num_test > fitted(600.0).going_on_from(short).num_test
     assert going_on.total(planned) <= 600.0
     assert going_on.full().max_new_tokens == short.max_new_tokens
+
+
+@pytest.mark.parametrize(("sound", "most", "number"), [(1.0, 32, 8), (0.75, 32, 11), (0.75, 9, 9), (0.0, 12, 12)])
+def test_time_is_kept_for_8_answers_that_do_not_degenerate(sound: float, most: int, number: int) -> None:
+    full = estimates(None).full()
+    few = replace(full, num_test=8)
+    assert few.for_sound(sound, most) == replace(few, num_test=number)
+    assert replace(full, num_test=20).for_sound(sound, 20).num_test == 20

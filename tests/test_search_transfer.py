@@ -147,6 +147,16 @@ def test_a_draft_that_was_not_lossless_carries_no_figure_and_nor_does_what_picks
     assert nearest.ratio_to_single is not None
 
 
+def test_rows_carry_the_share_of_degenerate_answers_by_task() -> None:
+    runs = runs_of(at_home, "test", degenerate=False)
+    runs = [run.model_copy(update={"degenerate": run.prompt_id == "test/chat-0"}) for run in runs]
+    nearest = {run.prompt_hash: run.task for run in runs}
+    result = transfer(WINNERS, bench_of(runs), runs_of(at_home, "selection"), nearest)
+    assert {row.degenerate_share for row in result.rows} == {1 / 8}
+    assert result.rows[0].degenerate_by_task == {"chat": 1 / 4, "code": 0.0}
+    assert judged(at_home).rows[0].degenerate_share is None
+
+
 def test_the_file_reads_back_as_it_was_written(tmp_path: Any) -> None:
     result = judged(at_home)
     result.save(tmp_path / "transfer.json")

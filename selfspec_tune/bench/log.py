@@ -137,6 +137,20 @@ def runner_of(path: Path | None) -> str | None:
     return heading["measurement"].get("runner") if heading else None
 
 
+def commits_of(path: Path | None) -> dict[str, str]:
+    """The commit that the log at ``path`` was begun with, by the model's id on the hub; of a model elsewhere none.
+
+    Raises `FileFormatError`.
+    """
+    if path is None:
+        return {}
+    with taken_apart(path, WAYS_OUT):
+        sessions = [row for row in read_jsonl(path) if "started_session" in row]
+        model = (sessions[0]["provenance"].get("model") or {}) if sessions else {}
+        revision = model.get("revision")
+        return {} if revision is None else {str(model["id"]): str(revision)}
+
+
 def widened_of(path: Path | None) -> dict[str, bool]:
     """Of every method in the log at ``path``, by its id, whether it ran on the model's float32 copy."""
     if path is None:

@@ -9,7 +9,7 @@ from selfspec_tune.measure.arms import EMPTY, GENERATE, NULL, SELF_SPECULATIVE, 
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.provenance import load_average, num_cores
 from selfspec_tune.results import BenchResult, MethodResult, ModelInfo, NullRun, PairedRun
-from selfspec_tune.statistics import Interval, has_excess_ties, noise_warnings, verdict
+from selfspec_tune.statistics import FEWEST_TESTED, Interval, has_excess_ties, noise_warnings, verdict
 from selfspec_tune.summary import end_to_end_times, summarise, summarise_baseline, unavailable_method
 
 _EXCESS_TIES = (
@@ -140,10 +140,13 @@ def _degenerate(main: MethodResult | None) -> list[str]:
     """A warning where some answers degenerate but not all."""
     if main is None or not main.has_degenerate or main.sound_speedup is None or main.end_to_end_speedup is None:
         return []
+    assert main.without_degenerate is not None
+    number = main.without_degenerate.num_prompts
+    few = f", on {number} prompts, fewer than the {FEWEST_TESTED} that it needs" if number < FEWEST_TESTED else ""
     return [
         f"{main.degenerate_share:.0%} of the answers degenerate: they say the same token or phrase over and over. That "
         f"flatters every draft, and lookup most. End to end {main.sound_speedup} without them, "
-        f"{main.end_to_end_speedup} with them; the verdict goes by those without. {_SOUNDER}"
+        f"{main.end_to_end_speedup} with them; the verdict goes by those without{few}. {_SOUNDER}"
     ]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from selfspec_tune.bench.contest import Contest, shortened
-from selfspec_tune.bench.log import opened, runner_of, widened_of
+from selfspec_tune.bench.log import commits_of, opened, runner_of, widened_of
 from selfspec_tune.bench.measurement import measurement
 from selfspec_tune.bench.outcome import bench_result
 from selfspec_tune.bench.parts import part_arms
 from selfspec_tune.bench.rivals import System, rival_arms, system_of
-from selfspec_tune.bench.sources import Source, gather, model_options, overridden, prompt_options
+from selfspec_tune.bench.sources import Source, as_begun, gather, model_options, overridden, prompt_options
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.engine import autoregressive, describe_numerics
 from selfspec_tune.errors import PromptError
@@ -114,9 +114,10 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
             )
     options = prompt_options(request, configs)
     prompts, in_sample = choose_prompts(request, options, configs, reporter.notice)
+    model = as_begun(model_options(request, configs), {} if request.fresh else commits_of(request.log))
     if workload is None:
         begun_with = None if request.fresh else runner_of(request.log)
-        workload = open_workload(model_options(request, configs), options, reporter, begun_with)
+        workload = open_workload(model, options, reporter, begun_with)
     else:
         workload = workload.reopened(options)
     if workload.theirs is not None and not request.fresh:
@@ -124,11 +125,7 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
     prompts = workload.fitting(prompts, reporter.notice)
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
-    rivals = (
-        rival_arms(workload, contenders[0], request, model_options(request, configs), reporter)
-        if request.rivals
-        else []
-    )
+    rivals = rival_arms(workload, contenders[0], request, model, reporter) if request.rivals else []
     return BenchSetting(workload, prompts, in_sample, contenders, parts, rivals)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.skip_set import MOST_LAYERS
@@ -106,6 +107,13 @@ def model_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> Model
     if overrides.get("name", options.name) != options.name:  # whose commits are others
         options = replace(options, revision=None)
     return replace(options, **overrides)
+
+
+def as_begun(model: ModelOptions, commits: Mapping[str, str]) -> ModelOptions:
+    """The model at the commit that its bench was begun with, by ids on the hub, where no revision is asked for."""
+    if model.revision is not None or not commits:
+        return model
+    return replace(model, revision=commits.get(find_origin(model.name).id))
 
 
 def prompt_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> PromptOptions:

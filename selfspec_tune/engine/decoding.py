@@ -15,7 +15,7 @@ from torch import Tensor
 from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.drafting import Drafted, Drafter
-from selfspec_tune.engine.finite import check_logits, most_probable
+from selfspec_tune.engine.finite import check_differ, check_logits, most_probable
 from selfspec_tune.engine.generation import Generation
 from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.ngram import common_prefix
@@ -124,14 +124,19 @@ def self_speculative(
 def _prefill(
     runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation
 ) -> tuple[int, float]:
-    """Run the prompt; the first token and the moment that decoding starts."""
+    """Run the prompt; the first token and the moment that decoding starts.
+
+    Raises `NonFiniteError` where the logits after the prompt are no numbers, or all the same: once a generation, for
+    every runner gives these.
+    """
     runner.reserve(len(prompt) + limits.max_new_tokens)
     runner.synchronize()
     begun = perf_counter()
-    token = _pick(runner, runner.prefill(prompt), sampler)
-    started = perf_counter()
-    record.prefill_seconds = started - begun
-    return token, started
+    logits = runner.prefill(prompt)
+    token = _pick(runner, logits, sampler)
+    record.prefill_seconds = perf_counter() - begun
+    check_differ(logits[None], runner)  # untimed
+    return token, perf_counter()
 
 
 def _pick(runner: Runner, logits: Tensor, sampler: Sampler) -> int:

@@ -45,6 +45,16 @@ def check_largest(largest: Sequence[float], runner: Runner) -> None:
             )
 
 
+def check_differ(logits: Tensor, runner: Runner) -> None:
+    """Raise `NonFiniteError` where logits [positions, vocabulary], which are numbers, are all the same at each."""
+    low, high = torch.aminmax(logits, dim=-1)
+    if bool((low == high).all()):
+        raise NonFiniteError(
+            f"{runner.about}: every token has the same logit at position {runner.length}, whatever comes before it: "
+            "it computes nothing. Its weights or its configuration are broken: get the checkpoint again."
+        )
+
+
 def check_first_pass(runner: Runner, num_embedded: int) -> None:
     """Look at a pass over arbitrary but fixed tokens, of the ``num_embedded`` that the model embeds.
 
@@ -58,8 +68,4 @@ def check_first_pass(runner: Runner, num_embedded: int) -> None:
     check_logits(first, runner)
     logits = torch.cat((first, runner.verify(tokens[1:]))) if len(tokens) > 1 else first
     check_logits(logits[1:], runner)
-    if bool((logits.amax(-1) == logits.amin(-1)).all()):
-        raise NonFiniteError(
-            f"{runner.about}: every token has the same logit, whatever comes before it, so it computes nothing. Its "
-            "weights or its configuration are broken: get the checkpoint again."
-        )
+    check_differ(logits, runner)

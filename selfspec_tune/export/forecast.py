@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfspec_tune.results import SkipConfig
+from selfspec_tune.results import Score, SkipConfig
 
 DEFAULT_DRAFT_TOKENS = 4
 
@@ -51,11 +51,17 @@ def _measured(config: SkipConfig) -> str:
     score, speedup = config.score, config.score.decode_speedup
     if speedup is None:
         return "Searched to stand alone; its search has measured nothing on test prompts yet."
+    rule = _rule(config, exact=(config.provenance.get("search") or {}).get("acceptance"))
     return (
         f"Searched to stand alone: {speedup.value:.2f}x decode, {_share(score.acceptance_rate)} of "
         f"{config.draft.max_draft_tokens} drafted tokens accepted, in this program's engine on {score.num_prompts} "
-        f"{score.split} prompts.{_rule(config, exact=(config.provenance.get('search') or {}).get('acceptance'))}"
+        f"{score.split} prompts{_degenerate(score)}.{rule}"
     )
+
+
+def _degenerate(score: Score) -> str:
+    share = score.degenerate_share
+    return "" if share is None else f" ({share:.0%} of the answers degenerate)"
 
 
 def _rule(config: SkipConfig, *, exact: str | bool | None) -> str:

@@ -11,7 +11,7 @@ from selfspec_tune.export.own_code import check_own_code
 from selfspec_tune.export.runtime_log import RuntimeLog, opened
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import short_hash
-from selfspec_tune.measure.degeneration import is_degenerate
+from selfspec_tune.measure.degeneration import judge, of_both
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
@@ -114,6 +114,7 @@ def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) ->
 def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
     # Where the runtime does not name every token, words tell too.
     said = answer.tokens if len(answer.tokens) == answer.num_tokens else answer.text.split()
+    degenerate = judge(said, ended=answer.num_tokens < item.limits.max_new_tokens)
     return RuntimeRun(
         prompt_id=item.id,
         arm=arm,
@@ -124,7 +125,8 @@ def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
         drafted=answer.drafted,
         accepted=answer.accepted,
         text_hash=short_hash(answer.text),
-        degenerate=is_degenerate(said, ended=answer.num_tokens < item.limits.max_new_tokens),
+        degenerate=degenerate,
+        too_short=degenerate is None,
     )
 
 
@@ -150,8 +152,10 @@ def _result(
 ) -> RuntimeBench:
     by_arm = {arm: {run.prompt_id: run for run in runs if run.arm == arm} for arm in _ARMS}
     plain, ours = by_arm["plain"], by_arm["speculative"]
-    known = [name for name, run in plain.items() if run.degenerate is not None and ours[name].degenerate is not None]
-    circling = {name for name in known if plain[name].degenerate or ours[name].degenerate}
+    found = {name: of_both(run.degenerate, ours[name].degenerate) for name, run in plain.items()}
+    circling = {name for name, degenerate in found.items() if degenerate}
+    num_known = sum(degenerate is not None for degenerate in found.values())
+    num_too_short = sum(found[name] is None and (run.too_short or ours[name].too_short) for name, run in plain.items())
     drafted, accepted = (sum(getattr(run, name) for run in ours.values()) for name in ("drafted", "accepted"))
     produced = sum(run.num_tokens for run in ours.values())
     return RuntimeBench(
@@ -168,7 +172,8 @@ def _result(
         mean_accepted_tokens=produced / max(produced - accepted, 1),
         same_texts=sum(ours[name].text_hash == run.text_hash for name, run in plain.items()),
         num_prompts=len(plain),
-        degenerate_share=len(circling) / len(known) if known else None,
+        degenerate_share=len(circling) / (num_known + num_too_short) if num_known else None,
+        num_too_short=num_too_short,
         without_degenerate=_without(circling, plain, ours),
         provenance=about,
         runs=list(runs),

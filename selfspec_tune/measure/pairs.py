@@ -13,12 +13,13 @@ from typing import TypeVar
 
 from selfspec_tune.engine import Generation
 from selfspec_tune.measure.arms import Arm
-from selfspec_tune.measure.degeneration import is_degenerate
+from selfspec_tune.measure.degeneration import judge, of_both
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import ArmRun, PairedRun
 
 T = TypeVar("T")
+_NO_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def _pair(
     model = (candidate.model or workload.loaded).model if candidate.by_transformers else None
     answers = (plain, generation)
     verdict = check(block.item, plain.tokens, generation.tokens, model)
+    degenerate = of_both(*(judged(workload, a.tokens, ended=a.stop_reason == "eos") for a in answers))
     return PairedRun(
         method=candidate.id,
         prompt_id=block.item.id,
@@ -99,8 +101,17 @@ def _pair(
         lossless=verdict.status,
         first_difference=verdict.first_difference,
         logit_gap=verdict.logit_gap,
-        degenerate=any(is_degenerate(answer.tokens, ended=answer.stop_reason == "eos") for answer in answers),
+        degenerate=degenerate,
+        too_short=degenerate is None,
     )
+
+
+def judged(workload: Workload, answer: Sequence[int], *, ended: bool) -> bool | None:
+    """Whether an answer degenerates, by the texts of its tokens; None: it is too short to tell."""
+    texts = {token: str(workload.loaded.tokenizer.decode([token])) for token in set(answer)}
+    # A token may be a part of a character, or nothing that can be shown: then its id tells it from others.
+    shown = {token: text for token, text in texts.items() if text and _NO_CHARACTER not in text}
+    return judge([shown.get(token, token) for token in answer], ended=ended)
 
 
 def arm_run(generation: Generation) -> ArmRun:

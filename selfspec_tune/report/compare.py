@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.report import text
-from selfspec_tune.report.tables import bench_title
+from selfspec_tune.report.tables import bench_title, degenerate_lines
 
 if TYPE_CHECKING:
     from selfspec_tune.search.compare import Comparison
@@ -19,6 +19,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """What each strategy found, when, and what it is worth on prompts that no search read."""
     console.print(Text(bench_title(comparison.bench), style="bold"))
     console.print(comparison_table(comparison))
+    for line in degenerate_lines(comparison.bench):
+        console.print(Text(line))
 
 
 def comparison_table(comparison: Comparison) -> Table:

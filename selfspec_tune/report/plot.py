@@ -11,9 +11,10 @@ from typing import Any
 
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import write_atomic
-from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves
+from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves, degenerate_lines
 from selfspec_tune.report.tables import model_line
 from selfspec_tune.report.text import UNKNOWN, times
+from selfspec_tune.report.transfer import degenerate_lines as transfer_degenerate_lines
 from selfspec_tune.results import ModelInfo, SweepResult, TransferResult
 from selfspec_tune.statistics import Interval
 
@@ -52,7 +53,7 @@ def write_plot(result: SweepResult, path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel(AXIS_LABELS[result.sweep])
     axes.set_ylabel("speedup over plain decoding, 95 % interval")
-    axes.set_title(model_line(result.model), fontsize="medium")
+    axes.set_title("\n".join([model_line(result.model), *degenerate_lines(result)]), fontsize="medium")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     save_figure(figure, path)
@@ -106,7 +107,8 @@ def write_transfer(result: TransferResult, path: Path) -> None:
             # Dark cells need light letters.
             color = "white" if abs(value - 1) > 0.7 * farthest else "black"
             axes.text(x, y, UNKNOWN if math.isnan(value) else times(value), ha="center", va="center", color=color)
-    axes.set_title(f"{model_line(result.model)} · end-to-end speedup", fontsize="medium")
+    title = [f"{model_line(result.model)} · end-to-end speedup", *transfer_degenerate_lines(result)]
+    axes.set_title("\n".join(title), fontsize="medium")
     save_figure(figure, path)
 
 

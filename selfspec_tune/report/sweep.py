@@ -115,7 +115,19 @@ def plot_rows(curve: Curve, width: int) -> list[str]:
 
 
 def _check_lines(result: SweepResult) -> list[str]:
-    return [*_baseline_lines(result), *sessions_lines(result.provenance)]
+    return [*degenerate_lines(result), *_baseline_lines(result), *sessions_lines(result.provenance)]
+
+
+def degenerate_lines(result: SweepResult) -> list[str]:
+    """The share of degenerate answers at each value, and how many are too short to tell; empty where nobody looked."""
+    methods = [[m for m in point.methods if m.name == SELF_SPECULATIVE] for point in result.points]
+    shares = [max((m.degenerate_share for m in of if m.degenerate_share is not None), default=None) for of in methods]
+    short = [max((m.num_too_short for m in of), default=0) for of in methods]
+    found = [f"{text.percent(share)} at {point.value:g}" for point, share in zip(result.points, shares, strict=True)]
+    known = [share for share in shares if share is not None]
+    said = "not known" if not known else ", ".join(found) if any(known) or len(known) < len(found) else "none"
+    too_short = f"; up to {max(short)} too short to tell" if any(short) else ""
+    return [f"Degenerate answers: {said}{too_short}."] if known or too_short else []
 
 
 def _baseline_lines(result: SweepResult) -> Iterator[str]:

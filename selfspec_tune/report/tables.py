@@ -110,7 +110,8 @@ def tasks_table(method: MethodResult) -> Table:
     """The method's figures by task."""
     table = text.table()
     table.add_column("task")
-    for header in ("prompts", "end to end", "decode", "accept"):
+    degenerate = ["degenerate"] if method.has_degenerate else []
+    for header in ("prompts", "end to end", "decode", "accept", *degenerate):
         table.add_column(header, justify="right")
     for task, found in sorted(method.per_task.items()):
         table.add_row(
@@ -119,14 +120,14 @@ def tasks_table(method: MethodResult) -> Table:
             Text(text.speedup(found.end_to_end_speedup)),
             Text(text.speedup(found.decode_speedup)),
             text.percent(found.acceptance_rate),
+            *(text.percent(found.degenerate_share) for _ in degenerate),
         )
     return table
 
 
 def check_lines(result: BenchResult) -> list[str]:
     """The measurement's own checks: its answers, baseline against itself, and against ``model.generate``."""
-    headline = headline_method(result)
-    lines = [] if headline is None else [f"Degenerate answers: {line}." for line in degenerate_line(headline)]
+    lines = degenerate_lines(result)
     if result.a_a is not None:
         lines.append(
             f"Baseline against itself: {text.speedup(result.a_a.end_to_end)} end to end, "
@@ -137,15 +138,29 @@ def check_lines(result: BenchResult) -> list[str]:
     return lines + sessions_lines(result.provenance)
 
 
+def degenerate_lines(result: BenchResult) -> list[str]:
+    """What the answers of a bench are, with the share of every method whose share is another."""
+    headline = headline_method(result)
+    if headline is None:
+        return []
+    lines = [f"Degenerate answers: {line}." for line in degenerate_line(headline)]
+    others = [m for m in result.methods if m.has_degenerate and m.degenerate_share != headline.degenerate_share]
+    named = [f"{text.percent(m.degenerate_share)} of {_label(m, result)}" for m in others]
+    return [*lines, f"Of the other rows' answers degenerate: {', '.join(named)}."] if named else lines
+
+
 def degenerate_line(figures: MethodResult | RuntimeBench | Score) -> list[str]:
     """The share of answers that go on in circles, and the figures without them; empty where that is not known."""
+    short = figures.num_too_short
+    number = figures.num_runs if isinstance(figures, MethodResult) else figures.num_prompts
     if figures.degenerate_share is None:
-        return []
+        return [f"not known: all {number} are too short to tell"] if short else []
     if not figures.degenerate_share:
-        return ["none"]
+        return [f"0 of {number}; {short} too short to tell"] if short else ["none"]
     rest = figures.without_degenerate
     without = f"{text.speedup(rest.end_to_end_speedup)} end to end without them" if rest else "there are no others"
-    return [f"{text.percent(figures.degenerate_share)}; {without}"]
+    too_short = f"; {short} too short to tell" if short else ""
+    return [f"{text.percent(figures.degenerate_share)}; {without}{too_short}"]
 
 
 def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ def print_transfer(console: Console, result: TransferResult) -> None:
     console.print(transfer_table(result, console.width))
     console.print(Text(LEGEND, style="dim"))
     console.print()
-    for line in router_lines(result):
+    for line in [*degenerate_lines(result), *router_lines(result)]:
         console.print(Text(line))
     for warning in result.warnings:
         console.print(Text("warning: ", style="yellow").append(warning, style="default"))
@@ -70,6 +70,17 @@ def _cell(interval: Interval | None, gap: str | None, *, is_own: bool = False) -
     figure = f"{text.times(interval.value)}{'*' if is_own else ''}"
     bounds = text.bounds(interval)
     return f"{figure}{gap}[{bounds}]" if gap and bounds else figure
+
+
+def degenerate_lines(result: TransferResult) -> list[str]:
+    """The share of degenerate answers among all, and by task; empty where it is not known."""
+    known = [row for row in result.rows if row.degenerate_share is not None]
+    if not known:
+        return []
+    row = max(known, key=lambda row: row.degenerate_share or 0.0)
+    by_task = [f"{task} {text.percent(share)}" for task, share in row.degenerate_by_task.items() if share]
+    several = f" ({', '.join(by_task)}), counted in the figures" if by_task else ""
+    return [f"Degenerate answers: {text.percent(row.degenerate_share)}{several}."]
 
 
 def router_lines(result: TransferResult) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfspec_tune.report import text
 from selfspec_tune.results import BenchResult, MethodResult, Score
+from selfspec_tune.statistics import FEWEST_TESTED
 from selfspec_tune.terminal import visible_line
 
 SELF_SPECULATIVE = "self-speculative"
@@ -45,7 +46,8 @@ def _sound(figures: MethodResult | Score, split: str, *, in_sample: bool = False
     if rest is None:
         return figures.end_to_end_speedup, _prompts(figures.num_prompts, split, in_sample=in_sample)
     prompts = _prompts(rest.num_prompts, split, in_sample=in_sample)
-    return rest.end_to_end_speedup, f"{prompts} whose answers do not degenerate"
+    few = f", fewer than the {FEWEST_TESTED} that a verdict needs" if rest.num_prompts < FEWEST_TESTED else ""
+    return rest.end_to_end_speedup, f"{prompts} whose answers do not degenerate{few}"
 
 
 def _sentence(verdict: str, speedup: text.Bounds | None, prompts: str) -> str:

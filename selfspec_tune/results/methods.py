@@ -44,12 +44,16 @@ class LosslessCount(Record):
 
 
 class TaskResult(Record):
-    """A method's figures over some of its prompts: those of one task, or those whose answers do not degenerate."""
+    """A method's figures over some of its prompts: those of one task, or those whose answers do not degenerate.
+
+    ``degenerate_share`` as in `MethodResult`.
+    """
 
     num_prompts: int
     decode_speedup: Ratio | None = None
     end_to_end_speedup: Ratio | None = None
     acceptance_rate: float | None = None
+    degenerate_share: float | None = None
 
 
 class SkipLayers(Record):
@@ -79,8 +83,8 @@ class MethodResult(Record):
     drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
     baseline's time for a decoded token. ``unavailable`` says why a method could not run on
     this model: it then has no runs and no figures. ``degenerate_share`` of the runs have answers that go on in circles
-    (None: not known, as in older files); where there are any, ``without_degenerate`` holds the figures without them,
-    None where nothing is left.
+    (None: not known, as in older files, or where all are too short to tell), ``num_too_short`` are too short; where any
+    degenerate, ``without_degenerate`` holds the figures without them, None where nothing is left.
     """
 
     name: str
@@ -101,6 +105,7 @@ class MethodResult(Record):
     per_task: dict[str, TaskResult] = {}
     unavailable: str | None = None
     degenerate_share: float | None = None
+    num_too_short: int = 0
     without_degenerate: TaskResult | None = None
 
     @property

@@ -74,7 +74,7 @@ class PairedRun(Record):
     differs, ``logit_gap`` the target's top-2 gap there. ``session`` numbers the process that
     measured the pair where a bench was resumed; both arms are always of one block of one session.
     ``point`` is the value of a sweep. ``degenerate``: whether the answer of either arm goes on in circles
-    (`selfspec_tune.measure.degeneration`); None: nobody looked, as in older files.
+    (`selfspec_tune.measure.degeneration`); None: ``too_short`` to tell, or nobody looked, as in older files.
     """
 
     method: str
@@ -93,3 +93,4 @@ class PairedRun(Record):
     session: int | None = None
     point: float | None = None
     degenerate: bool | None = None
+    too_short: bool = False

@@ -16,7 +16,7 @@ class RuntimeRun(Record):
 
     Seconds as the runtime itself states them, where it does: of reading the prompt, and of all tokens after it.
     ``first_tokens``: of ``num_tokens``, those that were there with the prompt's pass. ``degenerate``: whether the
-    answer goes on in circles; None: nobody looked, as in older files.
+    answer goes on in circles; None: ``too_short`` to tell, or nobody looked, as in older files.
     """
 
     prompt_id: str
@@ -29,13 +29,14 @@ class RuntimeRun(Record):
     accepted: int = 0
     text_hash: str
     degenerate: bool | None = None
+    too_short: bool = False
 
 
 class RuntimeBench(Document):
     """The target with its exported draft against the target alone, in one runtime, interleaved by prompt.
 
     ``again``: the target alone against itself. ``same_texts``: prompts whose text by speculation is the target's own.
-    ``degenerate_share`` and ``without_degenerate`` as in `MethodResult`.
+    ``degenerate_share``, ``num_too_short`` and ``without_degenerate`` as in `MethodResult`.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/runtime-bench"
@@ -55,6 +56,7 @@ class RuntimeBench(Document):
     same_texts: int
     num_prompts: int
     degenerate_share: float | None = Field(default=None, ge=0, le=1)
+    num_too_short: int = Field(default=0, ge=0)
     without_degenerate: TaskResult | None = None
     provenance: dict[str, Any] = {}
     runs: list[RuntimeRun] = []

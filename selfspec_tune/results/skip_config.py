@@ -45,8 +45,8 @@ class DraftSettings(Record):
 class Score(Record):
     """What the skip set achieved on prompts that the search never read, and on which split.
 
-    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here). ``degenerate_share`` and
-    ``without_degenerate`` as in `MethodResult`.
+    ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here). ``degenerate_share``,
+    ``num_too_short`` and ``without_degenerate`` as in `MethodResult`.
     """
 
     verdict: Verdict
@@ -58,6 +58,7 @@ class Score(Record):
     split: str = "test"
     num_prompts: int = Field(default=0, ge=0)
     degenerate_share: float | None = Field(default=None, ge=0, le=1)
+    num_too_short: int = Field(default=0, ge=0)
     without_degenerate: TaskResult | None = None
 
 

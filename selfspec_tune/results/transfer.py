@@ -17,6 +17,7 @@ class TransferRow(Record):
 
     ``by_task`` and ``overall`` are end-to-end speedups on the tasks' test prompts, None where its output
     was not lossless; ``selection_speedup`` is the one on the selection prompts of all tasks.
+    ``degenerate_share`` of the answers on test prompts go on in circles, by task too; None as in `MethodResult`.
     ``method``: its id in bench.json, shared with another row where both searches found the same draft.
     """
 
@@ -28,6 +29,8 @@ class TransferRow(Record):
     by_task: dict[str, Ratio | None]
     overall: Ratio | None
     selection_speedup: Ratio | None
+    degenerate_share: float | None = None
+    degenerate_by_task: dict[str, float | None] = {}
 
 
 class RouterResult(Record):

@@ -42,6 +42,7 @@ def skip_config(
         num_prompts=method.num_prompts,
         withheld_because=bench.withheld_because,
         degenerate_share=method.degenerate_share,
+        num_too_short=method.num_too_short,
         without_degenerate=method.without_degenerate,
     )
     return _config(loaded, winner, score, {**bench.provenance, "search": search}, objective)

@@ -17,11 +17,11 @@ from selfspec_tune.results import BenchResult
 from selfspec_tune.search import budget
 from selfspec_tune.search.choice import Choice, read_choice, write_choice
 from selfspec_tune.search.ranking import Ranking, may_win
-from selfspec_tune.search.schedule import FEWEST_SELECTION, FEWEST_TESTED, tested
+from selfspec_tune.search.schedule import FEWEST_SELECTION, tested
 from selfspec_tune.search.session import Session
 from selfspec_tune.search.study_folder import budget_of
 from selfspec_tune.search.trials import MeasuredStudy
-from selfspec_tune.statistics import Interval
+from selfspec_tune.statistics import FEWEST_TESTED, Interval
 from selfspec_tune.summary import advantage, summarise
 
 
@@ -116,12 +116,15 @@ def select(
     runs = on_common_prompts(contest.run(session.reporter))
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
-    found = {name: summarise("runs", "runs", own).end_to_end_speedup for name, own in runs_of.items()}
+    summaries = {name: summarise("runs", "runs", own) for name, own in runs_of.items()}
+    found = {name: summary.end_to_end_speedup for name, summary in summaries.items()}
     speeds = {name: speedup.value if speedup else 0.0 for name, speedup in found.items()}  # 0: lossy, cannot win
     for arm in arms:
         assert arm.draft is not None
         plain = replace(arm.draft, policy=replace(arm.draft.policy, prior=None))  # a dozen numbers say little here
-        session.reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection: {plain.describe()}")
+        share = summaries[arm.id].degenerate_share
+        circling = f" ({share:.0%} of the answers degenerate)" if share else ""
+        session.reporter.notice(f"finalist {speeds[arm.id]:.3f}× on selection{circling}: {plain.describe()}")
     best = max(arms, key=lambda arm: speeds[arm.id])
     unskipped = [arm for arm in arms if arm.draft is not None and arm.draft.skip_set.is_empty and speeds[arm.id]]
     if unskipped and best not in unskipped:

@@ -24,11 +24,12 @@ from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.budget import Clock, max_trials
 from selfspec_tune.search.estimates import Costs, Estimates, Sizes
 from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.schedule import FEWEST_TESTED, Schedule, told, told_kept
+from selfspec_tune.search.schedule import Schedule, told, told_kept
 from selfspec_tune.search.setting import Setting
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.search.study_folder import StudyFolder
 from selfspec_tune.search.texts import texts_of
+from selfspec_tune.statistics import FEWEST_TESTED
 
 _SCHEMA, _VERSION = "selfspec-tune/schedule", 1
 _ROUNDS = Rounds(least=1, most=7, seconds=1.0)

@@ -19,6 +19,7 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.pairs import judged
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import EXACT_MATCH, Objective, SearchRequest
@@ -102,6 +103,7 @@ def _search(session: Session) -> SearchOutcome:
             "The model's answers to the calibration prompts are too short to measure on "
             "(8 tokens or fewer each). Use prompts with longer answers."
         )
+    session = _with_time_for_sound(session, answers)
     check = make_check(session.workload, setting.calibration)
     ranking = _rank(session)
     session.workload.costs = ranking.costs
@@ -117,6 +119,20 @@ def _search(session: Session) -> SearchOutcome:
     config = _conclude(session, winner, bench, ranking, study, promised)
     session.tick()
     return SearchOutcome(config, bench, session.folder.path)
+
+
+def _with_time_for_sound(session: Session, answers: Sequence[Answer]) -> Session:
+    """Keep time for more test prompts where answers degenerate, for the verdict goes by the others."""
+    ended = [answer.tokens[-1] in answer.item.limits.eos_token_ids for answer in answers]
+    found = [judged(session.workload, a.tokens, ended=end) for a, end in zip(answers, ended, strict=True)]
+    num_sound = sum(not degenerate for degenerate in found)
+    schedule = session.schedule.for_sound(num_sound / len(answers), len(session.setting.test))
+    if schedule != session.schedule:
+        session.reporter.notice(
+            f"{len(answers) - num_sound} of {len(answers)} answers degenerate: time is kept for {schedule.num_test} "
+            f"test prompts, not {session.schedule.num_test}"
+        )
+    return replace(session, schedule=schedule)
 
 
 def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check: LosslessCheck) -> SearchOutcome:

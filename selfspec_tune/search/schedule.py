@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
-FEWEST_TESTED = 8  # prompts of the test: fewer tell nothing
+from selfspec_tune.statistics import FEWEST_TESTED
+
 FEWEST_SELECTION = 4
 _FEW_ANSWERS, _FEWEST_ANSWERS = 8, 4  # of the calibration prompts
 _FEWEST_WINDOWS = 4
@@ -62,6 +63,11 @@ class Schedule:
             num_test=max(self.num_test, earlier.num_test),
             num_references=max(self.num_references, earlier.num_references),
         )
+
+    def for_sound(self, sound_share: float, most: int) -> Schedule:
+        """This one with time for as many test prompts, of ``most``, as give 8 answers that do not degenerate."""
+        wanted = ceil(FEWEST_TESTED / sound_share) if sound_share else most
+        return replace(self, num_test=max(self.num_test, min(wanted, most)))
 
 
 def reductions(full: Schedule, *, fewest_texts: int = 0) -> Iterator[Schedule]:

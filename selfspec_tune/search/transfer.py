@@ -70,6 +70,8 @@ def _row(winner: Winner, bench: BenchResult, selection: Sequence[PairedRun], see
         skip=SkipLayers.model_validate(winner.draft.skip_set.to_dict()),
         by_task={task: found.end_to_end_speedup for task, found in method.per_task.items()},
         overall=method.end_to_end_speedup,
+        degenerate_share=method.degenerate_share,
+        degenerate_by_task={task: found.degenerate_share for task, found in method.per_task.items()},
         selection_speedup=summarise(winner.name, winner.name, on_selection, seed=seed).end_to_end_speedup,
     )
 

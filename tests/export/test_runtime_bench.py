@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
@@ -19,6 +21,7 @@ from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt
+from selfspec_tune.report.runtime import print_runtime_bench
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench
@@ -84,6 +87,24 @@ def test_the_arms_take_turns_and_the_ratio_is_theirs(folder: Path) -> None:
     assert asked[: len(WARM_UPS)] == WARM_UPS
     assert len(measured) == 18
     assert set(first) == {False, True}  # no arm always begins
+
+
+@pytest.mark.usefixtures("timed")
+def test_answers_that_are_too_short_to_tell_or_degenerate_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(self: Timed, item: WorkItem, *, with_draft: bool) -> Completion:
+        number = item.tokens[0]
+        said = (3, 9, *range(6)) if number < 2 else (7,) * 16 if number == 2 else tuple(range(16))
+        return Completion("abc", len(said), said, (), 0, 0, 1.0, 0.5)
+
+    monkeypatch.setattr(Timed, "answer", answer)
+    request = RuntimeBenchRequest(folder, LLAMACPP, PromptOptions(max_new_tokens=16))
+    result = run_runtime_bench(request, SilentReporter())
+    assert (result.degenerate_share, result.num_too_short) == (pytest.approx(1 / 6), 2)
+    console = Console(width=120, file=StringIO())
+    print_runtime_bench(console, RuntimeBench.from_dict(result.to_dict(), origin="here"))
+    assert "without them; 2 too short to tell" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("timed")

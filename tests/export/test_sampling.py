@@ -143,6 +143,18 @@ def test_a_forecast_says_by_which_rule_it_counts(skip_file: Callable[..., Path],
     assert "accept fewer" in older
 
 
+def test_a_forecast_carries_the_share_of_degenerate_answers(
+    skip_file: Callable[..., Path], tiny_llama_dir: Path
+) -> None:
+    config = standalone(skip_file, tiny_llama_dir)
+    score = config.score.model_copy(update={"degenerate_share": 0.25})
+    assert (
+        "on 32 test prompts (25% of the answers degenerate)."
+        in forecast(config.model_copy(update={"score": score})).text
+    )
+    assert "egenerate" not in forecast(config).text
+
+
 def test_a_standalone_search_that_samples_measures_by_the_servers_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

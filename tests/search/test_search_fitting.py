@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.requests import StrategyName
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.search import budget, fitting, plan_search, run_search
+from selfspec_tune.search import run as run_module
 from selfspec_tune.search.estimates import Costs
 from selfspec_tune.search.fitting import Timed, time_few_steps
 from selfspec_tune.search.setting import Setting, open_setting
@@ -192,6 +194,26 @@ def test_when_the_time_is_up_the_test_ends_after_8_prompts_in_their_fixed_order(
     assert [run.prompt_hash for run in main] == [item.prompt.hash for item in test[:8]]
     assert any("the test ended after 8 of 10 prompts" in notice for notice in listener.notices)
     assert outcome.skip_config.score.num_prompts == 8
+
+
+def test_where_answers_degenerate_time_is_kept_for_8_that_do_not(
+    make_request: Any, engine: ScriptedEngine, slow: list[Setting], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judgements = cycle([True, False, False, False])
+    monkeypatch.setattr(run_module, "judged", lambda workload, tokens, *, ended: next(judgements))
+    fields = {"trials": None, "timeout_seconds": SHORT, "max_new_tokens": 64, "num_prompts": 20}
+    request, listener = make_request(**fields), Listener()
+
+    def pass_time(measured: int) -> None:
+        clock.now += 0.5
+
+    engine.before_block = pass_time
+    clock.tick = 0.05
+    outcome = run_search(request, listener)
+    assert any("answers degenerate: time is kept for 10 test prompts, not 8" in notice for notice in listener.notices)
+    (test,) = [detail for name, detail in listener.stages if name == "test"]
+    assert test.startswith("the winner on 10 held-out prompts")
+    assert outcome.skip_config.score.num_prompts == 10
 
 
 def test_when_trials_took_the_time_fewer_finalists_compete(

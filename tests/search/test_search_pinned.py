@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfspec_tune.bench import run_bench
+from selfspec_tune.bench.sweep import run_sweep
 from selfspec_tune.errors import ModelAccessError, PromptError, UsageError
 from selfspec_tune.measure.workload import open_workload
 from selfspec_tune.prompts import Prompt
-from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions, SweepKind, SweepRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import run_search
 from tests import kit
@@ -55,6 +58,34 @@ def test_a_study_keeps_the_commit_it_was_begun_with(
     assert bench(request.out).model.revision == commits[0]
     with pytest.raises(UsageError, match=f"model_revision {commits[0]} → {commits[1]}"):
         run_search(make_request(name="gpt2", trials=2, revision=commits[1]), Listener())
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_bench_goes_on_with_the_commit_it_was_begun_with(
+    engine: ScriptedEngine, hub_cache: Path, commits: list[str], source: str, tmp_path: Path, sweep: bool
+) -> None:
+    def measured(*, more: str = "", name: str = "gpt2", **options: Any) -> Any:
+        model = {"name": name, "dtype": "float32", "device": "cpu"} | options
+        prompts = {"source": source, "num_prompts": 4, "max_new_tokens": 8, "template": "raw"}
+        sets = ("mlp 1", more) if more else ("mlp 1",)
+        log = tmp_path / "bench.runs.jsonl"
+        request = BenchRequest((), sets, tuple(model.items()), tuple(prompts.items()), uniform_and_random=False)
+        request = replace(request, log=log, reference_prompts=1)
+        if sweep:
+            return run_sweep(SweepRequest(request, SweepKind.TEMPERATURE, (0.0, 0.5)), Listener())
+        return run_bench(request, Listener())
+
+    to_commit(hub_cache, commits[0])
+    assert measured().model.revision == commits[0]
+    to_commit(hub_cache, commits[1])
+    resumed = measured(more="mlp 2")
+    assert resumed.model.revision == commits[0]
+    assert resumed.provenance["model"]["revision"] == commits[0]
+    with pytest.raises(UsageError, match="holds another measurement: model fingerprint"):
+        measured(revision=commits[1])
+    shutil.rmtree(hub_cache / "models--gpt2" / "snapshots" / commits[0])
+    with pytest.raises(ModelAccessError, match=rf"\(gpt2, revision {commits[0]}\) is not on this machine"):
+        measured(more="mlp 3")
 
 
 def test_another_model_than_the_study_s_is_told_by_its_name(
