@@ -120,10 +120,9 @@ def test_a_best_so_far_lists_the_sessions_too(make_request: Any, engine: Scripte
 
 
 def test_other_threads_are_told(make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     run_search(make_request(trials=1), Listener())
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    real = provenance.hardware
+    monkeypatch.setattr(provenance, "hardware", lambda **given: {**real(**given), "threads": 77})
     monkeypatch.setattr(run_module, "cpu_quota", lambda: 1.5)
     listener = Listener()
     run_search(make_request(trials=2), listener)
