@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.config_file import check_depth
+from selfspec_tune.models.gguf_quick import read_quickly
 from selfspec_tune.models.gguf_reading import open_gguf, package, value_of
 from selfspec_tune.models.gguf_rope import rope_scaling
+from selfspec_tune.models.gguf_unread import check_gguf_read
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.unread import check_all_read
 
@@ -57,6 +59,9 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             "transformers names them. Give the original checkpoint's directory or hub id instead."
         )
     check_all_read(str(path), loaded, report["unexpected_keys"])
+    with read_quickly():
+        stored = (tensor.name for tensor in reader.tensors)
+        check_gguf_read(str(path), loaded, str(value_of(reader, "general.architecture")), stored)
     rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
     return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
 
@@ -75,7 +80,7 @@ def _alone(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     Of files beside it transformers would take a tokenizer.json, whosever it is, for the file's own.
     """
-    with TemporaryDirectory(prefix="selfspec-gguf-") as folder:
+    with read_quickly(), TemporaryDirectory(prefix="selfspec-gguf-") as folder:
         link = Path(folder) / "model.gguf"
         link.symlink_to(path.absolute())
         yield Path(folder), {"gguf_file": link.name, "local_files_only": True}
