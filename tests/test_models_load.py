@@ -162,7 +162,7 @@ def test_torn_weights_are_refused(copy: Path) -> None:
 
 def test_a_corrupt_config_is_refused(copy: Path) -> None:
     (copy / "config.json").write_text("{")
-    with pytest.raises(FileFormatError, match="not a valid JSON file"):
+    with pytest.raises(FileFormatError, match="is not valid JSON"):
         load(copy)
 
 

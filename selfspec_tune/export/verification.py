@@ -160,7 +160,8 @@ def server_loop(
     from selfspec_tune.engine.ngram import common_prefix
     from selfspec_tune.engine.standalone import StandaloneRunner
 
-    runner = StandaloneRunner(choose_runner(loaded, "auto", _untold), choose_runner(loaded, "auto", _untold))
+    first = choose_runner(loaded, "auto", _untold)
+    runner = StandaloneRunner(first, choose_runner(loaded, "auto", _untold, begun_with=first.name))
     draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens))
 
     def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.files import read_json
 
@@ -38,7 +39,7 @@ def check_depth(file: Path, depth: Any) -> None:
 def read_config(file: Path) -> dict[str, Any]:
     """The configuration as it is written; empty where it is no JSON object, of which transformers says more.
 
-    Raises `FileFormatError` where it states more layers than a model can have.
+    Raises `FileFormatError` where it states more layers than a model can have, or a quantisation that is none.
     """
     try:
         config = read_json(file)
@@ -46,6 +47,12 @@ def read_config(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(config, dict):
         return {}
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict | None):
+        raise FileFormatError(
+            f"{file}: quantization_config is {shown(settings)}; expected an object with a quant_method, or null. "
+            "Mend it there, or get the file again."
+        )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in _DEPTH_KEYS:
             check_depth(file, part.get(key))

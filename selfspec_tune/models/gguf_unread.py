@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import gguf
 from transformers import PreTrainedModel
-from transformers.integrations.gguf import is_gguf_arch_supported
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from selfspec_tune.models.unread import refuse_unread
@@ -20,26 +19,15 @@ _NOT_NEEDED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|ou
 def check_gguf_read(name: str, model: PreTrainedModel, architecture: str, stored: Iterable[str]) -> None:
     """Raise `UnsupportedModelError` where transformers has no place for a tensor, of the names that a file ``stored``.
 
-    Of the ``architecture``\\ s that its newer reader knows it reports them as it does of other checkpoints.
+    Where its newer reader knows the ``architecture``, it reports such tensors as it does of other checkpoints.
     """
     if is_gguf_arch_supported(architecture):
         return
-    processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
-    places = {*get_gguf_hf_weights_map(model, processor), *_passed_over(model, architecture)}
+    processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    places = get_gguf_hf_weights_map(model, processor(config={}))
     unread = [key for key in stored if not _NOT_NEEDED.fullmatch(key) and not _has_place(key, places)]
     refuse_unread(name, model, unread)
 
 
-def _passed_over(model: Any, architecture: str) -> set[str]:
-    """Tensors that the model does without and checkpoints hold, as keys of layers that take another layer's."""
-    kinds = [kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
-    names = [
-        name for module in model.modules() for name in getattr(module, "_keys_to_ignore_on_load_unexpected", ()) or ()
-    ]
-    tables = [gguf.get_tensor_name_map(kind, model.config.num_hidden_layers) for kind in kinds]
-    known = {table.get_name(f"{prefix}{name}") for table in tables for name in names for prefix in ("", "model.")}
-    return {f"{name}.weight" for name in known if name}
-
-
-def _has_place(key: str, places: set[str]) -> bool:
+def _has_place(key: str, places: dict[str, str]) -> bool:
     return key in places or key.removesuffix(".weight") in places  # experts, which are one parameter, without a suffix

@@ -31,7 +31,16 @@ from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
-from selfspec_tune.models.quantised import cannot_run, check_known, quantised_by, try_out
+from selfspec_tune.models.own_code import check_own_code
+from selfspec_tune.models.quantised import (
+    by_its_files,
+    cannot_run,
+    check_known,
+    packed_tensor,
+    quantised_by,
+    try_out,
+    unstated,
+)
 from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
 from selfspec_tune.models.unread import check_all_read
@@ -133,10 +142,10 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     read_config(file)  # refuses what would keep transformers busy for hours
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
-    method = quantised_by(config)
+    method = quantised_by(config) or by_its_files(file.parent)
     check_known(origin.name, method)
     try:
-        model = _load_weights(origin, config, options, source, is_quantised=method is not None)
+        model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
         if _is_packed(model):
             try_out(model)
     except (SelfSpecError, *_DAMAGE):
@@ -149,7 +158,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
 
 
 def _load_weights(
-    origin: Origin, config: Any, options: _Options, source: dict[str, Any], *, is_quantised: bool
+    origin: Origin, config: Any, options: _Options, source: dict[str, Any], folder: Path, *, is_quantised: bool
 ) -> PreTrainedModel:
     def load(dtype: torch.dtype | str) -> Any:
         return AutoModelForCausalLM.from_pretrained(
@@ -167,6 +176,8 @@ def _load_weights(
     if stated is None and model.dtype is not (chosen := options.choose(model.dtype)):  # the weights told their type
         model, report = load(chosen)
     if report["missing_keys"]:
+        if not is_quantised and (packed := packed_tensor(folder)):
+            raise unstated(origin.name, packed)
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise FileFormatError(
             f"The checkpoint of {origin.name!r} lacks {len(report['missing_keys'])} of the model's weights "
@@ -227,7 +238,7 @@ def _prepare(
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     check_weights(model, origin.name)
-    return LoadedModel(
+    loaded = LoadedModel(
         name=origin.name,
         id=origin.id,
         source=origin.source,
@@ -241,6 +252,8 @@ def _prepare(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         provenance=provenance,
     )
+    check_own_code(loaded)
+    return loaded
 
 
 def _without_imitation(loaded: LoadedModel) -> LoadedModel:
