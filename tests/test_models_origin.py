@@ -162,5 +162,5 @@ def test_a_name_as_other_tools_write_it_is_told_what_to_give(name: str, hint: st
 
 @pytest.mark.parametrize("name", ["https://", "@", ":", "c:", "a@", "http://x", "C:/models/x", "a/b/c@d", "./x:y"])
 def test_what_is_no_such_name_is_just_unknown(name: str) -> None:
-    with pytest.raises(UnknownModelError, match="^Unknown model"):
+    with pytest.raises(UnknownModelError, match=r"^Unknown model"):
         find_origin(name)

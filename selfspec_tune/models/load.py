@@ -36,6 +36,7 @@ from selfspec_tune.models.quantised import (
     by_its_files,
     cannot_run,
     check_known,
+    is_plain,
     packed_tensor,
     quantised_by,
     try_out,
@@ -110,12 +111,16 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """What was loaded of the files in ``folder``; ``method``: what the weights are quantised by, if by anything."""
+    """What was loaded of the files in ``folder``.
+
+    ``method``: what the weights are quantised by, if by anything; ``claimed``: what config.json says, and is not so.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     method: str | None
+    claimed: str | None = None
 
 
 def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) -> _Checkpoint:
@@ -142,7 +147,10 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     read_config(file)  # refuses what would keep transformers busy for hours
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
-    method = quantised_by(config) or by_its_files(file.parent)
+    method, claimed = quantised_by(config) or by_its_files(file.parent), None
+    if method == "bitsandbytes" and is_plain(file.parent):  # it quantises while it loads, where it can be had
+        method, claimed = None, method
+        del config.quantization_config
     check_known(origin.name, method)
     try:
         model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
@@ -154,7 +162,8 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         if method is None:
             raise
         raise cannot_run(origin.name, method, error) from error
-    return _Checkpoint(model, AutoTokenizer.from_pretrained(origin.location, **source), file.parent, method)
+    tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
+    return _Checkpoint(model, tokenizer, file.parent, method, claimed)
 
 
 def _load_weights(
@@ -215,6 +224,11 @@ def _notes(origin: Origin, read: _Checkpoint) -> tuple[str, ...]:
     elif method is not None:
         notes += [
             f"{origin.name} is quantised by {method}; transformers dequantised it, since it does not compute so here"
+        ]
+    if read.claimed is not None:
+        notes += [
+            f"the config.json of {origin.name} asks for {read.claimed}, but its weights are plain numbers: they are "
+            "loaded and measured as they are"
         ]
     if (read.folder / ADAPTER).is_file():
         is_applied = getattr(read.model, "_hf_peft_config_loaded", False)

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError, UsageError
 from selfspec_tune.models.loaded import LoadedModel, keep_logits
 
-_HOME = "transformers_modules"  # where transformers keeps the code that came with a checkpoint
+_HOMES = ("transformers_modules", "dynamic_module_utils")  # where transformers keeps such code, and what reads it
 _NEEDED = (
     "Needed is a forward pass as those of transformers: it takes input_ids, use_cache and past_key_values, adds its "
     "keys and values to the DynamicCache that it is given there, and returns an object with logits "
@@ -37,7 +37,7 @@ def explain_own_code(name: str, error: Exception, text: str) -> SelfSpecError | 
             f"The code that came with model {name!r} needs what is not installed: pip install "
             f"{missing[1].replace(',', '')}."
         )
-    if any(_HOME in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+    if any(home in frame.filename for home in _HOMES for frame in traceback.extract_tb(error.__traceback__)):
         return UnsupportedModelError(
             f"The code that came with model {name!r} fails while it is loaded: {_in_words(error)}. It may be of "
             f"another release of transformers. {_REMEDY}"

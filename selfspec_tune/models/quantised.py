@@ -68,7 +68,7 @@ def by_its_files(folder: Path) -> str | None:
         return None
     settings = read_settings(folder / _MODELOPT).get("quantization")
     algorithm = settings.get("quant_algo") if isinstance(settings, dict) else None
-    return f"modelopt {algorithm}" if algorithm else "modelopt"
+    return f"modelopt {algorithm}" if algorithm else None  # it may be about the cache alone
 
 
 def packed_tensor(folder: Path) -> str | None:
@@ -84,6 +84,11 @@ def packed_tensor(folder: Path) -> str | None:
         except (SafetensorError, OSError):
             continue
     return None
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether the checkpoint in ``folder`` holds safetensors, and nothing in them is quantised."""
+    return any(folder.glob("*.safetensors")) and packed_tensor(folder) is None
 
 
 def unstated(name: str, tensor: str) -> UsageError:
