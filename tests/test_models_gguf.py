@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from selfspec_tune.errors import FileFormatError, UnsupportedModelError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.gguf_quick import QuickReader
@@ -82,8 +82,38 @@ def test_a_torn_gguf_file_is_refused(gguf_file: Path, tmp_path: Path, keep: int)
 def test_an_architecture_that_gguf_cannot_give_is_refused(gguf_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(gguf_file.read_bytes().replace(b"llama", b"zzzzz"))
-    with pytest.raises(UnsupportedModelError, match="original checkpoint"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"reads no GGUF files of architecture 'zzzzz'.*original checkpoint"
+    ):
         load_model(str(other), dtype="float32", device="cpu")
+
+
+def test_what_transformers_trips_over_is_said_in_our_words(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop("llama.embedding_length")
+        writer.add_embedding_length(32)
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "odd.gguf", also)
+    with pytest.raises(UnsupportedModelError, match=r"Its tensors have other shapes than its keys state\."):
+        load_model(str(file), device="cpu")
+
+
+@pytest.mark.parametrize("key", ["padding", "eos"])
+def test_a_token_beyond_the_vocabulary_of_a_gguf_file_is_named(tiny_llama_dir: Path, tmp_path: Path, key: str) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(f"tokenizer.ggml.{key}_token_id", None)
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", 99_999)
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "odd.gguf", also)
+    with pytest.raises(FileFormatError, match=rf"token 99999 as its tokenizer\.ggml\.{key}_token_id, .* \d+ tokens"):
+        load_model(str(file), device="cpu")
+
+
+def test_an_architecture_s_own_padding_token_may_be_beyond_the_vocabulary(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "small.gguf", architecture="phi3")
+    with pytest.raises(SelfSpecError) as refused:  # its tensors are another architecture's
+        load_model(str(file), device="cpu")
+    assert "adding_idx" not in str(refused.value)
 
 
 ROTATIONS: dict[str, dict[str, Any]] = {

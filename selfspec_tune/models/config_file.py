@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any
 
 from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError
-from selfspec_tune.files import read_json
+from selfspec_tune.files import read_json, read_settings
 
 _MOST_LAYERS = 1000  # more than any model has; transformers writes lists as long, and takes minutes for a billion
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LFS_POINTER = b"version https://git-lfs"
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -26,6 +28,15 @@ def first_bytes(file: Path, count: int = len(_LFS_POINTER)) -> bytes:
 def is_lfs_pointer(file: Path) -> bool:
     """Whether it only says where Git LFS keeps the file, as in a clone that was made without it."""
     return first_bytes(file) == _LFS_POINTER
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file. Raises `FileFormatError` where transformers would not read it."""
+    if first_bytes(file).startswith(_MARKS):
+        raise FileFormatError(
+            f"{file} begins with a byte-order mark, which transformers does not read. Save it as UTF-8 without one."
+        )
+    return read_settings(file)
 
 
 def check_depth(file: Path, depth: Any) -> None:

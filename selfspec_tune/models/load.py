@@ -27,6 +27,7 @@ from selfspec_tune.models.config_file import read_config
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
 from selfspec_tune.models.finite import check_weights
+from selfspec_tune.models.generation_settings import check_generation_file
 from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
@@ -113,7 +114,8 @@ class _Options:
 class _Checkpoint:
     """What was loaded of the files in ``folder``.
 
-    ``method``: what the weights are quantised by, if by anything; ``claimed``: what config.json says, and is not so.
+    ``method``: what the weights are quantised by, if by anything; ``claimed``: what config.json says, and is not so;
+    ``nonsense``: what its generation_config.json says, and cannot be.
     """
 
     model: PreTrainedModel
@@ -121,6 +123,7 @@ class _Checkpoint:
     folder: Path
     method: str | None
     claimed: str | None = None
+    nonsense: tuple[str, ...] = ()
 
 
 def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) -> _Checkpoint:
@@ -145,6 +148,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     source: dict[str, Any] = {"local_files_only": local_files_only, "revision": origin.revision or "main"}
     file = Path(str(cached_file(origin.location, "config.json", **source)))
     read_config(file)  # refuses what would keep transformers busy for hours
+    nonsense = check_generation_file(file.parent)
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
     method, claimed = quantised_by(config) or by_its_files(file.parent), None
@@ -163,7 +167,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
             raise
         raise cannot_run(origin.name, method, error) from error
     tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
-    return _Checkpoint(model, tokenizer, file.parent, method, claimed)
+    return _Checkpoint(model, tokenizer, file.parent, method, claimed, tuple(nonsense))
 
 
 def _load_weights(
@@ -205,7 +209,7 @@ def _of_checkpoint(origin: Origin, read: _Checkpoint, device: torch.device) -> L
     if read.method is not None:
         provenance += f", quantised by {read.method}" if _is_packed(read.model) else f", dequantised from {read.method}"
     loaded = _prepare(origin, read.model, read.tokenizer, provenance, device)
-    return replace(loaded, revision=commit, notes=_notes(origin, read))
+    return replace(loaded, revision=commit, notes=_notes(origin, read, loaded.eos_token_ids, loaded.vocabulary_size))
 
 
 def _is_packed(model: PreTrainedModel) -> bool:
@@ -213,9 +217,15 @@ def _is_packed(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
-def _notes(origin: Origin, read: _Checkpoint) -> tuple[str, ...]:
-    """What a user may not expect of the loaded model."""
-    notes, method = list[str](), read.method
+def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: int) -> tuple[str, ...]:
+    """What a user may not expect of the loaded model, whose answers end at ``ends``, of ``num_tokens`` tokens."""
+    notes, method = list(read.nonsense), read.method
+    beyond = [token for token in ends if not 0 <= token < num_tokens]
+    if beyond:
+        notes += [
+            f"{origin.name} is said to end its answers at token {beyond[0]}, and has {num_tokens} tokens: none ends "
+            "there. See eos_token_id in generation_config.json and config.json"
+        ]
     if method is not None and _is_packed(read.model):
         notes += [
             f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
