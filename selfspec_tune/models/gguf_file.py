@@ -25,6 +25,8 @@ from selfspec_tune.models.unread import check_all_read
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+_LOOKED_UP = ("bos", "eos", "unknown", "padding")  # the tokens whose texts transformers asks for
+
 
 def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Model, tokenizer and one line of provenance.
@@ -98,12 +100,12 @@ def _check_stated(reader: GGUFReader, path: Path) -> None:
         raise FileFormatError(f"{path} lacks the key {own}.{key}. Get the file again.")
     check_depth(path, depth)
     tokens = reader.get_field("tokenizer.ggml.tokens")
-    for key in reader.fields:
-        token = value_of(reader, key) if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") else 0
+    for key in (f"tokenizer.ggml.{role}_token_id" for role in _LOOKED_UP):
+        token = value_of(reader, key, 0)
         if tokens is not None and not (isinstance(token, int) and 0 <= token < len(tokens.data)):
             raise FileFormatError(
-                f"{path} states token {token} as its {key}, and holds {len(tokens.data)} tokens. Get the file again, or "
-                f"state another: gguf-set-metadata {path} {key} TOKEN (of the gguf package)."
+                f"{path} states token {token} as its {key}, and holds {len(tokens.data)} tokens. Get the file again, "
+                f"or state another: gguf-set-metadata {path} {key} TOKEN (of the gguf package)."
             )
 
 
