@@ -18,6 +18,7 @@ from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.models import load_model
 from tests import kit
 
+_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may compute in it")
 BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 # By what a configuration says, the package that transformers imports, and what pip is to install.
 NEEDED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -128,12 +129,13 @@ def test_packed_weights_that_no_file_speaks_of_are_not_to_be_got_again(copy: Pat
     assert "get them again" not in str(refused.value).lower()
 
 
-def test_plain_weights_that_claim_bitsandbytes_are_loaded_as_they_are(copy: Path) -> None:
+@pytest.mark.parametrize("method", ["bitsandbytes", pytest.param("fp8", marks=_NO_GPU)])
+def test_plain_weights_that_claim_more_are_loaded_as_they_are(copy: Path, method: str) -> None:
     plain = load_model(str(copy), dtype="float32", device="cpu")
-    edit_config(copy, quantization_config=NEEDED["bitsandbytes"][0])
+    edit_config(copy, quantization_config={"quant_method": method})
     loaded = load_model(str(copy), dtype="float32", device="cpu")
     assert (loaded.fingerprint, loaded.provenance) == (plain.fingerprint, plain.provenance)
-    assert "asks for bitsandbytes, but its weights are plain numbers" in loaded.notes[0]
+    assert f"asks for {method}, but its weights are plain numbers" in loaded.notes[0]
     assert not loaded.is_quantised
 
 
@@ -200,7 +202,7 @@ def test_weights_that_load_and_cannot_compute_are_refused(copy: Path, monkeypatc
         load_model(str(copy), device="cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may compute in it")
+@_NO_GPU
 def test_what_transformers_dequantises_is_an_ordinary_model_that_says_so(tmp_path: Path) -> None:
     directory = kit.tiny_llama(tmp_path / "fp8", tied=False)
     weights = load_file(directory / "model.safetensors")

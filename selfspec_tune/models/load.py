@@ -166,6 +166,8 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         if method is None:
             raise
         raise cannot_run(origin.name, method, error) from error
+    if method is not None and not _is_packed(model) and is_plain(file.parent):
+        method, claimed = None, method
     tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
     return _Checkpoint(model, tokenizer, file.parent, method, claimed, tuple(nonsense))
 
