@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from selfspec_tune.errors import FileFormatError
 from selfspec_tune.measure.workload import open_workload
+from selfspec_tune.models import load_model
 from selfspec_tune.models.generation_settings import ignored_settings, own_settings
 from selfspec_tune.requests import ModelOptions, PromptOptions
 from selfspec_tune.results import BenchResult, SkipConfig
@@ -103,3 +105,38 @@ def test_a_search_keeps_it_in_its_files(asking: Path, tmp_path: Path, monkeypatc
     assert sum("generation_config" in notice for notice in listener.notices) == 1
     assert SkipConfig.load(out / "skip.json").provenance["generation_config"] == SHAPING
     assert BenchResult.load(out / "bench.json").provenance["generation_config"] == SHAPING
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds \\[\\]; expected a JSON object"),
+        ("\ufeff{}", "begins with a byte-order mark"),
+        ('{"eos_token_id": "x"}', "eos_token_id is 'x'; expected a token's number"),
+        ('{"eos_token_id": [2, "x"]}', "eos_token_id is .*; expected a token's number, or a list of such"),
+        ('{"max_new_tokens": 0}', "max_new_tokens is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_followed_is_refused(asking: Path, content: str, reason: str) -> None:
+    file = asking / "generation_config.json"
+    file.write_text(content)
+    with pytest.raises(FileFormatError, match=f"{file}:? {reason}"):
+        load_model(str(asking), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "hot"), ("temperature", float("nan")), ("top_k", 1.5), ("do_sample", "yes"), ("top_p", 2)],
+)
+def test_a_value_of_another_kind_is_said_once_and_not_kept(asking: Path, name: str, value: Any) -> None:
+    (asking / "generation_config.json").write_text(json.dumps({**ASKED, name: value}))
+    said = [notice for notice in notices(asking) if "passed over" in notice]
+    assert [f"{name} is {value!r}; expected" in notice for notice in said] == [True]
+    assert name not in load_model(str(asking), device="cpu").generation_settings
+
+
+def test_an_end_beyond_the_vocabulary_is_said(asking: Path) -> None:
+    (asking / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 999]}))
+    (notice,) = notices(asking)
+    assert "end its answers at token 999, and has 128 tokens" in notice

@@ -9,10 +9,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
 
-from selfspec_tune.errors import FileFormatError, UnsupportedModelError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.export.gguf_file import GgufFile
 from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models.gguf_quick import QuickReader
+from selfspec_tune.models.gguf_unread import check_gguf_read
 from tests import kit
 
 
@@ -49,6 +52,25 @@ def test_a_model_from_gguf_can_be_saved_and_loaded_again(gguf_file: Path, tmp_pa
     assert again.tokenizer("the end").input_ids == loaded.tokenizer("the end").input_ids
 
 
+@pytest.mark.parametrize("read", [GgufFile, lambda path: load_model(str(path), device="cpu")], ids=["export", "load"])
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ((1).to_bytes(4, "little"), r"version 1, .*of 2023.*expected version 2 or 3.*convert_hf_to_gguf\.py"),
+        ((99).to_bytes(4, "little"), r"version 99, which gguf \d.*expected version 2 or 3.*pip install --upgrade gguf"),
+        ((3).to_bytes(4, "big"), r"big-endian .*gguf-convert-endian .*odd\.gguf little"),
+        ((0).to_bytes(4, "big"), r"no complete GGUF file \(its version is 0\)"),
+    ],
+)
+def test_a_version_that_is_not_read_says_which_and_what_to_do(
+    gguf_file: Path, tmp_path: Path, version: bytes, message: str, read: Callable[[Path], object]
+) -> None:
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(b"GGUF" + version + gguf_file.read_bytes()[8:])
+    with pytest.raises(FileFormatError, match=message):
+        read(odd)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 20_000])
 def test_a_torn_gguf_file_is_refused(gguf_file: Path, tmp_path: Path, keep: int) -> None:
     torn = tmp_path / "torn.gguf"
@@ -60,8 +82,38 @@ def test_a_torn_gguf_file_is_refused(gguf_file: Path, tmp_path: Path, keep: int)
 def test_an_architecture_that_gguf_cannot_give_is_refused(gguf_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(gguf_file.read_bytes().replace(b"llama", b"zzzzz"))
-    with pytest.raises(UnsupportedModelError, match="original checkpoint"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"reads no GGUF files of architecture 'zzzzz'.*original checkpoint"
+    ):
         load_model(str(other), dtype="float32", device="cpu")
+
+
+def test_what_transformers_trips_over_is_said_in_our_words(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop("llama.embedding_length")
+        writer.add_embedding_length(32)
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "odd.gguf", also)
+    with pytest.raises(UnsupportedModelError, match=r"Its tensors have other shapes than its keys state\."):
+        load_model(str(file), device="cpu")
+
+
+@pytest.mark.parametrize("key", ["padding", "eos"])
+def test_a_token_beyond_the_vocabulary_of_a_gguf_file_is_named(tiny_llama_dir: Path, tmp_path: Path, key: str) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(f"tokenizer.ggml.{key}_token_id", None)
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", 99_999)
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "odd.gguf", also)
+    with pytest.raises(FileFormatError, match=rf"token 99999 as its tokenizer\.ggml\.{key}_token_id, .* \d+ tokens"):
+        load_model(str(file), device="cpu")
+
+
+def test_an_architecture_s_own_padding_token_may_be_beyond_the_vocabulary(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "small.gguf", architecture="phi3")
+    with pytest.raises(SelfSpecError) as refused:  # its tensors are another architecture's
+        load_model(str(file), device="cpu")
+    assert "adding_idx" not in str(refused.value)
 
 
 ROTATIONS: dict[str, dict[str, Any]] = {
@@ -258,6 +310,46 @@ def test_missing_weights_of_a_gguf_file_are_refused_not_made_up(gguf_file: Path,
         load_model(str(other), dtype="float32", device="cpu")
 
 
+@pytest.mark.parametrize(
+    "tensor", ["blk.0.attn_q.bias", "blk.1.attn_q_norm.weight", "blk.9.ffn_up.weight", "new.weight"]
+)
+def test_a_tensor_of_a_gguf_file_without_a_place_is_refused_by_name(
+    tiny_llama_dir: Path, tmp_path: Path, tensor: str
+) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor(tensor, np.ones(64, dtype=np.float32))
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "more.gguf", also)
+    with pytest.raises(UnsupportedModelError, match=rf"no place for \({tensor}\).*Give the checkpoint"):
+        load_model(str(file), device="cpu")
+
+
+def test_tensors_that_converters_write_beside_those_of_the_decoder_may_be_there(tmp_path: Path) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        for name in ("rope_freqs.weight", "blk.0.attn_rot_embd.weight", "v.blk.0.attn_q.weight", "cls.weight"):
+            writer.add_tensor(name, np.ones(8, dtype=np.float32))
+
+    checkpoint = kit.tiny_llama(tmp_path / "model", tied=True)
+    assert load_model(str(kit.tiny_gguf(checkpoint, tmp_path / "tied.gguf", also)), device="cpu").num_layers == 4
+
+
+LLAMACPP_NAMES = {"qwen2": "qwen2", "qwen2_moe": "qwen2moe", "gpt2": "gpt2", "gemma2": "gemma2", "mamba": "mamba"}
+
+
+@pytest.mark.parametrize("kind", LLAMACPP_NAMES)
+def test_what_llamacpp_knows_of_an_architecture_has_a_place(kind: str) -> None:
+    architecture = LLAMACPP_NAMES[kind]
+    config = kit.tiny_config(kind) if kind in kit.OTHER_CONFIGS else Qwen2Config()
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    (known,) = (arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = [gguf.TENSOR_NAMES[tensor].format(bid=0) + ".weight" for tensor in gguf.MODEL_TENSORS[known]]
+    check_gguf_read("it", model, architecture, names)
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.new\.weight"):
+        check_gguf_read("it", model, architecture, [*names, "blk.0.new.weight"])
+
+
 def test_what_lies_beside_a_gguf_file_is_not_its_own(gguf_file: Path, tmp_path: Path) -> None:
     beside = Path(shutil.copy(gguf_file, tmp_path / "tiny.gguf"))
     kit.tiny_tokenizer(60, chat=True).save_pretrained(tmp_path)
@@ -286,3 +378,20 @@ def test_a_depth_that_no_model_has_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(FileFormatError, match="states 1000000000 layers"):
         load_model(str(_empty(tmp_path / "deep.gguf", "llama", also)), device="cpu")
+
+
+def test_headers_are_read_quickly_and_alike(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    def also(writer: gguf.GGUFWriter) -> None:
+        writer.add_array("some.floats", [0.5, -1.0])
+        writer.add_array("some.flags", [True, False])
+        writer.add_array("some.texts", ["", "ü", "x" * 300])
+        writer.add_array("some.lists", [[1, 2], [3]])
+
+    file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "tiny.gguf", also)
+    ours, theirs = QuickReader(file), gguf.GGUFReader(file)
+    assert list(ours.fields) == list(theirs.fields)
+    for name, field in theirs.fields.items():
+        assert (ours.fields[name].contents(), ours.fields[name].types) == (field.contents(), field.types), name
+    assert [(t.name, t.data_offset, t.n_bytes) for t in ours.tensors] == [
+        (t.name, t.data_offset, t.n_bytes) for t in theirs.tensors
+    ]

@@ -165,3 +165,30 @@ def test_a_context_is_known_before_anything_is_loaded(
 
 def test_of_a_gguf_file_it_is_not_asked(gguf_file: Path) -> None:
     assert stated_context_length(str(gguf_file)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("https://huggingface.co/meta-llama/Llama-3.2-1B", "--model meta-llama/Llama-3.2-1B"),
+        ("https://hub.example/org/name/tree/v2/", "--model org/name --revision v2"),
+        ("https://hub.example/org/name?library=x", "--model org/name"),
+        ("https://hub.example/org/name/resolve/main/small.Q4_K_M.gguf", "hf download org/name small.Q4_K_M.gguf"),
+        ("hf:org/name", "--model org/name"),
+        ("hf://models/org/name", "--model org/name"),
+        ("org/name@v2", "--model org/name --revision v2"),
+        ("llama-3-8b@main", "--model llama-3-8b --revision main"),
+        ("org/name-GGUF:Q4_K_M", "Q4_K_M reads like a quantisation"),
+        ("llama3:8b", "as ollama and llama.cpp write it. Download the GGUF file"),
+    ],
+)
+def test_a_name_as_other_tools_write_it_is_told_what_to_give(name: str, hint: str) -> None:
+    with pytest.raises(UnknownModelError) as refused:
+        find_origin(name)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["https://", "@", ":", "c:", "a@", "http://x", "C:/models/x", "a/b/c@d", "./x:y"])
+def test_what_is_no_such_name_is_just_unknown(name: str) -> None:
+    with pytest.raises(UnknownModelError, match=r"^Unknown model"):
+        find_origin(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.reference import ReferenceRunner
 from selfspec_tune.engine.teacher_forcing.standalone import StandaloneReferenceScorer
 from selfspec_tune.engine.teacher_forcing.trace import Window
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError, UsageError
 from selfspec_tune.export.verification import along
 from selfspec_tune.measure.lossless import implementation_floor
 from selfspec_tune.models import LoadedModel, load_model
@@ -100,15 +102,18 @@ def test_only_what_a_forward_names_is_passed(loaded: LoadedModel, old: LoadedMod
     assert keep_logits(old.model, 3) == expected
 
 
-def test_a_checkpoint_with_such_code_is_loaded_and_run(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    for file in tiny_llama_dir.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "modeling_old.py").write_text(_CODE)
+def with_code(checkpoint: Path, folder: Path, code: str) -> Path:
+    """A copy of the checkpoint that brings ``code``, whose class is `OldForCausalLM`."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "modeling_old.py").write_text(code)
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["OldForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_old.OldForCausalLM"}}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_checkpoint_with_such_code_is_loaded_and_run(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = with_code(tiny_llama_dir, tmp_path / "theirs", _CODE)
     loaded = load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     assert type(loaded.model).__name__ == "OldForCausalLM"
     for ours, theirs in zip(_walk(loaded), _walk(load(tiny_llama_dir)), strict=True):
@@ -116,3 +121,70 @@ def test_a_checkpoint_with_such_code_is_loaded_and_run(tiny_llama_dir: Path, tmp
     notices: list[str] = []
     assert choose_runner(loaded, "auto", notices.append).name == "reference"
     assert any("OldForCausalLM computes by code of its own" in notice for notice in notices)
+
+
+UNFIT: dict[str, tuple[str, str]] = {
+    "tuple": ("**kwargs):\n        return super().forward(**kwargs).to_tuple()", "returns a tuple without logits"),
+    "tensor": ("**kwargs):\n        return super().forward(**kwargs).logits", "returns a Tensor without logits"),
+    "raises": ("**kwargs):\n        raise AttributeError('no mask')", r"fails \(AttributeError: no mask\)"),
+    "raises on the second": (
+        "past_key_values=None, **kwargs):\n"
+        "        assert not past_key_values.get_seq_length(), 'no more'\n"
+        "        return super().forward(past_key_values=past_key_values, **kwargs)",
+        r"fails \(AssertionError: no more\)",
+    ),
+    "no cache": (
+        "input_ids):\n        return super().forward(input_ids)",
+        r"fails \(TypeError: .*unexpected keyword argument",
+    ),
+    "a cache of its own": (
+        "past_key_values=None, **kwargs):\n        return super().forward(**kwargs)",
+        "leaves 0 tokens in the cache that it was given, of 2",
+    ),
+    "flat": (
+        "**kwargs):\n        output = super().forward(**kwargs)\n        output.logits = output.logits[0]\n"
+        "        return output",
+        r"the logits of its forward pass are \[2, 128\]",
+    ),
+    "no head": (
+        "**kwargs):\n        return super().forward(**kwargs)\n\n"
+        "    def get_output_embeddings(self):\n        return None",
+        "get_output_embeddings gives no layer with a weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_code_that_cannot_be_decoded_with_is_refused_with_what_is_needed(
+    tiny_llama_dir: Path, tmp_path: Path, name: str
+) -> None:
+    body, reason = UNFIT[name]
+    code = "from transformers import LlamaForCausalLM\n\n\nclass OldForCausalLM(LlamaForCausalLM):\n"
+    folder = with_code(tiny_llama_dir, tmp_path / "theirs", f"{code}    def forward(self, {body}\n")
+    with pytest.raises(
+        UnsupportedModelError, match=rf"^OldForCausalLM computes by code of its own.*{reason}"
+    ) as refused:
+        load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
+    assert "Needed is a forward pass" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "reason"),
+    [
+        ("raise RuntimeError('boo')", UnsupportedModelError, "fails while it is loaded: RuntimeError: boo"),
+        ("class OldForCausalLM(", UnsupportedModelError, "fails while it is loaded: SyntaxError"),
+        ("import no_such_package_at_all", UsageError, "pip install no_such_package_at_all"),
+        ("", UnsupportedModelError, "fails while it is loaded: AttributeError"),
+        (None, FileFormatError, r"names code in modeling_old\.py, which is not there"),
+    ],
+    ids=["raises", "syntax", "package", "class", "file"],
+)
+def test_code_that_cannot_be_loaded_is_to_blame_not_the_files(
+    tiny_llama_dir: Path, tmp_path: Path, code: str | None, kind: type[SelfSpecError], reason: str
+) -> None:
+    folder = with_code(tiny_llama_dir, tmp_path / "theirs", code or "")
+    if code is None:
+        (folder / "modeling_old.py").unlink()
+    with pytest.raises(kind, match=reason) as refused:
+        load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
+    assert "corrupt" not in str(refused.value)

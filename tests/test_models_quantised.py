@@ -18,6 +18,7 @@ from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.models import load_model
 from tests import kit
 
+_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may compute in it")
 BITNET = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 # By what a configuration says, the package that transformers imports, and what pip is to install.
 NEEDED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -48,12 +49,19 @@ def edit_config(directory: Path, **settings: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
+def add_tensors(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    file = directory / "model.safetensors"
+    save_file(load_file(file) | tensors, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("method", NEEDED)
 def test_without_its_library_a_quantised_checkpoint_says_what_it_needs(copy: Path, method: str) -> None:
     settings, module, packages = NEEDED[method]
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed here")
     edit_config(copy, quantization_config=settings)
+    if method == "bitsandbytes":
+        add_tensors(copy, {"model.layers.0.mlp.up_proj.weight.absmax": torch.ones(4)})
     with pytest.raises(UsageError, match=f"is quantised by {method}, and transformers cannot run it here") as refusal:
         load_model(str(copy), device="cpu")
     message = str(refusal.value)
@@ -74,8 +82,61 @@ def test_without_its_library_a_quantised_checkpoint_says_what_it_needs(copy: Pat
 )
 def test_what_transformers_cannot_read_is_refused_by_name(copy: Path, settings: dict[str, Any], method: str) -> None:
     edit_config(copy, **settings)
-    with pytest.raises(UsageError, match=f"is quantised by {method}, which transformers does not read. What else"):
+    with pytest.raises(UsageError, match=f"is quantised by {method}, which transformers does not read\\..* What else"):
         load_model(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "runs"),
+    [
+        ({"quantization_config": {"quant_method": "modelopt"}}, "TensorRT-LLM, vLLM or SGLang"),
+        ({"quantization_config": {"quant_method": "exl3"}}, "ExLlamaV3"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "mlx-lm"),
+        ({"compression_config": {"format": "pack-quantized"}}, "vLLM"),
+    ],
+)
+def test_what_runs_it_is_said_where_transformers_does_not(copy: Path, method: dict[str, Any], runs: str) -> None:
+    edit_config(copy, **method)
+    with pytest.raises(UsageError, match=f"which transformers does not read. What runs it: {runs}"):
+        load_model(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize("algorithm", ["NVFP4", "FP8"])
+def test_what_stands_in_modelopt_s_own_file_counts(copy: Path, algorithm: str) -> None:
+    (copy / "hf_quant_config.json").write_text(
+        json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}})
+    )
+    with pytest.raises(UsageError, match=rf"quantised by modelopt {algorithm}, .* What runs it: TensorRT-LLM, vLLM"):
+        load_model(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: {"weight_packed": rows.to(torch.int32)},
+        lambda rows: {"weight": rows[:, ::2].to(torch.uint8).contiguous(), "weight_scale_2": torch.ones(1)},
+        lambda rows: {"qweight": rows.to(torch.int32)},
+    ],
+    ids=["compressed-tensors", "nvfp4", "gptq"],
+)
+def test_packed_weights_that_no_file_speaks_of_are_not_to_be_got_again(copy: Path, change: Any) -> None:
+    file = copy / "model.safetensors"
+    weights, owner = load_file(file), "model.layers.0.mlp.up_proj"
+    changed = {f"{owner}.{leaf}": tensor for leaf, tensor in change(weights.pop(f"{owner}.weight")).items()}
+    save_file(weights | changed, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=rf"are quantised, as its tensor {owner}\.\w+ shows") as refused:
+        load_model(str(copy), device="cpu")
+    assert "get them again" not in str(refused.value).lower()
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", pytest.param("fp8", marks=_NO_GPU)])
+def test_plain_weights_that_claim_more_are_loaded_as_they_are(copy: Path, method: str) -> None:
+    plain = load_model(str(copy), dtype="float32", device="cpu")
+    edit_config(copy, quantization_config={"quant_method": method})
+    loaded = load_model(str(copy), dtype="float32", device="cpu")
+    assert (loaded.fingerprint, loaded.provenance) == (plain.fingerprint, plain.provenance)
+    assert f"asks for {method}, but its weights are plain numbers" in loaded.notes[0]
+    assert not loaded.is_quantised
 
 
 def test_torn_files_of_a_quantised_checkpoint_are_still_torn(copy: Path) -> None:
@@ -141,7 +202,7 @@ def test_weights_that_load_and_cannot_compute_are_refused(copy: Path, monkeypatc
         load_model(str(copy), device="cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may compute in it")
+@_NO_GPU
 def test_what_transformers_dequantises_is_an_ordinary_model_that_says_so(tmp_path: Path) -> None:
     directory = kit.tiny_llama(tmp_path / "fp8", tied=False)
     weights = load_file(directory / "model.safetensors")

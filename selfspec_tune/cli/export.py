@@ -142,13 +142,16 @@ def import_(
         str, typer.Option("--model", metavar="M", help="The model that it is for, at hand here.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(metavar="F", help="The skip.json to write.")] = Path("skip.json"),
+    revision: Annotated[
+        str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.", show_default="the hub's")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """Make a skip.json of another project's skip set, to bench it or to search on from it."""
     from selfspec_tune.export.imports import import_skip_set
 
-    config, dialect = import_skip_set(source, model, out, force=force)
+    config, dialect = import_skip_set(source, model, out, revision=revision, force=force)
     found = f"{config.skip_set()} of {config.model.id}, read as {dialect}"
     output.say(f"{out}: {found}; measure it with `selfspec-tune bench`.")
 

@@ -15,9 +15,12 @@ from selfspec_tune.models.origin import find_origin
 from selfspec_tune.results import DraftSettings, ModelInfo, Score, SkipConfig, SkipLayers
 
 
-def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) -> tuple[SkipConfig, str]:
+def import_skip_set(
+    source: str, model: str, out: Path, *, revision: str | None = None, force: bool = False
+) -> tuple[SkipConfig, str]:
     """Write a skip.json of the skip set in ``source``, unmeasured, and the dialect that it was read as.
 
+    ``revision``: branch, tag or commit of ``model``, which is a hub id then; the commit that it leads to is kept.
     Raises `UsageError` where ``out`` is there already, `FileFormatError` or `SkipSetError` for the file, and what
     finding the model raises.
     """
@@ -25,13 +28,13 @@ def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) 
         raise UsageError(f"{out} is a symbolic link, which an import never follows. Give the file itself.")
     if out.exists() and not force:
         raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
-    origin = find_origin(model)
+    origin = find_origin(model, revision)
     with ExitStack() as stack:
-        folder = stack.enter_context(checkpoint_folder(model))
+        folder = stack.enter_context(checkpoint_folder(model, revision))
         skip_set, dialect = read_skip_set(source, num_layers=read_outline(folder).num_layers)
         if dialect == SKIP_CONFIG:
             raise SkipSetError(f"{source} is a skip.json of ours already; give it to any command as it is.")
-        job = Job(skip_set, model, folder)
+        job = Job(skip_set, model, folder, revision=revision)
         config = SkipConfig(
             model=ModelInfo(
                 id=origin.id,
@@ -39,6 +42,7 @@ def import_skip_set(source: str, model: str, out: Path, *, force: bool = False) 
                 source=origin.source,
                 fingerprint=_fingerprint(job),
                 num_layers=skip_set.num_layers,
+                revision=folder.name if origin.source == "hub" else None,
             ),
             skip=SkipLayers.model_validate(skip_set.to_dict()),
             draft=DraftSettings.model_validate(Draft(skip_set).to_dict()),
@@ -56,4 +60,4 @@ def _fingerprint(job: Job) -> str:
     except UnsupportedModelError:
         from selfspec_tune.models import load_model
 
-        return load_model(job.model, device="cpu").fingerprint
+        return load_model(job.model, device="cpu", revision=job.revision).fingerprint

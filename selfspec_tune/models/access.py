@@ -6,6 +6,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,8 +29,11 @@ from selfspec_tune.errors import (
     UsageError,
 )
 from selfspec_tune.models.aliases import close_aliases
+from selfspec_tune.models.broken_files import find_fault
 from selfspec_tune.models.config_file import is_lfs_pointer
 from selfspec_tune.models.origin import ADAPTER, ADAPTER_ALONE, Origin
+from selfspec_tune.models.own_code import explain_own_code
+from selfspec_tune.models.quantised import packed_tensor, unstated
 from selfspec_tune.models.sublayers import WHAT_WORKS
 
 _NO_NETWORK = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError)
@@ -65,10 +69,12 @@ def explain_load_failure(origin: Origin, error: Exception, *, hub_was_asked: boo
         return UnsupportedModelError(
             f"The model {origin.name!r} is no decoder-only language model that transformers knows. {WHAT_WORKS}."
         )
+    if explained := explain_own_code(origin.name, error, text):
+        return explained
     return _broken(origin, error, text)
 
 
-def _broken(origin: Origin, error: Exception, text: str) -> FileFormatError:
+def _broken(origin: Origin, error: Exception, text: str) -> SelfSpecError:
     reason = _first_line(error)
     pointers = sorted(file.name for file in Path(origin.location).glob("*") if is_lfs_pointer(file))
     if pointers:
@@ -76,16 +82,35 @@ def _broken(origin: Origin, error: Exception, text: str) -> FileFormatError:
             f"The model {origin.name!r} at {origin.location} is a clone without its large files: {pointers[0]} is a "
             "pointer of Git LFS. Fetch them: git lfs pull."
         )
+    folder = _folder(origin)
+    if "ignore_mismatched_sizes" in text and (packed := packed_tensor(folder)):
+        return unstated(origin.name, packed)
+    if fault := find_fault(folder):
+        return FileFormatError(f"The model {origin.name!r} cannot be loaded. {fault}")
     if origin.source == "hub" and "does not appear to have a file named config.json" in text:
-        reason = "it has no config.json; it may hold GGUF files, or an adapter, alone."
+        known = "it has no config.json; it may hold GGUF files, or an adapter, alone"
     elif "ignore_mismatched_sizes" in text:
-        reason = "its weights have other shapes than its config.json states."
+        known = "its weights have other shapes than its config.json states"
     elif "tokenizer" in reason:
-        reason = "it has no tokenizer that transformers can read; a tokenizer.json is expected."
+        known = "it has no tokenizer that transformers can read; a tokenizer.json is expected"
+    else:
+        return FileFormatError(
+            f"The model {origin.name!r} at {origin.location} cannot be loaded. Its files may be corrupt or incomplete: "
+            f"get them again; or they are made for another release of transformers than {version('transformers')}. "
+            f"It says: “{reason}”"
+        )
     return FileFormatError(
-        f"The model {origin.name!r} at {origin.location} cannot be loaded: {reason} "
+        f"The model {origin.name!r} at {origin.location} cannot be loaded: {known}. "
         "Its files may be corrupt or incomplete: get them again."
     )
+
+
+def _folder(origin: Origin) -> Path:
+    """Where the files lie; of a hub id that is not in the cache, where nothing lies."""
+    if origin.source != "hub":
+        return Path(origin.location)
+    config = try_to_load_from_cache(origin.location, "config.json", revision=origin.revision)
+    return Path(config).parent if isinstance(config, str) else Path(origin.location)
 
 
 def _explain_hub(origin: Origin, causes: tuple[BaseException, ...], hub_was_asked: bool) -> SelfSpecError | None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError
-from selfspec_tune.files import read_json
-from selfspec_tune.text_encoding import wide_encoding
+from selfspec_tune.files import read_json, read_settings
+from selfspec_tune.text_encoding import how_to_convert, wide_encoding
 
 _MOST_LAYERS = 1000  # more than any model has; transformers writes lists as long, and takes minutes for a billion
 _LFS_POINTER = b"version https://git-lfs"
@@ -33,6 +34,23 @@ def is_lfs_pointer(file: Path) -> bool:
     return first_bytes(file) == _LFS_POINTER
 
 
+def check_encoding(file: Path) -> None:
+    """Raise `FileFormatError` where ``file`` is in an encoding that transformers does not read, though others do."""
+    begun = first_bytes(file, _ENOUGH)
+    if begun.startswith(_MARKS):
+        raise FileFormatError(
+            f"{file} begins with a byte-order mark, which transformers does not read. Save it as UTF-8 without one."
+        )
+    if wide := wide_encoding(begun):
+        raise FileFormatError(f"{file} is {wide}, and transformers reads UTF-8: {how_to_convert(wide)}.")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file. Raises `FileFormatError` where transformers would not read it."""
+    check_encoding(file)
+    return read_settings(file)
+
+
 def check_depth(file: Path, depth: Any) -> None:
     """Raise `FileFormatError` where ``file`` states more layers than a model can have, or none."""
     if isinstance(depth, int) and not 1 <= depth <= _MOST_LAYERS:
@@ -44,20 +62,22 @@ def check_depth(file: Path, depth: Any) -> None:
 def read_config(file: Path) -> dict[str, Any]:
     """The configuration as it is written; empty where it is no JSON object, of which transformers says more.
 
-    Raises `FileFormatError` where it is in an encoding that transformers does not read, or states more layers than a
-    model can have.
+    Raises `FileFormatError` where it is in an encoding that transformers does not read, states more layers than a model
+    can have, or a quantisation that is none.
     """
-    begun = first_bytes(file, _ENOUGH)
-    if begun.startswith(_MARKS) or wide_encoding(begun):
-        raise FileFormatError(
-            f"{file} is no UTF-8 without a byte-order mark, which is what transformers reads. Save it as that."
-        )
+    check_encoding(file)
     try:
         config = read_json(file)
     except FileFormatError:
         return {}
     if not isinstance(config, dict):
         return {}
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict | None):
+        raise FileFormatError(
+            f"{file}: quantization_config is {shown(settings)}; expected an object with a quant_method, or null. "
+            "Mend it there, or get the file again."
+        )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in _DEPTH_KEYS:
             check_depth(file, part.get(key))

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from selfspec_tune.errors import FileFormatError
+from selfspec_tune.models.config_file import read_object
+from selfspec_tune.models.value_kinds import (
+    COUNT,
+    FLAG,
+    LIST,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    TOKEN,
+    Rule,
+    by_key,
+    unfit,
+)
 
 # Settings that decide which token comes next, with the value that leaves it to the model alone.
 NEUTRAL: dict[str, Any] = {
@@ -39,13 +57,56 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+FILE = "generation_config.json"
+_ENDS = "eos_token_id"
+_KINDS: Mapping[Rule, tuple[str, ...]] = {
+    FLAG: ("do_sample",),
+    NOT_NEGATIVE: ("temperature", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"),
+    POSITIVE: ("repetition_penalty", "encoder_repetition_penalty"),
+    NUMBER: ("presence_penalty", "frequency_penalty", "guidance_scale"),
+    SHARE: ("top_p", "top_h", "min_p", "typical_p"),
+    COUNT: ("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    SIZE: ("num_beams", "num_beam_groups", "max_length", "max_new_tokens"),
+    LIST: ("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"),
+    TOKEN: (_ENDS, "bos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+}
+_RULES = by_key(_KINDS)
+
+
 def own_settings(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those entries of a ``generation_config`` that decide which token comes next."""
+    """Those entries of a ``generation_config`` that decide which token comes next; nonsense is none."""
+    nonsense = {name for name, _ in unfit(generation_config, _RULES)}
     return {
         name: generation_config[name]
         for name, neutral in NEUTRAL.items()
-        if generation_config.get(name) not in (None, neutral, [], {})
+        if name not in nonsense and generation_config.get(name) not in (None, neutral, [], {})
     }
+
+
+def faults_of(generation_config: Mapping[str, Any]) -> list[str]:
+    """What is of another kind than it should be, each in a clause."""
+    return [fault for _, fault in unfit(generation_config, _RULES)]
+
+
+def check_generation_file(folder: Path) -> list[str]:
+    """What a user should be told of the values in a checkpoint's generation_config.json, if it has any.
+
+    Raises `FileFormatError` where the file is no object, or its end-of-sequence tokens are none: transformers takes
+    others then without a word, or breaks.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return []
+    try:
+        values = read_object(file)
+    except FileFormatError as error:
+        raise FileFormatError(
+            f"{error} Without it config.json says where answers end: remove it to go by that."
+        ) from error
+    unfitting = dict(unfit(values, _RULES))
+    if fault := unfitting.get(_ENDS):
+        raise FileFormatError(f"{file}: {fault}. Mend it there, or get the file again.")
+    return [f"{file}: {fault}. It is passed over" for fault in unfitting.values()]
 
 
 def ignored_settings(own: Mapping[str, Any], *, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.config_file import check_depth
+from selfspec_tune.models.gguf_quick import read_quickly
 from selfspec_tune.models.gguf_reading import open_gguf, package, value_of
 from selfspec_tune.models.gguf_rope import rope_scaling
+from selfspec_tune.models.gguf_unread import check_gguf_read
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.unread import check_all_read
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
+
+_LOOKED_UP = ("bos", "eos", "unknown", "padding")  # the tokens whose texts transformers asks for
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
@@ -36,6 +41,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     try:
         with quietly(), _alone(path) as (folder, source):
             config = AutoConfig.from_pretrained(folder, **source)
+            _drop_padding_beyond(config)
             scaling = rope_scaling(reader, config)
             if scaling:
                 config.rope_parameters |= scaling
@@ -47,7 +53,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         raise
     except Exception as error:  # of an architecture that it does not know, transformers raises many kinds
         raise UnsupportedModelError(
-            f"The GGUF file {path} cannot be turned into a transformers model: {_reason(error)} "
+            f"The GGUF file {path} cannot be turned into a transformers model. {_reason(error)} "
             "Give the original checkpoint's directory or hub id instead."
         ) from error
     loaded, report = read
@@ -57,6 +63,9 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
             "transformers names them. Give the original checkpoint's directory or hub id instead."
         )
     check_all_read(str(path), loaded, report["unexpected_keys"])
+    with read_quickly():
+        stored = (tensor.name for tensor in reader.tensors)
+        check_gguf_read(str(path), loaded, str(value_of(reader, "general.architecture")), stored)
     rotation = f", rotary scaling {scaling['rope_type']} {scaling['factor']:g}" if scaling else ""
     return _as_plain(loaded), tokenizer, f"gguf, dequantised, {_file_type(reader)}{rotation}"
 
@@ -75,14 +84,14 @@ def _alone(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     Of files beside it transformers would take a tokenizer.json, whosever it is, for the file's own.
     """
-    with TemporaryDirectory(prefix="selfspec-gguf-") as folder:
+    with read_quickly(), TemporaryDirectory(prefix="selfspec-gguf-") as folder:
         link = Path(folder) / "model.gguf"
         link.symlink_to(path.absolute())
         yield Path(folder), {"gguf_file": link.name, "local_files_only": True}
 
 
 def _check_stated(reader: GGUFReader, path: Path) -> None:
-    """Raise `FileFormatError` where llama.cpp refuses the file and transformers takes a default of its own."""
+    """Raise `FileFormatError` where transformers takes a default of its own, or trips over what the file states."""
     own = value_of(reader, "general.architecture")
     depth = value_of(reader, f"{own}.block_count")
     epsilons = [value_of(reader, f"{own}.attention.layer_norm_{kind}") for kind in ("epsilon", "rms_epsilon")]
@@ -90,6 +99,14 @@ def _check_stated(reader: GGUFReader, path: Path) -> None:
         key = "block_count" if depth is None else "attention.layer_norm_rms_epsilon"
         raise FileFormatError(f"{path} lacks the key {own}.{key}. Get the file again.")
     check_depth(path, depth)
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    for key in (f"tokenizer.ggml.{role}_token_id" for role in _LOOKED_UP):
+        token = value_of(reader, key, 0)
+        if tokens is not None and not (isinstance(token, int) and 0 <= token < len(tokens.data)):
+            raise FileFormatError(
+                f"{path} states token {token} as its {key}, and holds {len(tokens.data)} tokens. Get the file again, "
+                f"or state another: gguf-set-metadata {path} {key} TOKEN (of the gguf package)."
+            )
 
 
 def _file_type(reader: GGUFReader) -> str:
@@ -105,11 +122,23 @@ def _file_type(reader: GGUFReader) -> str:
         return f"type {stated}"
 
 
+def _drop_padding_beyond(config: Any) -> None:
+    """Forget a padding token outside the vocabulary, as an architecture's default may be; decoding needs none."""
+    part = config.get_text_config()
+    if (getattr(part, "pad_token_id", None) or 0) >= part.vocab_size:
+        part.pad_token_id = None
+
+
 def _reason(error: Exception) -> str:
+    """Why transformers cannot make a model of a file, in a sentence."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, NotImplementedError) and "Dequantization" in text:
-        text += f" in {package()}. Update it (pip install --upgrade gguf), or quantise to a type such as Q8_0"
-    return text if text.endswith(".") else f"{text}."
+        return f"{text} in {package()}. Update it (pip install --upgrade gguf), or quantise to a type such as Q8_0."
+    if unknown := re.search(r"GGUF model with architecture (\S+) is not supported", text):
+        return f"transformers {transformers.__version__} reads no GGUF files of architecture {unknown[1]!r}."
+    if "ignore_mismatched_sizes" in text:
+        return "Its tensors have other shapes than its keys state."
+    return f"It may be damaged, or made for another release than {transformers.__version__}, which says: “{text}”."
 
 
 def _dequantised() -> dict[str, Any]:

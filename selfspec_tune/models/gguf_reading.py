@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 _MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
 _UNKNOWN_TYPE = re.compile(r"(\d+)\)? is not a valid GGMLQuantizationType")
 _NO_MODELS = {
     "adapter": "a LoRA adapter. Merge it into its base model (llama-export-lora does), and give the merged file.",
@@ -31,13 +32,14 @@ def open_gguf(path: Path) -> GGUFReader:
     """The metadata and the tensors of a language model's file, read lazily.
 
     Raises:
-        FileFormatError: it is no GGUF file or an incomplete one, one part of several, no language model, or holds
-            tensors of a type that the installed gguf package does not know.
+        FileFormatError: it is no GGUF file or an incomplete one, of another version or byte order, one part of
+            several, no language model, or holds tensors of a type that the installed gguf package does not know.
     """
-    from gguf import GGUFReader
+    _check_version(path)
+    from selfspec_tune.models.gguf_quick import QuickReader
 
     try:
-        reader = GGUFReader(path)
+        reader: GGUFReader = QuickReader(path)
         parts, kind = int(value_of(reader, "split.count", 1)), str(value_of(reader, "general.type", "model"))
         architecture = value_of(reader, "general.architecture", "")
     except Exception as error:  # the package checks little: a damaged file raises whatever its bytes lead to
@@ -63,6 +65,30 @@ def value_of(reader: GGUFReader, key: str, default: Any = None) -> Any:
 def package() -> str:
     """The gguf package that reads files here, with its version."""
     return f"gguf {version('gguf')}"
+
+
+def _check_version(path: Path) -> None:
+    """Raise `FileFormatError` where the gguf package refuses the file by its first numbers."""
+    begin = first_bytes(path)
+    if not begin.startswith(_MAGIC) or len(begin) < 8:
+        return
+    version, swapped = int.from_bytes(begin[4:8], "little"), int.from_bytes(begin[4:8], "big")
+    if version in _VERSIONS:
+        return
+    if swapped in _VERSIONS:
+        raise FileFormatError(
+            f"{path} is a big-endian GGUF file, made for other processors. Turn it round, which changes the file "
+            f"itself: gguf-convert-endian {path} little (of the gguf package)."
+        )
+    if version == 0:
+        raise FileFormatError(f"The file {path} is no complete GGUF file (its version is 0). Get it again.")
+    if version < min(_VERSIONS):
+        reason = "which is of 2023 and nothing reads any more"
+        more = "Get a newer file of this model, or convert the original checkpoint: llama.cpp's convert_hf_to_gguf.py."
+    else:
+        reason = f"which {package()} does not know"
+        more = "Update it (pip install --upgrade gguf), or give the original checkpoint's directory or hub id."
+    raise FileFormatError(f"{path} is a GGUF file of version {version}, {reason}; expected version 2 or 3. {more}")
 
 
 def _unreadable(path: Path, error: Exception) -> FileFormatError:

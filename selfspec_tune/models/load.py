@@ -27,11 +27,22 @@ from selfspec_tune.models.config_file import CONTEXT_KEYS, read_config
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.fingerprint import fingerprint
 from selfspec_tune.models.finite import check_weights
+from selfspec_tune.models.generation_settings import check_generation_file
 from selfspec_tune.models.gguf_file import load_gguf
 from selfspec_tune.models.loaded import LoadedModel
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
-from selfspec_tune.models.quantised import cannot_run, check_known, quantised_by, try_out
+from selfspec_tune.models.own_code import check_own_code
+from selfspec_tune.models.quantised import (
+    by_its_files,
+    cannot_run,
+    check_known,
+    is_plain,
+    packed_tensor,
+    quantised_by,
+    try_out,
+    unstated,
+)
 from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
 from selfspec_tune.models.unread import check_all_read
@@ -100,12 +111,18 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """What was loaded of the files in ``folder``; ``method``: what the weights are quantised by, if by anything."""
+    """What was loaded of the files in ``folder``.
+
+    ``method``: what the weights are quantised by, if by anything; ``claimed``: what config.json says, and is not so;
+    ``nonsense``: what its generation_config.json says, and cannot be.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     method: str | None
+    claimed: str | None = None
+    nonsense: tuple[str, ...] = ()
 
 
 def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) -> _Checkpoint:
@@ -130,12 +147,16 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     source: dict[str, Any] = {"local_files_only": local_files_only, "revision": origin.revision or "main"}
     file = Path(str(cached_file(origin.location, "config.json", **source)))
     read_config(file)  # refuses what would keep transformers busy for hours
+    nonsense = check_generation_file(file.parent)
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
-    method = quantised_by(config)
+    method, claimed = quantised_by(config) or by_its_files(file.parent), None
+    if method == "bitsandbytes" and is_plain(file.parent):  # it quantises while it loads, where it can be had
+        method, claimed = None, method
+        del config.quantization_config
     check_known(origin.name, method)
     try:
-        model = _load_weights(origin, config, options, source, is_quantised=method is not None)
+        model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
         if _is_packed(model):
             try_out(model)
     except (SelfSpecError, *_DAMAGE):
@@ -144,11 +165,14 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         if method is None:
             raise
         raise cannot_run(origin.name, method, error) from error
-    return _Checkpoint(model, AutoTokenizer.from_pretrained(origin.location, **source), file.parent, method)
+    if method is not None and not _is_packed(model) and is_plain(file.parent):
+        method, claimed = None, method
+    tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
+    return _Checkpoint(model, tokenizer, file.parent, method, claimed, tuple(nonsense))
 
 
 def _load_weights(
-    origin: Origin, config: Any, options: _Options, source: dict[str, Any], *, is_quantised: bool
+    origin: Origin, config: Any, options: _Options, source: dict[str, Any], folder: Path, *, is_quantised: bool
 ) -> PreTrainedModel:
     def load(dtype: torch.dtype | str) -> Any:
         return AutoModelForCausalLM.from_pretrained(
@@ -166,6 +190,8 @@ def _load_weights(
     if stated is None and model.dtype is not (chosen := options.choose(model.dtype)):  # the weights told their type
         model, report = load(chosen)
     if report["missing_keys"]:
+        if not is_quantised and (packed := packed_tensor(folder)):
+            raise unstated(origin.name, packed)
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise FileFormatError(
             f"The checkpoint of {origin.name!r} lacks {len(report['missing_keys'])} of the model's weights "
@@ -184,7 +210,7 @@ def _of_checkpoint(origin: Origin, read: _Checkpoint, device: torch.device) -> L
     if read.method is not None:
         provenance += f", quantised by {read.method}" if _is_packed(read.model) else f", dequantised from {read.method}"
     loaded = _prepare(origin, read.model, read.tokenizer, provenance, device)
-    return replace(loaded, revision=commit, notes=_notes(origin, read))
+    return replace(loaded, revision=commit, notes=_notes(origin, read, loaded.eos_token_ids, loaded.vocabulary_size))
 
 
 def _is_packed(model: PreTrainedModel) -> bool:
@@ -192,9 +218,15 @@ def _is_packed(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
-def _notes(origin: Origin, read: _Checkpoint) -> tuple[str, ...]:
-    """What a user may not expect of the loaded model."""
-    notes, method = list[str](), read.method
+def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: int) -> tuple[str, ...]:
+    """What a user may not expect of the loaded model, whose answers end at ``ends``, of ``num_tokens`` tokens."""
+    notes, method = list(read.nonsense), read.method
+    beyond = [token for token in ends if not 0 <= token < num_tokens]
+    if beyond:
+        notes += [
+            f"{origin.name} is said to end its answers at token {beyond[0]}, and has {num_tokens} tokens: none ends "
+            "there. See eos_token_id in generation_config.json and config.json"
+        ]
     if method is not None and _is_packed(read.model):
         notes += [
             f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
@@ -203,6 +235,11 @@ def _notes(origin: Origin, read: _Checkpoint) -> tuple[str, ...]:
     elif method is not None:
         notes += [
             f"{origin.name} is quantised by {method}; transformers dequantised it, since it does not compute so here"
+        ]
+    if read.claimed is not None:
+        notes += [
+            f"the config.json of {origin.name} asks for {read.claimed}, but its weights are plain numbers: they are "
+            "loaded and measured as they are"
         ]
     if (read.folder / ADAPTER).is_file():
         is_applied = getattr(read.model, "_hf_peft_config_loaded", False)
@@ -226,7 +263,7 @@ def _prepare(
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     check_weights(model, origin.name)
-    return LoadedModel(
+    loaded = LoadedModel(
         name=origin.name,
         id=origin.id,
         source=origin.source,
@@ -240,6 +277,8 @@ def _prepare(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         provenance=provenance,
     )
+    check_own_code(loaded)
+    return loaded
 
 
 def _without_imitation(loaded: LoadedModel) -> LoadedModel:

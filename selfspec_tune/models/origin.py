@@ -6,6 +6,7 @@ Looks at names and at this machine's files only: no torch, no network.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,7 +134,31 @@ def _gguf(name: str, path: Path) -> Origin:
     )
 
 
+def _meant(name: str) -> str | None:
+    """What to give instead of a name as other tools write it: a URL, one with a revision or with a quantisation."""
+    address = re.fullmatch(r"(?:https?://[^/]+/|hf://|hf:|huggingface:)(?:models/)?(.+?)/*", name)
+    if address:
+        parts = address[1].partition("?")[0].partition("#")[0].split("/")
+        hub_id, rest = "/".join(parts[:2]), parts[2:]
+        if rest and rest[-1].lower().endswith(".gguf"):
+            return f"Download that file, and give it: hf download {hub_id} {rest[-1]}"
+        revision = f" --revision {rest[1]}" if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve") else ""
+        return f"Give the hub id: --model {hub_id}{revision}" if _is_hub_id(hub_id) else None
+    plain, at, revision = name.partition("@")
+    if at and revision and (_is_hub_id(plain) or aliases.resolve(plain)):
+        return f"Give the revision apart: --model {plain} --revision {revision}"
+    plain, colon, tag = name.partition(":")
+    if colon and re.fullmatch(r"[\w.-]+", tag) and (_is_hub_id(plain) or aliases.resolve(plain)):
+        return (
+            f"{tag} reads like a quantisation or a tag, as ollama and llama.cpp write it. Download the GGUF file of it "
+            f"and give that file, or give a hub id alone, as {plain}."
+        )
+    return None
+
+
 def _unknown(name: str) -> UnknownModelError:
+    if meant := _meant(name):
+        return UnknownModelError(f"{name!r} is no model's name. {meant}")
     close = aliases.close_aliases(name)
     hint = f"Did you mean {', '.join(close)}? " if close else ""
     return UnknownModelError(

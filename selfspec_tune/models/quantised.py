@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from selfspec_tune.errors import UsageError
+from selfspec_tune.files import read_settings
 
 # What transformers loads them with, as pip names it.
 _PACKAGES = {
@@ -26,6 +29,17 @@ _PACKAGES = {
     "torchao": "torchao",
     "vptq": "vptq",
 }
+# What runs those that transformers does not read.
+_RUN_BY = {
+    "compression_config": "vLLM (llm-compressor writes such checkpoints anew for transformers)",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "mlx": "mlx-lm",
+    "modelopt": "TensorRT-LLM, vLLM or SGLang",
+}
+_MODELOPT = "hf_quant_config.json"  # of NVIDIA's ModelOpt, beside a config.json that may say nothing
+_PACKED_NAMES = ("qweight", "weight_packed", "absmax", "quant_map", "SCB", "weight_scale", "weight_scale_inv")
+_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 _ELSE = "What else would do: the checkpoint that it was made from, or a GGUF file, which is dequantised."
 
 
@@ -38,6 +52,8 @@ def quantised_by(config: Any) -> str | None:
                 return str(method)
             if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
                 return "bitsandbytes"
+        if isinstance(getattr(part, "compression_config", None), dict):
+            return "compressed-tensors of old (compression_config)"
         # MLX writes its settings under this name, and some of its releases under the other one as well.
         if isinstance(getattr(part, "quantization", None), dict):
             return "mlx"
@@ -46,12 +62,50 @@ def quantised_by(config: Any) -> str | None:
     return None
 
 
+def by_its_files(folder: Path) -> str | None:
+    """What the files beside a configuration say that the weights are quantised by, as "modelopt NVFP4"."""
+    if not (folder / _MODELOPT).is_file():
+        return None
+    settings = read_settings(folder / _MODELOPT).get("quantization")
+    algorithm = settings.get("quant_algo") if isinstance(settings, dict) else None
+    return f"modelopt {algorithm}" if algorithm else None  # it may be about the cache alone
+
+
+def packed_tensor(folder: Path) -> str | None:
+    """A tensor of the checkpoint in ``folder`` that only quantised weights have; None where all are plain numbers."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    is_named = name.rsplit(".", 1)[-1] in _PACKED_NAMES
+                    is_weight = name.endswith("_proj.weight")
+                    if is_named or (is_weight and tensors.get_slice(name).get_dtype() not in _PLAIN_DTYPES):
+                        return str(name)
+        except (SafetensorError, OSError):
+            continue
+    return None
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether the checkpoint in ``folder`` holds safetensors, and nothing in them is quantised."""
+    return any(folder.glob("*.safetensors")) and packed_tensor(folder) is None
+
+
+def unstated(name: str, tensor: str) -> UsageError:
+    """The error for weights that are quantised, as their ``tensor`` shows, where no file says by what."""
+    return UsageError(
+        f"The weights of model {name!r} are quantised, as its tensor {tensor} shows, in a way that its config.json "
+        f"does not state, so transformers cannot read them. What wrote them may run them. {_ELSE}"
+    )
+
+
 def check_known(name: str, method: str | None) -> None:
     """Raise `UsageError` where transformers has no reader for what the weights of model ``name`` are quantised by."""
     # In its table bitsandbytes stands once for each precision.
     if method in (None, "bitsandbytes") or method in AUTO_QUANTIZATION_CONFIG_MAPPING:
         return
-    raise UsageError(f"The model {name!r} is quantised by {method}, which transformers does not read. {_ELSE}")
+    runs = next((f" What runs it: {what}." for key, what in _RUN_BY.items() if key in str(method)), "")
+    raise UsageError(f"The model {name!r} is quantised by {method}, which transformers does not read.{runs} {_ELSE}")
 
 
 def cannot_run(name: str, method: str, error: Exception) -> UsageError:

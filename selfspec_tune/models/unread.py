@@ -22,14 +22,20 @@ def check_all_read(name: str, model: PreTrainedModel, unread: Iterable[str]) -> 
     """
     modules = {path for path, _ in model.named_modules()}
     prefix = f"{model.base_model_prefix}."
-    lost = sorted(key for key in unread if not _MADE_ANEW.search(key) and _is_of_decoder(key, prefix, modules))
+    lost = (key for key in unread if not _MADE_ANEW.search(key) and _is_of_decoder(key, prefix, modules))
+    refuse_unread(name, model, lost)
+
+
+def refuse_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:
+    """Raise `UnsupportedModelError` by name where ``unread``, tensors that matter, are any."""
+    lost = sorted(unread)
     if not lost:
         return
     some = ", ".join(lost[:_SHOWN]) + (", …" if len(lost) > _SHOWN else "")
     cause = (
         "It is quantised in a way that its config.json does not state"
         if any(key.rsplit(".", 1)[-1].endswith(_SCALES) for key in lost)
-        else "Its config.json is of another architecture, of fewer layers, or an adapter was never merged"
+        else "Its configuration is of another architecture, of fewer layers, or an adapter was never merged"
     )
     raise UnsupportedModelError(
         f"{name!r} holds {len(lost)} tensors that its {type(model).__name__} has no place for ({some}), so another "

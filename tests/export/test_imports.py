@@ -17,6 +17,7 @@ from selfspec_tune.export.imports import import_skip_set
 from selfspec_tune.models import load_model
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.skip_set import SkipSet
+from tests import kit
 
 ANY_LAYERS = st.sets(st.integers(0, 3)).map(sorted)
 
@@ -98,3 +99,17 @@ def test_the_command_says_what_came_of_it(tiny_llama_dir: Path, tmp_path: Path) 
     assert "selfspec-tune bench" in run.output
     shown = " ".join(CliRunner().invoke(app, ["show", str(out)]).output.split())
     assert "Imported from skip_layers.json (self-sd), not measured yet" in shown
+
+
+def test_an_import_is_of_the_revision_that_is_asked_for(hub_cache: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    older = kit.plant_in_hub_cache(hub_cache, "someone/tiny", tiny_llama_dir, seed="older")
+    newer = kit.plant_in_hub_cache(hub_cache, "someone/tiny", tiny_llama_dir)
+    file = tmp_path / "skip_layers.json"
+    file.write_text(json.dumps({"tiny": {"attention": [1], "mlp": [2]}}))
+    command = ["import", str(file), "--model", "someone/tiny", "--out", str(tmp_path / "skip.json"), "--force"]
+    for revision, expected in ((older.name, older), (None, newer)):
+        run = CliRunner().invoke(app, [*command, *(["--revision", revision] if revision else [])])
+        assert run.exit_code == 0, run.output
+        assert SkipConfig.load(tmp_path / "skip.json").model.revision == expected.name
+    refused = CliRunner().invoke(app, ["import", str(file), "--model", str(tiny_llama_dir), "--revision", "main"])
+    assert refused.exit_code == 2
