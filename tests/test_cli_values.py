@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from selfspec_tune.cli.options import Dtype, complete_model
-from selfspec_tune.cli.search import budget_seconds, default_folder
-from selfspec_tune.cli.values import (
+from selfspec_tune.asked import (
+    bench_request,
+    budget_seconds,
+    default_folder,
     given,
-    parse_contexts,
     parse_duration,
     parse_extra_memory,
     parse_precision,
     parse_vocabulary,
+    search_request,
     slug,
 )
+from selfspec_tune.cli.options import Dtype, complete_model
+from selfspec_tune.cli.values import parse_contexts
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import (
@@ -201,3 +204,16 @@ def test_a_sweep_over_what_means_nothing_is_refused(kind: str, values: tuple[flo
 def test_rounds_are_bounded() -> None:
     with pytest.raises(UsageError, match="--rounds 1000000: expected at least 1, up to 1000"):
         BenchRequest(rounds=10**6)
+
+
+def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no option 'temprature' of a search\. Did you mean temperature\?"):
+        search_request(temprature=1.0)
+    with pytest.raises(UsageError, match="no option 'frobnicate' of a bench"):
+        bench_request(frobnicate=True)
+
+
+@pytest.mark.parametrize("option", ["policy", "template", "objective", "strategy"])
+def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} 'quickly': expected one of "):
+        search_request(**{option: "quickly"})  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ drafting and verification.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -107,7 +107,7 @@ def self_speculative(
 
 def plain_rounds(
     runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation, *, known: int = 0
-) -> Iterator[Round]:
+) -> Generator[Round]:
     """`autoregressive` token by token; ``record`` is filled as they come, without the time that their reader takes.
 
     ``known``: how many of the prompt's first tokens are in the runner's cache and need not be run again.
@@ -137,7 +137,7 @@ def speculative_rounds(
     *,
     samples_drafts: bool = True,
     known: int = 0,
-) -> Iterator[Round]:
+) -> Generator[Round]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
     policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
@@ -180,7 +180,7 @@ class _Clock:
     def seconds(self) -> float:
         return perf_counter() - self.begun
 
-    def paused(self, round_: Round) -> Iterator[Round]:
+    def paused(self, round_: Round) -> Generator[Round]:
         """Give ``round_`` to the reader, and stand still until the next is asked for."""
         begun = perf_counter()
         yield round_
