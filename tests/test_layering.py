@@ -224,7 +224,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "compare", "bench", "show", "export", "models", "doctor"])
+@pytest.mark.parametrize("command", ["search", "compare", "bench", "generate", "show", "export", "models", "doctor"])
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page

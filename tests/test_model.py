@@ -75,7 +75,7 @@ def test_without_a_draft_every_token_is_decoded_plainly(chatty: LoadedModel) -> 
     model = Model(chatty, RUNNERS["fast"](chatty), None)
     answer = model.generate(PROMPTS[0], max_new_tokens=8)
     assert (answer.drafted, answer.rounds) == (0, ())
-    assert "decodes plainly" in model.describe()
+    assert "no drafts" in model.describe()
 
 
 def test_the_pieces_of_a_stream_make_the_answer(model: Model) -> None:

@@ -154,9 +154,14 @@ def _told(found: Source | None, draft: Draft | None, loaded: LoadedModel) -> lis
     if own := loaded.generation_settings:
         told.append(f"the checkpoint's generation_config asks for {in_words(own)}, which is not followed unless asked")
     config = None if found is None else found.config
-    if found is None:
-        what = "every token is decoded plainly" if draft is None else f"drafts by {draft.describe()}"
-        told.append(f"{loaded.name} is used without a study: {what}")
+    if draft is None:
+        told.append(f"{loaded.name} is used without a study: every token is decoded plainly")
+    elif found is None and draft.model_drafts:
+        told.append(f"{loaded.name} is used without a study: all its layers draft, at {draft.precision}")
+    elif found is None:
+        told.append(
+            f"{loaded.name} is used without a study: tokens that occurred before are looked up, no layer drafts"
+        )
     if config is None or found is None:
         return told
     if config.provenance.get("interrupted"):

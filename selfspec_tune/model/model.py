@@ -65,7 +65,7 @@ class Model:
 
     def describe(self) -> str:
         """The model and how it drafts, in one line."""
-        how = "decodes plainly" if self.draft is None else f"drafts by {self.draft.describe()}"
+        how = "no drafts" if self.draft is None else f"drafts: skip {self.draft.describe()}"
         return f"{self._loaded.name_and_dtype} on {self._loaded.device}, {self.runner} runner: {how}"
 
     def text_of(self, tokens: Sequence[int]) -> str:
