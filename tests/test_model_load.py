@@ -103,7 +103,7 @@ def test_a_models_name_alone_looks_tokens_up_and_says_so(model_dir: Path) -> Non
     assert model.draft is not None
     assert (model.draft.ngram, model.draft.model_drafts) == (NgramLookup().alone, False)
     assert model.draft.policy.kind is PolicyKind.COST_AWARE
-    assert "used without a study: what followed the last tokens before is looked up" in said
+    assert "used without a study: tokens that occurred before are looked up" in said
     assert st.load(model=str(model_dir), runner="fast").draft == model.draft
     plain, said = said_by(st.load, str(model_dir), runner="fast", ngram=False)
     assert plain.draft is None
