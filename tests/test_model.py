@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ def test_a_stop_text_ends_the_answer_where_plain_decoding_would_have(chatty: Loa
     assert (found.text, found.tokens, found.finish_reason) == (expected.text, expected.tokens, "stop")
     assert found.text == whole.text[: whole.text.index(stop)]
     assert model.generate(PROMPTS[1], max_new_tokens=40, stop="~~never~~").text == whole.text
+
+
+def test_any_of_several_end_of_sequence_tokens_ends_an_answer_and_is_no_part_of_its_text(
+    chatty: LoadedModel, model: Model
+) -> None:
+    whole = model.generate(PROMPTS[1], max_new_tokens=40)
+    early, late = whole.tokens[12], whole.tokens[20]
+    ending = replace(chatty, eos_token_ids=(late, early))
+    found = Model(ending, RUNNERS["fast"](ending), DRAFT).generate(PROMPTS[1], max_new_tokens=40)
+    first = min(whole.tokens.index(early), whole.tokens.index(late))
+    assert (found.tokens, found.finish_reason) == (whole.tokens[: first + 1], "eos")
+    assert found.text == model.text_of(whole.tokens[:first])
 
 
 def test_sampling_repeats_by_its_seed_alone(model: Model) -> None:

@@ -23,6 +23,7 @@ from selfspec_tune.results import SkipConfig, StudyConfig
 from selfspec_tune.search.tokens import template_hash, vocabulary_hash
 from selfspec_tune.skip_set import SkipSet
 
+_FASTEST = ("native", "graphs")  # where the study had one of these, it need not be compared with others again
 _STUDY_FILES = ("skip.json", "study.toml", "compare.json", "transfer.json")
 
 
@@ -101,7 +102,9 @@ def load(
     draft = _draft(found, loaded, request)
     for line in _told(found, draft, loaded):
         note(line)
-    workload = Workload(loaded, choose_runner(loaded, options.runner, note), PromptOptions())
+    then = None if config is None else config.provenance.get("runner")
+    chosen = choose_runner(loaded, options.runner, note, begun_with=then if then in _FASTEST else None)
+    workload = Workload(loaded, chosen, PromptOptions())
     if draft is None:
         return Model(loaded, workload.runner, None, template=Template(template), notes=notes)
     workload.runner.set_draft(draft)  # makes its low-precision copies now, or says why it cannot
