@@ -164,7 +164,11 @@ class TableRunner:
         self._draft_vocabulary = draft.vocabulary
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self.tokens = list(tokens)
+        self.tokens = []
+        return self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        self.tokens += tokens
         return self._after(self._target)
 
     def decode(self, token: int) -> Tensor:

@@ -373,3 +373,23 @@ def test_the_tasks_of_a_study_are_not_asked_of_another_source(tmp_path: Path) ->
     config = of_task(prompt_file(tmp_path / "set.jsonl"), "code")
     asked = BenchRequest(prompt_overrides=(("source", "builtin"),))
     assert prompt_options(asked, [config]).tasks == ()
+
+
+def test_the_longest_draft_and_the_threshold_are_overridden_too() -> None:
+    draft = Draft(SKIP, DraftPolicy(PolicyKind.COST_AWARE, 5))
+    asked = BenchRequest(draft_overrides=(("policy", "adaptive"), ("max_draft_tokens", 3), ("exit_threshold", 0.25)))
+    assert overridden(draft, asked).policy == DraftPolicy(PolicyKind.ADAPTIVE, 3, 0.25)
+    with pytest.raises(UsageError, match="the cost-aware policy has no threshold"):
+        overridden(draft, BenchRequest(draft_overrides=(("exit_threshold", 0.25),)))
+    with pytest.raises(UsageError, match="policy 'quick': expected one of fixed"):
+        overridden(draft, BenchRequest(draft_overrides=(("policy", "quick"),)))
+    with pytest.raises(UsageError, match="max_draft_tokens"):
+        overridden(draft, BenchRequest(draft_overrides=(("max_draft_tokens", 0),)))
+
+
+def test_a_study_without_a_result_is_told_from_what_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="is no study whose search has come to a result"):
+        gather(BenchRequest(skip_files=(tmp_path,)))
+    (tmp_path / "study.toml").touch()
+    with pytest.raises(FileFormatError, match=r"has come to no result yet.*The command that began it goes on"):
+        gather(BenchRequest(skip_files=(tmp_path,)))

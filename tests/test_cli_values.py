@@ -4,17 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from selfspec_tune.cli.options import Dtype, complete_model
-from selfspec_tune.cli.search import budget_seconds, default_folder
-from selfspec_tune.cli.values import (
+from selfspec_tune.asked import (
+    bench_request,
+    budget_seconds,
+    default_folder,
     given,
-    parse_contexts,
     parse_duration,
     parse_extra_memory,
     parse_precision,
     parse_vocabulary,
+    search_request,
     slug,
 )
+from selfspec_tune.cli.options import Dtype, complete_model
+from selfspec_tune.cli.values import parse_contexts
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import (
@@ -212,3 +215,16 @@ def test_answers_longer_than_a_runtime_s_context_are_refused_before_it_loads() -
     with pytest.raises(UsageError, match=r"--max-new-tokens 4096: the runtime's context has 4096 positions"):
         RuntimeBenchRequest(Path("draft"), RuntimeName.LLAMACPP, options)
     RuntimeBenchRequest(Path("draft"), RuntimeName.TRANSFORMERS, options)
+
+
+def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no option 'temprature' of a search\. Did you mean temperature\?"):
+        search_request(temprature=1.0)
+    with pytest.raises(UsageError, match="no option 'frobnicate' of a bench"):
+        bench_request(frobnicate=True)
+
+
+@pytest.mark.parametrize("option", ["policy", "template", "objective", "strategy"])
+def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} 'quickly': expected one of "):
+        search_request(**{option: "quickly"})  # type: ignore[arg-type]

@@ -12,7 +12,13 @@ import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
@@ -53,6 +59,13 @@ def _joint(
                     where[(*tokens, token)] = probability * share
         open_ = grown
     return ended | open_
+
+
+def _penalised(logits: Tensor, tokens: Sequence[int], sampler: Sampler) -> Tensor:
+    """Logits [vocabulary] after ``tokens`` under the sampler's repetition penalty, by transformers."""
+    processor = RepetitionPenaltyLogitsProcessor(sampler.repetition_penalty)
+    found: Tensor = processor(torch.tensor([list(tokens)]), logits.float()[None])[0]
+    return found
 
 
 def _answers(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, draft: Draft) -> Joint:
@@ -97,7 +110,7 @@ class Case:
     def joint(self, prompt: Sequence[int]) -> Joint:
         def logits(tokens: tuple[int, ...]) -> Tensor:
             before, last = [*prompt, *tokens][-2:]
-            return TARGET[before, last, : self.size]
+            return _penalised(TARGET[before, last, : self.size], [*prompt, *tokens], self.sampler)
 
         return _joint(logits, self.sampler, self.num_tokens, self.eos)
 
@@ -111,6 +124,9 @@ CASES = {
     "top-p": Case(Sampler(1.0, 0, 0.75), size=4, eos=frozenset({2})),
     "all three": Case(Sampler(1.4, 3, 0.9), size=4),
     "all three, few drafted": Case(Sampler(1.4, 3, 0.9), size=4, vocabulary=2),
+    "min-p": Case(Sampler(1.2, min_p=0.3), size=4),
+    "penalty": Case(Sampler(1.0, repetition_penalty=1.6), vocabulary=2),
+    "all five": Case(Sampler(1.2, 3, 0.9, min_p=0.1, repetition_penalty=0.8), size=4, eos=frozenset({3})),
 }
 
 
@@ -122,7 +138,7 @@ def test_speculative_answers_follow_the_targets_joint_distribution(case: Case, p
 
 
 @cover(
-    case={name: CASES[name] for name in ("plain", "plain, few drafted, two ends", "top-k, long", "all three")},
+    case={name: CASES[name] for name in ("plain", "plain, few drafted, two ends", "top-k, long", "all five")},
     sources=COMBINED,
     policy=EVERY_POLICY,
 )
@@ -143,7 +159,7 @@ def test_a_cost_aware_model_draft_follows_the_targets_joint_distribution() -> No
 
 
 def test_plain_answers_follow_the_same_distribution() -> None:
-    case = CASES["all three"]
+    case = CASES["all five"]
     runner, limits = case.runner(), case.limits()
     found = distribution(case.sampler, lambda every: tuple(autoregressive(runner, PROMPT, limits, every).tokens))
     assert _distance(found, case.joint(PROMPT)) < ROUNDING
@@ -247,6 +263,7 @@ def test_as_many_random_numbers_show_a_broken_rule(rule: str, monkeypatch: pytes
 VOCABULARY = 5
 SKIPPED = SkipSet(2, (1,), (0,))
 REAL, REAL_LIMITS = Sampler(0.9, 2, 0.95), Limits(4)
+SAMPLERS = {"usual": REAL, "penalised": Sampler(0.8, 3, min_p=0.2, repetition_penalty=1.5)}
 REAL_PROMPT = [3, 4, 3]
 
 
@@ -256,7 +273,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny: LoadedModel) -> Joint:
+def expected(tiny: LoadedModel) -> dict[str, Joint]:
     """By the model's own logits, of one forward without a cache: no runner takes part."""
 
     @cache
@@ -265,29 +282,38 @@ def expected(tiny: LoadedModel) -> Joint:
         output: Tensor = tiny.model(input_ids=torch.tensor([[*REAL_PROMPT, *tokens]]), use_cache=False).logits
         return output[0, -1]
 
-    return _joint(logits, REAL, REAL_LIMITS.max_new_tokens, REAL_LIMITS.eos_token_ids)
+    def joint(sampler: Sampler) -> Joint:
+        def penalised(tokens: tuple[int, ...]) -> Tensor:
+            return _penalised(logits(tokens), [*REAL_PROMPT, *tokens], sampler)
+
+        return _joint(penalised, sampler, REAL_LIMITS.max_new_tokens, REAL_LIMITS.eos_token_ids)
+
+    return {name: joint(sampler) for name, sampler in SAMPLERS.items()}
 
 
-@cover(name=list(RUNNERS), sources={"model": (None, True), **COMBINED}, policy=EVERY_POLICY)
+@cover(name=list(RUNNERS), sources={"model": (None, True), **COMBINED}, policy=EVERY_POLICY, sampling=list(SAMPLERS))
 def test_the_runners_sample_from_the_models_joint_distribution(
     tiny: LoadedModel,
-    expected: Joint,
+    expected: dict[str, Joint],
     name: str,
     sources: tuple[NgramLookup | None, bool],
     policy: DraftPolicy,
+    sampling: str,
 ) -> None:
     ngram, model_drafts = sources
     draft = Draft(SKIPPED, policy, vocabulary=4, ngram=ngram, model_drafts=model_drafts)
-    assert _distance(_answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, REAL, draft), expected) < ROUNDING
+    found = _answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, SAMPLERS[sampling], draft)
+    assert _distance(found, expected[sampling]) < ROUNDING
 
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_the_answers_of_the_real_runners_show_a_broken_rule(
-    tiny: LoadedModel, expected: Joint, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, expected: dict[str, Joint], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfspec_tune.engine.decoding.accept", _accept_everything)
     draft = Draft(SKIPPED, POLICIES[0])
-    assert _distance(_answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, REAL, draft), expected) > CAUGHT
+    found = _answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, REAL, draft)
+    assert _distance(found, expected["usual"]) > CAUGHT
 
 
 def test_the_same_seed_gives_the_same_answer(tiny: LoadedModel) -> None:
@@ -314,17 +340,30 @@ def test_sampling_accepts_every_draft_of_an_empty_skip_set(tiny: LoadedModel, na
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.3), (0.7, 20, 0.9), (1.0, 1, 1.0), (1.0, 0, 0.001)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.5, 0, 1.0, 0.0),
+        (2.0, 5, 1.0, 0.0),
+        (1.0, 0, 0.3, 0.0),
+        (0.7, 20, 0.9, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (1.0, 0, 0.001, 0.0),
+        (1.5, 0, 1.0, 0.05),
+        (1.5, 10, 0.8, 0.1),
+        (1.0, 0, 1.0, 1.0),
+    ],
 )
-def test_the_processors_are_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+def test_the_processors_are_those_of_transformers(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     scores = 3 * torch.randn(40, 50, generator=torch.Generator().manual_seed(2))
-    ours = Sampler(temperature, top_k, top_p).probabilities(scores)
+    ours = Sampler(temperature, top_k, top_p, min_p=min_p).probabilities(scores)
     theirs = TemperatureLogitsWarper(temperature)(None, scores)
     if top_k:
         theirs = TopKLogitsWarper(top_k)(None, theirs)
     if top_p < 1:
         theirs = TopPLogitsWarper(top_p)(None, theirs)
+    if min_p:
+        theirs = MinPLogitsWarper(min_p)(None, theirs)
     torch.testing.assert_close(ours, theirs.softmax(-1))
 
 

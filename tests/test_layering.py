@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -24,21 +26,23 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"bounds", "json_text", "leftovers", "terminal", "text_encoding"}),
+    frozenset({"bounds", "callable_package", "json_text", "leftovers", "terminal", "text_encoding"}),
     frozenset({"cpu_caches", "cpu_levels", "cpu_quota", "files", "skip_set", "statistics"}),
     frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
     frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
-    frozenset({"models"}),
+    frozenset({"asked", "models"}),
     frozenset({"engine"}),
     frozenset({"measure"}),
     frozenset({"bench"}),
     frozenset({"doctor", "search"}),
-    frozenset({"export", "report"}),
+    frozenset({"export", "model", "report"}),
     frozenset({"__main__", "cli"}),
 )
 TORCH_FREE = frozenset(
     {
+        "asked",
         "bounds",
+        "callable_package",
         "cli",
         "costs",
         "cpu_caches",
@@ -52,6 +56,9 @@ TORCH_FREE = frozenset(
         "files",
         "json_text",
         "leftovers",
+        "model.generation",
+        "model.options",
+        "model.text",
         "models.aliases",
         "policies",
         "prompts",
@@ -242,7 +249,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "compare", "bench", "show", "export", "models", "doctor"])
+@pytest.mark.parametrize("command", ["search", "compare", "bench", "generate", "show", "export", "models", "doctor"])
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page
@@ -253,6 +260,15 @@ def test_every_public_name_is_there() -> None:
     names = [name for name in selfspec_tune.__all__ if getattr(selfspec_tune, name) is not None]
     assert names == sorted(set(selfspec_tune.__all__))
     assert dir(selfspec_tune) == names
+
+
+@pytest.mark.parametrize("name", ["bench", "export", "search"])
+def test_packages_that_are_called_stay_packages(name: str) -> None:
+    package = importlib.import_module(f"{PACKAGE}.{name}")
+    assert getattr(selfspec_tune, name) is package
+    function = getattr(package, name)
+    assert inspect.signature(package) == inspect.signature(function)  # type: ignore[arg-type]
+    assert callable(package)
 
 
 def test_a_name_that_is_not_public_is_refused() -> None:

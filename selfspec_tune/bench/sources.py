@@ -59,10 +59,19 @@ class Source:
 
 
 def overridden(draft: Draft, request: BenchRequest) -> Draft:
-    """``draft`` with what the request says of policy, lookup and precision."""
+    """``draft`` with what the request says of policy, lookup and precision. Raises `UsageError`."""
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
+        if options["policy"] not in list(PolicyKind):
+            raise UsageError(f"policy {options['policy']!r}: expected one of {', '.join(PolicyKind)}.")
         draft = replace(draft, policy=replace(draft.policy, kind=PolicyKind(options["policy"])))
+    if "exit_threshold" in options and draft.policy.kind not in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE):
+        raise UsageError(
+            f"exit_threshold {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Choose the "
+            "policy threshold or adaptive too, or leave it out."
+        )
+    limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
+    draft = replace(draft, policy=replace(draft.policy, **limits))
     if "ngram" in options:
         draft = replace(draft, ngram=(draft.ngram or NgramLookup()) if options["ngram"] else None)
     if "precision" in options:
@@ -170,6 +179,11 @@ def _json_or_none(file: str) -> Any:
 def _read(path: Path) -> Source:
     """A skip.json as such; any other dialect by its path."""
     if path.is_dir():
+        if not (path / SKIP_FILE).exists() and (path / "study.toml").exists():
+            raise FileFormatError(
+                f"{path} holds a search that has come to no result yet: there is no {SKIP_FILE}. The command that "
+                "began it goes on with it."
+            )
         if not (path / SKIP_FILE).exists():
             raise FileFormatError(
                 f"{path / SKIP_FILE} does not exist: {path} is no study whose search has come to a result. Check the "

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfspec_tune.asked import bench_request, given
 from selfspec_tune.cli import bench_options, options, output
 from selfspec_tune.cli.edge import at_edge
 from selfspec_tune.cli.runtime_bench import refuse_with_runtime, run_in_runtime, runtime_request
 from selfspec_tune.cli.sweep import SweepFiles, run_sweep
-from selfspec_tune.cli.values import given, parse_precision, parse_sweep_values
+from selfspec_tune.cli.values import parse_sweep_values
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import BenchRequest, PromptOptions, SweepRequest, log_beside
 
@@ -37,6 +38,8 @@ def bench(
     device: options.Device = None,
     runner: options.RunnerName = None,
     policy: bench_options.Policy = None,
+    max_draft_tokens: bench_options.MaxDraftTokens = None,
+    exit_threshold: bench_options.ExitThreshold = None,
     ngram: bench_options.Ngram = None,
     draft_precision: bench_options.Precision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -81,21 +84,32 @@ def bench(
         run_in_runtime(timed, out, json=json, quiet=quiet)
         return
     output.prepare_outputs(csv, parquet, spec_bench, out, plot)
-    loading = given(name=model, dtype=dtype, device=device, runner=runner, revision=revision)
-    loading |= given(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    decoding = given(source=prompts, num_prompts=num_prompts, max_new_tokens=max_new_tokens, template=template)
-    decoding |= given(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, tasks=tuple(task) if task else None)
-    drafting = given(policy=policy, precision=parse_precision(draft_precision))
-    if ngram is not None:
-        drafting["ngram"] = ngram
-    request = BenchRequest(
+    request = bench_request(
         skip_files=tuple(skip_files or ()),
         skip_sets=tuple(skip_set or ()),
-        model_overrides=tuple(loading.items()),
-        prompt_overrides=tuple(decoding.items()),
-        draft_overrides=tuple(drafting.items()),
-        studies=options.STUDIES,
-        **given(rounds=rounds, reference_prompts=reference_prompts),
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        runner=runner,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        tasks=task,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        policy=policy,
+        max_draft_tokens=max_draft_tokens,
+        exit_threshold=exit_threshold,
+        ngram=ngram,
+        precision=draft_precision,
+        rounds=rounds,
+        reference_prompts=reference_prompts,
         uniform_and_random=not no_references,
         allow_calibration=allow_calibration,
         rivals=rivals,
@@ -141,18 +155,18 @@ def _run(request: BenchRequest, files: BenchFiles, *, json: bool, quiet: bool) -
 
 
 def _write(result: BenchResult, files: BenchFiles) -> None:
-    from selfspec_tune import export
+    from selfspec_tune.export import write_csv, write_parquet, write_spec_bench
     from selfspec_tune.report.verdict import headline_method
 
     if files.out is not None:
         result.save(files.out)
     if files.csv is not None:
-        export.write_csv(result, files.csv)
+        write_csv(result, files.csv)
     if files.parquet is not None:
-        export.write_parquet(result, files.parquet)
+        write_parquet(result, files.parquet)
     if files.spec_bench is not None:
         method = headline_method(result) or result.methods[0]
-        written = export.write_spec_bench(result, method.id, files.spec_bench)
+        written = write_spec_bench(result, method.id, files.spec_bench)
         output.say(f"note: Spec-Bench rows: {', '.join(map(str, written))}", to_errors=True)
 
 

@@ -50,6 +50,8 @@ TemplateName = Annotated[Template | None, _of_study(options.TemplateName)]
 Seed = Annotated[int | None, _of_study(options.Seed, help="Of prompts, sampling and random skipping.")]
 # What changes every draft that is measured.
 Policy = Annotated[PolicyKind | None, _of_study(options.PolicyName, help="When a draft ends.", default=_OF_SKIP_FILE)]
+MaxDraftTokens = Annotated[int | None, _of_study(options.MaxDraftTokens, default=_OF_SKIP_FILE)]
+ExitThreshold = Annotated[float | None, _of_study(options.ExitThreshold, default=_OF_SKIP_FILE)]
 Ngram = Annotated[bool | None, _of_study(options.Ngram, default=_OF_SKIP_FILE)]
 Precision = Annotated[str | None, _of_study(options.Precision, default=_OF_SKIP_FILE)]
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from selfspec_tune.asked import parse_duration
 from selfspec_tune.cli import options, output
 from selfspec_tune.cli.edge import RESUMABLE, at_edge
 from selfspec_tune.cli.search import NOT_OF_REQUEST, search, search_request
-from selfspec_tune.cli.values import parse_duration
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import CompareRequest, StrategyName
 

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
 _SHOW_CURSOR = b"\x1b[?25h"  # a live display hides it
+
+INTERRUPTED = 128 + signal.SIGINT  # what a shell gives to a program that Ctrl-C ended
 
 _received: list[int] = []
 
@@ -36,6 +39,26 @@ def exit_code() -> int:
 def is_under_way() -> bool:
     """Whether a signal has come."""
     return bool(_received)
+
+
+@contextmanager
+def gently() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C only makes what is given true, for work that then ends itself; a second interrupts."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            _interrupt(number, frame)
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from selfspec_tune.asked import DEFAULT_TIMEOUT
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
     DEFAULT_NUM_PROMPTS,
@@ -22,9 +23,6 @@ from selfspec_tune.requests import (
     PromptOptions,
     StrategyName,
 )
-
-STUDIES = Path("studies")
-DEFAULT_TIMEOUT = "45m"
 
 _MODEL, _PROMPTS, _DRAFT = ModelOptions(), PromptOptions(), DraftOptions()
 _PANEL_MODEL, _PANEL_PROMPTS, _PANEL_DRAFT = "Model", "Prompts", "Draft"

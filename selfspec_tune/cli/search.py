@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfspec_tune import asked
 from selfspec_tune.cli import interruption, options, output
 from selfspec_tune.cli.edge import RESUMABLE, at_edge, stop
 from selfspec_tune.cli.per_task import search_per_task
-from selfspec_tune.cli.values import (
-    given,
-    parse_duration,
-    parse_extra_memory,
-    parse_precision,
-    parse_vocabulary,
-    slug,
-)
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import DraftOptions, ModelOptions, Objective, PromptOptions, SearchRequest, StrategyName
+from selfspec_tune.requests import Objective, SearchRequest
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
@@ -67,8 +59,8 @@ def search(
 
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
-    asked = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
-    request = search_request(**asked, folder="-tasks" if per_task else "")
+    given = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
+    request = search_request(**given, folder="-tasks" if per_task else "")
     if per_task and request.draft.objective is Objective.STANDALONE:
         raise UsageError("--per-task compares drafts that share the model's cache; leave out --objective standalone.")
     if per_task:
@@ -83,64 +75,30 @@ def search(
 
 def search_request(
     *,
-    model: str | None,
-    prompts: str | None,
     task: list[str] | None,
-    out: Path | None,
-    trials: int | None,
-    timeout: str | None,
-    strategy: StrategyName | None = None,
-    ngram: bool | None,
     draft_vocab: str | None,
     draft_precision: str | None,
+    ngram: bool | None,
     extra_memory: str | None,
-    start_from: list[str] | None,
-    folder: str = "",
+    objective: Objective | None = None,
     **others: Any,
 ) -> SearchRequest:
-    """The search that the options of the command line ask for; ``others`` are fields of the parts of a request.
-
-    ``folder``: what the default folder's name ends with.
-    """
-
-    def fields_of(part: type) -> dict[str, Any]:
-        return given(**{name: value for name, value in others.items() if name in part.__dataclass_fields__})  # type: ignore[attr-defined]
-
-    drafting = fields_of(DraftOptions) | given(vocabulary=parse_vocabulary(draft_vocab))
-    drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
-    drafting |= given(
-        precision=parse_precision(draft_precision, auto=True), extra_memory=parse_extra_memory(extra_memory)
-    )
-    if others.get("objective") is Objective.STANDALONE:
+    """The search that the options of the command line ask for."""
+    if objective is Objective.STANDALONE:
         lost = {"--ngram": ngram or None, "--extra-memory": extra_memory}
         for option in (name for name, value in lost.items() if value is not None):
             raise UsageError(
                 f"{option} is for a draft in this program's engine; leave it out with --objective standalone."
             )
-    model_options = ModelOptions(**given(name=model), **fields_of(ModelOptions))
-    prompt_options = PromptOptions(**given(source=prompts, tasks=tuple(task or ())), **fields_of(PromptOptions))
-    return SearchRequest(
-        out=out or default_folder(model_options.name, prompt_options.source, folder),
-        model=model_options,
-        prompts=prompt_options,
-        draft=DraftOptions(**drafting),
-        trials=trials,
-        timeout_seconds=budget_seconds(trials, timeout),
-        strategy=strategy or StrategyName.STAGED,
-        start_from=tuple(start_from or ()),
+    return asked.search_request(
+        tasks=task,
+        vocabulary=draft_vocab,
+        precision=draft_precision,
+        ngram=ngram,
+        extra_memory=extra_memory,
+        objective=objective,
+        **others,
     )
-
-
-def default_folder(model: str, prompts: str, ending: str = "") -> Path:
-    """Where a study goes that was given no folder: ``studies/<model>-<prompts>``, and the ``ending``."""
-    return options.STUDIES / f"{slug(model)}-{slug(prompts)}{ending}"
-
-
-def budget_seconds(trials: int | None, timeout: str | None) -> float | None:
-    """The time limit in seconds; without any budget 45 minutes, None where trials alone bound it."""
-    if timeout is None and trials is not None:
-        return None
-    return parse_duration(timeout if timeout is not None else options.DEFAULT_TIMEOUT)
 
 
 def _run(request: SearchRequest, *, json: bool, quiet: bool) -> None:

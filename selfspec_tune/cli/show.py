@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfspec_tune.asked import STUDIES
 from selfspec_tune.cli import options, output, runtime_bench, sweep
 from selfspec_tune.cli.edge import at_edge
 from selfspec_tune.errors import FileFormatError
@@ -35,7 +36,7 @@ def show(
     debug: options.Debug = False,
 ) -> None:
     """Print what was found: verdict, skip set, layer map, scores and where they come from."""
-    chosen = path if path is not None else newest_study(options.STUDIES)
+    chosen = path if path is not None else newest_study(STUDIES)
     if model is not None:
         _show_dialect(chosen, model, json=json)
         return

@@ -29,10 +29,10 @@ def run_sweep(request: SweepRequest, files: SweepFiles, *, json: bool, quiet: bo
         from selfspec_tune.report.plot import check_plot
 
         check_plot(files.plot)
-    from selfspec_tune import bench
+    from selfspec_tune.bench import run_sweep as run
 
     with output.progress(quiet=quiet) as reporter:
-        result = bench.run_sweep(request, reporter)
+        result = run(request, reporter)
     print_result(result, json=json)  # first, so that a full disk loses no measurement
     _write(result, files)
 
@@ -48,14 +48,14 @@ def print_result(result: SweepResult, *, json: bool) -> None:
 
 
 def _write(result: SweepResult, files: SweepFiles) -> None:
-    from selfspec_tune import export
+    from selfspec_tune.export import write_csv, write_parquet
 
     if files.out is not None:
         result.save(files.out)
     if files.csv is not None:
-        export.write_csv(result, files.csv)
+        write_csv(result, files.csv)
     if files.parquet is not None:
-        export.write_parquet(result, files.parquet)
+        write_parquet(result, files.parquet)
     if files.plot is not None:
         from selfspec_tune.report.plot import write_plot
 

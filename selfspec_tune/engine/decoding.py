@@ -6,20 +6,21 @@ drafting and verification.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 from torch import Tensor
 
 from selfspec_tune.costs import StepCosts
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, Source
 from selfspec_tune.engine.drafting import Drafted, Drafter
 from selfspec_tune.engine.finite import check_differ, check_logits, most_probable
 from selfspec_tune.engine.generation import Generation
 from selfspec_tune.engine.greedy import greedy_steps
 from selfspec_tune.engine.ngram import common_prefix
-from selfspec_tune.engine.runner import GreedySteps, Runner
+from selfspec_tune.engine.penalty import penalised
+from selfspec_tune.engine.runner import GreedySteps, Runner, make_room
 from selfspec_tune.engine.sampling import Sampler, accept
 from selfspec_tune.policies import start
 
@@ -35,9 +36,9 @@ class Limits:
 class _Output:
     """Collects tokens until a limit is met; what a round yields past it is dropped."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, record: Generation) -> None:
         self._limits = limits
-        self.generation = Generation()
+        self.generation = record
 
     @property
     def remaining(self) -> int:
@@ -56,18 +57,24 @@ class _Output:
         return self.remaining == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round's ``tokens``, without those past a limit: of the ``drafted`` ones the first ``num_accepted``, one more.
+
+    The first round of a generation is the prefill's own token.
+    """
+
+    tokens: list[int]
+    drafted: Sequence[int] = ()
+    num_accepted: int = 0
+    source: Source = Source.PLAIN
+
+
 def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> Generation:
     """Decode one token per full forward pass: the baseline of every pair."""
-    output = _Output(limits)
-    record = output.generation
-    greedy = greedy_steps(runner) if sampler.greedy else None
-    token, started = _prefill(runner, prompt, limits, sampler, record)
-    ended = output.emit([token])
-    while not ended:
-        token = _decode(runner, greedy, token, sampler)
-        ended = output.emit([token])
-    runner.synchronize()
-    record.decode_seconds = record.verify_seconds = perf_counter() - started
+    record = Generation()
+    for _ in plain_rounds(runner, prompt, limits, sampler, record):
+        pass
     return record
 
 
@@ -91,17 +98,58 @@ def self_speculative(
     probabilities. Without, the draft takes its most probable token, accepted as often as the target samples it: what
     servers do.
     """
-    output = _Output(limits)
-    record = output.generation
+    record = Generation()
+    rounds = speculative_rounds(runner, prompt, limits, sampler, draft, costs, record, samples_drafts=samples_drafts)
+    for _ in rounds:
+        pass
+    return record
+
+
+def plain_rounds(
+    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation, *, known: int = 0
+) -> Generator[Round]:
+    """`autoregressive` token by token; ``record`` is filled as they come, without the time that their reader takes.
+
+    ``known``: how many of the prompt's first tokens are in the runner's cache and need not be run again.
+    """
+    output = _Output(limits, record)
+    runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
+    greedy = greedy_steps(runner) if sampler.greedy else None
+    ended = output.emit([token])
+    yield from clock.paused(Round([token]))
+    while not ended:
+        token = _decode(runner, greedy, token, sampler)
+        ended = output.emit([token])
+        if ended:
+            runner.synchronize()
+        record.decode_seconds = record.verify_seconds = clock.seconds
+        yield from clock.paused(Round([token]))
+
+
+def speculative_rounds(
+    runner: Runner,
+    prompt: Sequence[int],
+    limits: Limits,
+    sampler: Sampler,
+    draft: Draft,
+    costs: StepCosts | None,
+    record: Generation,
+    *,
+    samples_drafts: bool = True,
+    known: int = 0,
+) -> Generator[Round]:
+    """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
+    output = _Output(limits, record)
     policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
-    token, started = _prefill(runner, prompt, limits, sampler, record)
+    runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
     steps = greedy_steps(runner, needs_probability=policy.needs_probability)
     greedy = steps if sampler.greedy else None
     drafter = Drafter(
         runner, greedy if samples_drafts else steps, draft.ngram, policy, sampler, output.is_eos, [*prompt, token]
     )
     ended = output.emit([token])
+    yield from clock.paused(Round([token]))
     while not ended:
         begun = perf_counter()
         drafted = drafter.draft(token, output.remaining - 1)
@@ -116,27 +164,47 @@ def self_speculative(
         record.guesses.append(drafted.num_guesses)
         tokens = [*drafted.tokens[:num_accepted], token]
         drafter.learn(drafted, num_accepted, tokens)
+        num_before = len(record.tokens)
         ended = output.emit(tokens)
-    record.decode_seconds = perf_counter() - started
-    return record
+        record.decode_seconds = clock.seconds
+        yield from clock.paused(Round(record.tokens[num_before:], drafted.tokens, num_accepted, drafted.source))
+
+
+class _Clock:
+    """Seconds since the prefill ended, but for those that a reader of rounds took."""
+
+    def __init__(self) -> None:
+        self.begun = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self.begun
+
+    def paused(self, round_: Round) -> Generator[Round]:
+        """Give ``round_`` to the reader, and stand still until the next is asked for."""
+        begun = perf_counter()
+        yield round_
+        self.begun += perf_counter() - begun
 
 
 def _prefill(
-    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation
-) -> tuple[int, float]:
-    """Run the prompt; the first token and the moment that decoding starts.
+    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation, known: int
+) -> tuple[Runner, int, _Clock]:
+    """Run the prompt; the runner to go on with, the first token, and a clock from there on.
 
     Raises `NonFiniteError` where the logits after the prompt are no numbers, or all the same: once a generation, for
     every runner gives these.
     """
-    runner.reserve(len(prompt) + limits.max_new_tokens)
+    known = make_room(runner, len(prompt) + limits.max_new_tokens, min(known, len(prompt) - 1))
+    runner = penalised(runner, sampler.repetition_penalty, prompt[:known])
     runner.synchronize()
     begun = perf_counter()
-    logits = runner.prefill(prompt)
+    logits = runner.extend(prompt[known:]) if known else runner.prefill(prompt)
     token = _pick(runner, logits, sampler)
     record.prefill_seconds = perf_counter() - begun
+    record.prefilled = len(prompt) - known
     check_differ(logits[None], runner)  # untimed
-    return token, perf_counter()
+    return runner, token, _Clock()
 
 
 def _pick(runner: Runner, logits: Tensor, sampler: Sampler) -> int:

@@ -118,8 +118,11 @@ class FastRunner:
     def prefill(self, tokens: Sequence[int]) -> Tensor:
         self._length = 0
         self.reserve(len(tokens))
-        hidden = self._run(self.embed(tokens), self._sublayers)
-        return self.head(hidden[-1])
+        return self.extend(tokens)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        return self.head(self._run(self.embed(tokens), self._sublayers)[-1])
 
     @torch.inference_mode()
     def draft_prefill(self, tokens: Sequence[int]) -> None:

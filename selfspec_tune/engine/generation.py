@@ -20,8 +20,8 @@ class Generation:
     looked-up tokens these passes tried. Times are seconds
     of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
     prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
-    overhead included. ``first_tokens`` came out of the prefill: one, or more where drafts were
-    verified in the same pass.
+    overhead included. ``prefilled`` tokens of the prompt were run: all but those that a cache held.
+    ``first_tokens`` came out of the prefill: one, or more where drafts were verified in the same pass.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -36,6 +36,7 @@ class Generation:
     sources: list[str] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
+    prefilled: int = 0
 
     @property
     def counts(self) -> Counts:

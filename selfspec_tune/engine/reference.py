@@ -62,6 +62,9 @@ class ReferenceRunner:
         # A cache without the model's config keeps every position, sliding windows
         # included: those are then enforced by the mask, and any position can be taken back.
         self._cache, self._length = DynamicCache(), 0
+        return self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
         return self._forward(tokens, keep=1)[-1]
 
     def decode(self, token: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -43,6 +43,9 @@ class Runner(Protocol):
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:
         """Empty the cache, run the prompt through the full model; logits [vocabulary] of its last position."""
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Run more of a prompt after what is cached; logits [vocabulary] of its last position."""
 
     def decode(self, token: int) -> Tensor:
         """One full-model step; logits [vocabulary]."""
@@ -86,6 +89,33 @@ class GreedySteps(Protocol):
 
     def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
         """`Runner.verify`; the token that follows each of the k + 1."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """What a runner offers whose cache can be read and put back."""
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's cached keys and values, [kv heads, length, head size] each, keys rotated."""
+
+    def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+
+
+def make_room(runner: Runner, capacity: int, known: int = 0) -> int:
+    """Room for ``capacity`` positions, of which the first ``known`` stay cached; how many of these are there then."""
+    if not known:
+        runner.reserve(capacity)
+        return 0
+    runner.rewind(known)
+    known = runner.length
+    if capacity <= runner.capacity or not isinstance(runner, Resumable):
+        runner.reserve(capacity)
+        return runner.length
+    kept = [runner.keys_and_values(layer) for layer in range(runner.num_layers)]
+    runner.reserve(capacity)
+    runner.resume(kept, known)
+    return known
 
 
 def check_cache(end: int, capacity: int) -> None:

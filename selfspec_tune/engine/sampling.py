@@ -1,7 +1,8 @@
-"""From logits to tokens: greedy, or temperature with top-k and top-p."""
+"""From logits to tokens: greedy, or temperature with top-k, top-p and min-p."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,15 +13,19 @@ from selfspec_tune.requests import SMALLEST_TEMPERATURE
 
 @dataclass(slots=True)
 class Sampler:
-    """How tokens are drawn. ``temperature`` 0, or all but 0, is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token.
+    """How tokens are drawn. ``temperature`` 0, or all but 0, is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 keep all.
 
-    The same processors serve the draft's and the target's distribution.
+    ``min_p`` keeps tokens at least so many times as probable as the most probable one. The same processors serve the
+    draft's and the target's distribution. ``repetition_penalty`` depends on what stands before a token, so decoding
+    applies it where that is known (`selfspec_tune.engine.penalty`), to greedy decoding too; 1: none.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +48,9 @@ class Sampler:
             scores = scores.masked_fill(scores < kept, -torch.inf)
         if self.top_p < 1.0:
             scores = scores.masked_fill(_outside_nucleus(scores, self.top_p), -torch.inf)
+        if self.min_p > 0.0:
+            least = scores.amax(-1, keepdim=True) + math.log(self.min_p)  # of probabilities, in the logarithm
+            scores = scores.masked_fill(scores < least, -torch.inf)
         return scores.softmax(-1)
 
     def draw(self, probabilities: Tensor) -> int:

@@ -77,6 +77,11 @@ class StandaloneRunner:
         self._text, self._read = list(tokens), list(tokens)
         return logits
 
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """By the full model alone; the draft reads them in its next pass."""
+        self._text += tokens
+        return self._full.extend(tokens)
+
     def decode(self, token: int) -> Tensor:
         self._text.append(token)
         return self._full.decode(token)

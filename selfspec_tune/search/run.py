@@ -59,6 +59,10 @@ class SearchOutcome:
     out: Path
     interrupted: bool = False
 
+    def __fspath__(self) -> str:
+        """The study's folder, so that whatever takes a study's path takes this."""
+        return str(self.out)
+
 
 def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | None = None) -> SearchOutcome:
     """Search, or resume the search in ``request.out``.

@@ -1,0 +1,243 @@
+"""``selfspec-tune generate``: answers from what a search found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from selfspec_tune.asked import given
+from selfspec_tune.cli import bench_options, generate_options, interruption, options, output
+from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.errors import ContextError, UsageError
+
+if TYPE_CHECKING:
+    from selfspec_tune.model.generation import Generation
+    from selfspec_tune.model.model import Model
+    from selfspec_tune.model.stream import Stream
+
+_SCHEMA, _VERSION = "selfspec-tune/generation", 1
+
+
+@at_edge()
+def generate(
+    source: generate_options.Source = None,
+    model: generate_options.ModelName = None,
+    revision: bench_options.Revision = None,
+    prompt: generate_options.PromptText = None,
+    prompt_file: generate_options.PromptFile = None,
+    system: generate_options.System = None,
+    template: options.TemplateName = None,
+    max_new_tokens: generate_options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: generate_options.MinP = None,
+    repetition_penalty: generate_options.RepetitionPenalty = None,
+    seed: generate_options.Seed = None,
+    stop: generate_options.Stop = None,
+    dtype: bench_options.DtypeName = None,
+    device: options.Device = None,
+    runner: options.RunnerName = None,
+    policy: bench_options.Policy = None,
+    max_draft_tokens: bench_options.MaxDraftTokens = None,
+    exit_threshold: bench_options.ExitThreshold = None,
+    ngram: bench_options.Ngram = None,
+    draft_precision: bench_options.Precision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    show_drafts: generate_options.ShowDrafts = False,
+    compare: generate_options.Compare = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Answer a prompt, or converse, with the draft that a search found.
+
+    Standard output holds the answer and nothing else. Ctrl-C ends an answer, a second one the program.
+    """
+    from selfspec_tune.model.options import Sampling
+
+    sampling = given(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling |= given(repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop) if stop else None)
+    Sampling.of(sampling)  # type: ignore[arg-type]  # refuses what means nothing before a model is loaded
+    text = _prompt(prompt, prompt_file)
+    if show_drafts and not _is_terminal(sys.stdout):
+        raise UsageError("--show-drafts colours a terminal, and standard output is none. Leave it out.")
+    if json and text is None:
+        raise UsageError("--json prints one answer: give --prompt, --prompt-file or standard input.")
+    loading = given(model=model, revision=revision, dtype=dtype, device=device, runner=runner, policy=policy)
+    loading |= given(template=template, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    drafting = given(max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold, precision=draft_precision)
+    loaded = _load(source, {**loading, **drafting, "ngram": ngram}, quiet=quiet)
+    shown = _Shown(loaded, sampling, show_drafts=show_drafts, compare=compare, quiet=quiet)
+    if text is None:
+        _converse(loaded, shown, system)
+    else:
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        _answer(loaded, shown, [*turns, {"role": "user", "content": text}] if turns else text, json=json)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
+    """What to answer; None for a conversation. Raises `UsageError` where there is neither a text nor a terminal."""
+    if prompt is not None and file is not None:
+        raise UsageError("--prompt and --prompt-file are both given. Leave one of them out.")
+    if file is not None:
+        from selfspec_tune.files import read_text
+
+        text = read_text(file).removesuffix("\n")
+    elif prompt is not None:
+        text = prompt
+    elif _is_terminal(sys.stdin):
+        if not _is_terminal(sys.stdout):
+            raise UsageError("There is no prompt: give --prompt or --prompt-file, or pipe a text into the command.")
+        return None
+    else:
+        text = _standard_input().removesuffix("\n")
+    if not text.strip():
+        raise UsageError("The prompt is empty: give --prompt or --prompt-file, or pipe a text into the command.")
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        return "" if sys.stdin is None else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Standard input is no {error.encoding} text. Convert it, or give --prompt-file.") from error
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _load(source: str | None, given_options: dict[str, Any], *, quiet: bool) -> Model:
+    from selfspec_tune.model.load import load
+
+    with output.progress(quiet=quiet) as reporter:
+        reporter.stage("load", source or str(given_options.get("model") or "the newest study"))
+        model = load(source, **given_options, notice=reporter.notice)
+        reporter.notice(model.describe())
+    return model
+
+
+class _Shown:
+    """How answers are decoded and shown."""
+
+    def __init__(
+        self, model: Model, sampling: dict[str, Any], *, show_drafts: bool, compare: bool, quiet: bool
+    ) -> None:
+        self.sampling = sampling
+        self._model = model
+        self._show_drafts = show_drafts
+        self._compare = compare
+        self._quiet = quiet
+        self._console = output.result_console() if _is_terminal(sys.stdout) else None
+
+    def explain(self) -> None:
+        """Say what the colours mean."""
+        from selfspec_tune.report.answer import legend
+
+        if self._show_drafts and self._console is not None and not self._quiet:
+            for name, style in legend(self._model.draft):
+                self._console.out(name, style=style, end="  ", highlight=False)
+            self._console.print()
+
+    def read(self, begin: Callable[[], Stream], *, is_streamed: bool = True) -> Generation:
+        """Print an answer as it comes; Ctrl-C ends it."""
+        with interruption.gently() as is_interrupted:
+            stream = begin()
+            for piece in stream:
+                if is_streamed:
+                    self._print(piece.text, *self._drafted(piece))
+                if is_interrupted():
+                    stream.close()
+        if is_streamed and self._console is not None:
+            self._console.print()
+        return stream.generation
+
+    def _drafted(self, piece: Any) -> tuple[str, str]:
+        from selfspec_tune.report.answer import style_of
+
+        if not self._show_drafts:
+            return "", ""
+        return style_of(piece.source, self._model.draft), self._model.text_of(piece.rejected)
+
+    def _print(self, text: str, style: str, rejected: str) -> None:
+        if self._console is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        from selfspec_tune.report.answer import REJECTED
+
+        self._console.out(text, style=style or None, end="", highlight=False)
+        if rejected:  # whose line ends are none of the text's
+            self._console.out(rejected.replace("\n", "↵"), style=REJECTED, end="", highlight=False)
+
+    def compared(self, answer: Generation, prompt: Any) -> Generation:
+        """The answer with what plain decoding takes for it, where that is asked for."""
+        if not self._compare or answer.finish_reason == "interrupted":
+            return answer
+        return replace(answer, plain=self._model.plainly(prompt, **{**self.sampling, "seed": answer.seed}))
+
+    def sum_up(self, answer: Generation, *, end_to_end: bool) -> None:
+        """The footer, on standard error."""
+        from selfspec_tune.report.answer import comparison, footer
+
+        if not self._quiet:
+            output.say(f"[{footer(answer, self._model.draft)}]", to_errors=True)
+        if answer.plain is not None:
+            output.say(f"[{comparison(answer, end_to_end=end_to_end)}]", to_errors=True)
+
+
+def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
+    """One answer, whose whole text goes to standard output untouched, or one JSON object."""
+    answer = shown.read(partial(model.stream, prompt, **shown.sampling), is_streamed=not json)
+    answer = shown.compared(answer, prompt)
+    if json:
+        draft = None if model.draft is None else model.draft.describe()
+        about = {"model": model.name, "runner": model.runner, "draft": draft, "notes": list(model.notes)}
+        output.print_json({"schema": _SCHEMA, "version": _VERSION, **about, **answer.to_dict()})
+    else:
+        shown.sum_up(answer, end_to_end=True)
+    if answer.finish_reason == "interrupted":
+        raise typer.Exit(interruption.INTERRUPTED)
+
+
+def _converse(model: Model, shown: _Shown, system: str | None) -> None:
+    """Turn by turn until the end of standard input."""
+    with_line_editing()
+    shown.explain()
+    chat = model.chat(system)
+    while (said := _line()) is not None:
+        if not said.strip():
+            continue
+        begin = partial(chat.stream, said, **shown.sampling)
+        try:
+            answer = shown.read(begin)
+        except ContextError as error:
+            output.say(f"note: {error} A new one begins here.", to_errors=True)
+            chat = model.chat(system)
+            continue
+        shown.sum_up(shown.compared(answer, chat.messages[:-1]), end_to_end=False)
+
+
+def _line() -> str | None:
+    """What is said next; None at the end."""
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
+
+
+def with_line_editing() -> None:
+    """From now on `input` knows the arrow keys and what was said before, where the system has readline."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return

@@ -1,0 +1,106 @@
+"""Repetition penalty: a runner whose logits count against the tokens that stand before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.runner import Runner
+
+NO_PENALTY = 1.0
+
+
+def penalised(runner: Runner, penalty: float, cached: Sequence[int] = ()) -> Runner:
+    """The runner under a repetition ``penalty``; itself where that is 1. ``cached``: the tokens that it has read."""
+    return runner if penalty == NO_PENALTY else PenalisedRunner(runner, penalty, cached)
+
+
+class PenalisedRunner:
+    """A `Runner` that holds tokens against what occurred before: positive logits / ``penalty``, negative ones times it.
+
+    As in CTRL (Keskar et al. 2019) and transformers, prompt included. Every row of a pass is penalised by its own
+    prefix, so each drafted token is held against what plain decoding would draw it from. Logits are float32.
+    """
+
+    def __init__(self, runner: Runner, penalty: float, cached: Sequence[int] = ()) -> None:
+        self._runner = runner
+        self._penalty = penalty
+        self.name = runner.name
+        self.num_layers = runner.num_layers
+        self.vocabulary_size = runner.vocabulary_size
+        self._read(cached)
+
+    @property
+    def about(self) -> str:
+        return self._runner.about
+
+    @property
+    def length(self) -> int:
+        return self._runner.length
+
+    @property
+    def capacity(self) -> int:
+        return self._runner.capacity
+
+    def reserve(self, capacity: int) -> None:
+        self._runner.reserve(capacity)
+        self.rewind(self._runner.length)
+
+    def set_draft(self, draft: Draft) -> None:
+        self._runner.set_draft(draft)
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        self._read(tokens)
+        return self._under_penalty(self._runner.prefill(tokens))
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        logits = self._runner.extend(tokens)
+        self._read([*self._tokens, *tokens])
+        return self._under_penalty(logits)
+
+    def decode(self, token: int) -> Tensor:
+        return self._after([token], self._runner.decode(token)[None])[0]
+
+    def draft_step(self, token: int) -> Tensor:
+        return self._after([token], self._runner.draft_step(token)[None])[0]
+
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return self._after(tokens, self._runner.draft_pass(tokens))
+
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        return self._after(tokens, self._runner.verify(tokens))
+
+    def rewind(self, length: int) -> None:
+        self._runner.rewind(length)
+        for token in self._tokens[length:]:
+            self._counts[token] -= 1
+        del self._tokens[length:]
+
+    def synchronize(self) -> None:
+        self._runner.synchronize()
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        """Count ``tokens`` as all that has been read."""
+        self._tokens = list(tokens)
+        read = torch.tensor(self._tokens, dtype=torch.int64)
+        self._counts = torch.bincount(read, minlength=self.vocabulary_size)
+
+    def _after(self, tokens: Sequence[int], logits: Tensor) -> Tensor:
+        """Each row of logits [tokens, vocabulary] under the penalty of all tokens up to the one that it follows."""
+        rows = []
+        for token, row in zip(tokens, logits, strict=True):
+            self._tokens.append(token)
+            self._counts[token] += 1
+            rows.append(self._under_penalty(row))
+        return torch.stack(rows)
+
+    def _under_penalty(self, logits: Tensor) -> Tensor:
+        """Logits [vocabulary, or a draft's part of it] under the penalty of what has been read."""
+        scores = logits.float()
+        has_occurred = self._counts[: scores.shape[-1]].to(scores.device) > 0
+        return torch.where(
+            has_occurred, torch.where(scores < 0, scores * self._penalty, scores / self._penalty), scores
+        )

@@ -1,0 +1,1 @@
+"""A model in use: what a search found, decoding prompts and conversations."""

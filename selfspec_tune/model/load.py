@@ -1,0 +1,194 @@
+"""``load``: from a study, a skip set's file or a model's name to a model that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from selfspec_tune.asked import bench_request
+from selfspec_tune.bench.sources import Source, gather, model_options, overridden
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.engine import choose_runner
+from selfspec_tune.measure.workload import Workload
+from selfspec_tune.model.costs import step_costs
+from selfspec_tune.model.model import Model
+from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models.aliases import resolve
+from selfspec_tune.models.generation_settings import in_words
+from selfspec_tune.models.gguf_reading import begins_like_gguf
+from selfspec_tune.prompts import Template
+from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.results import SkipConfig, StudyConfig
+from selfspec_tune.search.tokens import template_hash, vocabulary_hash
+from selfspec_tune.skip_set import SkipSet
+
+_FASTEST = ("native", "graphs")  # where the study had one of these, it need not be compared with others again
+_STUDY_FILES = ("skip.json", "study.toml", "compare.json", "transfer.json")
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    model: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    runner: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    policy: str | None = None,
+    max_draft_tokens: int | None = None,
+    exit_threshold: float | None = None,
+    ngram: bool | None = None,
+    precision: str | None = None,
+    template: str = "auto",
+    notice: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """A model that answers, drafting as ``source`` says.
+
+    Args:
+        source: a study's folder or what `search` returned; a skip.json; another project's file or a text such as
+            ``attn 2-9 · mlp 3,5``, with ``model``; or a model's name alone, which then looks tokens up in the context.
+            None: ``model`` alone, or else the newest study under ``studies``.
+        model: alias, hub id, directory or GGUF file; None: the one that ``source`` names.
+        dtype: float32, bfloat16, float16 or auto; None: the study's.
+        device: auto, cpu, cuda or cuda:N; None: auto.
+        runner: auto, native, graphs, fast or reference; None: auto.
+        revision: branch, tag or commit of a hub id; None: the study's, else the hub's default.
+        trust_remote_code: run model code that comes with the checkpoint.
+        allow_pickle: also load weights that are no safetensors.
+        policy: fixed, threshold, adaptive or cost-aware instead of the draft's own.
+        max_draft_tokens: longest draft instead of the draft's own.
+        exit_threshold: probability below which a draft ends, instead of the draft's own.
+        ngram: whether tokens are looked up in the context; None: as the draft says.
+        precision: of the draft's weights, as in ``int4 head int8``, instead of the draft's own.
+        template: auto, chat or raw: whether prompts go through the model's chat template.
+        notice: is told what is not as it was when the draft was searched, and what takes long.
+
+    Raises:
+        UsageError: ``source`` is no draft of this model, an option means nothing, or the study has no result yet.
+        SelfSpecError: the model cannot be had, or cannot run so here.
+    """
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        notice(line)
+
+    text = None if source is None else os.fspath(source)
+    if text is not None and model is None and _names_model(text):
+        text, model = None, text
+    request = bench_request(
+        skip_sets=() if text is None else (text,),
+        model=model,
+        dtype=dtype,
+        device=device,
+        runner=runner,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        template=template,
+        policy=policy,
+        max_draft_tokens=max_draft_tokens,
+        exit_threshold=exit_threshold,
+        ngram=ngram,
+        precision=precision,
+    )
+    found = gather(request)[0] if text is not None or model is None else None
+    config = None if found is None else found.config
+    options = model_options(request, [] if config is None else [config])
+    loaded = _loaded(options)
+    draft = _draft(found, loaded, request)
+    for line in _told(found, draft, loaded):
+        note(line)
+    then = None if config is None else config.provenance.get("runner")
+    chosen = choose_runner(loaded, options.runner, note, begun_with=then if then in _FASTEST else None)
+    workload = Workload(loaded, chosen, PromptOptions())
+    if draft is None:
+        return Model(loaded, workload.runner, None, template=Template(template), notes=notes)
+    workload.runner.set_draft(draft)  # makes its low-precision copies now, or says why it cannot
+    costs = step_costs(workload, draft, found, note) if draft.policy.kind is PolicyKind.COST_AWARE else None
+    return Model(loaded, workload.runner, draft, costs, Template(template), notes)
+
+
+def _names_model(text: str) -> bool:
+    """Whether a model is meant and no study, file or text of a skip set."""
+    if os.path.isdir(text):
+        has_result = any((Path(text) / name).exists() for name in _STUDY_FILES)
+        return not has_result and ((Path(text) / "config.json").is_file() or resolve(text) is not None)
+    name = text.partition("#")[0]
+    if os.path.isfile(name):
+        return Path(name).suffix.lower() == ".gguf" or begins_like_gguf(Path(name))
+    return not name.endswith(".json")
+
+
+def _loaded(options: ModelOptions) -> LoadedModel:
+    return load_model(
+        options.name,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        revision=options.revision,
+    )
+
+
+def _draft(found: Source | None, loaded: LoadedModel, request: BenchRequest) -> Draft | None:
+    """The source's, or the whole model's with lookup; None where nothing is left to draft with."""
+    if found is not None:
+        return overridden(found.draft(loaded, None), request)
+    options = dict(request.draft_overrides)
+    lookup = NgramLookup() if options.get("ngram", True) else None
+    if lookup is None and "precision" not in options:
+        return None
+    draft = Draft(
+        SkipSet.empty(loaded.num_layers),
+        DraftPolicy(PolicyKind.COST_AWARE),
+        ngram=lookup,
+        model_drafts="precision" in options,
+    )
+    return overridden(draft, request)
+
+
+def _told(found: Source | None, draft: Draft | None, loaded: LoadedModel) -> list[str]:
+    """What a user may not expect of the model and of what was found for it."""
+    told = list(loaded.notes)
+    if own := loaded.generation_settings:
+        told.append(f"the checkpoint's generation_config asks for {in_words(own)}, which is not followed unless asked")
+    config = None if found is None else found.config
+    if draft is None:
+        told.append(f"{loaded.name} is used without a study: every token is decoded plainly")
+    elif found is None and draft.model_drafts:
+        told.append(f"{loaded.name} is used without a study: all its layers draft, at {draft.precision}")
+    elif found is None:
+        told.append(
+            f"{loaded.name} is used without a study: tokens that occurred before are looked up, no layer drafts"
+        )
+    if config is None or found is None:
+        return told
+    if config.provenance.get("interrupted"):
+        told.append(f"{found.label} is the best draft of a search that was stopped: what it gains was not measured")
+    elif config.score.verdict != "faster":
+        told.append(f"{found.label} was not found faster than plain decoding ({config.score.verdict})")
+    if config.objective == "standalone":
+        told.append(f"{found.label} was searched as a draft with a cache of its own; here it shares the model's")
+    return [*told, *_changes(found, config, loaded)]
+
+
+def _changes(found: Source, config: SkipConfig, loaded: LoadedModel) -> list[str]:
+    """What decides the tokens and is not as it was when the study beside a skip.json was searched."""
+    file = Path(found.label).parent / "study.toml"
+    if not file.is_file():
+        return []
+    study = StudyConfig.load(file)
+    template = template_hash(loaded.tokenizer, Template(study.template)) if study.template in list(Template) else None
+    pairs = {
+        "tokenizer": (study.tokenizer, vocabulary_hash(loaded.tokenizer)),
+        "chat template": (study.chat_template, template),
+        "end-of-sequence tokens": (study.eos_token_ids, sorted(loaded.eos_token_ids)),
+    }
+    changed = [name for name, (then, now) in pairs.items() if then is not None and then != now]
+    if study.model_fingerprint != config.model.fingerprint or not changed:
+        return []
+    return [f"the model has another {', '.join(changed)} than when it was searched: what it gains may be other, too"]

@@ -1,0 +1,216 @@
+"""A loaded model that answers, drafting as a search found best."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Unpack, cast, overload
+
+from selfspec_tune.costs import StepCosts
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine import Generation as Record
+from selfspec_tune.engine import Limits, Runner, Sampler
+from selfspec_tune.engine.decoding import plain_rounds, speculative_rounds
+from selfspec_tune.engine.ngram import common_prefix
+from selfspec_tune.model.generation import Generation
+from selfspec_tune.model.options import Sampling, SamplingOptions
+from selfspec_tune.model.prompt import Messages, tokens_of
+from selfspec_tune.model.stream import Stream
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.prompts import Template
+
+
+class Model:
+    """Made by `load`. One answer at a time: beginning another ends one that is still being streamed.
+
+    Attributes:
+        draft: how tokens are drafted; None: every token is decoded plainly.
+        costs: seconds of the steps that a cost-aware policy weighs; None for other policies.
+        notes: what was said while it was loaded.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        runner: Runner,
+        draft: Draft | None,
+        costs: StepCosts | None = None,
+        template: Template = Template.AUTO,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.draft = draft
+        self.costs = costs
+        self.notes = tuple(notes)
+        self._loaded = loaded
+        self._runner = runner
+        self._template = template
+        self._cached: list[int] = []  # what the runner's cache holds of the last answer's tokens, prompt included
+        self._stream: weakref.ref[Stream] | None = None
+
+    @property
+    def name(self) -> str:
+        """What was asked for."""
+        return self._loaded.name
+
+    @property
+    def runner(self) -> str:
+        """The engine that decodes: native, graphs, fast or reference."""
+        return self._runner.name
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and answer together."""
+        return self._loaded.context_length
+
+    def describe(self) -> str:
+        """The model and how it drafts, in one line."""
+        how = "no drafts" if self.draft is None else f"drafts: skip {self.draft.describe()}"
+        return f"{self._loaded.name_and_dtype} on {self._loaded.device}, {self.runner} runner: {how}"
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special ones left out."""
+        found = self._loaded.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(found)
+
+    @overload
+    def generate(
+        self, prompt: str | Messages, *, compare: bool = False, **options: Unpack[SamplingOptions]
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[Messages], *, compare: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: str | Messages | list[str] | list[Messages],
+        *,
+        compare: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation | list[Generation]:
+        """Answer a text or messages, or each of a list of these, one after another.
+
+        A text goes through the model's chat template where it has one. With ``compare`` each is decoded plainly too, in
+        turns before and after, and `Generation.speedup` tells the ratio. ``options``: see `Sampling`.
+
+        Raises:
+            PromptError: a prompt is empty, no prompt at all, or too long for the model's context.
+            UsageError: an option is not known, or its value means nothing.
+        """
+        sampling = Sampling.of(options)
+        is_several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping))
+        given = cast("list[str | Messages]", prompt if is_several else [prompt])
+        several = [tokens_of(one, self._loaded, self._template) for one in given]
+        answers = [
+            self._answer(tokens, sampling, is_compared=compare, plain_first=bool(number % 2))
+            for number, tokens in enumerate(several)
+        ]
+        return answers if is_several else answers[0]
+
+    def stream(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Stream:
+        """Answer piece by piece; arguments and errors as in `generate`, the errors at once."""
+        sampling = Sampling.of(options)
+        return self._begin(tokens_of(prompt, self._loaded, self._template), sampling, self.draft)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation, whose ``system`` message comes before all others."""
+        return Chat(self, system)
+
+    def goes_on(
+        self, messages: Messages, sampling: Sampling, finished: Callable[[Generation], None] = lambda _: None
+    ) -> Stream:
+        """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
+        tokens = tokens_of(messages, self._loaded, self._template)
+        return self._begin(tokens, sampling, self.draft, goes_on=True, finished=finished)
+
+    def plainly(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Generation:
+        """Answer without drafting: what `generate` is compared with."""
+        return self._begin(tokens_of(prompt, self._loaded, self._template), Sampling.of(options), None).read()
+
+    def _answer(self, tokens: list[int], sampling: Sampling, *, is_compared: bool, plain_first: bool) -> Generation:
+        sampling = sampling.seeded()
+        if not is_compared:
+            return self._begin(tokens, sampling, self.draft).read()
+        plain = self._begin(tokens, sampling, None).read() if plain_first else None
+        answer = self._begin(tokens, sampling, self.draft).read()
+        return replace(answer, plain=plain or self._begin(tokens, sampling, None).read())
+
+    def _begin(
+        self,
+        tokens: list[int],
+        sampling: Sampling,
+        draft: Draft | None,
+        *,
+        goes_on: bool = False,
+        finished: Callable[[Generation], None] = lambda _: None,
+    ) -> Stream:
+        """An answer to a prompt's ``tokens``; with ``goes_on`` those at its beginning that are cached are not run."""
+        self._end_stream()
+        sampling = sampling.seeded()
+        sampler = Sampler(
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.seed or 0,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+        )
+        room = self._loaded.context_length - len(tokens)
+        limits = Limits(min(sampling.max_new_tokens, room), frozenset(self._loaded.eos_token_ids))
+        record, known = Record(), common_prefix(self._cached, tokens) if goes_on else 0
+        if draft is None:
+            rounds = plain_rounds(self._runner, tokens, limits, sampler, record, known=known)
+        else:
+            rounds = speculative_rounds(self._runner, tokens, limits, sampler, draft, self.costs, record, known=known)
+        self._cached = []
+
+        def ended(answer: Generation) -> None:
+            self._note_cached(tokens, record.tokens)
+            finished(answer)
+
+        stream = Stream(rounds, record, self.text_of, sampling, limits, len(tokens), ended)
+        self._stream = weakref.ref(stream)
+        return stream
+
+    def _end_stream(self) -> None:
+        stream = None if self._stream is None else self._stream()
+        if stream is not None:
+            stream.close()
+
+    def _note_cached(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """What the cache holds after an answer; its last token was perhaps never run, or by the draft alone."""
+        self._cached = [*prompt, *answer][:-1][: self._runner.length] if answer else []
+
+
+class Chat:
+    """A conversation with a `Model`. Each turn goes on from the cache: only what is new of its tokens is run.
+
+    Attributes:
+        messages: the turns so far, as chat templates take them.
+    """
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        self.messages: list[dict[str, str]] = [] if system is None else [_turn("system", system)]
+        self._model = model
+
+    def send(self, text: str, **options: Unpack[SamplingOptions]) -> Generation:
+        """Say ``text``; the whole answer. ``options`` and errors as in `Model.generate`."""
+        return self.stream(text, **options).read()
+
+    def stream(self, text: str, **options: Unpack[SamplingOptions]) -> Stream:
+        """Say ``text``; the answer piece by piece. What is read of it, cut or not, is the assistant's turn."""
+        said = _turn("user", text)
+
+        def note(answer: Generation) -> None:
+            if answer.tokens:
+                self.messages += [said, _turn("assistant", answer.text)]
+
+        return self._model.goes_on([*self.messages, said], Sampling.of(options), note)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
