@@ -17,6 +17,7 @@ _KNOWN_COLUMNS = _PROMPT_COLUMNS | {*ID_COLUMNS, *TASK_COLUMNS, *SYSTEM_COLUMNS,
 _BEGUN = re.compile(r"\s*(\[\s*([{\"']|\n)|\{\s*([\"']|\n))")
 _ENTRY = re.compile(r'\s*".*",\s*')  # of a list whose brackets were left out
 _COLUMN = re.compile(r"\s?\w[\w.()/-]*( [\w.()/-]+){0,2}\s?")  # what may be a column's name: a few words
+_RULE = re.compile(r"(?=.*-)(?=.*[|+])[\s|+:=-]{3,}")  # drawn below a table's header, or above it
 AS_LINES = 'Where every line is a prompt all the same, write them as JSON lines, such as {"prompt": "…"}.'
 
 
@@ -39,7 +40,8 @@ def kind_of(text: str, kind: str, *, column: str | None, where: str) -> str:
         )
     if _are_values(lines, dict, list, str) or _value(text, dict, list) or _is_begun(text, lines):
         return "json"
-    if len(lines) > 1 and all(re.fullmatch(r"\s*\|.*\|\s*", line) for line in lines):
+    is_ruled = any(_RULE.fullmatch(line) for line in lines[:2])
+    if len(lines) > 1 and (is_ruled or all(re.fullmatch(r"\s*\|.*\|\s*", line) for line in lines)):
         raise PromptError(f"{where} holds a table as Markdown has it: write it as .csv. {AS_LINES}")
     if STATED.match(text):
         return "csv"
@@ -99,7 +101,7 @@ def _separator(text: str, lines: list[str]) -> str | None:
         known = _KNOWN_COLUMNS.intersection(name.strip().lower() for name in names)
         is_header = all(_COLUMN.fullmatch(name) for name in names)
         if len(lines) > 1 and _divides_all(text, lines, separator):
-            is_tight = separator != "," or len(names) > 2 or ", " not in lines[0]
+            is_tight = separator not in ",;" or len(names) > 2 or f"{separator} " not in lines[0]
             if separator == "\t" or (is_header and (known or is_tight)):
                 return separator
         if is_header and known & _PROMPT_COLUMNS and f"{separator} " not in lines[0]:
@@ -108,6 +110,10 @@ def _separator(text: str, lines: list[str]) -> str | None:
 
 
 def _divides_all(text: str, lines: list[str], separator: str) -> bool:
-    """Whether it divides all lines alike; a tab need not, since in a line of text there is hardly one."""
-    numbers = {line.count(separator) for line in lines}
-    return is_even(text, separator) or len(numbers) == 1 or (separator == "\t" and min(numbers) > 0)
+    """Whether it divides all lines alike; a tab need not, since in a line of text there is hardly one.
+
+    Tabs that only indent divide nothing.
+    """
+    is_alike = is_even(text, separator) or len({line.count(separator) for line in lines}) == 1
+    dividing = [separator in line.strip() for line in lines]
+    return (is_alike and any(dividing)) or (separator == "\t" and all(dividing))
