@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# Sourced by quickstart, test and lint: makes the virtual environment, once.
+# Sourced by quickstart, test, lint and docs: makes the virtual environment, once.
 #
 #   ensure_venv run    what the program needs
 #   ensure_venv dev    and what its tests and checks need
+#   ensure_venv docs   what the program and its site need
 #
 # Sets $python to the environment's interpreter. A stamp in the environment remembers
 # what was installed, so that a second run does nothing.
@@ -140,13 +141,12 @@ ensure_venv() {
     # Nothing installed from here on may bring another torch.
     "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$venv/torch.txt"
     say 'Installing selfspec-tune and what it needs'
-    if [ "$1" = dev ]; then
-        pip_install -c "$venv/torch.txt" -e "${root}[dev,humaneval]"
-        install_compiler
-        stamp run dev
-    else
-        pip_install -c "$venv/torch.txt" -e "$root"
-        install_compiler
-        stamp run
-    fi
+    local package=$root
+    case $1 in
+        dev) package+='[dev,humaneval]' ;;
+        docs) package+='[docs]' ;;
+    esac
+    pip_install -c "$venv/torch.txt" -e "$package"
+    install_compiler
+    stamp run "$1"
 }
