@@ -179,6 +179,18 @@ def test_a_second_turn_runs_only_what_is_new(chatty: LoadedModel, name: str, mon
     assert [turn["role"] for turn in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_a_later_turn_is_compared_from_the_same_cache(tmp_path: Path) -> None:
+    """In bfloat16 keys and values of single steps differ from a prefill's: a fresh start may answer otherwise."""
+    loaded = load(kit.tiny_llama(tmp_path, chat=True), "bfloat16")
+    model = Model(loaded, RUNNERS["native"](loaded), DRAFT)
+    chat = model.chat()
+    for text in ("the sun", "and the sea?", "on and on"):
+        answer = chat.send(text, max_new_tokens=40)
+        plain = model.plainly(chat.messages[:-1], answer, max_new_tokens=40)
+        assert plain.prefilled_tokens == answer.prefilled_tokens
+        assert plain.tokens == answer.tokens
+
+
 def test_two_conversations_at_once_are_both_right(chatty: LoadedModel, model: Model) -> None:
     one, other = model.chat(), model.chat()
     texts = ["the sun", "a hat", "the end"]

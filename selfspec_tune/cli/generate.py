@@ -182,16 +182,16 @@ class _Shown:
         """The answer with what plain decoding takes for it, where that is asked for."""
         if not self._compare or answer.finish_reason == "interrupted":
             return answer
-        return replace(answer, plain=self._model.plainly(prompt, **{**self.sampling, "seed": answer.seed}))
+        return replace(answer, plain=self._model.plainly(prompt, answer, **{**self.sampling, "seed": answer.seed}))
 
-    def sum_up(self, answer: Generation, *, end_to_end: bool) -> None:
+    def sum_up(self, answer: Generation) -> None:
         """The footer, on standard error."""
         from selfspec_tune.report.answer import comparison, footer
 
         if not self._quiet:
             output.say(f"[{footer(answer, self._model.draft)}]", to_errors=True)
         if answer.plain is not None:
-            output.say(f"[{comparison(answer, end_to_end=end_to_end)}]", to_errors=True)
+            output.say(f"[{comparison(answer)}]", to_errors=True)
 
 
 def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
@@ -203,7 +203,7 @@ def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
         about = {"model": model.name, "runner": model.runner, "draft": draft, "notes": list(model.notes)}
         output.print_json({"schema": _SCHEMA, "version": _VERSION, **about, **answer.to_dict()})
     else:
-        shown.sum_up(answer, end_to_end=True)
+        shown.sum_up(answer)
     if answer.finish_reason == "interrupted":
         raise typer.Exit(interruption.INTERRUPTED)
 
@@ -223,7 +223,7 @@ def _converse(model: Model, shown: _Shown, system: str | None) -> None:
             output.say(f"note: {error} A new one begins here.", to_errors=True)
             chat = model.chat(system)
             continue
-        shown.sum_up(shown.compared(answer, chat.messages[:-1]), end_to_end=False)
+        shown.sum_up(shown.compared(answer, chat.messages[:-1]))
 
 
 def _line() -> str | None:

@@ -125,11 +125,18 @@ class Model:
     ) -> Stream:
         """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
         tokens = tokens_of(messages, self._loaded, self._template)
-        return self._begin(tokens, sampling, self.draft, goes_on=True, finished=finished)
+        return self._begin(tokens, sampling, self.draft, most_known=len(tokens), finished=finished)
 
-    def plainly(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Generation:
-        """Answer without drafting: what `generate` is compared with."""
-        return self._begin(tokens_of(prompt, self._loaded, self._template), Sampling.of(options), None).read()
+    def plainly(
+        self, prompt: str | Messages, beside: Generation | None = None, **options: Unpack[SamplingOptions]
+    ) -> Generation:
+        """Answer without drafting: what an answer is compared with.
+
+        ``beside``: the last answer, to the same prompt. What was cached for it is for this one, in the same bits.
+        """
+        known = 0 if beside is None else beside.prompt_tokens - beside.prefilled_tokens
+        tokens = tokens_of(prompt, self._loaded, self._template)
+        return self._begin(tokens, Sampling.of(options), None, most_known=known).read()
 
     def _answer(self, tokens: list[int], sampling: Sampling, *, is_compared: bool, plain_first: bool) -> Generation:
         sampling = sampling.seeded()
@@ -145,10 +152,10 @@ class Model:
         sampling: Sampling,
         draft: Draft | None,
         *,
-        goes_on: bool = False,
+        most_known: int = 0,
         finished: Callable[[Generation], None] = lambda _: None,
     ) -> Stream:
-        """An answer to a prompt's ``tokens``; with ``goes_on`` those at its beginning that are cached are not run."""
+        """An answer to a prompt's ``tokens``; of its cached beginning, ``most_known`` tokens at most are not run."""
         self._end_stream()
         sampling = sampling.seeded()
         sampler = Sampler(
@@ -161,7 +168,7 @@ class Model:
         )
         room = self._loaded.context_length - len(tokens)
         limits = Limits(min(sampling.max_new_tokens, room), frozenset(self._loaded.eos_token_ids))
-        record, known = Record(), common_prefix(self._cached, tokens) if goes_on else 0
+        record, known = Record(), min(most_known, common_prefix(self._cached, tokens))
         if draft is None:
             rounds = plain_rounds(self._runner, tokens, limits, sampler, record, known=known)
         else:

@@ -56,13 +56,13 @@ def footer(answer: Generation, draft: Draft | None) -> str:
     return "; ".join([*parts, _ENDS[answer.finish_reason]])
 
 
-def comparison(answer: Generation, *, end_to_end: bool) -> str:
-    """What plain decoding took beside it. ``end_to_end``: whether both ran the whole prompt."""
+def comparison(answer: Generation) -> str:
+    """What plain decoding took beside it."""
     plain = answer.plain
     if plain is None or plain.tokens_per_second is None or answer.decode_speedup is None:
         return "plain decoding: too few tokens to compare"
     ratio = f"decode {answer.decode_speedup:.2f}× as fast"
-    if end_to_end and answer.speedup is not None:
+    if answer.speedup is not None:
         ratio += f", end to end {answer.speedup:.2f}×"
     same = "the same text" if plain.text == answer.text else "another text"
     return f"plain decoding: {plain.tokens_per_second:.1f} tokens/s, {same}; {ratio}. One answer says little: see bench"
