@@ -110,6 +110,19 @@ def test_uniform_and_random_can_be_left_out_but_not_generate(bench: Any) -> None
     assert ids(bench("attn 1", uniform_and_random=False)) == ["autoregressive", "self-speculative", "hf-generate"]
 
 
+def test_model_generate_that_fails_leaves_the_other_rows_and_withholds_the_verdict(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr("selfspec_tune.measure.arms.hf_generate", fail)
+    result = bench("attn 1", uniform_and_random=False)
+    assert result.methods[1].num_runs == 4
+    assert result.methods[2].unavailable == "TypeError: no such argument"
+    assert "model.generate could not run" in result.withheld_because[0]
+
+
 def test_every_round_measures_every_prompt_again(bench: Any) -> None:
     result = bench("attn 1", rounds=2, reference_prompts=1)
     assert result.methods[1].num_runs == 8

@@ -172,6 +172,7 @@ def test_of_a_gguf_file_it_is_not_asked(gguf_file: Path) -> None:
     [
         ("https://huggingface.co/meta-llama/Llama-3.2-1B", "--model meta-llama/Llama-3.2-1B"),
         ("https://hub.example/org/name/tree/v2/", "--model org/name --revision v2"),
+        ("https://hub.example/org/name/tree/refs%2Fpr%2F1", "--model org/name --revision refs/pr/1"),
         ("https://hub.example/org/name?library=x", "--model org/name"),
         ("https://hub.example/org/name/resolve/main/small.Q4_K_M.gguf", "hf download org/name small.Q4_K_M.gguf"),
         ("hf:org/name", "--model org/name"),

@@ -29,6 +29,7 @@ from selfspec_tune.measure.arms import (
     self_speculative_arm,
 )
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
+from selfspec_tune.measure.rivals import guarded
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
 from selfspec_tune.provenance import collect
@@ -245,7 +246,7 @@ def contender_id(draft: Draft) -> str:
 def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -> list[Arm]:
     """The A-A run, model.generate, the empty set, and uniform and random skipping of as many sub-layers."""
     assert main.draft is not None
-    arms = [autoregressive_arm(workload, NULL), generate_arm(workload)]
+    arms = [autoregressive_arm(workload, NULL), guarded(generate_arm(workload))]
     skip_set = main.draft.skip_set
     if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
         # What verification alone does to the output: the yardstick for numerical ties.

@@ -150,6 +150,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     nonsense = check_generation_file(file.parent)
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
+    config.return_dict = True  # what passes return is read by its names
     method, claimed = quantised_by(config) or by_its_files(file.parent), None
     if method == "bitsandbytes" and is_plain(file.parent):  # it quantises while it loads, where it can be had
         method, claimed = None, method

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from selfspec_tune.errors import ModelAccessError, UnknownModelError, UsageError
 from selfspec_tune.models import aliases, default_model
@@ -142,7 +143,7 @@ def _meant(name: str) -> str | None:
         hub_id, rest = "/".join(parts[:2]), parts[2:]
         if rest and rest[-1].lower().endswith(".gguf"):
             return f"Download that file, and give it: hf download {hub_id} {rest[-1]}"
-        revision = f" --revision {rest[1]}" if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve") else ""
+        revision = f" --revision {unquote(rest[1])}" if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve") else ""
         return f"Give the hub id: --model {hub_id}{revision}" if _is_hub_id(hub_id) else None
     plain, at, revision = name.partition("@")
     if at and revision and (_is_hub_id(plain) or aliases.resolve(plain)):
