@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import selfspec_tune as st
+from selfspec_tune.cli import interruption
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.generate import generate
 from selfspec_tune.results import ModelInfo, SkipLayers
@@ -292,6 +293,17 @@ def test_ctrl_c_in_a_conversation_ends_an_answer_and_then_the_program() -> None:
         assert "interrupted]" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
+
+
+def test_a_signal_that_the_caller_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.gently() as is_interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not is_interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- bad inputs -------------------------------------------------------------------------------------------------------

@@ -120,16 +120,16 @@ class Model:
         """A conversation, whose ``system`` message comes before all others."""
         return Chat(self, system)
 
-    def goes_on(
+    def plainly(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Generation:
+        """Answer without drafting: what `generate` is compared with."""
+        return self._begin(tokens_of(prompt, self._loaded, self._template), Sampling.of(options), None).read()
+
+    def _go_on(
         self, messages: Messages, sampling: Sampling, finished: Callable[[Generation], None] = lambda _: None
     ) -> Stream:
         """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
         tokens = tokens_of(messages, self._loaded, self._template)
         return self._begin(tokens, sampling, self.draft, goes_on=True, finished=finished)
-
-    def plainly(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Generation:
-        """Answer without drafting: what `generate` is compared with."""
-        return self._begin(tokens_of(prompt, self._loaded, self._template), Sampling.of(options), None).read()
 
     def _answer(self, tokens: list[int], sampling: Sampling, *, is_compared: bool, plain_first: bool) -> Generation:
         sampling = sampling.seeded()
@@ -209,7 +209,7 @@ class Chat:
             if answer.tokens:
                 self.messages += [said, _turn("assistant", answer.text)]
 
-        return self._model.goes_on([*self.messages, said], Sampling.of(options), note)
+        return self._model._go_on([*self.messages, said], Sampling.of(options), note)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
