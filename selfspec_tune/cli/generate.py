@@ -144,7 +144,8 @@ class _Shown:
 
         if self._show_drafts and self._console is not None and not self._quiet:
             for name, style in legend(self._model.draft):
-                self._console.out(name, style=style, end="  ", highlight=False)
+                self._console.out(name, style=style, end="", highlight=False)
+                self._console.out("  ", end="", highlight=False)
             self._console.print()
 
     def read(self, begin: Callable[[], Stream], *, is_streamed: bool = True) -> Generation:
