@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import selfspec_tune as st
+from selfspec_tune.cli import interruption
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.generate import generate
 from selfspec_tune.results import ModelInfo, SkipLayers
@@ -26,6 +27,7 @@ from tests import kit
 from tests.results_kit import skip_config
 
 PROMPT = "on and on and on and on"
+SECONDS = 60  # until a process that hangs is a failure
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +262,7 @@ def test_a_pipe_that_is_closed_ends_it_quietly() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        process.wait(30)
+        process.wait(SECONDS)
         assert process.stderr.read() == ""
 
 
@@ -268,7 +270,7 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_came() -> None:
     with running("--prompt", "count") as process:
         came = lines_of(process, 3)
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 130
         assert "".join([*came, out]).startswith("0\n1\n2\n")
         assert "interrupted]" in errors
@@ -291,7 +293,18 @@ def test_ctrl_c_in_a_conversation_ends_an_answer_and_then_the_program() -> None:
         process.send_signal(signal.SIGINT)
         assert "interrupted]" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(SECONDS) == 130
+
+
+def test_a_signal_that_the_caller_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.gently() as is_interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not is_interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- bad inputs -------------------------------------------------------------------------------------------------------

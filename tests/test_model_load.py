@@ -249,7 +249,8 @@ def test_the_snippet_of_the_readme(model_dir: Path, tmp_path: Path, monkeypatch:
     again = st.search(str(target), prompts=prompts, timeout="10m", trials=1, out="studies/mine", **small)
     assert again.skip_config == result.skip_config  # read, not searched: the name still calls
 
-    model = st.load("studies/mine")
+    model = st.load(result)
+    assert model.draft == st.load("studies/mine").draft
     assert isinstance(model.generate("Write a haiku about rain.", max_new_tokens=16).text, str)
     stream = model.stream("And then?", temperature=0.7, stop=["\n\n"], max_new_tokens=16)
     assert "".join(piece.text for piece in stream) == stream.generation.text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import pytest
 
+from selfspec_tune.model import options, text
 from selfspec_tune.model.text import TextStream
 
 WORDS = ["▁Hello", ",", "▁world", "!", "<eos>", "▁"]
@@ -89,3 +92,9 @@ def test_a_long_answer_is_not_decoded_again_and_again() -> None:
     for byte in b"word " * 200:
         stream.push([byte])
     assert longest <= 2
+
+
+@pytest.mark.parametrize("module", [options, text])
+def test_the_examples_of_docstrings_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)

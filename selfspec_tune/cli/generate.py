@@ -144,7 +144,8 @@ class _Shown:
 
         if self._show_drafts and self._console is not None and not self._quiet:
             for name, style in legend(self._model.draft):
-                self._console.out(name, style=style, end="  ", highlight=False)
+                self._console.out(name, style=style, end="", highlight=False)
+                self._console.out("  ", end="", highlight=False)
             self._console.print()
 
     def read(self, begin: Callable[[], Stream], *, is_streamed: bool = True) -> Generation:
@@ -210,7 +211,7 @@ def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
 
 def _converse(model: Model, shown: _Shown, system: str | None) -> None:
     """Turn by turn until the end of standard input."""
-    with_line_editing()
+    _with_line_editing()
     shown.explain()
     chat = model.chat(system)
     while (said := _line()) is not None:
@@ -235,7 +236,7 @@ def _line() -> str | None:
         return None
 
 
-def with_line_editing() -> None:
+def _with_line_editing() -> None:
     """From now on `input` knows the arrow keys and what was said before, where the system has readline."""
     try:
         import readline  # noqa: F401

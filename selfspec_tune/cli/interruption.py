@@ -51,7 +51,8 @@ def gently() -> Iterator[Callable[[], bool]]:
             _interrupt(number, frame)
         asked.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield lambda: False
         return
     before = signal.signal(signal.SIGINT, note)

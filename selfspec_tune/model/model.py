@@ -120,13 +120,6 @@ class Model:
         """A conversation, whose ``system`` message comes before all others."""
         return Chat(self, system)
 
-    def goes_on(
-        self, messages: Messages, sampling: Sampling, finished: Callable[[Generation], None] = lambda _: None
-    ) -> Stream:
-        """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
-        tokens = tokens_of(messages, self._loaded, self._template)
-        return self._begin(tokens, sampling, self.draft, most_known=len(tokens), finished=finished)
-
     def plainly(
         self, prompt: str | Messages, beside: Generation | None = None, **options: Unpack[SamplingOptions]
     ) -> Generation:
@@ -137,6 +130,13 @@ class Model:
         known = 0 if beside is None else beside.prompt_tokens - beside.prefilled_tokens
         tokens = tokens_of(prompt, self._loaded, self._template)
         return self._begin(tokens, Sampling.of(options), None, most_known=known).read()
+
+    def _go_on(
+        self, messages: Messages, sampling: Sampling, finished: Callable[[Generation], None] = lambda _: None
+    ) -> Stream:
+        """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
+        tokens = tokens_of(messages, self._loaded, self._template)
+        return self._begin(tokens, sampling, self.draft, most_known=len(tokens), finished=finished)
 
     def _answer(self, tokens: list[int], sampling: Sampling, *, is_compared: bool, plain_first: bool) -> Generation:
         sampling = sampling.seeded()
@@ -216,7 +216,7 @@ class Chat:
             if answer.tokens:
                 self.messages += [said, _turn("assistant", answer.text)]
 
-        return self._model.goes_on([*self.messages, said], Sampling.of(options), note)
+        return self._model._go_on([*self.messages, said], Sampling.of(options), note)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

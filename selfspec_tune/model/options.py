@@ -72,7 +72,11 @@ class Sampling:
 
     @classmethod
     def of(cls, options: SamplingOptions) -> Sampling:
-        """Checked. Raises `UsageError` for an option that is not known and for a value that means nothing."""
+        """Checked. Raises `UsageError` for an option that is not known and for a value that means nothing.
+
+        >>> Sampling.of({"temperature": 0.7, "stop": "\\n"}).stop
+        ('\\n',)
+        """
         given: dict[str, Any] = dict(options)
         known = cls.__dataclass_fields__
         for name in given:

@@ -13,6 +13,10 @@ class TextStream:
     ``decode``: the text of some tokens. Only the last few are decoded again for each push, so that a long answer costs
     no more per token than a short one. Held back are bytes that may become a character, and what may be
     the beginning of a stop text.
+
+    >>> stream = TextStream(lambda tokens: bytes(tokens).decode(errors="replace"), stop=["END"])
+    >>> stream.push(b"a caf\\xc3"), stream.push(b"\\xa9 E"), stream.push(b"ND b"), stream.stopped_by
+    ('', 'a café ', '', 'END')
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
