@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"bench"}),
     frozenset({"doctor", "search"}),
     frozenset({"export", "report"}),
+    frozenset({"reproduce"}),
     frozenset({"__main__", "cli"}),
 )
 TORCH_FREE = frozenset(
@@ -58,6 +59,7 @@ TORCH_FREE = frozenset(
         "provenance",
         "report",
         "reporting",
+        "reproduce",
         "requests",
         "results",
         "run_logs",
@@ -242,7 +244,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "compare", "bench", "show", "export", "models", "doctor"])
+@pytest.mark.parametrize("command", ["search", "compare", "bench", "show", "export", "models", "doctor", "reproduce"])
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page
