@@ -51,9 +51,9 @@ def reproduce(
     commands = commands_of(plan, study, out, settings, tuple(step or ()))
     if dry_run:
         _print_plan(plan, study, settings, commands, json=json)
-        check_inputs(commands, study)
+        check_inputs(commands)
         return
-    check_inputs(commands, study)
+    check_inputs(commands)
     found = run_reproduction(
         plan, study, out, settings, commands, quiet=quiet, say=lambda line: _say(line, quiet=quiet)
     )

@@ -21,12 +21,12 @@ from selfspec_tune.files import read_toml
 from selfspec_tune.results.record import Document, Record
 
 PLAN_FILE = "reproduce.toml"
+OWN_PLACES = ("out", "study")
 PLACE = re.compile(r"\{([^{}]*)\}")
 _WRITERS = ("search", "compare", "bench", "export", "import")
 _COMMANDS = (*_WRITERS, "doctor")
 _OUTPUTS = ("--out", "--plot", "--csv", "--parquet", "--spec-bench")
 _RUNS_CODE = ("--trust-remote-code", "--allow-pickle")
-_OWN_PLACES = ("out", "study")
 
 
 def _inside(path: str) -> str:
@@ -78,8 +78,8 @@ class Step(_Part):
         if found := next((word for word in words if word in _RUNS_CODE), None):
             raise UsageError(f"step {self.name} asks for {found}; a study may not run other people's code")
         for place in (place for word in words for place in PLACE.findall(word)):
-            if place not in (*_OWN_PLACES, *settings):
-                known = ", ".join((*_OWN_PLACES, *settings))
+            if place not in (*OWN_PLACES, *settings):
+                known = ", ".join((*OWN_PLACES, *settings))
                 raise UsageError(f"step {self.name} names {{{place}}}; expected one of {known}")
         outputs = [word for option, word in pairwise(words) if option in _OUTPUTS]
         for word in outputs:
@@ -141,7 +141,7 @@ class Plan(Document):
         names = [step.name for step in self.steps]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"two steps are named {twice}")
-        if taken := next((name for name in self.settings if name in _OWN_PLACES), None):
+        if taken := next((name for name in self.settings if name in OWN_PLACES), None):
             raise UsageError(f"{taken} is a place of its own, and cannot be a setting")
         for step in self.steps:
             step.check(self.settings)

@@ -158,8 +158,8 @@ def place_of(document: Any) -> str | None:
     machine = about.get("hardware") or document.get("machine")
     if not isinstance(machine, dict):
         return None
-    parts = [f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} threads"]
-    parts += [str(machine["gpu"])] if machine.get("gpu") else []
+    counts = [f"{machine[name]} {name}" for name in ("cores", "threads") if machine.get(name)]
+    parts = [", ".join([str(machine.get("cpu")), *counts]), str(machine.get("gpu") or "")]
     packages = about.get("packages") or machine.get("packages") or {}
     parts += [", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages)]
     program = about.get("selfspec_tune") or {}

@@ -16,7 +16,7 @@ from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecErro
 from selfspec_tune.files import write_atomic
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.prompts import load_prompts
-from selfspec_tune.reproduce.plan import PLACE, Plan, Step
+from selfspec_tune.reproduce.plan import OWN_PLACES, PLACE, Plan, Step
 
 _STANDARD_ERROR = 2
 _QUIET = ("search", "compare", "bench", "doctor")
@@ -24,11 +24,11 @@ _QUIET = ("search", "compare", "bench", "doctor")
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A step with every place filled in; ``settings``: those that each word was made from."""
+    """A step with every place filled in; ``places``: those that each word was made from."""
 
     name: str
     words: tuple[str, ...]
-    settings: tuple[tuple[str, ...], ...]
+    places: tuple[tuple[str, ...], ...]
     saves: Path | None = None
     cpu_level: str | None = None
 
@@ -41,8 +41,8 @@ class Command:
         """Each value of an option, and how to give another one."""
         for index, word in enumerate(self.words[:-1]):
             if word == option:
-                names = self.settings[index + 1]
-                hint = f" Give another with --set {names[0]}=…" if names else ""
+                settings = [name for name in self.places[index + 1] if name not in OWN_PLACES]
+                hint = f" Give another with --set {settings[0]}=…" if settings else ""
                 yield self.words[index + 1], hint
 
 
@@ -51,17 +51,17 @@ def commands_of(
 ) -> list[Command]:
     """The steps of ``names``, all where there are none, to be run in ``out``. Raises `UsageError`."""
     places = {**settings, "study": str(study), "out": str(out)}
-    return [_command(step, places, settings, out) for step in plan.chosen(names)]
+    return [_command(step, places, out) for step in plan.chosen(names)]
 
 
-def _command(step: Step, places: Mapping[str, str], settings: Mapping[str, str], out: Path) -> Command:
+def _command(step: Step, places: Mapping[str, str], out: Path) -> Command:
     words = step.arguments()
     filled = tuple(PLACE.sub(lambda found: places[found[1]], word) for word in words)
-    used = tuple(tuple(name for name in PLACE.findall(word) if name in settings) for word in words)
-    return Command(step.name, filled, used, out / step.saves if step.saves else None, step.cpu_level)
+    named = tuple(tuple(PLACE.findall(word)) for word in words)
+    return Command(step.name, filled, named, out / step.saves if step.saves else None, step.cpu_level)
 
 
-def check_inputs(commands: list[Command], study: Path) -> None:
+def check_inputs(commands: list[Command]) -> None:
     """Look whether what the steps read is here: models, prompts, files of the study. Loads no model.
 
     Raises what a command would raise of the first that is missing: `UsageError` and its kin, `ModelAccessError`.
@@ -76,8 +76,8 @@ def check_inputs(commands: list[Command], study: Path) -> None:
         for option, look in looks.items():
             for name, hint in command.values(option):
                 _check(command, hint, look, name)
-        for word in command.words:
-            if Path(word).is_relative_to(study):
+        for word, places in zip(command.words, command.places, strict=True):
+            if "study" in places:
                 _check(command, "", _check_file, word)
 
 
