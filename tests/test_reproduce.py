@@ -59,6 +59,12 @@ def test_a_published_plan_is_sound_and_its_figures_are_there(file: Path) -> None
     assert len(published_figures(plan, file.parent)) == len(plan.claims)
 
 
+def test_the_plan_in_the_studies_readme_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "studies" / "README.md").read_text()
+    (tmp_path / PLAN_FILE).write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert [step.name for step in Plan.of(tmp_path).steps] == ["humaneval", "machine"]
+
+
 # Verdicts
 
 
