@@ -253,6 +253,17 @@ def test_one_step_alone_leaves_the_rest_for_later(study: Path, steps: Steps) -> 
     assert steps.ran == ["second", "first"]
 
 
+def test_what_has_ended_needs_its_inputs_no_more(study: Path, steps: Steps, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(Plan.of(study).settings["model"])
+    plan = study / PLAN_FILE
+    plan.write_text(plan.read_text().replace(Plan.of(study).settings["model"], "./model"))
+    reproduce(study, "--out", "again")
+    (tmp_path / "model").unlink()
+    assert reproduce(study, "--out", "again").stdout.count("holds") == 2
+    refused = reproduce(study, "--out", "other")
+    assert (refused.exit_code, Path("other").exists()) == (2, False)
+
+
 def test_a_dry_run_prints_and_runs_nothing(study: Path, steps: Steps, tiny_llama_dir: Path) -> None:
     done = reproduce(study, "--dry-run", "--out", "again")
     assert done.exit_code == 0, done.output

@@ -53,7 +53,6 @@ def reproduce(
         _print_plan(plan, study, settings, commands, json=json)
         check_inputs(commands)
         return
-    check_inputs(commands)
     found = run_reproduction(
         plan, study, out, settings, commands, quiet=quiet, say=lambda line: _say(line, quiet=quiet)
     )

@@ -13,7 +13,7 @@ from typing import Any
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
 from selfspec_tune.files import append_jsonl, read_json, read_jsonl, taken_apart
 from selfspec_tune.reproduce.plan import Claim, Plan
-from selfspec_tune.reproduce.steps import Command, run_command
+from selfspec_tune.reproduce.steps import Command, check_inputs, run_command
 from selfspec_tune.reproduce.verdicts import Verdict, figure, judge, written
 from selfspec_tune.run_logs import first_difference, owned
 from selfspec_tune.statistics import Interval
@@ -92,14 +92,20 @@ def run_reproduction(
 
     Raises:
         UsageError: ``out`` is in use, or holds something else than a reproduction of this study by these settings.
+        SelfSpecError: what `check_inputs` raises of the steps that are still to be run.
         FileFormatError: a published figure is not where the plan says, or the log is damaged.
         StorageError: ``out`` cannot be written.
     """
     published = [(claim, *_published(claim, study)) for claim in plan.claims]
     found = Reproduction(out, settings)
     _check_free(out)
+    asked = {"settings": dict(settings), "steps": {step.name: step.model_dump() for step in plan.steps}}
+    ended = _ended(out / LOG, asked)
+    check_inputs([command for command in commands if command.name not in ended])
     with owned(out / LOG, "reproduction"):
-        found.seconds = _ended(out / LOG, plan, settings)
+        found.seconds = _ended(out / LOG, asked)
+        if not read_jsonl(out / LOG):
+            append_jsonl(out / LOG, {"schema": _SCHEMA, "version": 1, "asked": asked})
         for command in commands:
             if command.name in found.seconds:
                 say(f"{command.name}: ended before")
@@ -177,16 +183,14 @@ def _check_free(out: Path) -> None:
     """Raise `UsageError` where something else lies than a reproduction."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; expected a folder to be made. Give another --out.")
-    if out.is_dir() and not (out / LOG).exists() and any(out.iterdir()):
+    if out.is_dir() and not (out / LOG).exists() and any(file.suffix != ".lock" for file in out.iterdir()):
         raise UsageError(f"{out} holds other files, and no reproduction that could go on. Give another --out.")
 
 
-def _ended(log: Path, plan: Plan, settings: Mapping[str, str]) -> dict[str, float]:
-    """Seconds of the steps that have ended; the log is begun where there is none yet."""
-    asked = {"settings": dict(settings), "steps": {step.name: step.model_dump() for step in plan.steps}}
+def _ended(log: Path, asked: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of the steps that have ended."""
     rows = read_jsonl(log)
     if not rows:
-        append_jsonl(log, {"schema": _SCHEMA, "version": 1, "asked": asked})
         return {}
     heading, *ended = rows
     if not isinstance(heading, dict) or (heading.get("schema"), heading.get("version")) != (_SCHEMA, 1):

@@ -106,16 +106,17 @@ def _check_file(name: str) -> None:
 
 
 def run_command(command: Command, *, quiet: bool) -> int:
-    """Run a step to its end; the exit code. What it prints goes to standard error, or to the file that it saves.
+    """Run a step to its end; the exit code.
 
-    The process is in a session of its own, so that it hears of Ctrl-C once, from here, and can keep what it has.
+    What it prints goes to the file that it saves, or else to standard error where not ``quiet``. The process is in a
+    session of its own, so that it hears of Ctrl-C once, from here, and can keep what it has.
     """
     words = [*command.words, *(["--quiet"] if quiet and command.words[0] in _QUIET else [])]
     level = {LEVEL_VARIABLE: command.cpu_level} if command.cpu_level else {}
     with subprocess.Popen(
         [sys.executable, "-m", "selfspec_tune", *words],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if command.saves else _STANDARD_ERROR,
+        stdout=subprocess.PIPE if command.saves else subprocess.DEVNULL if quiet else _STANDARD_ERROR,
         env={**os.environ, **level},
         start_new_session=True,
     ) as process:
