@@ -203,6 +203,7 @@ def test_steps_run_once_and_claims_are_judged(study: Path, steps: Steps) -> None
     done = reproduce(study, "--out", "again")
     assert done.exit_code == 0, done.output
     assert done.stdout.count("holds") == 2
+    assert "changed" not in done.stdout
     assert "published on Some CPU, 2 threads; torch 2.13.0; commit 0123456; 2031-01-02" in done.stdout
     again = reproduce(study, "--out", "again", "--json")
     assert steps.ran == ["first", "second"]
@@ -326,6 +327,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 def test_a_folder_of_other_settings_is_not_mixed_with_these(study: Path, steps: Steps, tmp_path: Path) -> None:
     reproduce(study, "--out", "again")
     (tmp_path / "copy").symlink_to(Plan.of(study).settings["model"])
+    assert "changed      model = copy" in reproduce(study, "--out", "other", "--set", "model=copy").stdout
     done = reproduce(study, "--out", "again", "--set", "model=copy")
     assert done.exit_code == 2
     assert "settings model was" in done.stderr

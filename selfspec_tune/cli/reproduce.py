@@ -59,7 +59,7 @@ def reproduce(
     if json:
         output.print_json({"study": study.resolve().name, **found.to_dict()})
     else:
-        _print(found)
+        _print(plan, found)
     if found.failed:
         raise typer.Exit(1)
 
@@ -102,13 +102,16 @@ def _print_plan(plan: Plan, study: Path, settings: dict[str, str], commands: lis
         output.say(line)
 
 
-def _print(found: Reproduction) -> None:
+def _print(plan: Plan, found: Reproduction) -> None:
     from selfspec_tune.report.text import duration, table
 
     console = output.result_console()
     for where, index in (("published on", 0), ("measured on", 1)):
         for place in dict.fromkeys(claim.places[index] for claim in found.claims if claim.places[index]):
             console.print(f"{where:<13}{place}", markup=False, soft_wrap=True)
+    changed = [f"{name} = {value}" for name, value in found.settings.items() if value != plan.settings[name]]
+    if changed:
+        console.print(f"{'changed':<13}{', '.join(changed)}", markup=False, soft_wrap=True)
     ended = [f"{name} {duration(seconds)}" for name, seconds in found.seconds.items()]
     console.print(f"{'steps ended':<13}{', '.join(ended) or 'none'}", markup=False, soft_wrap=True)
     if found.failed:

@@ -117,8 +117,8 @@ def run_reproduction(
                 say(f"{command.name}: failed (exit code {code})")
                 continue
             found.seconds[command.name] = seconds = round(monotonic() - begun, 1)
-            ended = datetime.now(UTC).isoformat(timespec="seconds")
-            append_jsonl(out / LOG, {"step": command.name, "seconds": seconds, "ended": ended})
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            append_jsonl(out / LOG, {"step": command.name, "seconds": seconds, "ended": now})
     found.claims = [_judged(claim, value, document, out) for claim, value, document in published]
     return found
 
