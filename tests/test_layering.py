@@ -260,3 +260,12 @@ def test_every_public_name_is_there() -> None:
 def test_a_name_that_is_not_public_is_refused() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'skipset'"):
         _ = selfspec_tune.skipset
+
+
+def test_ruff_and_mypy_see_every_script_in_python() -> None:
+    root = ROOT.parent
+    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    without_suffix = [path for path in (root / "scripts").iterdir() if path.is_file() and not path.suffix]
+    scripts = {f"scripts/{path.name}" for path in without_suffix if "python" in path.read_text().partition("\n")[0]}
+    assert set(tools["ruff"]["extend-include"]) == scripts
+    assert set(tools["mypy"]["files"]) == {"selfspec_tune", "scripts", "studies", *scripts}
