@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from selfspec_tune.bounds import shown
 from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, UsageError
-from selfspec_tune.json_text import parse_json
+from selfspec_tune.json_text import finite, parse_json
 from selfspec_tune.leftovers import hold, release, sweep, temporary_name
 from selfspec_tune.text_encoding import how_to_convert, wide_encoding
 
@@ -190,6 +191,14 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises `FileFormatError` if it is missing, corrupt or another value.
     """
     return _object(_json(Path(path), json.loads), path)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The table in a TOML file. Raises `FileFormatError` if it is missing or corrupt."""
+    try:
+        return tomllib.loads(read_text(path), parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{os.fspath(path)} is not valid TOML ({error}). Fix that line.") from error
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -48,14 +48,14 @@ def put_aside(path: Path) -> Path:
 
 
 @contextmanager
-def owned(path: Path) -> Iterator[None]:
-    """Within it no other bench writes to the log. Raises `UsageError` where one does already, `StorageError`."""
+def owned(path: Path, owner: str = "bench") -> Iterator[None]:
+    """Within it no other ``owner`` writes to the log. Raises `UsageError` where one does already, `StorageError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(path.with_name(f".{path.name}.lock")))
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{path} is in use by another bench. Wait for it, or give another --out.") from None
+        raise UsageError(f"{path} is in use by another {owner}. Wait for it, or give another --out.") from None
     except OSError as error:
         raise storage_error(path, error) from error
     try:

@@ -1,4 +1,4 @@
-"""Running the study scripts in this process, and importing what they share."""
+"""Running scripts and the code beside studies in this process, and importing what they share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-if str(SCRIPTS) not in sys.path:
-    sys.path.insert(0, str(SCRIPTS))
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS, STUDIES = ROOT / "scripts", ROOT / "studies"
+GROWTH, PROXY, JOINT, DITHERED = (
+    STUDIES / name
+    for name in ("growth", "qwen2.5-coder-1.5b-proxy", "qwen2.5-coder-1.5b-joint", "qwen2.5-coder-1.5b-dithered")
+)
+sys.path += [str(folder) for folder in (SCRIPTS, STUDIES, GROWTH, PROXY, JOINT, DITHERED)]
 
 
-def load_script(name: str) -> Any:
-    """A script as a module; its ``main`` is not called."""
-    loader = SourceFileLoader(name, str(SCRIPTS / name))
+def load_script(file: Path | str) -> Any:
+    """A script as a module, by its name in scripts/ or its file; its ``main`` is not called."""
+    path = SCRIPTS / file
+    name = path.stem
+    loader = SourceFileLoader(name, str(path))
     spec = spec_from_loader(name, loader)
     assert spec is not None
     module = module_from_spec(spec)
@@ -30,7 +36,7 @@ def load_script(name: str) -> Any:
     return module
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+def run_script(monkeypatch: pytest.MonkeyPatch, file: Path | str, *arguments: str) -> int:
     """What ``main`` of a script returns for a command line."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / name), *arguments])
-    return int(load_script(name).main())
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / file), *arguments])
+    return int(load_script(file).main())

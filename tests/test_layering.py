@@ -36,6 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"bench"}),
     frozenset({"doctor", "search"}),
     frozenset({"export", "model", "report"}),
+    frozenset({"reproduce"}),
     frozenset({"__main__", "cli"}),
 )
 TORCH_FREE = frozenset(
@@ -65,6 +66,7 @@ TORCH_FREE = frozenset(
         "provenance",
         "report",
         "reporting",
+        "reproduce",
         "requests",
         "results",
         "run_logs",
@@ -249,7 +251,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("command", ["search", "compare", "bench", "generate", "show", "export", "models", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["search", "compare", "bench", "generate", "show", "export", "models", "doctor", "reproduce"]
+)
 def test_the_help_of_a_command_loads_nothing_heavy_of_ours(command: str) -> None:
     page, loaded = help_page(command)
     assert command in page
@@ -274,3 +278,12 @@ def test_packages_that_are_called_stay_packages(name: str) -> None:
 def test_a_name_that_is_not_public_is_refused() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'skipset'"):
         _ = selfspec_tune.skipset
+
+
+def test_ruff_and_mypy_see_every_script_in_python() -> None:
+    root = ROOT.parent
+    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    without_suffix = [path for path in (root / "scripts").iterdir() if path.is_file() and not path.suffix]
+    scripts = {f"scripts/{path.name}" for path in without_suffix if "python" in path.read_text().partition("\n")[0]}
+    assert set(tools["ruff"]["extend-include"]) == scripts
+    assert set(tools["mypy"]["files"]) == {"selfspec_tune", "docs", "scripts", "studies", *scripts}

@@ -1,4 +1,4 @@
-"""``scripts/study_growth``: costs of trials, fits, the plan for a large model, and a whole study."""
+"""``studies/growth``: costs of trials, fits, the plan for a large model, and a whole study."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from selfspec_tune.requests import StrategyName
 from tests import scripts_kit
 from tests.search_kit import hurry, read_rows
 
-import _growth as growth  # isort: skip  # from scripts/, by scripts_kit
-import _growth_calibration as calibration  # isort: skip
-import _growth_trials as trials  # isort: skip
-import _large_plan as large  # isort: skip
+import growth_calibration as calibration  # isort: skip  # from studies/growth, by scripts_kit
+import growth_report as report  # isort: skip
+import growth_trials as trials  # isort: skip
+import large_plan as large  # isort: skip
 
 TPE = trials.Cell(StrategyName.TPE, 8)
 NOTHING_MEASURED: dict[str, Any] = {"overheads": [], "replay_seconds": 0.0}
@@ -32,7 +32,7 @@ def test_every_sampler_proposes_and_each_trial_is_on_file(tmp_path: Path) -> Non
     cells = [trials.Cell(sampler, 8) for sampler in trials.SAMPLERS]
     rows = trials.run_trials(cells, tmp_path, 3, 60.0)
     assert rows == read_rows(tmp_path / "trials.jsonl")
-    found = list(growth.cells_of(rows))
+    found = list(report.cells_of(rows))
     assert [end["sampler"] for end, _ in found] == [sampler.value for sampler in trials.SAMPLERS]
     for end, of_cell in found:
         assert (end["ended"], end["trials"]) == ("trials", 3)
@@ -45,9 +45,9 @@ def test_every_sampler_proposes_and_each_trial_is_on_file(tmp_path: Path) -> Non
 
 def test_a_sampler_that_is_too_slow_ends_and_the_table_says_so(tmp_path: Path) -> None:
     rows = trials.run_trials([TPE], tmp_path, 9, 0.0)
-    ((end, of_cell),) = growth.cells_of(rows)
+    ((end, of_cell),) = report.cells_of(rows)
     assert (end["ended"], len(of_cell)) == ("too slow", 1)
-    assert "ended: trial 1 took" in growth.trials_table(rows)[-1]
+    assert "ended: trial 1 took" in report.trials_table(rows)[-1]
 
 
 def test_trials_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_trials_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest
         trials.run_trials([TPE], tmp_path, 4, 60.0)
     assert [row["trial"] for row in read_rows(tmp_path / "trials.jsonl")] == [0, 1]
     monkeypatch.setattr(trials.FakeScoring, "__call__", score)
-    ((end, of_cell),) = growth.cells_of(trials.run_trials([TPE], tmp_path, 4, 60.0))
+    ((end, of_cell),) = report.cells_of(trials.run_trials([TPE], tmp_path, 4, 60.0))
     assert ([row["trial"] for row in of_cell], end["trials"]) == ([0, 1, 2, 3], 4)
     assert trials.run_trials([TPE], tmp_path, 4, 60.0) == read_rows(tmp_path / "trials.jsonl")
 
@@ -126,7 +126,7 @@ def test_the_plan_shares_out_all_of_its_time(machine: Any) -> None:
     assert sum(found["stage_seconds"].values()) == pytest.approx(task.seconds)
     assert found["trials"] == int(found["stage_seconds"]["trials"] / found["trial_seconds"])
     assert sum(found["gpu_bytes"].values()) < machine.memory_bytes
-    text = "\n".join(growth.plan_lines([found]))
+    text = "\n".join(report.plan_lines([found]))
     assert "**Computed, not measured**: Llama-2-70B" in text
     assert f"| trials that fit | {found['trials']} |" in text
 
@@ -134,7 +134,7 @@ def test_the_plan_shares_out_all_of_its_time(machine: Any) -> None:
 def test_a_task_without_time_for_trials_has_none() -> None:
     found = large.plan(large.LLAMA_2_70B, large.MACHINES[0], large.Task(seconds=300.0), NOTHING_MEASURED)
     assert (found["trials"], found["overhead_share"]) == (0, None)
-    assert "| of their time to propose and store | – |" in growth.plan_lines([found])
+    assert "| of their time to propose and store | – |" in report.plan_lines([found])
 
 
 # A whole study
@@ -145,7 +145,7 @@ def test_a_study_measures_everything_once(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "out"
     how = ["--out", str(out), "--samplers", "tpe,random", "--sublayers", "8,160", "--trials", "3", "--layers", "2,3"]
     how += ["--answers", "2"]
-    assert scripts_kit.run_script(monkeypatch, "study_growth", *how) == 0
+    assert scripts_kit.run_script(monkeypatch, scripts_kit.GROWTH / "growth.py", *how) == 0
     results = json.loads((out / "results.json").read_text())
     assert [row["cell"]["layers"] for row in results["calibration"]] == [2, 3]
     first, second = results["calibration"]
@@ -153,14 +153,14 @@ def test_a_study_measures_everything_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert first["tokens"] >= 2 * first["cell"]["prompt_tokens"]
     assert all(plan["overhead_seconds"] > 0 for plan in results["plans"])
     logs = {name: (out / name).read_text() for name in ("trials.jsonl", "calibration.jsonl")}
-    assert scripts_kit.run_script(monkeypatch, "study_growth", *how) == 0
+    assert scripts_kit.run_script(monkeypatch, scripts_kit.GROWTH / "growth.py", *how) == 0
     assert {name: (out / name).read_text() for name in logs} == logs
     readme = (out / "README.md").read_text()
     assert "| 160 | tpe |" in readme
     assert str(tmp_path) not in readme
     assert all((out / name).read_bytes().startswith(b"<?xml") for name in ("trials.svg", "calibration.svg"))
     with pytest.raises(UsageError, match="trials was 3, is 4"):
-        scripts_kit.run_script(monkeypatch, "study_growth", *how, "--trials", "4")
+        scripts_kit.run_script(monkeypatch, scripts_kit.GROWTH / "growth.py", *how, "--trials", "4")
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,6 @@ def test_bad_options_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str
 ) -> None:
     with pytest.raises(UsageError, match=f"{option}.*: expected"):
-        scripts_kit.run_script(monkeypatch, "study_growth", "--out", str(tmp_path / "out"), option, value)
+        scripts_kit.run_script(
+            monkeypatch, scripts_kit.GROWTH / "growth.py", "--out", str(tmp_path / "out"), option, value
+        )

@@ -1,4 +1,4 @@
-"""``scripts/study_proxy``: standalone drafts that really run, the choice of drafts, figures, and a whole study."""
+"""The study of the proxy: standalone drafts that really run, the choice of drafts, figures, and a whole study."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests import scripts_kit
 from tests.engine_kit import load, prompt_tokens
 from tests.search_kit import hurry, make_item, prompt_file
 
-import _candidates as candidates  # isort: skip  # from scripts/, by scripts_kit
-import _faithfulness as faithfulness  # isort: skip
-from _plain_text import plain_text  # isort: skip
+import candidates  # isort: skip  # from studies/qwen2.5-coder-1.5b-proxy, by scripts_kit
+import faithfulness  # isort: skip
+from plain_text import plain_text  # isort: skip
 
 pytestmark = pytest.mark.no_cover  # tracing its many small steps takes several times as long as they do
 
@@ -265,14 +265,14 @@ def test_a_study_goes_on_where_it_was_killed_and_measures_nothing_twice(
     study_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    assert scripts_kit.run_script(monkeypatch, "study_proxy", *study_arguments) == 0
+    assert scripts_kit.run_script(monkeypatch, scripts_kit.PROXY / "proxy.py", *study_arguments) == 0
     first = json.loads((out / "results.json").read_text())
     kept = {name: (out / name).read_text() for name in ("proxy.jsonl", "picked.json", "held-out.jsonl")}
     runs = (out / "runs.jsonl").read_text().splitlines(keepends=True)
     assert len(runs) == 3 * (1 + 4)  # windows × drafts and the baseline against itself
     (out / "runs.jsonl").write_text("".join(runs[:7]) + runs[7][:20])
     (out / "results.json").unlink()
-    assert scripts_kit.run_script(monkeypatch, "study_proxy", *study_arguments) == 0
+    assert scripts_kit.run_script(monkeypatch, scripts_kit.PROXY / "proxy.py", *study_arguments) == 0
     again = json.loads((out / "results.json").read_text())
     assert (out / "runs.jsonl").read_text().splitlines(keepends=True)[:7] == runs[:7]
     assert len((out / "runs.jsonl").read_text().splitlines()) == len(runs)
@@ -293,7 +293,7 @@ def test_other_settings_and_bad_ones_are_refused(
     out.mkdir()
     (out / "settings.json").write_text('{"sets": 3}')
     with pytest.raises(UsageError, match=r"other settings: .* Give the same, or another --out"):
-        scripts_kit.run_script(monkeypatch, "study_proxy", *study_arguments)
+        scripts_kit.run_script(monkeypatch, scripts_kit.PROXY / "proxy.py", *study_arguments)
     for option, value in (("--sets", "2"), ("--policies", "fixed,clever"), ("--length", "1")):
         with pytest.raises(UsageError, match=f"{option} .*: expected"):
-            scripts_kit.run_script(monkeypatch, "study_proxy", *study_arguments, option, value)
+            scripts_kit.run_script(monkeypatch, scripts_kit.PROXY / "proxy.py", *study_arguments, option, value)

@@ -20,6 +20,7 @@ from selfspec_tune.cli.doctor import doctor
 from selfspec_tune.cli.export import export, import_
 from selfspec_tune.cli.generate import generate
 from selfspec_tune.cli.models import models
+from selfspec_tune.cli.reproduce import reproduce
 from selfspec_tune.cli.search import search
 from selfspec_tune.cli.show import show
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (search, bench, generate, compare, show, export, models, doctor):
+for command in (search, bench, generate, compare, show, export, models, doctor, reproduce):
     app.command()(command)
 app.command("import")(import_)
 

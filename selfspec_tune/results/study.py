@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from typing import Any, ClassVar, Literal, Self
 
 import tomli_w
 from pydantic import Field
 
 from selfspec_tune import files
-from selfspec_tune.errors import FileFormatError, UsageError
-from selfspec_tune.json_text import finite
+from selfspec_tune.errors import UsageError
 from selfspec_tune.results.record import Document, Path
 
 
@@ -59,11 +57,7 @@ class StudyConfig(Document):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read study.toml. Raises `FileFormatError`: missing, corrupt, other schema, newer version."""
-        try:
-            value = tomllib.loads(files.read_text(path), parse_float=finite)
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"{os.fspath(path)} is not valid TOML ({error}). Fix that line.") from error
-        return cls.from_dict(value, origin=os.fspath(path))
+        return cls.from_dict(files.read_toml(path), origin=os.fspath(path))
 
     def save(self, path: Path) -> None:
         """Write study.toml atomically. Raises `StorageError`, and `UsageError` for a path whose bytes are no text."""

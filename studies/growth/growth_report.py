@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _study import machine_line
+from study_kit import machine_line
 
 from selfspec_tune.report import text
 from selfspec_tune.report.plot import new_figure, save_figure

@@ -1,22 +1,41 @@
-"""Whether a draft ever loses: prompts of a bench as the cost model sees them, and the worst of them measured again."""
+#!/usr/bin/env python3
+"""Whether a draft ever loses: prompts of a bench as the cost model sees them, and the worst of them measured again.
+
+    studies/qwen2.5-coder-1.5b-dithered/never_loses.py search/skip.json never-loses.json --costs search/ranking.json \\
+        --worst worst.jsonl
+    selfspec-tune bench search/skip.json --prompts worst.jsonl --num-prompts 8 --rounds 5 --reference-prompts 8 \\
+        --allow-calibration --max-new-tokens 128 --no-references --out worst.json
+    studies/qwen2.5-coder-1.5b-dithered/never_loses.py search/skip.json never-loses.json --costs search/ranking.json \\
+        --again worst.json
+
+The bench never-loses.json is the step of that name in reproduce.toml. The decode speedup of each of its prompts is
+predicted from the counts that occurred and from a cost model, so that the noise of one run chooses no prompt.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from _study import checks, decoded, prompt_ratios, runs_of
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from study_kit import checks, decoded, prompt_ratios, runs_of
 
 from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
-from selfspec_tune.errors import UsageError
-from selfspec_tune.files import read_json
+from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.files import read_json, write_atomic
 from selfspec_tune.measure.arms import NULL
+from selfspec_tune.prompts import BUILTIN, load_prompts
 from selfspec_tune.report import text
 from selfspec_tune.report.verdict import headline_method
-from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.results import BenchResult, PairedRun, SkipConfig
 from selfspec_tune.search.conclusion import predicted_from_counts
 from selfspec_tune.search.ranking_file import read_ranking
 from selfspec_tune.statistics import Interval, cluster_bootstrap
@@ -107,3 +126,40 @@ def over_rounds(runs: Sequence[PairedRun]) -> Interval:
     """One prompt's decode speedup; its interval is over the rounds, not over prompts."""
     times = decode_times(runs)
     return cluster_bootstrap(times.baseline, times.candidate, [run.round for run in runs])
+
+
+def write_worst(foreseen: Sequence[Foreseen], file: Path) -> None:
+    """The prompts that are predicted to do worst, to be benched again."""
+    worst = {entry.prompt_id for entry in foreseen[:WORST]}
+    chosen = [prompt for prompt in load_prompts(BUILTIN) if prompt.id in worst]
+    rows = [json.dumps({"id": prompt.id, "task": prompt.task, "prompt": prompt.text}) for prompt in chosen]
+    write_atomic(file, "".join(f"{row}\n" for row in rows))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Whether a draft ever loses.")
+    parser.add_argument("skip", type=Path, help="skip.json of the draft")
+    parser.add_argument("bench", type=Path, help="its bench on many prompts")
+    parser.add_argument("--costs", type=Path, required=True, help="doctor --json, or the ranking.json of its search")
+    parser.add_argument("--worst", type=Path, metavar="FILE.jsonl", help="write the worst prompts there")
+    parser.add_argument("--again", type=Path, metavar="BENCH.json", help="the bench of those")
+    asked = parser.parse_args()
+    config, first = SkipConfig.load(asked.skip), BenchResult.load(asked.bench)
+    draft = Draft.from_dict(config.skip_set(), config.draft.model_dump())
+    foreseen = foresee(first, draft, read_costs(asked.costs, draft))
+    lines = predicted_lines(foreseen, first)
+    if asked.worst:
+        write_worst(foreseen, asked.worst)
+    if asked.again:
+        lines += ["", *measured_lines(foreseen, BenchResult.load(asked.again))]
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except SelfSpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from _growth_calibration import kv_bytes
-from _growth_trials import joint_space
+from growth_calibration import kv_bytes
+from growth_trials import joint_space
 
 from selfspec_tune.prompts.splits import default_split_sizes
 from selfspec_tune.search import budget

@@ -1,11 +1,20 @@
-"""What a draft's decode speedup is made of, and what each part alone keeps it from: pure functions over raw runs."""
+#!/usr/bin/env python3
+"""What a draft's decode speedup is made of, and what each part alone keeps it from.
+
+studies/qwen2.5-coder-1.5b-joint/gap.py studies/qwen2.5-coder-1.5b-joint/humaneval/humaneval.json
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from selfspec_tune.results import PairedRun
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from selfspec_tune.report.verdict import headline_method
+from selfspec_tune.results import BenchResult, PairedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +92,16 @@ def lines(found: Split | None) -> list[str]:
         f"Together {found.speedup:.2f}× decode.",
         f"- With one loss alone undone: {alone}.",
     ]
+
+
+def main(files: Sequence[str]) -> None:
+    """The main draft of each bench."""
+    for file in files:
+        result = BenchResult.load(file)
+        method = headline_method(result)
+        runs = [run for run in result.runs if method and run.method == method.id]
+        print("\n".join([f"{file}:", *lines(split(runs))]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

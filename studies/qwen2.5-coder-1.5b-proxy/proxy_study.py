@@ -8,11 +8,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import _candidates as candidates
-import _faithfulness as faithfulness
-import _study as study
+import candidates
+import faithfulness
+import study_kit as study
 import torch
-from _plain_text import Text, plain_text
+from plain_text import Text, plain_text
 
 from selfspec_tune.bench.contest import Contest, run_together
 from selfspec_tune.bench.run import bench_provenance, contender, contender_id, make_check

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """How faithful the proxy's predictions are: drafts of every quality, predicted without decoding, then decoded.
 
-    .venv/bin/python scripts/study_proxy --out studies/proxy --model MODEL_DIRECTORY --prompts humaneval
+    .venv/bin/python studies/qwen2.5-coder-1.5b-proxy/proxy.py --out studies/proxy --model MODEL_DIRECTORY \\
+        --prompts humaneval
 
 With a machine to itself:
 
@@ -25,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import _faithfulness as faithfulness
-import _study as study
-from _proxy_study import ProxyStudy
+import faithfulness
+import study_kit as study
+from proxy_study import ProxyStudy
 
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import SelfSpecError, UsageError

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _study import interval, machine_line, said
 from numpy.typing import NDArray
 from scipy import stats
+from study_kit import interval, machine_line, said
 
 from selfspec_tune.report import text
 from selfspec_tune.report.plot import new_figure, save_figure

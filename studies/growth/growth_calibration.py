@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from _random_model import random_model
+from random_model import random_model
 
 from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft, PolicyKind

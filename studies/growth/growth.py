@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How what a search costs beside measuring grows: with trials, with sub-layers, with text; and a plan for 70B.
 
-    .venv/bin/python scripts/study_growth --out studies/growth
+    .venv/bin/python studies/growth/growth.py --out studies/growth
 
 With a machine to itself, and no model:
 
@@ -25,13 +25,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import _growth as growth
-import _growth_calibration as calibration
-import _growth_trials as trials
-import _large_plan as large
-import _study as study
+import growth_calibration as calibration
+import growth_report as report
+import growth_trials as trials
+import large_plan as large
+import study_kit as study
 import torch
 
 from selfspec_tune.errors import SelfSpecError, UsageError
@@ -70,7 +72,7 @@ def overheads(rows: list[dict[str, Any]]) -> list[float]:
 
 def replay_seconds(rows: list[dict[str, Any]]) -> float:
     """Of one position, under a cost-aware policy."""
-    return median(median(row["replay_seconds"]) / row["positions"] for row in rows)
+    return float(median(median(row["replay_seconds"]) / row["positions"] for row in rows))
 
 
 def numbers(option: str, text: str, least: int) -> list[int]:
@@ -124,9 +126,9 @@ def main() -> int:
         study.settle(out / "settings.json", {name: getattr(arguments, name) for name in asked})
         results = study.without_paths(measured(arguments))
         write_json_atomic(out / "results.json", results)
-        growth.draw_trials(results["trials"], out / "trials.svg")
-        growth.draw_calibration(results["calibration"], results["fit"], out / "calibration.svg")
-        lines = growth.readme(results, study.command_line())
+        report.draw_trials(results["trials"], out / "trials.svg")
+        report.draw_calibration(results["calibration"], results["fit"], out / "calibration.svg")
+        lines = report.readme(results, study.command_line())
         write_atomic(out / "README.md", "\n".join(lines))
     print("\n".join(lines))
     return 0

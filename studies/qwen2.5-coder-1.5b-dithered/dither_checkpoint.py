@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A copy of a checkpoint whose weights no longer lie on a 4-bit grid.
 
-    .venv/bin/python scripts/dither_checkpoint MODEL_DIRECTORY OUT_DIRECTORY [--seed 0]
+    .venv/bin/python studies/qwen2.5-coder-1.5b-dithered/dither_checkpoint.py MODEL_DIRECTORY OUT_DIRECTORY [--seed 0]
 
 A checkpoint that was made from a 4-bit file flatters an int4 draft: its weights can be copied
 without loss. This adds seeded uniform noise as wide as one 4-bit step of every group of 32

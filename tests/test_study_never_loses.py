@@ -1,28 +1,27 @@
-"""What ``scripts/study_decoding`` writes: its tables, made from small results."""
+"""``studies/qwen2.5-coder-1.5b-dithered/never_loses.py``, and what the code beside studies shares."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfspec_tune.costs import CostModel
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.errors import UsageError
+from selfspec_tune.prompts import load_prompts
 from selfspec_tune.results import BenchResult, PairedRun
 from selfspec_tune.skip_set import SkipSet
 from selfspec_tune.summary import summarise, summarise_baseline, unavailable_method
-from tests.results_kit import MODEL, SKIP, bench_result
+from tests import scripts_kit
+from tests.results_kit import MODEL, SKIP, bench_result, skip_config
 from tests.runs import paired_run
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import _never_loses as losses
-import _study as study
+import never_loses as losses  # isort: skip  # from beside its study, by scripts_kit
+import study_kit as study  # isort: skip
 
 MAIN = "self-speculative"
 COSTS = CostModel(
@@ -77,82 +76,6 @@ def test_folders_of_the_machine_are_left_out(given: str, expected: str) -> None:
     assert study.without_paths({"a": [given], "b": 1}) == {"a": [expected], "b": 1}
 
 
-def test_every_method_has_a_row_and_an_absent_rival_its_reason() -> None:
-    result = result_of({MAIN: pairs(MAIN, 2.0)}, {"hf-early-exit": "it runs\nall | of them"})
-    lines = study.methods_table(result)
-    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {11}
-    plain, main, absent = rows(lines)
-    assert (plain[0], plain[1], plain[5]) == ("autoregressive", "1.00×", "–")
-    assert (main[0], main[1][:5], main[3:7]) == (MAIN, "2.00×", ["70 %", "3.33", "40 %", "60 %"])
-    assert main[7:] == ["4 = / 0 tie / 0 ≠", "4"]
-    assert absent[:2] == ["hf-early-exit", "not available: it runs all \\| of them"]
-
-
-def test_targets_are_met_or_missed_with_their_figures() -> None:
-    measured = {MAIN: 3.0, "skips-alone:aa": 1.1, "copies-alone:bb": 2.5, "copies-and-skips:cc": 2.5, "self-sd:dd": 1.3}
-    result = result_of({id_: pairs(id_, speedup) for id_, speedup in measured.items()}, {"hf-prompt-lookup": "no"})
-    found = {(name, method, asked): (figures, said) for name, method, asked, figures, said in rows_of(result)}
-    assert found["humaneval", "skips-alone", "1.35×"][1] == "**missed**"
-    assert found["humaneval", "self-sd", "1.35×"][1] == "**missed**"
-    assert found["builtin", "self-sd", "1.15×"][1] == "**met**"
-    assert found["builtin", "copies-alone", "2.60×"][1] == "**missed**"
-    assert found["humaneval", MAIN, "3.80×"][1] == "**missed**"
-    assert found["builtin", MAIN, "2.80×"][1] == "**met**"
-    figures, said = found["builtin", "copies-and-skips", "that of copies-alone"]
-    assert (figures[:5], said) == ("1.00×", "**met**")
-    assert found["builtin", MAIN, "that of copies-alone"][0].startswith("1.20× [1.20–1.20] of it")
-    assert found["builtin", MAIN, "that of lookup-alone"] == ("not a part of this draft", "–")
-    assert found["builtin", MAIN, "that of hf-prompt-lookup"] == ("hf-prompt-lookup could not run", "–")
-
-
-def rows_of(result: BenchResult) -> list[list[str]]:
-    return rows(study.target_table({"humaneval": result, "builtin": result}))
-
-
-def test_a_lossy_method_is_compared_with_nothing() -> None:
-    result = result_of({MAIN: pairs(MAIN, 3.0, lossless="mismatch"), "lookup-alone": pairs("lookup-alone", 2.0)})
-    main, lookup = result.methods[1:]
-    assert study.advantage(result, main, lookup) is None
-    assert "has no decode speedup" in study.spread(result)
-    assert ["builtin", MAIN, "2.80×", "–", "no figure"] in rows_of(result)
-
-
-def test_an_advantage_is_of_each_methods_own_baseline() -> None:
-    slow_hour = [
-        run.model_copy(
-            update={
-                arm: getattr(run, arm).model_copy(update={"decode_seconds": 3 * getattr(run, arm).decode_seconds})
-                for arm in ("baseline", "candidate")
-            }
-        )
-        for run in pairs("lookup-alone", 2.0)
-    ]
-    result = result_of({MAIN: pairs(MAIN, 3.0), "lookup-alone": slow_hour})
-    found = study.advantage(result, *result.methods[1:])
-    assert found is not None
-    assert found.value == pytest.approx(1.5)
-
-
-def test_the_spread_names_the_prompts_at_both_ends() -> None:
-    said = study.spread(result_of({MAIN: pairs(MAIN, 1.0)}))
-    assert "0.99× (set/0) at least, 1.00× in the median, 1.01× (set/3) at most; 2 of 4 below 1" in said
-
-
-def test_the_configuration_tells_the_draft_without_its_prior() -> None:
-    from selfspec_tune.draft import AcceptancePrior
-
-    policy = DraftPolicy(PolicyKind.COST_AWARE, 16, prior=AcceptancePrior(0.6, (0.5,) * 9 + (0.25,)))
-    provenance = {"selfspec_tune": {"version": "1", "commit": "0123456789+"}, "hardware": {"cpu": "Some CPU"}}
-    lines = study.configuration(bench_result(provenance=provenance), Draft(SKIP, policy))
-    shown = "\n".join(lines)
-    assert "| draft | attn 2-4,9 · mlp 5 (cost-aware 16) |" in shown
-    assert "commit 0123456 with changes |" in shown
-    assert "| model | tiny, 12 layers" in shown
-
-
-# Never loses
-
-
 def test_the_worst_prompts_are_predicted_from_what_they_drafted() -> None:
     draft = Draft(SKIP)
     good = paired_run("set/good", method=MAIN, drafted=(4, 4), accepted=(4, 4))
@@ -202,3 +125,24 @@ def test_costs_are_those_of_a_diagnosis_or_of_a_ranking(tmp_path: Path) -> None:
 
 def ranked() -> dict[str, Any]:
     return {"cost_model_seconds": COSTS.to_dict()}
+
+
+def test_the_worst_are_written_to_be_benched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [prompt.id for prompt in load_prompts("builtin")][: losses.WORST + 1]
+    runs = [
+        run.model_copy(update={"prompt_id": name})
+        for name, run in zip(prompts, pairs(MAIN, 2.0, prompts=9), strict=True)
+    ]
+    result_of({MAIN: runs}).save(tmp_path / "first.json")
+    skip_config().save(tmp_path / "skip.json")
+    (tmp_path / "doctor.json").write_text(json.dumps({"cost_model": COSTS.to_dict()}))
+    files = [str(tmp_path / name) for name in ("skip.json", "first.json")]
+    files += ["--costs", str(tmp_path / "doctor.json"), "--worst", str(tmp_path / "worst.jsonl")]
+    files += ["--again", str(tmp_path / "first.json")]
+    assert scripts_kit.run_script(monkeypatch, scripts_kit.DITHERED / "never_loses.py", *files) == 0
+    worst = load_prompts(str(tmp_path / "worst.jsonl"))
+    assert len(worst) == losses.WORST
+    assert {prompt.id for prompt in worst} < set(prompts)
+    assert "The worst 8 again, decode, 1 rounds:" in capsys.readouterr().out
