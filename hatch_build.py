@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PLATFORM_VARIABLE = "SELFSPEC_TUNE_WHEEL_PLATFORM"  # the last part of the wheel's tag
 KERNELS_VARIABLE = "SELFSPEC_TUNE_WHEEL_KERNELS"  # the folder of libraries and their manifest
-_HOME = "selfspec_tune/engine/native/prebuilt"
+_HOME = "selfspec_tune/engine/kernels/prebuilt"
 
 
 class PlatformWheel(BuildHookInterface[Any]):

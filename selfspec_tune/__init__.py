@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfspec_tune.bench.function import bench
+    from selfspec_tune.bench.run import bench
     from selfspec_tune.draft import Draft, DraftPolicy
+    from selfspec_tune.draft.skip_set import SkipSet
     from selfspec_tune.engine import autoregressive, choose_runner, self_speculative
     from selfspec_tune.errors import SelfSpecError
-    from selfspec_tune.export.function import export
+    from selfspec_tune.export.write import export
     from selfspec_tune.model.generation import Generation, Piece
     from selfspec_tune.model.load import load
     from selfspec_tune.model.model import Chat, Model
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from selfspec_tune.prompts import Prompt, load_prompts
     from selfspec_tune.requests import BenchRequest, SearchRequest
     from selfspec_tune.results import BenchResult, SkipConfig
-    from selfspec_tune.search.function import search
-    from selfspec_tune.search.run import SearchOutcome
-    from selfspec_tune.skip_set import SkipSet
+    from selfspec_tune.search.run import SearchOutcome, search
 
 __version__ = "0.1.0"
 
@@ -73,7 +72,7 @@ _HOMES = {
     "SearchRequest": "requests",
     "SelfSpecError": "errors",
     "SkipConfig": "results",
-    "SkipSet": "skip_set",
+    "SkipSet": "draft.skip_set",
     "Stream": "model.stream",
     "autoregressive": "engine",
     "choose_runner": "engine",

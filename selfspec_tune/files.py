@@ -20,11 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bounds import shown
+from selfspec_tune.checks import finite, how_to_convert, parse_json, shown, wide_encoding
 from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, UsageError
-from selfspec_tune.json_text import finite, parse_json
-from selfspec_tune.leftovers import hold, release, sweep, temporary_name
-from selfspec_tune.text_encoding import how_to_convert, wide_encoding
+from selfspec_tune.temporary import hold, release, sweep, temporary_name
 
 HASH_LENGTH = 16
 DAMAGED = "It may be damaged: restore a copy, or begin again with another --out."

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from selfspec_tune.cpu_quota import cpu_quota
+from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.files import writable
 
 PACKAGES = ("torch", "transformers", "optuna", "numpy")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Interval
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bounds import MOST_TOKENS, is_within
+from selfspec_tune.checks import MOST_TOKENS, is_within
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.files import writable

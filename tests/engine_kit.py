@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
-from selfspec_tune.engine import Generation, Limits, Runner
-from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.graphs import GraphedRunner
-from selfspec_tune.engine.native import NativeRunner
-from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, RawGeneration, Runner
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.graphs import GraphedRunner
+from selfspec_tune.engine.runners.native import NativeRunner
+from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
 HAS_COMPILER = any(shutil.which(name) for name in ("clang", "gcc", "cc")) or find_spec("ziglang") is not None
@@ -98,7 +98,7 @@ def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> l
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def check_record(generation: Generation, limits: Limits, draft: Draft) -> None:
+def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> None:
     """The raw record of a self-speculative generation is consistent with its tokens."""
     accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
     assert len(accepted) == len(drafted) == len(generation.sources) == len(generation.passes)
@@ -121,7 +121,7 @@ def check_record(generation: Generation, limits: Limits, draft: Draft) -> None:
     check_times(generation)
 
 
-def check_times(generation: Generation) -> None:
+def check_times(generation: RawGeneration) -> None:
     assert generation.prefill_seconds >= 0
     assert generation.draft_seconds >= 0
     assert generation.verify_seconds >= 0

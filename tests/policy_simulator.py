@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from selfspec_tune.costs import StepCosts
-from selfspec_tune.draft import Source
-from selfspec_tune.policies import PolicyState
-from selfspec_tune.search.replay import NOT_FOUND, LookedUp
+from selfspec_tune.draft import PolicyState, Source
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.search.stages.replay import NOT_FOUND, LookedUp
 
 LONG = 128
 SHORT = (5, 30)

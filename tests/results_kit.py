@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.intervals import Interval
 from selfspec_tune.results import (
     BenchResult,
     DraftSettings,
@@ -17,9 +19,7 @@ from selfspec_tune.results import (
     TransferResult,
     TransferRow,
 )
-from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Interval
-from selfspec_tune.summary import summarise, summarise_baseline
+from selfspec_tune.results.metrics import summarise, summarise_baseline
 from tests.runs import paired_run
 
 MODEL = ModelInfo(

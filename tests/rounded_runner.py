@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.skip_set import SkipSet
 
 
 class RoundedRunner:

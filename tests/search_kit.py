@@ -181,8 +181,8 @@ class ScriptedEngine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         """Measure by script wherever the package measures."""
-        from selfspec_tune.bench import contest
-        from selfspec_tune.search import scoring
+        from selfspec_tune.measure import contest
+        from selfspec_tune.search.stages import scoring
 
         monkeypatch.setattr(contest, "measure_block", self)
         monkeypatch.setattr(scoring, "measure_block", self)

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import selfspec_tune
 from selfspec_tune.cli.app import app
-from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.study import StudyFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

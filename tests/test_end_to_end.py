@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfspec_tune.cli.edge import RESUMABLE
-from selfspec_tune.report.live import LiveReporter
+from selfspec_tune.cli.exits import RESUMABLE
+from selfspec_tune.report.progress import LiveReporter
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from tests import kit
 from tests.journal import EndedTrials, ended_trials

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec_tune.export.gguf_file import GgufFile
+from selfspec_tune.export.formats.gguf_file import GgufFile
 from selfspec_tune.models import load_model
 from tests import kit
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, write

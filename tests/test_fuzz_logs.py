@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec_tune.bench.log import SCHEMA, VERSION, BenchLog, commits_of, runner_of, widened_of
 from selfspec_tune.export import manifest
 from selfspec_tune.export.manifest import MANIFEST, others_in, read_manifest
-from selfspec_tune.export.runtime_log import RuntimeLog
+from selfspec_tune.export.runtime_bench import RuntimeLog
+from selfspec_tune.measure.run_log import SCHEMA, VERSION, BenchLog, commits_of, runner_of, widened_of
 from selfspec_tune.results import RuntimeRun
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, write
 from tests.results_kit import skip_config

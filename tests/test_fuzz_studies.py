@@ -18,7 +18,7 @@ from selfspec_tune.measure.workload import Workload, open_workload
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import run_search
-from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.study import StudyFolder
 from tests import kit
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused
 from tests.search_kit import ScriptedEngine, by_number_skipped, hurry, prompt_file, search_request

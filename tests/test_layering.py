@@ -26,42 +26,39 @@ ROOT = Path(selfspec_tune.__file__).parent
 # Lowest first. A module may import from its own layer and from those before it, never from a later one.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"bounds", "callable_package", "json_text", "leftovers", "terminal", "text_encoding"}),
-    frozenset({"cpu_caches", "cpu_levels", "cpu_quota", "files", "skip_set", "statistics"}),
-    frozenset({"costs", "dialects", "draft", "policies", "reporting", "requests", "run_logs"}),
-    frozenset({"diagnosis", "prompts", "provenance", "results", "summary"}),
-    frozenset({"asked", "models"}),
+    frozenset({"callable_package", "checks", "temporary"}),
+    frozenset({"cpu", "files"}),
+    frozenset({"draft", "intervals", "provenance"}),
+    frozenset({"requests", "results"}),
+    frozenset({"prompts", "reporting"}),
+    frozenset({"arguments", "models"}),
     frozenset({"engine"}),
     frozenset({"measure"}),
-    frozenset({"bench"}),
     frozenset({"doctor", "search"}),
+    frozenset({"bench"}),
     frozenset({"export", "model", "report"}),
     frozenset({"reproduce"}),
     frozenset({"__main__", "cli"}),
 )
 TORCH_FREE = frozenset(
     {
-        "asked",
-        "bounds",
+        "arguments",
         "callable_package",
+        "checks",
         "cli",
-        "costs",
-        "cpu_caches",
-        "cpu_levels",
-        "cpu_quota",
-        "diagnosis",
-        "dialects",
+        "cpu",
         "draft",
         "errors",
         "export",
         "files",
-        "json_text",
-        "leftovers",
+        "intervals",
+        "measure.degeneration",
         "model.generation",
-        "model.options",
-        "model.text",
         "models.aliases",
-        "policies",
+        "models.default_model",
+        "models.generation_settings",
+        "models.model_files",
+        "models.origin",
         "prompts",
         "provenance",
         "report",
@@ -69,12 +66,7 @@ TORCH_FREE = frozenset(
         "reproduce",
         "requests",
         "results",
-        "run_logs",
-        "skip_set",
-        "statistics",
-        "summary",
-        "terminal",
-        "text_encoding",
+        "temporary",
     }
 )
 TENSOR_LIBRARIES = frozenset({"accelerate", "safetensors", "tokenizers", "torch", "transformers"})
@@ -204,11 +196,11 @@ def test_every_library_that_is_imported_is_declared() -> None:
 
 def test_the_import_reader_sees_what_it_should() -> None:
     source = "import selfspec_tune.files\nif TYPE_CHECKING:\n    from selfspec_tune.errors import UsageError\n"
-    source += "def f():\n    from selfspec_tune import skip_set\n"
+    source += "def f():\n    from selfspec_tune.draft import skip_set\n"
     tree = ast.parse(source)
     everything = [t for s in import_statements(tree, at_load=False) for t in own_targets(s, "here")]
     at_load = [t for s in import_statements(tree, at_load=True) for t in own_targets(s, "here")]
-    assert everything == ["files", "errors", "skip_set"]
+    assert everything == ["files", "errors", "draft.skip_set"]
     assert at_load == ["files"]
 
 

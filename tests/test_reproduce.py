@@ -17,13 +17,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from selfspec_tune.cli.app import app
-from selfspec_tune.cli.edge import RESUMABLE
+from selfspec_tune.cli.exits import RESUMABLE
 from selfspec_tune.errors import FileFormatError
+from selfspec_tune.intervals import Interval
 from selfspec_tune.reproduce import PLAN_FILE, Command, Plan, Verdict, run
 from selfspec_tune.reproduce.run import published_figures
 from selfspec_tune.reproduce.steps import run_command
 from selfspec_tune.reproduce.verdicts import figure, judge
-from selfspec_tune.statistics import Interval
 from tests.results_kit import bench_result, skip_config
 from tests.search_kit import prompt_file
 

@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
+from selfspec_tune.checks import visible, visible_line
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.output import SafeConsole
-from selfspec_tune.report.live import LiveReporter
-from selfspec_tune.report.plain import PlainReporter
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.report.progress import LiveReporter, PlainReporter
 from selfspec_tune.reporting import Candidate, Progress, Reporter
 from selfspec_tune.results import BenchResult
-from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.terminal import visible, visible_line
 from tests.results_kit import MODEL, bench_result, skip_config
 
 STEERING = "\x1b]0;pwn\x07\x1b[31mred\x1b[2J\x9b1m\x00\x08\r\x7f\u202eabc\u2066\u2028"

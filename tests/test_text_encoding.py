@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfspec_tune.text_encoding import wide_encoding
+from selfspec_tune.checks import wide_encoding
 
 TEXTS = ("prompt\nSing.\n", "Où ?", "prompt\n日本語の文章です。\n", "A", "Привет, мир\n" * 900)
 IDS = ("latin", "accents", "japanese", "one", "russian")

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from selfspec_tune.cpu_levels import chosen_level
-from selfspec_tune.engine.native import build, compilers, library
-from selfspec_tune.engine.native.prebuilt import MANIFEST, Manifest, library_name
+from selfspec_tune.cpu import chosen_level
+from selfspec_tune.engine.kernels import binding, build, compilers
+from selfspec_tune.engine.kernels.build import MANIFEST, Manifest, library_name
 from selfspec_tune.errors import SelfSpecError
 from tests.engine_kit import needs_compiler
 from tests.scripts_kit import load_script, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = "selfspec_tune/engine/native/prebuilt"
+HOME = "selfspec_tune/engine/kernels/prebuilt"
 
 _STATUS = """
 import sys
 sys.modules["ziglang"] = None
 import selfspec_tune
-from selfspec_tune.engine.native import status
+from selfspec_tune.engine.kernels import status
 print(selfspec_tune.__file__)
 print(status())
 """
@@ -44,13 +44,13 @@ def test_by_default_a_wheel_fits_every_platform(tmp_path: Path) -> None:
     wheel = packed(tmp_path)
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "selfspec_tune/engine/native/kernels/kernels.c" in names
+    assert "selfspec_tune/engine/kernels/c/kernels.c" in names
     assert not [name for name in names if name.startswith(f"{HOME}/")]
 
 
 @needs_compiler
 def test_an_installed_wheel_with_kernels_needs_no_compiler(tmp_path: Path) -> None:
-    level, made = chosen_level(), build.built(library.ABI)
+    level, made = chosen_level(), build.built(binding.ABI)
     kernels = tmp_path / "kernels"
     kernels.mkdir()
     content = made.path.read_bytes()

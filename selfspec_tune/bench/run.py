@@ -1,49 +1,34 @@
-"""``selfspec-tune bench``: skip sets against what a user would pick instead."""
+"""``selfspec-tune bench``: skip sets against what a user would pick instead; from Python too."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from selfspec_tune.bench.contest import Contest, shortened
-from selfspec_tune.bench.log import commits_of, opened, runner_of, widened_of
-from selfspec_tune.bench.measurement import measurement
-from selfspec_tune.bench.outcome import bench_result
-from selfspec_tune.bench.parts import part_arms
-from selfspec_tune.bench.rivals import System, rival_arms, system_of
-from selfspec_tune.bench.sources import Source, as_begun, gather, model_options, overridden, prompt_options
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
-from selfspec_tune.engine import autoregressive, describe_numerics
+from selfspec_tune.arguments import bench_request
+from selfspec_tune.bench.competitors import System, part_arms, rival_arms, system_of
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
-from selfspec_tune.measure.arms import (
-    EMPTY,
-    NULL,
-    SELF_SPECULATIVE,
-    Arm,
-    autoregressive_arm,
-    generate_arm,
-    self_speculative_arm,
-)
-from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, numeric_floor
-from selfspec_tune.measure.rivals import guarded
-from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload
+from selfspec_tune.measure.arms import SELF_SPECULATIVE, Arm, contender_arm, reference_arms, self_speculative_arm
+from selfspec_tune.measure.bench_result import bench_result
+from selfspec_tune.measure.contenders import Contender, as_begun, gather, model_options, overridden, prompt_options
+from selfspec_tune.measure.contest import Contest
+from selfspec_tune.measure.lossless import LosslessCheck, make_check
+from selfspec_tune.measure.run_log import commits_of, measurement, measurement_provenance, opened, runner_of, widened_of
+from selfspec_tune.measure.workload import Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
-from selfspec_tune.provenance import collect
-from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, BenchRequest, PromptOptions
+from selfspec_tune.reporting import Reporter, SilentReporter
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, BenchRequest, PromptOptions, log_beside
 from selfspec_tune.results import BenchResult, SkipConfig
-from selfspec_tune.skip_set import SkipSet
-
-_FLOOR_ITEMS = 4
-_FLOOR_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class BenchSetting:
+class BenchSetup:
     """What a request comes to: prompts that may be measured on, a loaded model, the arms.
 
     ``contenders`` are the skip sets, ``parts`` those of the first one's draft.
@@ -62,9 +47,9 @@ class BenchSetting:
         return "in_sample" if self.in_sample else "test"
 
     def provenance(self, check: LosslessCheck, **extra: Any) -> dict[str, Any]:
-        """`bench_provenance` with the prompts' options and the hash of every prompt that is measured."""
+        """`measurement_provenance` with the prompts' options and the hash of every prompt that is measured."""
         record = {**self.workload.options.to_dict(), "test": [prompt.hash for prompt in self.prompts]}
-        return bench_provenance(self.workload, check, prompts=record, **extra)
+        return measurement_provenance(self.workload, check, prompts=record, **extra)
 
 
 def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchResult:
@@ -103,7 +88,7 @@ def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | No
     )
 
 
-def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchSetting:
+def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | None = None) -> BenchSetup:
     """Read skip sets and prompts first (cheap, may be wrong), then load the model, unless a ``workload`` is open."""
     sources = gather(request)
     configs = [source.config for source in sources if source.config is not None]
@@ -127,7 +112,7 @@ def open_bench(request: BenchRequest, reporter: Reporter, workload: Workload | N
     contenders = contender_arms(workload, sources, request)
     parts = part_arms(workload, contenders) if request.parts else []
     rivals = rival_arms(workload, contenders[0], request, model, reporter) if request.rivals else []
-    return BenchSetting(workload, prompts, in_sample, contenders, parts, rivals)
+    return BenchSetup(workload, prompts, in_sample, contenders, parts, rivals)
 
 
 def choose_prompts(
@@ -166,44 +151,7 @@ def choose_prompts(
     return unread, False
 
 
-def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | None = None) -> LosslessCheck:
-    """A lossless check whose numeric floor is ``floor``, else the largest found on the answers to a few items."""
-    runner, dtype = workload.runner, workload.loaded.dtype
-    if dtype == torch.float32 or not workload.sampler.greedy:
-        return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
-    if floor is not None:
-        return LosslessCheck(runner, floor, dtype=dtype)
-    floors = []
-    for item in items[:_FLOOR_ITEMS]:
-        short = shortened(item, _FLOOR_TOKENS)
-        answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
-        floors.append(numeric_floor(runner, item, answer))
-    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype)
-
-
-def bench_provenance(workload: Workload, check: LosslessCheck | None, **extra: Any) -> dict[str, Any]:
-    """Where a measurement comes from: program, machine, model, threads, prompts.
-
-    ``check``: None before one is made. ``generation_config``: what the checkpoint asks for, which was not followed.
-    """
-    loaded = workload.loaded
-    if loaded.generation_settings:
-        extra = {"generation_config": loaded.generation_settings, **extra}
-    return collect(
-        model=loaded.describe(),
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(loaded.device),
-        gpu=torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else None,
-        threads=torch.get_num_threads(),
-        seed=workload.options.seed,
-        runner=workload.runner.name,
-        numerics=describe_numerics(),
-        numeric_floor=None if check is None else check.floor,
-        **extra,
-    )
-
-
-def contender_arms(workload: Workload, sources: Sequence[Source], request: BenchRequest) -> list[Arm]:
+def contender_arms(workload: Workload, sources: Sequence[Contender], request: BenchRequest) -> list[Arm]:
     """An arm for every distinct draft of the sources, the one that the bench is about first.
 
     With rivals a set in another system's form drafts by that system's policy and under its
@@ -216,7 +164,7 @@ def contender_arms(workload: Workload, sources: Sequence[Source], request: Bench
         system = system_of(source.dialect(workload.loaded.num_layers)) if request.rivals else None
         if system is None:
             default = default or draft
-            arm = contender(workload, overridden(draft, request))
+            arm = contender_arm(workload, overridden(draft, request))
         else:
             arm = system_arm(workload, draft.skip_set, system)
         arms.setdefault(arm.id, arm)
@@ -233,36 +181,36 @@ def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
     return replace(arm, description=system.description)
 
 
-def contender(workload: Workload, draft: Draft) -> Arm:
-    """A self-speculative arm whose id tells this draft from every other, in logs too."""
-    return self_speculative_arm(workload, draft, contender_id(draft))
+def bench(
+    *sources: str | os.PathLike[str],
+    model: str | None = None,
+    rivals: bool = False,
+    parts: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> BenchResult:
+    """Measure skip sets against plain decoding, in interleaved pairs, on prompts that no search of theirs read.
 
+    Args:
+        sources: what `search` returned, studies, skip.json files, other projects' files, or texts such as
+            ``attn 2-9 · mlp 3,5``; none: the newest study under ``studies``.
+        model: alias, hub id, directory or GGUF file; None: the one that the first source names.
+        rivals: measure what a user would pick instead, too.
+        parts: measure what the first draft is made of, too.
+        out: write the result there, and raw runs beside it as they come, from which the same call resumes.
+        reporter: is told of what happens; None: nobody is.
+        options: any other field of `BenchRequest`, and what of the model, the prompts and the drafts is otherwise.
 
-def contender_id(draft: Draft) -> str:
-    """The id of the arm that `contender` makes of a draft."""
-    return f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
-
-
-def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -> list[Arm]:
-    """The A-A run, model.generate, the empty set, and uniform and random skipping of as many sub-layers."""
-    assert main.draft is not None
-    arms = [autoregressive_arm(workload, NULL), guarded(generate_arm(workload))]
-    skip_set = main.draft.skip_set
-    if workload.sampler.greedy and workload.loaded.dtype != torch.float32:
-        # What verification alone does to the output: the yardstick for numerical ties.
-        policy = main.draft.policy
-        if policy.kind is PolicyKind.COST_AWARE:  # that would never draft at the full model's cost
-            policy = DraftPolicy(max_draft_tokens=policy.max_draft_tokens)
-        empty = Draft(SkipSet.empty(skip_set.num_layers), policy)
-        arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
-    if not uniform_and_random or skip_set.is_empty:
-        return arms
-    # Uniform and random sets leave the first attention in: it is untouchable in every model tried.
-    counts = min(len(skip_set.attention), skip_set.num_layers - 1), len(skip_set.mlp)
-    others = {
-        "uniform": SkipSet.uniform(skip_set.num_layers, *counts),
-        "random": SkipSet.random(skip_set.num_layers, *counts, seed=workload.options.seed),
-    }
-    for name, other in others.items():
-        arms.append(self_speculative_arm(workload, replace(main.draft, skip_set=other), name, name))
-    return arms
+    Raises:
+        UsageError: an option is not known or means nothing, or too few unread prompts are left.
+        SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
+    """
+    log = None if out is None else log_beside(Path(out))
+    request = bench_request(
+        skip_sets=tuple(map(os.fspath, sources)), model=model, rivals=rivals, parts=parts, log=log, **options
+    )
+    result = run_bench(request, reporter or SilentReporter())
+    if out is not None:
+        result.save(out)
+    return result

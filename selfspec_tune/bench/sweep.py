@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import mean
 
-from selfspec_tune.bench.contest import Contest, run_together
-from selfspec_tune.bench.log import BenchLog, opened
-from selfspec_tune.bench.measurement import measurement
-from selfspec_tune.bench.outcome import bench_result
-from selfspec_tune.bench.points import Point, sweep_points
-from selfspec_tune.bench.run import BenchSetting, make_check, open_bench, reference_arms
-from selfspec_tune.measure.arms import Arm, self_speculative_arm
-from selfspec_tune.prompts.lengthen import HOW_LENGTHENED
+from selfspec_tune.bench.run import BenchSetup, open_bench
+from selfspec_tune.draft import Draft
+from selfspec_tune.errors import PromptError, UsageError
+from selfspec_tune.measure.arms import Arm, reference_arms, self_speculative_arm
+from selfspec_tune.measure.bench_result import bench_result
+from selfspec_tune.measure.contest import Contest, run_together
+from selfspec_tune.measure.lossless import make_check
+from selfspec_tune.measure.run_log import BenchLog, measurement, opened
+from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.prompts import Prompt, Template, draw_prompts, load_prompts, may_fit, render
+from selfspec_tune.prompts.lengthen import HOW_LENGTHENED, documents_for, lengthened
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
+from selfspec_tune.requests import SWEEP_VALUES, BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import BenchResult, SweepPoint, SweepResult
 
+# Of the prompts, as many must be short enough for a context length that was not asked for.
+_LEAST_FITTING = 0.75
 DESCRIPTIONS = {
     SweepKind.CONTEXT: HOW_LENGTHENED,
     SweepKind.TEMPERATURE: (
@@ -27,6 +32,129 @@ DESCRIPTIONS = {
     ),
     SweepKind.MAX_DRAFT: "The same prompts and skip sets; only the longest draft of their policy changes.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of a sweep: the workload and items there, and the draft that a skip set has there."""
+
+    value: float
+    workload: Workload
+    items: Sequence[WorkItem]
+    vary: Callable[[Draft], Draft] = lambda draft: draft
+
+
+def sweep_points(request: SweepRequest, setting: BenchSetup, reporter: Reporter) -> list[Point]:
+    """The request's points, or those of the usual values that model, prompts and answers allow.
+
+    Raises `UsageError` or `PromptError` where an asked value is not possible, or fewer than two are left.
+    """
+    make = {
+        SweepKind.CONTEXT: _context_points,
+        SweepKind.TEMPERATURE: _temperature_points,
+        SweepKind.MAX_DRAFT: _draft_points,
+    }[request.kind]
+    points = make(request.values, setting, reporter)
+    if len(points) < 2:
+        usual = ", ".join(f"{value:g}" for value in SWEEP_VALUES[request.kind])
+        raise UsageError(
+            f"--sweep {request.kind}: fewer than two of its usual values ({usual}) are possible with this model, these "
+            "prompts and --max-new-tokens. Give --sweep-values."
+        )
+    return points
+
+
+def _temperature_points(asked: Sequence[float] | None, setting: BenchSetup, _: Reporter) -> list[Point]:
+    workload = setting.workload
+    points = []
+    for value in asked or SWEEP_VALUES[SweepKind.TEMPERATURE]:
+        there = replace(workload, options=replace(workload.options, temperature=value))
+        points.append(Point(value, there, there.items(setting.prompts)))
+    return points
+
+
+def _draft_points(asked: Sequence[float] | None, setting: BenchSetup, _: Reporter) -> list[Point]:
+    workload = setting.workload
+    most = workload.options.max_new_tokens - 2  # the first token comes from the prefill, the last from a verification
+    too_long = [value for value in asked or () if value > most]
+    if too_long:
+        raise UsageError(
+            f"--sweep-values {too_long[0]:g}: of {workload.options.max_new_tokens} new tokens at most {most} can be "
+            "drafted at once. Give smaller values, or raise --max-new-tokens."
+        )
+    values = asked or [value for value in SWEEP_VALUES[SweepKind.MAX_DRAFT] if value <= most]
+    items = workload.items(setting.prompts)
+    return [Point(value, workload, items, _longest_draft(int(value))) for value in values]
+
+
+def _longest_draft(max_draft_tokens: int) -> Callable[[Draft], Draft]:
+    return lambda draft: replace(draft, policy=replace(draft.policy, max_draft_tokens=max_draft_tokens))
+
+
+def _context_points(asked: Sequence[float] | None, setting: BenchSetup, reporter: Reporter) -> list[Point]:
+    workload = setting.workload
+    room = workload.loaded.context_length - workload.options.max_new_tokens
+    too_long = [value for value in asked or () if value > room]
+    if too_long:
+        raise UsageError(
+            f"--sweep-values {too_long[0]:g}: with {workload.options.max_new_tokens} new tokens that does not fit the "
+            f"model's context of {workload.loaded.context_length}; expected at most {room}. Give smaller values, or "
+            "lower --max-new-tokens."
+        )
+    lengths = [len(render(p, workload.loaded.tokenizer, _template(workload))) for p in setting.prompts]
+    values = [int(value) for value in asked or _usual_contexts(room, lengths)]
+    if not values:
+        return []
+    prompts = [p for p, length in zip(setting.prompts, lengths, strict=True) if length <= min(values)]
+    if not prompts:
+        raise PromptError(
+            f"--sweep-values {min(values)}: every prompt is longer than that (the shortest has {min(lengths)} tokens). "
+            "Raise the smallest value, or give other --prompts."
+        )
+    if len(prompts) < len(lengths):
+        reporter.notice(
+            f"{len(lengths) - len(prompts)} of {len(lengths)} prompts have more than {min(values)} tokens; they are "
+            "left out at every value"
+        )
+    return _lengthened_points(workload, prompts, values, reporter, is_asked=asked is not None)
+
+
+def _usual_contexts(room: int, lengths: Sequence[int]) -> list[float]:
+    """The usual values that the model can hold and that most prompts are not longer than."""
+
+    def fits(value: float) -> bool:
+        return sum(length <= value for length in lengths) >= _LEAST_FITTING * len(lengths)
+
+    return [value for value in SWEEP_VALUES[SweepKind.CONTEXT] if value <= room and fits(value)]
+
+
+def _lengthened_points(
+    workload: Workload, prompts: Sequence[Prompt], values: Sequence[int], reporter: Reporter, *, is_asked: bool
+) -> list[Point]:
+    everything = load_prompts(workload.options.source)
+    in_order = draw_prompts(everything, len(everything), seed=workload.options.seed)
+    source = [prompt for prompt in in_order if may_fit(prompt, workload.loaded.context_length)]
+    points = []
+    for value in values:
+        try:
+            items = [_lengthened_item(workload, prompt, source, value) for prompt in prompts]
+        except PromptError as error:
+            if is_asked:
+                raise
+            reporter.notice(f"context {value} and longer left out: {error}")
+            break
+        points.append(Point(value, replace(workload, cost_context=value), items))
+    return points
+
+
+def _lengthened_item(workload: Workload, prompt: Prompt, source: Sequence[Prompt], num_tokens: int) -> WorkItem:
+    documents = documents_for(prompt, source)
+    tokens = lengthened(prompt, documents, num_tokens, workload.loaded.tokenizer, _template(workload))
+    return WorkItem(prompt.id, prompt, tuple(tokens), workload.limits())
+
+
+def _template(workload: Workload) -> Template:
+    return Template(workload.options.template)
 
 
 def run_sweep(request: SweepRequest, reporter: Reporter) -> SweepResult:
@@ -70,7 +198,7 @@ def run_sweep(request: SweepRequest, reporter: Reporter) -> SweepResult:
     )
 
 
-def _contest(point: Point, setting: BenchSetting, bench: BenchRequest, log: BenchLog | None) -> Contest:
+def _contest(point: Point, setting: BenchSetup, bench: BenchRequest, log: BenchLog | None) -> Contest:
     """One point's bench: every skip set, the A-A run, model.generate and, where ties occur, the empty set."""
     arms = [_arm(point, contender) for contender in setting.contenders]
     floor = log.numeric_floor(f"{point.value:g}") if log else None

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from selfspec_tune.cli import interruption
+from selfspec_tune.cli import exits
 from selfspec_tune.cli.bench import bench
 from selfspec_tune.cli.compare import command as compare
 from selfspec_tune.cli.doctor import doctor
@@ -54,7 +54,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    interruption.heed()
+    exits.heed()
     app()
 
 

@@ -1,22 +1,130 @@
-"""``selfspec-tune bench``: measure skip sets on prompts that no search has read."""
+"""``selfspec-tune bench``: measure skip sets on prompts that no search has read; sweeps, other runtimes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.asked import bench_request, given
+from selfspec_tune.arguments import bench_request, given, parse_sweep_values
 from selfspec_tune.cli import bench_options, options, output
-from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.runtime_bench import refuse_with_runtime, run_in_runtime, runtime_request
-from selfspec_tune.cli.sweep import SweepFiles, run_sweep
-from selfspec_tune.cli.values import parse_sweep_values
+from selfspec_tune.cli.exits import at_edge
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import BenchRequest, PromptOptions, SweepRequest, log_beside
+from selfspec_tune.requests import (
+    BenchRequest,
+    PromptOptions,
+    RuntimeBenchRequest,
+    RuntimeName,
+    SweepRequest,
+    log_beside,
+)
 
 if TYPE_CHECKING:
-    from selfspec_tune.results import BenchResult
+    from selfspec_tune.results import BenchResult, RuntimeBench, SweepResult
+
+_PROMPTS = frozenset({"prompts", "num_prompts", "task", "max_new_tokens", "template", "seed"})
+_OF_ANY = _PROMPTS | {"runtime", "skip_files", "out", "fresh", "json", "quiet", "debug"}
+_LOADING = frozenset({"dtype", "device"})  # what a GGUF file says itself
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFiles:
+    """Where a sweep's result is written, as far as it is asked for."""
+
+    csv: Path | None
+    parquet: Path | None
+    plot: Path | None
+    out: Path | None
+
+
+def run_sweep(request: SweepRequest, files: SweepFiles, *, json: bool, quiet: bool) -> None:
+    """Measure, print, write. What would fail only in the end is refused first."""
+    if files.plot is not None:
+        from selfspec_tune.report.plot import check_plot
+
+        check_plot(files.plot)
+    from selfspec_tune.bench import run_sweep as run
+
+    with output.progress(quiet=quiet) as reporter:
+        result = run(request, reporter)
+    print_sweep_result(result, json=json)  # first, so that a full disk loses no measurement
+    _write_sweep(result, files)
+
+
+def print_sweep_result(result: SweepResult, *, json: bool) -> None:
+    """One JSON object, or table and plot for people."""
+    from selfspec_tune.report.sweep import print_sweep
+
+    if json:
+        output.print_json(result.to_dict())
+    else:
+        print_sweep(output.result_console(), result)
+
+
+def _write_sweep(result: SweepResult, files: SweepFiles) -> None:
+    from selfspec_tune.export import write_csv, write_parquet
+
+    if files.out is not None:
+        result.save(files.out)
+    if files.csv is not None:
+        write_csv(result, files.csv)
+    if files.parquet is not None:
+        write_parquet(result, files.parquet)
+    if files.plot is not None:
+        from selfspec_tune.report.plot import write_plot
+
+        write_plot(result, files.plot)
+
+
+def refuse_with_runtime(runtime: RuntimeName, asked: Mapping[str, object]) -> None:
+    """Raise `UsageError` for an option of ``bench`` that was given and means nothing to the runtime."""
+    for name, value in asked.items():
+        is_given = value is not None and (value is not False or name == "ngram")  # False: a flag that is not set
+        if name in _OF_ANY or not is_given:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name not in _LOADING:
+            raise UsageError(f"{option} is for a bench in this program's engine; leave it out with --runtime.")
+        if runtime is RuntimeName.LLAMACPP:
+            raise UsageError(f"{option} is said by the GGUF file; leave it out with --runtime {runtime}.")
+
+
+def runtime_request(
+    runtime: RuntimeName,
+    folders: Sequence[Path],
+    prompts: PromptOptions,
+    loading: Mapping[str, Any],
+    out: Path | None,
+    *,
+    fresh: bool,
+) -> RuntimeBenchRequest:
+    """A bench of the one export in ``folders``; ``loading``: dtype and device as far as they are given."""
+    if len(folders) != 1:
+        raise UsageError("--runtime measures one export: give the folder that `selfspec-tune export` made.")
+    log = log_beside(out) if out else None
+    return RuntimeBenchRequest(folders[0], runtime, prompts, log=log, fresh=fresh, **loading)
+
+
+def run_in_runtime(request: RuntimeBenchRequest, out: Path | None, *, json: bool, quiet: bool) -> None:
+    """Measure one export and print what it gains."""
+    from selfspec_tune.export.runtime_bench import run_runtime_bench
+
+    with output.progress(quiet=quiet) as reporter:
+        result = run_runtime_bench(request, reporter)
+    print_runtime_result(result, json=json)  # first, so that a full disk loses no measurement
+    if out is not None:
+        result.save(out)
+
+
+def print_runtime_result(result: RuntimeBench, *, json: bool) -> None:
+    """One JSON object, or lines for people."""
+    from selfspec_tune.report.bench import print_runtime_bench
+
+    if json:
+        output.print_json(result.to_dict())
+    else:
+        print_runtime_bench(output.result_console(), result)
 
 
 @at_edge()
@@ -156,7 +264,7 @@ def _run(request: BenchRequest, files: BenchFiles, *, json: bool, quiet: bool) -
 
 def _write(result: BenchResult, files: BenchFiles) -> None:
     from selfspec_tune.export import write_csv, write_parquet, write_spec_bench
-    from selfspec_tune.report.verdict import headline_method
+    from selfspec_tune.report.text import headline_method
 
     if files.out is not None:
         result.save(files.out)
@@ -171,7 +279,7 @@ def _write(result: BenchResult, files: BenchFiles) -> None:
 
 
 def _print(result: BenchResult, *, json: bool) -> None:
-    from selfspec_tune.report.tables import print_bench
+    from selfspec_tune.report.bench import print_bench
 
     if json:
         output.print_json(result.to_dict())

@@ -8,9 +8,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from selfspec_tune.asked import parse_duration
+from selfspec_tune.arguments import parse_duration
 from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import RESUMABLE, at_edge
+from selfspec_tune.cli.exits import RESUMABLE, at_edge
 from selfspec_tune.cli.search import NOT_OF_REQUEST, search, search_request
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import CompareRequest, StrategyName
@@ -54,8 +54,8 @@ def compare(
 
         check_plot(plot)
         output.prepare_outputs(plot)
-    from selfspec_tune.report.compare import print_comparison
-    from selfspec_tune.search import run_comparison
+    from selfspec_tune.bench import run_comparison
+    from selfspec_tune.report.comparison import print_comparison
 
     with output.progress(quiet=quiet) as reporter:
         comparison = run_comparison(request, reporter)

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from selfspec_tune.asked import given
+from selfspec_tune.arguments import given, parse_contexts
 from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.cli.values import parse_contexts
+from selfspec_tune.cli.exits import at_edge
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import DoctorRequest, ModelOptions
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import at_edge
-from selfspec_tune.dialects import Dialect, split_key
+from selfspec_tune.cli.exits import at_edge
+from selfspec_tune.draft.dialects import Dialect, split_key
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.requests import GGUF_WEIGHTS, DraftFormat, ExportRequest
 
 if TYPE_CHECKING:
-    from selfspec_tune.export.verification import Verification
+    from selfspec_tune.export.verify import Verification
 
 _PANEL_DRAFT = "Drafts for other runtimes"
 
@@ -109,11 +109,11 @@ def export(
         _refuse(f"--to {to} is made from a GGUF file", {"--revision": revision})
     if out is None:
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
-    from selfspec_tune.export.drafts import export_draft
     from selfspec_tune.export.manifest import MANIFEST
+    from selfspec_tune.export.write import export_draft
 
     if verify:
-        from selfspec_tune.export.verified import require_runtime
+        from selfspec_tune.export.verify import require_runtime
 
         require_runtime(DraftFormat(to))  # before gigabytes are written
     weights = weights or "copy"
@@ -123,7 +123,7 @@ def export(
     if not json:
         _print(manifest, out)
     if verify:
-        from selfspec_tune.export.verified import verify_export
+        from selfspec_tune.export.verify import verify_export
 
         found = verify_export(out, manifest, MANIFEST)
         manifest["verified"] = found.to_dict()
@@ -149,7 +149,7 @@ def import_(
     debug: options.Debug = False,
 ) -> None:
     """Make a skip.json of another project's skip set, to bench it or to search on from it."""
-    from selfspec_tune.export.imports import import_skip_set
+    from selfspec_tune.export.skip_files import import_skip_set
 
     config, dialect = import_skip_set(source, model, out, revision=revision, force=force)
     found = f"{config.skip_set()} of {config.model.id}, read as {dialect}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from selfspec_tune.asked import given
-from selfspec_tune.cli import bench_options, generate_options, interruption, options, output
-from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.arguments import given
+from selfspec_tune.cli import bench_options, exits, generate_options, options, output
+from selfspec_tune.cli.exits import at_edge
 from selfspec_tune.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def generate(
 
     Standard output holds the answer and nothing else. Ctrl-C ends an answer, a second one the program.
     """
-    from selfspec_tune.model.options import Sampling
+    from selfspec_tune.model.generation import Sampling
 
     sampling = given(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     sampling |= given(repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop) if stop else None)
@@ -150,7 +150,7 @@ class _Shown:
 
     def read(self, begin: Callable[[], Stream], *, is_streamed: bool = True) -> Generation:
         """Print an answer as it comes; Ctrl-C ends it."""
-        with interruption.gently() as is_interrupted:
+        with exits.gently() as is_interrupted:
             stream = begin()
             for piece in stream:
                 if is_streamed:
@@ -206,7 +206,7 @@ def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
     else:
         shown.sum_up(answer)
     if answer.finish_reason == "interrupted":
-        raise typer.Exit(interruption.INTERRUPTED)
+        raise typer.Exit(exits.INTERRUPTED)
 
 
 def _converse(model: Model, shown: _Shown, system: str | None) -> None:

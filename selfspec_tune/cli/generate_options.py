@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from selfspec_tune.cli import options
-from selfspec_tune.model.options import Sampling
+from selfspec_tune.model.generation import Sampling
 
 _PANEL_ANSWER, _PANEL_OUTPUT = "Answer", "Output"
 _SAMPLING = Sampling()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.cli.exits import at_edge
 
 
 @at_edge()

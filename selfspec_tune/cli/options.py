@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from selfspec_tune.asked import DEFAULT_TIMEOUT
+from selfspec_tune.arguments import DEFAULT_TIMEOUT
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
     DEFAULT_NUM_PROMPTS,
@@ -38,7 +38,7 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
-class Runner(StrEnum):
+class RunnerChoice(StrEnum):
     """Which engine decodes; auto takes the fastest that proves equal to the reference."""
 
     AUTO = "auto"
@@ -85,7 +85,7 @@ Device = Annotated[
     ),
 ]
 RunnerName = Annotated[
-    Runner | None,
+    RunnerChoice | None,
     typer.Option(
         "--runner",
         help="Engine; native needs a CPU, and kernels from a wheel or a C compiler; graphs needs a GPU.",

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from selfspec_tune.checks import visible
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import check_writable
 from selfspec_tune.reporting import Reporter, SilentReporter
-from selfspec_tune.terminal import visible
 
 
 @contextmanager
@@ -71,9 +71,9 @@ def _reporter(*, quiet: bool) -> AbstractContextManager[Reporter]:
         return nullcontext(SilentReporter())
     console = SafeConsole(file=sys.stderr, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        from selfspec_tune.report.live import LiveReporter
+        from selfspec_tune.report.progress import LiveReporter
 
         return LiveReporter(console)
-    from selfspec_tune.report.plain import PlainReporter
+    from selfspec_tune.report.progress import PlainReporter
 
     return nullcontext(PlainReporter(sys.stderr))

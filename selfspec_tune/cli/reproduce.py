@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfspec_tune.asked import STUDIES, slug
+from selfspec_tune.arguments import STUDIES, slug
 from selfspec_tune.cli import options, output
-from selfspec_tune.cli.edge import RESUMABLE, at_edge
+from selfspec_tune.cli.exits import RESUMABLE, at_edge
 from selfspec_tune.errors import UsageError
 
 if TYPE_CHECKING:
+    from selfspec_tune.intervals import Interval
     from selfspec_tune.reproduce import Command, Plan, Reproduction
-    from selfspec_tune.statistics import Interval
 
 
 @at_edge(interrupted=RESUMABLE)

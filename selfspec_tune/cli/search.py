@@ -1,13 +1,13 @@
-"""``selfspec-tune search``: find a skip set and measure what it is worth."""
+"""``selfspec-tune search``: find a skip set and measure what it is worth, over all tasks or for each."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec_tune import asked
-from selfspec_tune.cli import interruption, options, output
-from selfspec_tune.cli.edge import RESUMABLE, at_edge, stop
-from selfspec_tune.cli.per_task import search_per_task
+from selfspec_tune import arguments
+from selfspec_tune.cli import exits, options, output
+from selfspec_tune.cli.exits import RESUMABLE, at_edge, stop
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import Objective, SearchRequest
 
@@ -15,6 +15,52 @@ if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
 
 NOT_OF_REQUEST = frozenset({"per_task", "plot", "dry_run", "json", "quiet", "debug"})
+
+
+def search_per_task(request: SearchRequest, plot: Path | None, *, is_plan: bool, json: bool, quiet: bool) -> None:
+    """Search and print what was found, or with ``is_plan`` what would be done."""
+    if plot is not None:
+        from selfspec_tune.report.plot import check_plot
+
+        check_plot(plot)
+        output.prepare_outputs(plot)
+    if is_plan:
+        _plan_per_task(request, json=json, quiet=quiet)
+    else:
+        _run_per_task(request, plot, json=json, quiet=quiet)
+
+
+def _run_per_task(request: SearchRequest, plot: Path | None, *, json: bool, quiet: bool) -> None:
+    from selfspec_tune.bench import run_per_task
+    from selfspec_tune.report.comparison import print_transfer
+
+    with output.progress(quiet=quiet) as reporter:
+        found = run_per_task(request, reporter)
+    if json:
+        output.print_json({**found.transfer.to_dict(), "bench": found.bench.to_dict(), "out": str(request.out)})
+    else:
+        console = output.result_console()
+        print_transfer(console, found.transfer)
+        console.print(f"\nWritten to {request.out}", markup=False)
+    if plot is not None:
+        from selfspec_tune.report.plot import write_transfer
+
+        write_transfer(found.transfer, plot)
+
+
+def _plan_per_task(request: SearchRequest, *, json: bool, quiet: bool) -> None:
+    from selfspec_tune.bench import plan_per_task
+    from selfspec_tune.report.search import print_plan
+
+    with output.progress(quiet=quiet) as reporter:
+        plans = plan_per_task(request, reporter)
+    if json:
+        output.print_json({name: plan.to_dict() for name, plan in plans.items()})
+        return
+    console = output.result_console()
+    for name, plan in plans.items():
+        console.print(f"\n{name}", markup=False)
+        print_plan(console, plan)
 
 
 @at_edge(interrupted=RESUMABLE)
@@ -90,7 +136,7 @@ def search_request(
             raise UsageError(
                 f"{option} is for a draft in this program's engine; leave it out with --objective standalone."
             )
-    return asked.search_request(
+    return arguments.search_request(
         tasks=task,
         vocabulary=draft_vocab,
         precision=draft_precision,
@@ -111,11 +157,11 @@ def _run(request: SearchRequest, *, json: bool, quiet: bool) -> None:
     else:
         _print_outcome(outcome)
     if outcome.interrupted:
-        stop(RESUMABLE, interruption.exit_code())
+        stop(RESUMABLE, exits.exit_code())
 
 
 def _plan(request: SearchRequest, *, json: bool, quiet: bool) -> None:
-    from selfspec_tune.report.plan import print_plan
+    from selfspec_tune.report.search import print_plan
     from selfspec_tune.search import plan_search
 
     with output.progress(quiet=quiet) as reporter:
@@ -135,8 +181,8 @@ def _outcome_dict(outcome: SearchOutcome) -> dict[str, object]:
 
 
 def _print_outcome(outcome: SearchOutcome) -> None:
-    from selfspec_tune.report.config import print_skip_config
-    from selfspec_tune.report.tables import print_bench
+    from selfspec_tune.report.bench import print_bench
+    from selfspec_tune.report.search import print_skip_config
 
     console = output.result_console()
     print_skip_config(console, outcome.skip_config)

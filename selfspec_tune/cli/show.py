@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfspec_tune.asked import STUDIES
-from selfspec_tune.cli import options, output, runtime_bench, sweep
-from selfspec_tune.cli.edge import at_edge
+from selfspec_tune.arguments import STUDIES
+from selfspec_tune.cli import bench as bench_module
+from selfspec_tune.cli import options, output
+from selfspec_tune.cli.exits import at_edge
 from selfspec_tune.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def show(
 
 def _show_dialect(path: Path, model: str, *, json: bool) -> None:
     """The skip set of another project's file, as text and layer map."""
-    from selfspec_tune.dialects import read_skip_set
+    from selfspec_tune.draft.dialects import read_skip_set
     from selfspec_tune.export import known_num_layers
     from selfspec_tune.report.text import MAP_LEGEND, layer_map_rows
 
@@ -88,9 +89,9 @@ def _read_other(path: Path) -> Callable[..., None] | None:
     value = None if path.is_dir() else read_json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema == SweepResult.SCHEMA:
-        return partial(sweep.print_result, SweepResult.from_dict(value, origin=str(path)))
+        return partial(bench_module.print_sweep_result, SweepResult.from_dict(value, origin=str(path)))
     if schema == RuntimeBench.SCHEMA:
-        return partial(runtime_bench.print_result, RuntimeBench.from_dict(value, origin=str(path)))
+        return partial(bench_module.print_runtime_result, RuntimeBench.from_dict(value, origin=str(path)))
     return None
 
 
@@ -136,8 +137,8 @@ def _plain(path: Path, config: SkipConfig | None, bench: BenchResult | None) -> 
 
 
 def _print(config: SkipConfig | None, bench: BenchResult | None) -> None:
-    from selfspec_tune.report.config import print_skip_config
-    from selfspec_tune.report.tables import print_bench
+    from selfspec_tune.report.bench import print_bench
+    from selfspec_tune.report.search import print_skip_config
 
     console = output.result_console()
     if config is not None:

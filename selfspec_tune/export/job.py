@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.draft import DraftPolicy, PolicyKind
-from selfspec_tune.export.blocks import Block, surviving_blocks
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.export.checkpoint import Checkpoint
-from selfspec_tune.export.layout import Layout, Outline, read_layout, read_outline
-from selfspec_tune.export.sampling import Sampling
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.export.decoding import Sampling
+from selfspec_tune.export.layout import LayerBlock, Layout, Outline, read_layout, read_outline, surviving_blocks
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Job:
         return self.policy.exit_threshold if is_threshold else 0.0
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[LayerBlock]:
         """The layers that are left."""
         return surviving_blocks(self.skip_set)
 
@@ -79,7 +78,7 @@ class Job:
     @cached_property
     def fingerprint(self) -> str:
         """Of the target's checkpoint, as `LoadedModel.fingerprint` has it, read weight by weight."""
-        from selfspec_tune.models.fingerprint import fingerprint
+        from selfspec_tune.models.loaded import fingerprint
 
         return fingerprint(self.layout.model, self.checkpoint.read)
 

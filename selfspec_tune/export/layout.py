@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint belongs to which sub-layer."""
+"""Which tensor of a checkpoint belongs to which sub-layer, and what is left when a skip set is left out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,59 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from selfspec_tune.bounds import shown
+from selfspec_tune.checks import shown
+from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.export.blocks import Block
 from selfspec_tune.export.checkpoint import Checkpoint
-from selfspec_tune.skip_set import MOST_LAYERS
 
 NO_SUCH_MODEL = (ValueError, StrictDataclassError)  # what transformers raises of a configuration
 _ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
 _LLAMA_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _LLAMA_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBlock:
+    """A layer of the draft: the source layers that its attention and its MLP come from; None where it has none."""
+
+    attention: int | None
+    mlp: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has both."""
+        return self.attention is not None and self.mlp is not None
+
+    def __str__(self) -> str:
+        parts = [f"attention {self.attention}"] if self.attention is not None else []
+        return " + ".join(parts + ([f"MLP {self.mlp}"] if self.mlp is not None else []))
+
+
+def surviving_blocks(skip_set: SkipSet) -> list[LayerBlock]:
+    """The sub-layers that stay, in running order, every attention paired with the MLP that follows it.
+
+    "MLP 3 and attention 4 skipped" leaves attention 3 and MLP 4, which make one ordinary layer: in a pre-norm model
+    whose rotary embedding and window do not depend on the layer, it computes the same.
+    """
+    blocks: list[LayerBlock] = []
+    pending: int | None = None
+    for index, is_skipped in enumerate(skip_set.to_flags()):
+        layer, is_mlp = divmod(index, 2)
+        if is_skipped:
+            continue
+        if is_mlp:
+            blocks.append(LayerBlock(pending, layer))
+            pending = None
+            continue
+        if pending is not None:
+            blocks.append(LayerBlock(pending, None))
+        pending = layer
+    return blocks if pending is None else [*blocks, LayerBlock(pending, None)]
+
+
+def partial(blocks: list[LayerBlock]) -> list[LayerBlock]:
+    """Those that lack their attention or their MLP."""
+    return [block for block in blocks if not block.is_whole]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +109,7 @@ class Layout(Outline):
         less = [norm for norm in (_ATTENTION_NORM, _MLP_NORM) if f"{norm}.weight" not in own]
         return f"has {', '.join(more[:3])}" if more else f"lacks {', '.join(less)}" if less else ""
 
-    def renamed(self, blocks: Sequence[Block]) -> Iterator[tuple[str, str]]:
+    def renamed(self, blocks: Sequence[LayerBlock]) -> Iterator[tuple[str, str]]:
         """(new name, name in the checkpoint) of every tensor of a model of ``blocks``.
 
         Raises `UnsupportedModelError` where a block takes its halves from two layers, or has one half only, and the
@@ -95,7 +138,7 @@ class Layout(Outline):
     def _is_mlps(self, rest: str) -> bool:
         return rest.split(".")[0] in (self.mlp, _MLP_NORM)
 
-    def config_of(self, blocks: Sequence[Block], given: Mapping[str, Any]) -> dict[str, Any]:
+    def config_of(self, blocks: Sequence[LayerBlock], given: Mapping[str, Any]) -> dict[str, Any]:
         """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
         name_of_depth = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
         config = {**without_code(given), name_of_depth: len(blocks)}
@@ -138,7 +181,7 @@ def empty_model(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfspec_tune.models.loading_output import quietly
+    from selfspec_tune.models.access import quietly
 
     with quietly(), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -2,30 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from selfspec_tune.errors import FileFormatError, PromptError, UsageError
-from selfspec_tune.export.manifest import MANIFEST, read_manifest
-from selfspec_tune.export.own_code import check_own_code
-from selfspec_tune.export.runtime_log import RuntimeLog, opened
+from selfspec_tune.export.manifest import MANIFEST, check_own_code, read_manifest
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
-from selfspec_tune.files import short_hash
+from selfspec_tune.files import append_jsonl, first_problem, read_jsonl, short_hash
+from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.measure.degeneration import judge, of_both
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench, RuntimeRun, TaskResult
-from selfspec_tune.statistics import Interval, cluster_bootstrap
+from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 if TYPE_CHECKING:
     from selfspec_tune.measure.workload import WorkItem
 
+_SCHEMA, _VERSION = "selfspec-tune/runtime-bench-log", 1
 _ARMS = ("plain", "speculative", "again")
 _WARM_UP_TOKENS = 8
 _EXPORT = ("format", "model_fingerprint", "settings", "draft_bytes", "files")  # what tells one from another
 _RUNS_IN = {format_: RuntimeName.TRANSFORMERS for format_ in DraftFormat} | {DraftFormat.GGUF: RuntimeName.LLAMACPP}
+
+
+class RuntimeLog:
+    """What was measured so far; in memory alone without a ``path``.
+
+    Raises `FileFormatError` where the file is no such log, `UsageError` where it holds another measurement.
+    """
+
+    def __init__(self, path: Path | None, measurement: Mapping[str, Any]) -> None:
+        self._path = path
+        self._heading = {"schema": _SCHEMA, "version": _VERSION, "measurement": dict(measurement)}
+        self._has_heading = False
+        self.runs: list[RuntimeRun] = []
+        rows = read_jsonl(path) if path is not None else []
+        if path is None or (heading := heading_of(rows, path, _SCHEMA, _VERSION)) is None:
+            return
+        self._has_heading = True
+        if difference := first_difference(heading["measurement"], measurement):
+            raise UsageError(f"{path} holds another measurement: {difference}. {WAYS_OUT}")
+        for number, row in enumerate(rows[1:], 2):
+            try:
+                self.runs.append(RuntimeRun.model_validate(row, strict=True))
+            except ValidationError as error:
+                problem = first_problem(error)
+                raise FileFormatError(
+                    f"{path}, line {number} is no answer of a bench: {problem}. {WAYS_OUT}"
+                ) from error
+
+    def add(self, run: RuntimeRun) -> None:
+        """Keep one answer. Raises `StorageError`."""
+        self.runs.append(run)
+        if self._path is not None:
+            append_jsonl(self._path, *([] if self._has_heading else [self._heading]), run.to_dict())
+            self._has_heading = True
+
+
+@contextmanager
+def opened(path: Path | None, measurement: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RuntimeLog]:
+    """The log at ``path``, owned until the block ends; ``fresh`` puts an earlier one aside."""
+    if path is None:
+        yield RuntimeLog(None, measurement)
+        return
+    with owned(path):
+        if fresh and path.exists():
+            put_aside(path)
+        yield RuntimeLog(path, measurement)
 
 
 def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> RuntimeBench:
@@ -36,7 +86,7 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
     """
     import torch
 
-    from selfspec_tune.engine.threads import limit_threads
+    from selfspec_tune.engine.torch_settings import limit_threads
 
     manifest = _export(request)
     check_own_code(request.folder, DraftFormat(manifest["format"]))
@@ -59,7 +109,7 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
 
 
 def _measure(runtime: TimedRuntime, items: Sequence[WorkItem], log: RuntimeLog, reporter: Reporter) -> None:
-    from selfspec_tune.bench.contest import shortened
+    from selfspec_tune.measure.workload import shortened
 
     done = {(run.prompt_id, run.arm) for run in log.runs}
     for with_draft in (False, True):  # once, untimed: cold pages would count against whichever comes first

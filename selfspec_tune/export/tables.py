@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.files import write_atomic
 from selfspec_tune.results import BenchResult, SweepResult
-from selfspec_tune.summary import AUTOREGRESSIVE, spec_bench_rows, sweep_to_frame, to_frame
+from selfspec_tune.results.metrics import AUTOREGRESSIVE, spec_bench_rows, sweep_to_frame, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd

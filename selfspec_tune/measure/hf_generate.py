@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from selfspec_tune.engine import Generation, Limits
+from selfspec_tune.engine import Limits, RawGeneration
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.access import quietly
 
 
 @torch.inference_mode()
-def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None = None, /, **how: Any) -> Generation:
+def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None = None, /, **how: Any) -> RawGeneration:
     """Decode ``item`` by ``model.generate(**how)`` with the limits and the sampling of our own arms.
 
     ``loaded``: whose model; by default the workload's.
@@ -50,7 +50,7 @@ def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None =
     tokens = within(made, limits)
     first = clock.first or ended
     accepted, drafted = rounds.checked(len(made), len(tokens))
-    return Generation(
+    return RawGeneration(
         tokens=tokens,
         accepted=accepted,
         drafted=drafted,
@@ -106,7 +106,7 @@ def generation_config(workload: Workload, item: WorkItem, eos: list[int]) -> Gen
 
 
 @dataclass(slots=True)
-class Rounds:
+class AssistedRounds:
     """Accepted and drafted tokens of each verification of an assisted generation."""
 
     accepted: list[int] = field(default_factory=list)
@@ -130,13 +130,13 @@ class Rounds:
 
 
 @contextmanager
-def counted_rounds(model: Any) -> Iterator[Rounds]:
+def counted_rounds(model: Any) -> Iterator[AssistedRounds]:
     """Within it the rounds of assisted generation are counted.
 
     Every candidate generator of transformers is told how many of its tokens matched; that call
     is listened to. Where a version makes its generators elsewhere, nothing is counted.
     """
-    rounds = Rounds()
+    rounds = AssistedRounds()
     make = getattr(model, "_get_candidate_generator", None)
     if make is None:
         yield rounds

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from selfspec_tune.engine import Runner
-from selfspec_tune.measure.workload import WorkItem
+from selfspec_tune.engine import Runner, autoregressive
+from selfspec_tune.measure.workload import WorkItem, Workload, shortened
 from selfspec_tune.models.loaded import keep_logits
 from selfspec_tune.results import Lossless
 
@@ -27,10 +27,12 @@ FLOAT32_FLOOR = 1e-4
 # In float32 the sums' own errors, many to one layer, outgrow the rounding of what they give.
 _ROUNDING_STEPS = {torch.bfloat16: 4, torch.float16: 8, torch.float32: 64}
 _CHUNKS = (3, 5, 9)
+_FLOOR_ITEMS = 4
+_FLOOR_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LosslessVerdict:
     """``first_difference``: index of the first new token that differs; ``logit_gap``: the target's gap there."""
 
     status: Lossless
@@ -52,23 +54,25 @@ class LosslessCheck:
         self._dtype = dtype
         self.floor = floor
 
-    def __call__(self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int], model: Any = None) -> Verdict:
+    def __call__(
+        self, item: WorkItem, baseline: Sequence[int], candidate: Sequence[int], model: Any = None
+    ) -> LosslessVerdict:
         """``model``: whose own forward pass made the candidate's tokens; None: the runner did."""
         if self._sampled:
-            return Verdict("sampled")
+            return LosslessVerdict("sampled")
         pairs = zip(baseline, candidate, strict=False)
         differing = (i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
         shorter = min(len(baseline), len(candidate))
         first = next(differing, shorter)
         if first == max(len(baseline), len(candidate)):
-            return Verdict("identical")
+            return LosslessVerdict("identical")
         if first == shorter:  # one goes on where the other ended
-            return Verdict("mismatch", first)
+            return LosslessVerdict("mismatch", first)
         gap, bound = self._gap([*item.tokens, *baseline[:first]], baseline[first], candidate[first])
         floor = self.floor
         if floor < gap <= bound and model is not None:
             floor = implementation_floor(self._runner, model, item, baseline[:first])
-        return Verdict("numerical_tie" if gap <= floor and gap <= bound else "mismatch", first, gap)
+        return LosslessVerdict("numerical_tie" if gap <= floor and gap <= bound else "mismatch", first, gap)
 
     def _gap(self, context: list[int], first: int, second: int) -> tuple[float, float]:
         """How far below the highest logit the lower of the two tokens lies after ``context``; the most that ties."""
@@ -115,3 +119,18 @@ def implementation_floor(runner: Runner, model: Any, item: WorkItem, answer: Seq
     kept = keep_logits(model, len(steps))
     theirs = model(context, use_cache=False, **kept).logits[0, -len(steps) :].float()
     return float((torch.stack(steps) - theirs).abs().max())
+
+
+def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | None = None) -> LosslessCheck:
+    """A lossless check whose numeric floor is ``floor``, else the largest found on the answers to a few items."""
+    runner, dtype = workload.runner, workload.loaded.dtype
+    if dtype == torch.float32 or not workload.sampler.greedy:
+        return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
+    if floor is not None:
+        return LosslessCheck(runner, floor, dtype=dtype)
+    floors = []
+    for item in items[:_FLOOR_ITEMS]:
+        short = shortened(item, _FLOOR_TOKENS)
+        answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
+        floors.append(numeric_floor(runner, item, answer))
+    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from selfspec_tune.engine import Generation
+from selfspec_tune.engine import RawGeneration
 from selfspec_tune.measure.arms import Arm
 from selfspec_tune.measure.degeneration import judge, of_both
 from selfspec_tune.measure.lossless import LosslessCheck
@@ -44,7 +44,7 @@ def measure_block(
 ) -> list[PairedRun]:
     """Decode one item by every arm; one record per candidate, in the candidates' order."""
     arms = ordered([baseline, *candidates], block)
-    generations: dict[str, Generation] = {}
+    generations: dict[str, RawGeneration] = {}
     for arm in arms:
         workload.sampler.restart(workload.options.seed * 100_003 + block.index)
         generations[arm.id] = arm.decode(block.item)
@@ -77,8 +77,8 @@ def _pair(
     workload: Workload,
     block: Block,
     candidate: Arm,
-    plain: Generation,
-    generation: Generation,
+    plain: RawGeneration,
+    generation: RawGeneration,
     order: dict[str, int],
     baseline_id: str,
     check: LosslessCheck,
@@ -114,7 +114,7 @@ def judged(workload: Workload, answer: Sequence[int], *, ended: bool) -> bool | 
     return judge([shown.get(token, token) for token in answer], ended=ended)
 
 
-def arm_run(generation: Generation) -> ArmRun:
+def arm_run(generation: RawGeneration) -> ArmRun:
     """The record of one generation, without its tokens."""
     return ArmRun(
         num_tokens=len(generation.tokens),

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from selfspec_tune.engine import Generation
+from selfspec_tune.engine import RawGeneration
 from selfspec_tune.errors import RivalError
-from selfspec_tune.measure.arms import Arm, in_faster_format
+from selfspec_tune.measure.arms import Arm, guarded, in_faster_format, reason_of
 from selfspec_tune.measure.hf_generate import hf_generate
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.models import LoadedModel
@@ -28,7 +27,6 @@ DRAFT_MODEL = "hf-draft-model"
 # it matches up to 2 tokens. Assisted decoding by a model has defaults for everything.
 PROMPT_LOOKUP_TOKENS = 10
 _SAME_VOCABULARY = 0.99  # special tokens may carry other names
-_LONGEST_REASON = 300
 
 
 def prompt_lookup_arm(workload: Workload) -> Arm:
@@ -37,7 +35,7 @@ def prompt_lookup_arm(workload: Workload) -> Arm:
     about = f"transformers' prompt lookup, up to {PROMPT_LOOKUP_TOKENS} tokens after a match of up to 2"
 
     def arm(loaded: LoadedModel) -> Arm:
-        def decode(item: WorkItem) -> Generation:
+        def decode(item: WorkItem) -> RawGeneration:
             return hf_generate(workload, item, loaded, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
 
         return guarded(Arm(PROMPT_LOOKUP, PROMPT_LOOKUP, decode, description=about, by_transformers=True))
@@ -54,7 +52,7 @@ def early_exit_arm(workload: Workload, exit_layer: int) -> Arm:
     )
 
     def arm(loaded: LoadedModel) -> Arm:
-        def decode(item: WorkItem) -> Generation:
+        def decode(item: WorkItem) -> RawGeneration:
             with kept_depth(loaded):
                 return hf_generate(workload, item, loaded, assistant_early_exit=exit_layer)
 
@@ -88,7 +86,7 @@ def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
         return unavailable_arm(DRAFT_MODEL, reason, description=about)
 
     def arm(loaded: LoadedModel) -> Arm:
-        def decode(item: WorkItem) -> Generation:
+        def decode(item: WorkItem) -> RawGeneration:
             return hf_generate(workload, item, loaded, **how)
 
         return guarded(Arm(DRAFT_MODEL, DRAFT_MODEL, decode, description=about, by_transformers=True))
@@ -99,29 +97,10 @@ def draft_model_arm(workload: Workload, drafter: LoadedModel) -> Arm:
 def unavailable_arm(arm_id: str, reason: str, *, description: str = "") -> Arm:
     """A rival known beforehand not to work here: decoding with it raises `RivalError` with ``reason``."""
 
-    def decode(item: WorkItem) -> Generation:
+    def decode(item: WorkItem) -> RawGeneration:
         raise RivalError(arm_id, reason)
 
     return Arm(arm_id, arm_id, decode, description=description)
-
-
-def guarded(arm: Arm) -> Arm:
-    """``arm`` whose failures, whatever they are, come out as `RivalError`."""
-
-    def decode(item: WorkItem) -> Generation:
-        try:
-            return arm.decode(item)
-        except Exception as error:  # another project's code: anything may come, out of memory included
-            raise RivalError(arm.id, reason_of(error)) from error
-
-    return replace(arm, decode=decode)
-
-
-def reason_of(error: Exception) -> str:
-    """An error in one line."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
 
 
 def why_no_early_exit(loaded: LoadedModel, exit_layer: int) -> str | None:

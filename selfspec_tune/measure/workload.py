@@ -1,21 +1,32 @@
-"""Everything that a search and a bench measure with: model, runner and rendered prompts."""
+"""Everything that a search and a bench measure with: model, runner and rendered prompts.
+
+Where the processor has no products of bfloat16, transformers runs on torch's imitation: single
+tokens fast, for few bytes are read, and many at once slowly. Our own runners do without it, and a
+rival must not lose to that. Which copy is faster for an arm is told by timing both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
-from selfspec_tune.costs import CostModel, StepCosts
+import psutil
+import torch
+from torch import nn
+
 from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft.costs import CostModel, StepCosts
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
-from selfspec_tune.engine.costs import measure_step_costs
-from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.standalone import StandaloneRunner
+from selfspec_tune.engine.cost_fit import measure_step_costs
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
 from selfspec_tune.errors import UsageError
-from selfspec_tune.measure.their_model import TheirModel
-from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.models import LoadedModel, find_sublayers, load_model
+from selfspec_tune.models.devices import cpu_computes_bfloat16
 from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words
 from selfspec_tune.models.origin import stated_context_length
 from selfspec_tune.prompts import (
@@ -31,6 +42,43 @@ from selfspec_tune.prompts import (
 )
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, ModelOptions, PromptOptions
+
+_ROOM = 1.2  # of the copy's bytes, that must be free
+
+
+@dataclass(slots=True)
+class TheirModel:
+    """Of one run. ``is_widened``: by an arm's id, whether it runs in float32, as far as that is settled."""
+
+    loaded: LoadedModel
+    is_widened: dict[str, bool] = field(default_factory=dict)
+    _copy: LoadedModel | None = field(init=False, default=None)
+
+    def in_float32(self) -> LoadedModel | None:
+        """The copy; None where it cannot be faster, or does not fit into memory."""
+        if self._copy is None and _is_imitated(self.loaded) and _fits(self.loaded):
+            self._copy = widened(self.loaded)
+        return self._copy
+
+
+def widened(loaded: LoadedModel) -> LoadedModel:
+    """A copy of ``loaded`` in float32."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().float(), requires_grad=False)
+        for parameter in loaded.model.parameters()
+    }
+    model = deepcopy(loaded.model, memo).float()  # with the parameters of the memo; what is left are buffers
+    return replace(loaded, model=model, dtype=torch.float32, sublayers=find_sublayers(model))
+
+
+def _is_imitated(loaded: LoadedModel) -> bool:
+    is_bfloat16 = loaded.dtype == torch.bfloat16 and not loaded.is_quantised  # packed weights cannot be widened
+    return loaded.device.type == "cpu" and is_bfloat16 and not cpu_computes_bfloat16()
+
+
+def _fits(loaded: LoadedModel) -> bool:
+    needed = sum(4 * parameter.numel() for parameter in loaded.model.parameters())
+    return psutil.virtual_memory().available > _ROOM * needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +246,9 @@ def _tell_ignored(loaded: LoadedModel, options: PromptOptions, reporter: Reporte
             f"the checkpoint's generation_config asks for {in_words(ignored)}; what is measured is {how} without. "
             "Servers follow it unless told otherwise, and gain less or more then"
         )
+
+
+def shortened(item: WorkItem, max_new_tokens: int) -> WorkItem:
+    """The same item with a smaller limit."""
+    limits = type(item.limits)(min(max_new_tokens, item.limits.max_new_tokens), item.limits.eos_token_ids)
+    return WorkItem(item.id, item.prompt, item.tokens, limits)

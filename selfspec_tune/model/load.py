@@ -5,26 +5,60 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from selfspec_tune.asked import bench_request
-from selfspec_tune.bench.sources import Source, gather, model_options, overridden
+from selfspec_tune.arguments import bench_request
+from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import choose_runner
+from selfspec_tune.measure.contenders import Contender, gather, model_options, overridden
+from selfspec_tune.measure.run_log import measurement_provenance
 from selfspec_tune.measure.workload import Workload
-from selfspec_tune.model.costs import step_costs
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.aliases import resolve
 from selfspec_tune.models.generation_settings import in_words
-from selfspec_tune.models.gguf_reading import begins_like_gguf
+from selfspec_tune.models.model_files import begins_like_gguf
 from selfspec_tune.prompts import Template
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig, StudyConfig
-from selfspec_tune.search.tokens import template_hash, vocabulary_hash
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.results.runs import first_difference
+from selfspec_tune.search.session import place_of
+from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.study import template_hash, vocabulary_hash
 
+_ENGINE = ("runner", "dtype", "device")
 _FASTEST = ("native", "graphs")  # where the study had one of these, it need not be compared with others again
 _STUDY_FILES = ("skip.json", "study.toml", "compare.json", "transfer.json")
+
+
+def step_costs(workload: Workload, draft: Draft, found: Contender | None, notice: Callable[[str], None]) -> StepCosts:
+    """Seconds of the draft's steps; ``notice`` is told why they are timed, where a study had measured some."""
+    if found is None or found.config is None:
+        return workload.step_costs(draft)
+    file = Path(found.label).parent / "ranking.json"
+    reason = _elsewhere(workload, found.config.provenance) if file.is_file() else "its study's step times are not by it"
+    if reason is None:
+        measured = read_ranking(file, workload.loaded.num_layers).costs
+        try:
+            return measured.steps(draft)
+        except ValueError as error:  # another precision was asked for
+            reason = str(error)
+    notice(f"the draft's steps are timed here, for a second or two: {reason}")
+    return workload.step_costs(draft)
+
+
+def _elsewhere(workload: Workload, provenance: dict[str, Any]) -> str | None:
+    """The first condition that the study measured under and that is another here; None where there is none."""
+    here = measurement_provenance(workload, None, cpu_quota=cpu_quota())
+    then = place_of(provenance) | {name: provenance[name] for name in _ENGINE if name in provenance}
+    now = place_of(here) | {name: here[name] for name in _ENGINE}
+    if not then:
+        return "nothing says where the study measured"
+    difference = first_difference(then, {name: now.get(name) for name in then})
+    return None if difference is None else f"the study measured elsewhere ({difference})"
 
 
 def load(
@@ -134,7 +168,7 @@ def _loaded(options: ModelOptions) -> LoadedModel:
     )
 
 
-def _draft(found: Source | None, loaded: LoadedModel, request: BenchRequest) -> Draft | None:
+def _draft(found: Contender | None, loaded: LoadedModel, request: BenchRequest) -> Draft | None:
     """The source's, or the whole model's with lookup; None where nothing is left to draft with."""
     if found is not None:
         return overridden(found.draft(loaded, None), request)
@@ -151,7 +185,7 @@ def _draft(found: Source | None, loaded: LoadedModel, request: BenchRequest) -> 
     return overridden(draft, request)
 
 
-def _told(found: Source | None, draft: Draft | None, loaded: LoadedModel) -> list[str]:
+def _told(found: Contender | None, draft: Draft | None, loaded: LoadedModel) -> list[str]:
     """What a user may not expect of the model and of what was found for it."""
     told = list(loaded.notes)
     if own := loaded.generation_settings:
@@ -176,7 +210,7 @@ def _told(found: Source | None, draft: Draft | None, loaded: LoadedModel) -> lis
     return [*told, *_changes(found, config, loaded)]
 
 
-def _changes(found: Source, config: SkipConfig, loaded: LoadedModel) -> list[str]:
+def _changes(found: Contender, config: SkipConfig, loaded: LoadedModel) -> list[str]:
     """What decides the tokens and is not as it was when the study beside a skip.json was searched."""
     file = Path(found.label).parent / "study.toml"
     if not file.is_file():

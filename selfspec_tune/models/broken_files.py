@@ -12,12 +12,11 @@ from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from selfspec_tune.bounds import shown
+from selfspec_tune.checks import shown
 from selfspec_tune.errors import FileFormatError
-from selfspec_tune.models.config_file import first_bytes, read_object
 from selfspec_tune.models.generation_settings import FILE as GENERATION
 from selfspec_tune.models.generation_settings import faults_of
-from selfspec_tune.models.value_kinds import (
+from selfspec_tune.models.model_files import (
     FLAG,
     OBJECT,
     POSITIVE,
@@ -27,7 +26,9 @@ from selfspec_tune.models.value_kinds import (
     TOKEN,
     Rule,
     by_key,
+    first_bytes,
     is_whole,
+    read_object,
     unfit,
 )
 

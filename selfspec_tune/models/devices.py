@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from selfspec_tune.cpu_levels import chosen_level
+from selfspec_tune.cpu import chosen_level
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

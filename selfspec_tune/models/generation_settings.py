@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.errors import FileFormatError
-from selfspec_tune.models.config_file import read_object
-from selfspec_tune.models.value_kinds import (
+from selfspec_tune.models.model_files import (
     COUNT,
     FLAG,
     LIST,
@@ -20,6 +19,7 @@ from selfspec_tune.models.value_kinds import (
     TOKEN,
     Rule,
     by_key,
+    read_object,
     unfit,
 )
 

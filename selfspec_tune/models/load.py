@@ -12,40 +12,32 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
-from selfspec_tune.models.access import can_ask_hub, explain_load_failure
-from selfspec_tune.models.config_file import CONTEXT_KEYS, read_config
+from selfspec_tune.models.access import can_ask_hub, explain_load_failure, quietly
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
-from selfspec_tune.models.fingerprint import fingerprint
-from selfspec_tune.models.finite import check_weights
 from selfspec_tune.models.generation_settings import check_generation_file
-from selfspec_tune.models.gguf_file import load_gguf
-from selfspec_tune.models.loaded import LoadedModel
-from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.gguf import load_gguf
+from selfspec_tune.models.loaded import LoadedModel, fingerprint
+from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.own_code import check_own_code
-from selfspec_tune.models.quantised import (
+from selfspec_tune.models.structure import unsupported_reason
+from selfspec_tune.models.sublayers import find_sublayers
+from selfspec_tune.models.weights import (
     by_its_files,
     cannot_run,
+    check_all_read,
     check_known,
+    check_weights,
     is_plain,
     packed_tensor,
     quantised_by,
     try_out,
     unstated,
 )
-from selfspec_tune.models.structure import unsupported_reason
-from selfspec_tune.models.sublayers import find_sublayers
-from selfspec_tune.models.unread import check_all_read
 
 Choose = Callable[[torch.dtype | None], torch.dtype]
 """What to load a checkpoint in, of its own type."""

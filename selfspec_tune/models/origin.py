@@ -13,8 +13,7 @@ from urllib.parse import unquote
 
 from selfspec_tune.errors import ModelAccessError, UnknownModelError, UsageError
 from selfspec_tune.models import aliases, default_model
-from selfspec_tune.models.config_file import read_config, stated_context
-from selfspec_tune.models.gguf_reading import begins_like_gguf
+from selfspec_tune.models.model_files import begins_like_gguf, read_config, stated_context
 
 ADAPTER = "adapter_config.json"
 ADAPTER_ALONE = (

@@ -5,11 +5,18 @@ source ─► load_prompts ─► split_prompts ─► check_characters ─► r
 
 from __future__ import annotations
 
-from selfspec_tune.prompts.fit import check_characters, may_fit, those_that_fit
-from selfspec_tune.prompts.load import BUILTIN, load_prompts
-from selfspec_tune.prompts.presets import PRESETS, Preset
+from selfspec_tune.prompts.load import BUILTIN, PRESETS, Preset, load_prompts
 from selfspec_tune.prompts.prompt import Prompt
-from selfspec_tune.prompts.render import Template, Tokenizer, fit_context, fit_vocabulary, render
+from selfspec_tune.prompts.render import (
+    Template,
+    Tokenizer,
+    check_characters,
+    fit_context,
+    fit_vocabulary,
+    may_fit,
+    render,
+    those_that_fit,
+)
 from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
 
 __all__ = [

@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfspec_tune.bounds import kind_of_value, shown
+from selfspec_tune.checks import kind_of_value, shown
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
-from selfspec_tune.prompts.conversations import is_conversation, is_list, read_conversation
-from selfspec_tune.prompts.prompt import Prompt, Turn
+from selfspec_tune.prompts.prompt import Prompt, Turn, is_conversation, is_list, read_conversation
 
 Row = Mapping[str, Any]
 

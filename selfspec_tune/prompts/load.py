@@ -1,4 +1,6 @@
-"""`load_prompts`: from a source's name to prompts.
+"""`load_prompts`: from a source's name to prompts; the data sets of the field among them.
+
+The wordings end so that they suit both a chat template and a bare base model.
 
 A source is, in the order in which it is tried:
 
@@ -21,14 +23,87 @@ from importlib import resources
 
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
-from selfspec_tune.prompts.columns import Columns, Row, choose_columns, columns_of, to_prompts, without_text
-from selfspec_tune.prompts.places import Place, names_a_path, parse_place, read_rows
-from selfspec_tune.prompts.presets import PRESETS, Preset
+from selfspec_tune.prompts.columns import (
+    Columns,
+    Row,
+    choose_columns,
+    columns_of,
+    first_present,
+    to_prompts,
+    without_text,
+)
 from selfspec_tune.prompts.prompt import Prompt, unique, with_own_ids
+from selfspec_tune.prompts.rows import RowSource, names_a_path, parse_row_source, read_rows
 from selfspec_tune.prompts.splits import draw_prompts
 
 BUILTIN = "builtin"
 _NAMED = 5  # of what lies in a folder and is not read
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How to read one data set.
+
+    ``text_columns`` are alternatives (published copies differ); ``wording`` surrounds
+    ``{text}``; ``task`` is None where each row carries its own category. ``hub`` is
+    (id, configuration, split), or None where the set is not on the hub.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    wording: str = "{text}"
+    task: str | None = None
+    hub: tuple[str, str | None, str] | None = None
+
+    def prompts(self, rows: Sequence[Row], *, where: str) -> list[Prompt]:
+        """The rows as prompts; `PromptError` if the set's columns are not there."""
+        columns = columns_of(rows)
+        column = first_present(self.text_columns, columns)
+        if column is None:
+            if not rows:
+                return []
+            raise PromptError(
+                f"{where}: preset {self.name} expects a column {' or '.join(self.text_columns)}, "
+                f"but the columns are {', '.join(columns)}. Leave the preset out or give that set's own file."
+            )
+        chosen = Columns(column, holds_turns=True)
+        return to_prompts(rows, origin=self.name, columns=chosen, where=where, wording=self.wording, task=self.task)
+
+
+_ALL = (
+    Preset(
+        "cnn-dailymail",
+        ("article",),
+        "Summarise this news article in one paragraph that keeps its main facts.\n\n{text}\n\nSummary:",
+        "summarise",
+        ("abisee/cnn_dailymail", "3.0.0", "test"),
+    ),
+    Preset(
+        "xsum",
+        ("document",),
+        "Read this news report, then say in a few sentences what it is about.\n\n{text}\n\nIn short:",
+        "summarise",
+        ("EdinburghNLP/xsum", None, "test"),
+    ),
+    Preset(
+        "gsm8k",
+        ("question",),
+        "Solve this problem step by step, then state the answer.\n\n{text}\n\nSolution:",
+        "maths",
+        ("openai/gsm8k", "main", "test"),
+    ),
+    Preset(
+        "humaneval",
+        ("prompt",),
+        "Complete this Python function.\n\n{text}",
+        "code",
+        ("openai/openai_humaneval", None, "test"),
+    ),
+    Preset("mt-bench", ("prompt", "turns"), hub=("HuggingFaceH4/mt_bench_prompts", None, "train")),
+    Preset("spec-bench", ("turns",)),
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +204,7 @@ def _read_hub_preset(preset: Preset) -> _Reading:
     if preset.hub is None:
         raise PromptError(f"Preset {preset.name} has no hub data set; give its question file as {preset.name}:PATH.")
     hub_id, config, split = preset.hub
-    return _read_preset(preset, read_rows(Place(hub_id=hub_id, config=config, split=split)), hub_id)
+    return _read_preset(preset, read_rows(RowSource(hub_id=hub_id, config=config, split=split)), hub_id)
 
 
 def _read_preset(preset: Preset, rows: Sequence[Row], where: str) -> _Reading:
@@ -137,7 +212,7 @@ def _read_preset(preset: Preset, rows: Sequence[Row], where: str) -> _Reading:
 
 
 def _read_place(text: str, preset: Preset | None) -> _Reading:
-    place = parse_place(text)
+    place = parse_row_source(text)
     if place is None:
         raise PromptError(_unknown_source(text))
     parts = [_read_part(part, preset) for part in place.files]
@@ -151,7 +226,7 @@ def _read_place(text: str, preset: Preset | None) -> _Reading:
     )
 
 
-def _read_part(place: Place, preset: Preset | None) -> _Reading:
+def _read_part(place: RowSource, preset: Preset | None) -> _Reading:
     rows = read_rows(place)
     if not rows:
         return _Reading([], 0)

@@ -12,14 +12,11 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bounds import shown
+from selfspec_tune.checks import how_to_convert, shown, wide_encoding
 from selfspec_tune.errors import PromptError
 from selfspec_tune.prompts.columns import Row
-from selfspec_tune.prompts.conversations import is_conversation
-from selfspec_tune.prompts.kinds import AS_LINES, kind_of
-from selfspec_tune.prompts.separated import read_separated
-from selfspec_tune.prompts.whole import rows_within
-from selfspec_tune.text_encoding import how_to_convert, wide_encoding
+from selfspec_tune.prompts.kinds import AS_LINES, kind_of, read_separated, rows_within
+from selfspec_tune.prompts.prompt import is_conversation
 
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"  # at both ends

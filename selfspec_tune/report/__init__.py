@@ -1,12 +1,12 @@
 """What people see: progress while something runs, tables and sentences afterwards.
 
-text      figures as short strings
-verdict   the one sentence that matters
-tables    a bench result: table, breakdown, checks, warnings
-config    a skip.json: skip set, layer map, score, provenance
-models    the alias table
-plan      what a search would do
-doctor    what the machine can do, and how near the engine comes
-plain     progress as lines, for logs and pipes
-live      progress as a display, for terminals
+text        figures as short strings, and the one sentence that matters
+bench       a bench result, in any runtime: table, breakdown, checks, warnings
+sweep       the same at several values of one thing
+search      what a search would do, and its skip.json: skip set, layer map, score, provenance
+comparison  several searches side by side
+plot        results as pictures
+models      the alias table
+doctor      what the machine can do, and how near the engine comes
+progress    lines for logs and pipes, or a display for terminals
 """

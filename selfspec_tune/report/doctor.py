@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfspec_tune.costs import CostModel
-from selfspec_tune.diagnosis import Check, ContextTiming, Diagnosis, Spread, StepTiming
+from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.report import text
-from selfspec_tune.report.tables import model_line
+from selfspec_tune.report.bench import model_line
+from selfspec_tune.results.diagnosis import Check, ContextTiming, Diagnosis, Spread, StepTiming
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "bold yellow")}
 _DRAFTS = ("draft", "draft at int8", "draft at int4")

@@ -11,12 +11,12 @@ from typing import Any
 
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import write_atomic
+from selfspec_tune.intervals import Interval
+from selfspec_tune.report.bench import model_line
+from selfspec_tune.report.comparison import degenerate_lines_by_task as transfer_degenerate_lines
 from selfspec_tune.report.sweep import AXIS_LABELS, Curve, curves, degenerate_lines
-from selfspec_tune.report.tables import model_line
 from selfspec_tune.report.text import UNKNOWN, times
-from selfspec_tune.report.transfer import degenerate_lines as transfer_degenerate_lines
 from selfspec_tune.results import ModelInfo, SweepResult, TransferResult
-from selfspec_tune.statistics import Interval
 
 SUFFIXES = (".png", ".svg")
 

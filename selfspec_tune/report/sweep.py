@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.report import text
-from selfspec_tune.report.tables import LEGEND, lossless, model_line, sessions_lines, skip_text
-from selfspec_tune.report.verdict import SELF_SPECULATIVE
+from selfspec_tune.report.bench import LEGEND, lossless, model_line, sessions_lines, skip_text
+from selfspec_tune.report.text import SELF_SPECULATIVE
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
 
 AXIS_LABELS = {"context": "prompt tokens", "temperature": "temperature", "max-draft": "longest draft"}

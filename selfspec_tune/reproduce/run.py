@@ -12,11 +12,11 @@ from typing import Any
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
 from selfspec_tune.files import append_jsonl, read_json, read_jsonl, taken_apart
+from selfspec_tune.intervals import Interval
 from selfspec_tune.reproduce.plan import Claim, Plan
 from selfspec_tune.reproduce.steps import Command, check_inputs, run_command
 from selfspec_tune.reproduce.verdicts import Verdict, figure, judge, written
-from selfspec_tune.run_logs import first_difference, owned
-from selfspec_tune.statistics import Interval
+from selfspec_tune.results.runs import first_difference, owned
 
 LOG = "reproduce.jsonl"
 _SCHEMA = "selfspec-tune/reproduction"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfspec_tune.cpu_levels import LEVEL_VARIABLE
+from selfspec_tune.cpu import LEVEL_VARIABLE
 from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecError
 from selfspec_tune.files import write_atomic
 from selfspec_tune.models.origin import find_origin

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from selfspec_tune.statistics import Interval
+from selfspec_tune.intervals import Interval
 
 _WIDEST = 2.0  # times the published interval: a wider one agrees with too much
 

@@ -1,27 +1,36 @@
 """The records that measuring leaves behind and the files that keep them.
 
-record       what all of them share
-runs         raw paired runs
-methods      the figures of one way of decoding
-bench        bench.json
-skip_config  skip.json
-study        study.toml
-sweep        the result of bench --sweep
+record         what all of them share
+runs           raw paired runs
+metrics        from raw runs to figures
+bench          bench.json and sweep.json
+skip_config    skip.json
+study          study.toml
 runtime_bench  the result of bench --runtime
-transfer     transfer.json
+transfer       transfer.json
+diagnosis      what doctor finds out
 
 Every file states its schema and version. Reading refuses another schema or a newer version
 with `FileFormatError`; unknown fields of the same version are kept.
 """
 
-from selfspec_tune.results.bench import BenchResult, ModelInfo
-from selfspec_tune.results.methods import LosslessCount, MethodResult, NullRun, Ratio, SkipLayers, TaskResult
+from selfspec_tune.results.bench import (
+    BenchResult,
+    LosslessCount,
+    MethodResult,
+    ModelInfo,
+    NullRun,
+    Ratio,
+    SkipLayers,
+    SweepPoint,
+    SweepResult,
+    TaskResult,
+)
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
 from selfspec_tune.results.runtime_bench import RuntimeBench, RuntimeRun
 from selfspec_tune.results.skip_config import DraftSettings, Score, SkipConfig
 from selfspec_tune.results.study import StudyConfig
-from selfspec_tune.results.sweep import SweepPoint, SweepResult
 from selfspec_tune.results.transfer import RouterResult, TransferResult, TransferRow
 
 __all__ = [

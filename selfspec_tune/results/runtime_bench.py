@@ -6,9 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from selfspec_tune.results.methods import Ratio, TaskResult
-from selfspec_tune.results.origin import check_provenance
-from selfspec_tune.results.record import Document, Record
+from selfspec_tune.results.bench import Ratio, TaskResult
+from selfspec_tune.results.record import Document, Record, check_provenance
 
 
 class RuntimeRun(Record):

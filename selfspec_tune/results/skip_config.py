@@ -7,15 +7,13 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfspec_tune.bounds import only_known, shown
+from selfspec_tune.checks import only_known, shown
 from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
-from selfspec_tune.results.bench import ModelInfo
-from selfspec_tune.results.methods import Ratio, SkipLayers, TaskResult
-from selfspec_tune.results.origin import check_provenance
-from selfspec_tune.results.record import Document, Record
-from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Verdict
+from selfspec_tune.intervals import Verdict
+from selfspec_tune.results.bench import ModelInfo, Ratio, SkipLayers, TaskResult
+from selfspec_tune.results.record import Document, Record, check_provenance
 
 
 class DraftSettings(Record):

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
+from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.intervals import Interval
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.requests import Objective
@@ -21,7 +22,6 @@ from selfspec_tune.results import (
     SkipConfig,
     SkipLayers,
 )
-from selfspec_tune.statistics import Interval
 
 # A larger gap between prediction and measurement means a noisy machine or an engine problem.
 LARGEST_GAP = 0.10

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfspec_tune.search import budget
-from selfspec_tune.search.importance import FEWEST_SAMPLES
-from selfspec_tune.search.schedule import FEWEST_SELECTION, Schedule, reductions
-from selfspec_tune.search.texts import STANDALONE, Text, Texts
+from selfspec_tune.search.budget import FEWEST_SELECTION, Schedule, reductions
+from selfspec_tune.search.stages.calibration import STANDALONE, Text, Texts
+from selfspec_tune.search.stages.importance import FEWEST_SAMPLES
 
 _SELECTION_SHARE = 1 / 8  # of the whole time that finalists may take
 _NUM_VOCABULARIES = 4  # tried on the first text

@@ -12,27 +12,26 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from selfspec_tune.bounds import number, whole
-from selfspec_tune.engine.costs import fill_cache
+from selfspec_tune.checks import number, whole
+from selfspec_tune.engine.cost_fit import fill_cache
 from selfspec_tune.engine.teacher_forcing import Window
-from selfspec_tune.engine.timing import Rounds, decode_step, draft_step, time_steps
+from selfspec_tune.engine.timing import TimingRounds, decode_step, draft_step, time_steps
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.files import taken_apart, write_json_atomic
+from selfspec_tune.intervals import FEWEST_TESTED
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import Objective
 from selfspec_tune.results.record import read_versioned
-from selfspec_tune.search.budget import Clock, max_trials
+from selfspec_tune.search.budget import Clock, Schedule, max_trials, told, told_kept
 from selfspec_tune.search.estimates import Costs, Estimates, Sizes
-from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.schedule import Schedule, told, told_kept
-from selfspec_tune.search.setting import Setting
+from selfspec_tune.search.setup import SearchSetup
+from selfspec_tune.search.stages.calibration import texts_of
+from selfspec_tune.search.stages.importance import num_steps
 from selfspec_tune.search.strategies import strategy_for
-from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.texts import texts_of
-from selfspec_tune.statistics import FEWEST_TESTED
+from selfspec_tune.search.study import StudyFolder
 
 _SCHEMA, _VERSION = "selfspec-tune/schedule", 1
-_ROUNDS = Rounds(least=1, most=7, seconds=1.0)
+_ROUNDS = TimingRounds(least=1, most=7, seconds=1.0)
 _ROOM = 2  # positions after the context that a step and the one before it take
 _ROWS = 48  # of text, in the pass that tells what a row costs
 _QUICK_SECONDS = 1.0  # a pass that took longer is not run twice
@@ -58,12 +57,12 @@ class Timed:
 class Fit:
     """A setting cut to its schedule, and what the stages take."""
 
-    setting: Setting
+    setting: SearchSetup
     schedule: Schedule
     estimates: Estimates
 
 
-def fit_search(setting: Setting, folder: StudyFolder, clock: Clock, reporter: Reporter) -> Fit:
+def fit_search(setting: SearchSetup, folder: StudyFolder, clock: Clock, reporter: Reporter) -> Fit:
     """The fit that ``folder`` keeps, else a new one for it to keep; says what is given up for the time limit.
 
     With another budget than the kept one's only what is still to be measured is planned anew; what the earlier run
@@ -113,7 +112,7 @@ def _kept(file: Path) -> _Kept:
         return _Kept(Timed(costs, copies_step), schedule, (value["timeout_seconds"], value.get("most_trials")))
 
 
-def new_fit(setting: Setting, loading_seconds: float, reporter: Reporter) -> Fit:
+def new_fit(setting: SearchSetup, loading_seconds: float, reporter: Reporter) -> Fit:
     """The fit of a search that would begin now, after so many seconds of loading; says what is given up.
 
     Raises `BudgetError` where not even the least fits.
@@ -123,7 +122,7 @@ def new_fit(setting: Setting, loading_seconds: float, reporter: Reporter) -> Fit
     return _told(setting, timed, estimates, fitting_schedule(estimates, loading_seconds), reporter)
 
 
-def unlimited(setting: Setting) -> Fit:
+def unlimited(setting: SearchSetup) -> Fit:
     """Everything, where no time limit is: what it takes need not be known."""
     estimates = estimates_of(setting, Timed(Costs(0.0, 0.0)))
     schedule = estimates.full()
@@ -152,7 +151,7 @@ def _going_on(estimates: Estimates, earlier: Schedule) -> Schedule:
     return estimates.full() if timeout is None else estimates.fitting(timeout) or earlier
 
 
-def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedule, reporter: Reporter) -> Fit:
+def _told(setting: SearchSetup, timed: Timed, estimates: Estimates, schedule: Schedule, reporter: Reporter) -> Fit:
     """The fit, after saying what is given up, a notice each."""
     if not timed.uses_copies and timed.copies_step is not None:
         reporter.notice(
@@ -169,7 +168,7 @@ def _told(setting: Setting, timed: Timed, estimates: Estimates, schedule: Schedu
     return Fit(setting.fitted(schedule, uses_copies=timed.uses_copies), schedule, estimates)
 
 
-def time_few_steps(setting: Setting) -> Timed:
+def time_few_steps(setting: SearchSetup) -> Timed:
     """Time a prefill, plain steps, a draft from low-precision copies and a pass over a little text, in seconds."""
     workload, space = setting.workload, setting.space
     runner, limit = workload.runner, workload.loaded.context_length
@@ -188,7 +187,7 @@ def time_few_steps(setting: Setting) -> Timed:
     return replace(timed, costs=replace(timed.costs, row=row))
 
 
-def _row_seconds(setting: Setting) -> float:
+def _row_seconds(setting: SearchSetup) -> float:
     """Seconds of a row of text that the base draft predicts."""
     limit, tokens = setting.workload.loaded.context_length, setting.calibration[0].tokens
     text = (tokens * (_ROWS + 2))[: min(max(len(tokens), _ROWS + 2), limit)]
@@ -207,7 +206,7 @@ def _row_seconds(setting: Setting) -> float:
     return seconds / (end - window.start)
 
 
-def estimates_of(setting: Setting, timed: Timed) -> Estimates:
+def estimates_of(setting: SearchSetup, timed: Timed) -> Estimates:
     """What the stages of ``setting``'s search take."""
     request = setting.request
     strategy, options = strategy_for(request.strategy), request.draft

@@ -13,9 +13,9 @@ from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search import budget
 from selfspec_tune.search.fitting import Fit, new_fit
-from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.ranking import NUM_PREFIXES
-from selfspec_tune.search.setting import Setting, open_setting, tell_starts
+from selfspec_tune.search.setup import SearchSetup, open_setup, tell_starts
+from selfspec_tune.search.stages.importance import num_steps
+from selfspec_tune.search.stages.ranking import NUM_PREFIXES
 from selfspec_tune.search.starts import to_predict
 
 
@@ -47,7 +47,7 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
     ``workload``: one that is open already, whose model and runner then serve.
     """
     clock = budget.Clock(request.timeout_seconds)
-    setting = open_setting(request, reporter, workload)
+    setting = open_setup(request, reporter, workload)
     tell_starts(setting.starts, reporter)
     reporter.stage("plan", "timing a few steps")
     loaded = setting.workload.loaded
@@ -102,7 +102,7 @@ def _stages(fit: Fit) -> list[tuple[str, str, float | None]]:
     ]
 
 
-def _memory(setting: Setting, longest_prompt: int) -> dict[str, int]:
+def _memory(setting: SearchSetup, longest_prompt: int) -> dict[str, int]:
     """Bytes of the weights, the KV cache and the calibration KV, and what is free now."""
     loaded = setting.workload.loaded
     config = loaded.model.config

@@ -1,6 +1,6 @@
 """A search from beginning to end.
 
-    load ─► fit to the time ─► calibrate ─► importance ─► proxy ─► trials ─► finalists ─► test ─► skip.json
+load ─► fit to the time ─► calibrate ─► importance ─► proxy ─► trials ─► finalists ─► test ─► skip.json
 
 What a stage takes more than was planned is taken from the next ones. Every stage keeps what it
 found in the study's folder as it comes; the same command resumes after any interruption.
@@ -8,24 +8,26 @@ found in the study's folder as it comes; the same command resumes after any inte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bench.run import bench_provenance, make_check
-from selfspec_tune.cpu_quota import cpu_quota
+from selfspec_tune import arguments
+from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
+from selfspec_tune.intervals import Interval
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
-from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.lossless import LosslessCheck, make_check
 from selfspec_tune.measure.pairs import judged
+from selfspec_tune.measure.run_log import measurement_provenance
 from selfspec_tune.measure.workload import WorkItem, Workload
-from selfspec_tune.reporting import Reporter
+from selfspec_tune.reporting import Reporter, SilentReporter
 from selfspec_tune.requests import EXACT_MATCH, Objective, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.search import budget
-from selfspec_tune.search.calibration import Answer, calibrate, trial_items
 from selfspec_tune.search.conclusion import (
     agreement,
     bounded,
@@ -35,19 +37,18 @@ from selfspec_tune.search.conclusion import (
     provisional_config,
     skip_config,
 )
-from selfspec_tune.search.final_stage import choose_finalists, measure_winner, select_winner
 from selfspec_tune.search.fitting import fit_search
-from selfspec_tune.search.ranking import Ranker, Ranking
-from selfspec_tune.search.ranking_file import read_ranking, write_ranking
-from selfspec_tune.search.session import Session
-from selfspec_tune.search.sessions import Sessions
-from selfspec_tune.search.setting import open_setting, tell_starts
-from selfspec_tune.search.standalone import predict_standalone
+from selfspec_tune.search.session import Session, Sessions
+from selfspec_tune.search.setup import open_setup, tell_starts
+from selfspec_tune.search.stages.calibration import Answer, calibrate, trial_items
+from selfspec_tune.search.stages.finalists import choose_finalists, measure_winner, select_winner
+from selfspec_tune.search.stages.optuna_study import STOPPED_EARLY, MeasuredStudy
+from selfspec_tune.search.stages.proxy import predict_standalone
+from selfspec_tune.search.stages.ranking import Ranker, Ranking
+from selfspec_tune.search.stages.ranking_file import read_ranking, write_ranking
+from selfspec_tune.search.stages.trials import open_study, run_trials
 from selfspec_tune.search.starts import to_predict
-from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.trial_stage import open_study, run_trials
-from selfspec_tune.search.trials import STOPPED_EARLY, MeasuredStudy
-from selfspec_tune.statistics import Interval
+from selfspec_tune.search.study import StudyFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
     with folder.locked(is_read=folder.is_finished(request)):
         folder.check_is_whole()
         clock = budget.Clock(request.timeout_seconds, folder.spent_seconds)
-        setting = open_setting(request, reporter, workload)
+        setting = open_setup(request, reporter, workload)
         config = setting.config()
         folder.check(config)
         if folder.is_finished(request):
@@ -84,7 +85,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
         config.save(folder.config)
         tell_starts(setting.starts, reporter)
         sessions = Sessions(folder.sessions)
-        here = bench_provenance(setting.workload, None, cpu_quota=cpu_quota())
+        here = measurement_provenance(setting.workload, None, cpu_quota=cpu_quota())
         sessions.begin(here, () if sessions.number else folder.earlier_provenances(), reporter)
         folder.note_finished(None)
         fit = fit_search(setting, folder, clock, reporter)
@@ -255,3 +256,42 @@ def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:
         "test_measurements": session.folder.num_tested(SELF_SPECULATIVE),
         "stopped_early": sum(bool(trial.user_attrs.get(STOPPED_EARLY)) for trial in study.ended),
     }
+
+
+def search(
+    model: str | None = None,
+    *,
+    prompts: str | None = None,
+    timeout: str | float | None = None,
+    trials: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    start_from: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> SearchOutcome:
+    """Find the sub-layers that a model may skip while it drafts for itself, and measure what that is worth.
+
+    Args:
+        model: alias, hub id, directory or GGUF file; None: the model that comes with the tool.
+        prompts: builtin (None), humaneval, a file or folder, or a preset such as gsm8k.
+        timeout: such as ``10m``, or seconds; 45 minutes where neither it nor ``trials`` is given.
+        trials: most drafts to measure.
+        out: the study's folder, where the same call resumes; None: ``studies/<model>-<prompts>``.
+        start_from: skip sets to try first, as files in any dialect, folders of studies or texts.
+        reporter: is told of what happens; None: nobody is.
+        options: any other field of `ModelOptions`, `PromptOptions`, `DraftOptions`, and ``strategy``.
+
+    Raises:
+        UsageError: an option is not known or means nothing, or ``out`` holds something else.
+        SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
+    """
+    request = arguments.search_request(
+        model=model,
+        prompts=prompts,
+        timeout=timeout,
+        trials=trials,
+        out=None if out is None else Path(out),
+        start_from=None if start_from is None else tuple(start_from),
+        **options,
+    )
+    return run_search(request, reporter or SilentReporter())

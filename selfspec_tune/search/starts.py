@@ -9,17 +9,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.bench.sources import Source, read_source
-from selfspec_tune.dialects import parse_skip_set
 from selfspec_tune.draft import Draft, PolicyKind, rescaled
+from selfspec_tune.draft.dialects import parse_skip_set
+from selfspec_tune.draft.skip_set import sublayer_name
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text, short_hash
+from selfspec_tune.measure.contenders import Contender, read_contender
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.search.records import read_prediction
 from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.trajectory import Trajectory
-from selfspec_tune.skip_set import sublayer_name
+from selfspec_tune.search.study import StudyFolder
+from selfspec_tune.search.study_files import Trajectory, read_prediction
 
 START = "start"  # the origin of candidates that come from here
 _FARTHEST = 4  # times as many layers, up or down, as a draft can be rescaled to
@@ -35,7 +34,7 @@ class StartFile:
     """
 
     name: str
-    source: Source
+    source: Contender
     content_hash: str
     measured: tuple[Draft, ...] = ()
     predicted: tuple[Draft, ...] = ()
@@ -72,7 +71,7 @@ class Start:
 
 def read_start(name: str) -> StartFile:
     """Read a file or a study, or check a text. Raises `UsageError`; needs no model."""
-    source = read_source(name)
+    source = read_contender(name)
     if os.path.isdir(name) and source.config is not None:
         return _read_study(os.path.normpath(name), source, source.config.model.num_layers)
     if os.path.exists(name.partition("#")[0]):
@@ -84,7 +83,7 @@ def read_start(name: str) -> StartFile:
     return StartFile(name, source, short_hash(name))
 
 
-def _read_study(name: str, source: Source, num_layers: int) -> StartFile:
+def _read_study(name: str, source: Contender, num_layers: int) -> StartFile:
     study = StudyFolder(Path(name))
     read = [file for file in (study.skip, study.trajectory, study.ranking) if file.exists()]
     try:

@@ -16,10 +16,10 @@ from typing import Any
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 
 from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import DraftOptions, Objective, PolicyChoice, StrategyName
 from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.skip_set import SkipSet
 
 _UNIFORM_STEPS = 12
 _SWIFT_SHARE = 0.45  # of all sub-layers: SWIFT's skip ratio

@@ -41,7 +41,7 @@ from selfspec_tune.files import write_atomic, write_json_atomic
 from selfspec_tune.provenance import collect
 from selfspec_tune.report.plot import check_matplotlib
 from selfspec_tune.requests import StrategyName
-from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.study import StudyFolder
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -22,19 +22,19 @@ import psutil
 import torch
 from random_model import random_model
 
-from selfspec_tune.costs import StepCosts
 from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits
-from selfspec_tune.engine.fast import FastRunner
+from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import PromptOptions
-from selfspec_tune.search.calibration import calibrate, lookup_alone, spread_windows
-from selfspec_tune.search.replay import best_policy, policies
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.search.stages.calibration import calibrate, lookup_alone, spread_windows
+from selfspec_tune.search.stages.replay import best_policy, policies
 
 # As narrow as may be: what is measured is what grows with depth and text.
 _WIDTH, _HEADS, _KV_HEADS, _HEAD_SIZE, _VOCABULARY = 256, 8, 4, 64, 512

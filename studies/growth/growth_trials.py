@@ -16,14 +16,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from selfspec_tune.draft import Draft, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.requests import StrategyName
-from selfspec_tune.search.encoding import Encoding
-from selfspec_tune.search.scoring import Score
-from selfspec_tune.search.space import SearchSpace
+from selfspec_tune.search.space import Encoding, SearchSpace
+from selfspec_tune.search.stages.optuna_study import MeasuredStudy, TrialSettings
+from selfspec_tune.search.stages.scoring import TrialScore
 from selfspec_tune.search.strategies import strategy_for
-from selfspec_tune.search.trials import MeasuredStudy, TrialSettings
-from selfspec_tune.skip_set import SkipSet
 
 SAMPLERS = (StrategyName.TPE, StrategyName.GP, StrategyName.CMAES, StrategyName.RANDOM)
 _CHOICES = (Precision.INT4, Precision.INT8, Precision.SAME)
@@ -95,10 +94,10 @@ class FakeScoring:
     def __post_init__(self) -> None:
         self._worth = [{choice: self._random.random() for choice in (None, *_CHOICES)} for _ in range(self.sublayers)]
 
-    def __call__(self, trial: Trial, draft: Draft) -> Score:
+    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
         begun = perf_counter()
         worth = sum(worth[choice] for worth, choice in zip(self._worth, draft.sublayers, strict=True))
-        score = Score(1 + worth / self.sublayers + self._random.gauss(0, _NOISE))
+        score = TrialScore(1 + worth / self.sublayers + self._random.gauss(0, _NOISE))
         self.seconds += perf_counter() - begun
         return score
 

@@ -13,8 +13,8 @@ from growth_trials import joint_space
 from selfspec_tune.prompts.splits import default_split_sizes
 from selfspec_tune.search import budget
 from selfspec_tune.search.estimates import Costs, Estimates, Sizes
-from selfspec_tune.search.importance import num_steps
-from selfspec_tune.search.texts import HELD_OUT, IMPORTANCE, TEXTS, Text
+from selfspec_tune.search.stages.calibration import HELD_OUT, IMPORTANCE, TEXTS, Text
+from selfspec_tune.search.stages.importance import num_steps
 
 _BYTES = 2  # bfloat16
 _INT4_BITS = 4.5  # a weight, scales included: what the engine's int4 copies hold

@@ -27,19 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from study_kit import checks, decoded, prompt_ratios, runs_of
 
-from selfspec_tune.costs import CostModel
 from selfspec_tune.draft import Draft
+from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.files import read_json, write_atomic
+from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.measure.arms import NULL
 from selfspec_tune.prompts import BUILTIN, load_prompts
 from selfspec_tune.report import text
-from selfspec_tune.report.verdict import headline_method
+from selfspec_tune.report.text import headline_method
 from selfspec_tune.results import BenchResult, PairedRun, SkipConfig
+from selfspec_tune.results.metrics import decode_times
 from selfspec_tune.search.conclusion import predicted_from_counts
-from selfspec_tune.search.ranking_file import read_ranking
-from selfspec_tune.statistics import Interval, cluster_bootstrap
-from selfspec_tune.summary import decode_times
+from selfspec_tune.search.stages.ranking_file import read_ranking
 
 NEVER_BELOW, WORST = 0.97, 8
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from selfspec_tune.report.verdict import headline_method
+from selfspec_tune.report.text import headline_method
 from selfspec_tune.results import BenchResult, PairedRun
 
 

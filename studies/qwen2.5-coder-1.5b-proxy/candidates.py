@@ -15,13 +15,13 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, Trace, Window
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import read_jsonl
 from selfspec_tune.results import StudyConfig
-from selfspec_tune.search.importance import Importance, by_worth
-from selfspec_tune.search.proposals import Moves, greedy_path, local_moves, prefixes
-from selfspec_tune.search.proxy import Prediction, Proxy
-from selfspec_tune.search.ranking_file import read_ranking
-from selfspec_tune.search.records import read_prediction
 from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.search.study_folder import StudyFolder
+from selfspec_tune.search.stages.candidates import Moves, greedy_path, local_moves, prefixes
+from selfspec_tune.search.stages.importance import Importance, by_worth
+from selfspec_tune.search.stages.proxy import Prediction, Proxy
+from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.study import StudyFolder
+from selfspec_tune.search.study_files import read_prediction
 
 T = TypeVar("T")
 _MOST_SKIPPED = 0.9  # of the skippable sub-layers, in a random draft

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from study_kit import interval, machine_line, said
 
+from selfspec_tune.intervals import Interval, cluster_bootstrap, geometric_mean_ratio
 from selfspec_tune.report import text
 from selfspec_tune.report.plot import new_figure, save_figure
-from selfspec_tune.statistics import Interval, cluster_bootstrap, geometric_mean_ratio
 
 Row = Mapping[str, Any]
 LEAST_CORRELATION, LARGEST_BIAS = 0.9, 0.05

@@ -35,12 +35,12 @@ from proxy_study import ProxyStudy
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.files import write_atomic, write_json_atomic
-from selfspec_tune.report.plain import PlainReporter
 from selfspec_tune.report.plot import check_matplotlib
+from selfspec_tune.report.progress import PlainReporter
 from selfspec_tune.requests import DraftOptions, ExtraMemory, ModelOptions, PromptOptions, SearchRequest
-from selfspec_tune.search.setting import open_setting
-from selfspec_tune.search.study_folder import StudyFolder
-from selfspec_tune.search.texts import TEXTS
+from selfspec_tune.search.setup import open_setup
+from selfspec_tune.search.stages.calibration import TEXTS
+from selfspec_tune.search.study import StudyFolder
 
 
 def parsed() -> argparse.Namespace:
@@ -99,7 +99,7 @@ def main() -> int:
     own = ("policies", "sets", "pool", "lowest", "windows", "length", "depths", "rounds")
     with StudyFolder(out).locked():
         reporter = PlainReporter(sys.stdout)
-        setting = open_setting(request(arguments), reporter)
+        setting = open_setup(request(arguments), reporter)
         asked = {name: getattr(arguments, name) for name in own}
         searched = None if arguments.study is None else arguments.study.name
         study.settle(out / "settings.json", {**setting.config().to_dict(), **asked, "study": searched})

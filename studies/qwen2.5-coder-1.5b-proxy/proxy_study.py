@@ -14,28 +14,28 @@ import study_kit as study
 import torch
 from plain_text import Text, plain_text
 
-from selfspec_tune.bench.contest import Contest, run_together
-from selfspec_tune.bench.run import bench_provenance, contender, contender_id, make_check
 from selfspec_tune.draft import Draft, PolicyKind
-from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.engine.standalone import StandaloneRunner
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import Window, make_scorer
 from selfspec_tune.files import read_json, write_json_atomic
-from selfspec_tune.measure.arms import NULL, autoregressive_arm
+from selfspec_tune.intervals import Interval, cluster_bootstrap
+from selfspec_tune.measure.arms import NULL, autoregressive_arm, contender_arm, contender_id
+from selfspec_tune.measure.contest import Contest, run_together
+from selfspec_tune.measure.lossless import make_check
+from selfspec_tune.measure.run_log import measurement_provenance
 from selfspec_tune.measure.workload import WorkItem, Workload
-from selfspec_tune.report.plain import PlainReporter
+from selfspec_tune.report.progress import PlainReporter
 from selfspec_tune.results import PairedRun
-from selfspec_tune.search.calibration import Answer, calibrate, trial_items
+from selfspec_tune.results.metrics import acceptance_rate, count_lossless, decode_times
 from selfspec_tune.search.conclusion import predicted_from_counts
-from selfspec_tune.search.preparation import Preparation, Preparer
-from selfspec_tune.search.proxy import Prediction, Proxy
-from selfspec_tune.search.proxy_log import ProxyLog
-from selfspec_tune.search.records import draft_record, prediction_record, read_prediction
-from selfspec_tune.search.replay import policies
-from selfspec_tune.search.setting import Setting
+from selfspec_tune.search.setup import SearchSetup
 from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.statistics import Interval, cluster_bootstrap
-from selfspec_tune.summary import acceptance_rate, count_lossless, decode_times
+from selfspec_tune.search.stages.calibration import Answer, calibrate, trial_items
+from selfspec_tune.search.stages.preparation import Preparation, Preparer
+from selfspec_tune.search.stages.proxy import Prediction, Proxy
+from selfspec_tune.search.stages.replay import policies
+from selfspec_tune.search.study_files import ProxyLog, draft_record, prediction_record, read_prediction
 
 SHARED, STANDALONE = "shared", "standalone"
 FIXED_LENGTH = 4  # a policy that never asks: what bad drafts are slow by
@@ -45,7 +45,7 @@ TOGETHER = 4  # drafts that share a baseline in a block
 class ProxyStudy:
     """The study of one model in one folder."""
 
-    def __init__(self, arguments: argparse.Namespace, setting: Setting, reporter: PlainReporter) -> None:
+    def __init__(self, arguments: argparse.Namespace, setting: SearchSetup, reporter: PlainReporter) -> None:
         self._arguments = arguments
         self._setting = setting
         self._workload = setting.workload
@@ -80,7 +80,7 @@ class ProxyStudy:
         return {
             "schema": "selfspec-tune/proxy-study",
             "version": 1,
-            "provenance": bench_provenance(self._workload, check, prompts=self._setting.prompt_record()),
+            "provenance": measurement_provenance(self._workload, check, prompts=self._setting.prompt_record()),
             "settings": read_json(self._out / "settings.json"),
             "precision": str(space.base.precision) if not space.is_joint else "chosen for each sub-layer",
             "pool": pool,
@@ -195,7 +195,7 @@ class ProxyStudy:
         """Runs of every draft by its id, a few beside each baseline, and of the baseline against itself."""
         workload = self._workload
         self._reporter.stage("measure", f"{len(drafts)} drafts on {len(text.items)} windows, {log}")
-        arms = [autoregressive_arm(workload, NULL), *(contender(workload, draft) for draft in drafts)]
+        arms = [autoregressive_arm(workload, NULL), *(contender_arm(workload, draft) for draft in drafts)]
         groups = [arms[start : start + TOGETHER] for start in range(0, len(arms), TOGETHER)]
         rounds, file = self._arguments.rounds, self._out / log
         contests = [Contest(workload, check, text.items, group, rounds=rounds, log=file) for group in groups]
@@ -207,7 +207,7 @@ class ProxyStudy:
         self._reporter.stage("measure", f"{len(drafts)} standalone drafts on {len(text.items)} windows")
         runner = StandaloneRunner.of(ours.runner, ours.loaded)
         workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
-        arms = [contender(workload, draft) for draft in drafts]
+        arms = [contender_arm(workload, draft) for draft in drafts]
         return _by_method(
             Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl").run(self._reporter)
         )

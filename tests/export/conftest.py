@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.models import load_model
 from selfspec_tune.results import DraftSettings, ModelInfo, Score, SkipConfig, SkipLayers
-from selfspec_tune.skip_set import SkipSet
 
 THRESHOLD = DraftPolicy(PolicyKind.THRESHOLD, 4, 0.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfspec_tune.skip_set import SkipSet
+from selfspec_tune.draft.skip_set import SkipSet
 
 HALVES = {
     "an attention": SkipSet(4, (2,)),

@@ -13,13 +13,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
-from selfspec_tune.export import verified
-from selfspec_tune.export.drafts import MANIFEST
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.export import verify
 from selfspec_tune.export.runtimes import llamacpp
-from selfspec_tune.export.verification import Verification
+from selfspec_tune.export.verify import Verification
+from selfspec_tune.export.write import MANIFEST
 from selfspec_tune.requests import DraftFormat
 from selfspec_tune.results import SkipConfig
-from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 
@@ -102,7 +102,7 @@ def test_a_draft_that_computes_something_else_fails(
     source: Path, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Verification("some runtime", 4, 100, 40, 3.0, 4, 90, 10, 90, 40)
-    monkeypatch.setattr(verified, "verify_export", lambda *_: wrong)
+    monkeypatch.setattr(verify, "verify_export", lambda *_: wrong)
     run = export(source, "--to", "nas", "--model", tiny_llama_dir, "--out", tmp_path / "draft", "--verify")
     assert run.exit_code == 1
     assert "some runtime: different" in said(run)

@@ -20,12 +20,12 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, self_speculative
-from selfspec_tune.engine.fast import FastRunner
-from selfspec_tune.export.drafts import export_draft
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
-from selfspec_tune.skip_set import SkipSet
 from tests.covering import cover
 from tests.engine_kit import prompt_tokens
 from tests.enumeration import EveryWay, distribution

@@ -11,15 +11,15 @@ import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, RopeScalingType
 from gguf.quants import dequantize
 
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError
-from selfspec_tune.export import gguf as gguf_export
-from selfspec_tune.export.gguf import FILE, write_gguf
-from selfspec_tune.export.gguf_file import Entry, GgufFile, full, write_gguf_file
+from selfspec_tune.export.formats import gguf as gguf_export
+from selfspec_tune.export.formats.gguf import FILE, write_gguf
+from selfspec_tune.export.formats.gguf_file import GgufFile, MetadataEntry, full, write_gguf_file
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtimes.llamacpp import LlamaCpp, LlamaCppPair
-from selfspec_tune.export.verification import EXACT_LOGPROB, along, server_loop
+from selfspec_tune.export.verify import EXACT_LOGPROB, along, server_loop
 from selfspec_tune.models import LoadedModel, load_model
-from selfspec_tune.skip_set import SkipSet
 from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.export.gguf_kit import save_gguf
@@ -144,8 +144,8 @@ def test_a_window_is_refused(model: tuple[LoadedModel, Path], tmp_path: Path, mo
 def test_empty_lists_of_a_file_are_left_out(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
     piece = full("blk.0.attn_norm.weight", (4,), 1.0)
     entries = {
-        "general.name": Entry("tiny", GGUFValueType.STRING),
-        "tokenizer.ggml.merges": Entry([], GGUFValueType.ARRAY, GGUFValueType.STRING),
+        "general.name": MetadataEntry("tiny", GGUFValueType.STRING),
+        "tokenizer.ggml.merges": MetadataEntry([], GGUFValueType.ARRAY, GGUFValueType.STRING),
     }
     write_gguf_file(tmp_path / "some.gguf", "llama", entries, [piece], "copy")
     assert "tokenizer.ggml.merges" not in GgufFile(tmp_path / "some.gguf").entries

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfspec_tune.engine.reference import skipped
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runners.reference import skipped
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
 from selfspec_tune.export.checkpoint import INDEX, Checkpoint, write_checkpoint
-from selfspec_tune.export.drafts import MANIFEST, export_draft
-from selfspec_tune.export.verified import verify_export
+from selfspec_tune.export.verify import verify_export
+from selfspec_tune.export.write import MANIFEST, export_draft
 from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
-from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import prompt_tokens
 from tests.export.sets import HALVES
 

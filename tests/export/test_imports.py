@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
-from selfspec_tune.dialects import Dialect, to_dialect
+from selfspec_tune.draft.dialects import Dialect, to_dialect
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
-from selfspec_tune.export.imports import import_skip_set
+from selfspec_tune.export.skip_files import import_skip_set
 from selfspec_tune.models import load_model
 from selfspec_tune.results import SkipConfig
-from selfspec_tune.skip_set import SkipSet
 from tests import kit
 
 ANY_LAYERS = st.sets(st.integers(0, 3)).map(sorted)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
-from selfspec_tune.export.drafts import export_draft
 from selfspec_tune.export.manifest import MANIFEST
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.requests import DraftFormat, ExportRequest
-from selfspec_tune.skip_set import SkipSet
 
 SECRET = "a private file's text"
 Export = Callable[..., Path]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec_tune.engine.reference import skipped
-from selfspec_tune.export.drafts import export_draft
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runners.reference import skipped
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import load_model
 from selfspec_tune.requests import DraftFormat, ExportRequest
-from selfspec_tune.skip_set import SkipSet
 from tests.engine_kit import prompt_tokens
 
 mlx = pytest.importorskip("mlx.core")

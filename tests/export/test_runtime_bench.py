@@ -15,13 +15,13 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.engine import Limits
 from selfspec_tune.errors import ContextError, FileFormatError, UsageError
 from selfspec_tune.export import runtime_bench
-from selfspec_tune.export.drafts import MANIFEST, export_draft
-from selfspec_tune.export.own_code import check_own_code
+from selfspec_tune.export.manifest import check_own_code
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.completion import Completion
+from selfspec_tune.export.write import MANIFEST, export_draft
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt
-from selfspec_tune.report.runtime import print_runtime_bench
+from selfspec_tune.report.bench import print_runtime_bench
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench

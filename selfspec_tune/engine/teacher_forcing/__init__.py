@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfspec_tune.engine.fast import FastRunner
 from selfspec_tune.engine.runner import Runner
-from selfspec_tune.engine.teacher_forcing.blocks import BlockScorer
-from selfspec_tune.engine.teacher_forcing.exact import TokenExactScorer
-from selfspec_tune.engine.teacher_forcing.layerwise import LayerwiseScorer
-from selfspec_tune.engine.teacher_forcing.standalone import StandaloneReferenceScorer, StandaloneScorer
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.teacher_forcing.layerwise import LayerwiseScorer, StandaloneScorer, TokenExactScorer
+from selfspec_tune.engine.teacher_forcing.reference import BlockScorer, StandaloneReferenceScorer
 from selfspec_tune.engine.teacher_forcing.trace import DraftScorer, Trace, Window
 from selfspec_tune.models import LoadedModel
 

@@ -11,11 +11,11 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from selfspec_tune.export.runtimes.completion import Completion
-from selfspec_tune.export.verification import Said
+from selfspec_tune.export.verify import RuntimeAnswer
 from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
 from selfspec_tune.measure.workload import WorkItem, open_workload
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.access import quietly
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftFormat, ModelOptions, RuntimeBenchRequest
@@ -32,19 +32,19 @@ class AssistedGeneration:
         self._model: Any = loaded.model
         self._draft = _assistant(loaded, draft, draft_tokens, 0.0, has_own_code=has_own_code)
 
-    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         answer = _generate(self._draft, prompt, num_tokens, output_logits=True, return_dict_in_generate=True)
         tokens = answer.sequences[0, len(prompt) :].tolist()
         rows = torch.cat(answer.logits).float().log_softmax(-1)
-        return Said(tuple(tokens), tuple(row[token].item() for row, token in zip(rows, tokens, strict=True)))
+        return RuntimeAnswer(tuple(tokens), tuple(row[token].item() for row, token in zip(rows, tokens, strict=True)))
 
-    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
-        return Said(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        return RuntimeAnswer(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
 
-    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         with counted_rounds(self._model) as rounds:
             answer = _generate(self._model, prompt, num_tokens, assistant_model=self._draft)
-        return Said(_new_tokens(answer, prompt), (), sum(rounds.drafted), sum(rounds.accepted))
+        return RuntimeAnswer(_new_tokens(answer, prompt), (), sum(rounds.drafted), sum(rounds.accepted))
 
 
 class CustomGeneration:
@@ -57,16 +57,16 @@ class CustomGeneration:
         self._model: Any = loaded.model
         self._how = {"custom_generate": str(folder), "trust_remote_code": True}
 
-    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
-        return Said(())
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        return RuntimeAnswer(())
 
-    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
-        return Said(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        return RuntimeAnswer(_new_tokens(_generate(self._model, prompt, num_tokens), prompt))
 
-    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         counts: dict[str, int] = {}
         answer = _generate(self._model, prompt, num_tokens, draft_counts=counts, **self._how)
-        return Said(_new_tokens(answer, prompt), (), counts["drafted"], counts["accepted"])
+        return RuntimeAnswer(_new_tokens(answer, prompt), (), counts["drafted"], counts["accepted"])
 
 
 class TimedTransformers:

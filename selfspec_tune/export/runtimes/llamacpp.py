@@ -10,10 +10,10 @@ from typing import Any
 
 from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
-from selfspec_tune.export.gguf import FILE
-from selfspec_tune.export.gguf_file import GgufFile
+from selfspec_tune.export.formats.gguf import FILE
+from selfspec_tune.export.formats.gguf_file import GgufFile
 from selfspec_tune.export.runtimes.completion import Completion
-from selfspec_tune.export.verification import NotComparableError, Said
+from selfspec_tune.export.verify import NotComparableError, RuntimeAnswer
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt, Template, check_characters, fit_context, render
 from selfspec_tune.requests import RuntimeBenchRequest
@@ -133,7 +133,7 @@ class TimedLlamaCpp:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from selfspec_tune.models.gguf_file import load_gguf_tokenizer
+        from selfspec_tune.models.gguf import load_gguf_tokenizer
 
         return load_gguf_tokenizer(self._file)
 
@@ -154,20 +154,20 @@ class LlamaCppPair:
         self._target = LlamaCpp(target, threads=threads, is_exact=True)
         self._both = LlamaCpp(target, draft, draft_tokens=draft_tokens, threads=threads, is_exact=True)
 
-    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         return _said(self._draft.complete(prompt, num_tokens))
 
-    def plain(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         return _said(self._target.complete(prompt, num_tokens))
 
-    def speculative(self, prompt: Sequence[int], num_tokens: int) -> Said:
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         return _said(self._both.complete(prompt, num_tokens))
 
 
-def _said(completion: Completion) -> Said:
+def _said(completion: Completion) -> RuntimeAnswer:
     if len(completion.tokens) < completion.num_tokens:
         raise NotComparableError("llama.cpp names no tokens that are parts of a character, as in this answer.")
-    return Said(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
+    return RuntimeAnswer(completion.tokens, completion.logprobs, completion.drafted, completion.accepted)
 
 
 def _name() -> str:

@@ -1,0 +1,301 @@
+"""What the engine's steps cost on a machine, and what a run with given counts would take.
+
+Pure values without torch: the engine measures them, the search and the cost-aware policy
+read them, the study keeps them. All times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from selfspec_tune.checks import number, numbers, shown, whole
+from selfspec_tune.draft.draft import Draft
+from selfspec_tune.draft.policy import Source
+from selfspec_tune.draft.precision import Precision
+from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.errors import UsageError
+
+# What a file may state.
+_MOST_TOKENS = 100_000_000  # of a context
+_LEAST_SECONDS, _MOST_SECONDS = 1e-12, 1e6  # of a step
+
+
+@dataclass(slots=True)
+class Counts:
+    """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model).
+
+    ``passes``: draft passes through the model in each round (empty: one for each token that it drafted);
+    ``guesses``: looked-up tokens that these passes tried (empty: none).
+    """
+
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens produced: the accepted ones, and one more each round."""
+        return sum(self.accepted) + len(self.accepted)
+
+    @property
+    def num_passes(self) -> int:
+        """Draft passes through the model; tokens looked up took none."""
+        return sum(self._passes)
+
+    @property
+    def num_drafts(self) -> int:
+        """Rounds in which the model drafted."""
+        return sum(passes > 0 for passes in self._passes)
+
+    @property
+    def num_guesses(self) -> int:
+        """Looked-up tokens that draft passes tried."""
+        return sum(self.guesses)
+
+    @property
+    def _passes(self) -> list[int]:
+        if self.passes:
+            return self.passes
+        sources = self.sources or [Source.MODEL] * len(self.drafted)
+        return [k if source == Source.MODEL else 0 for k, source in zip(self.drafted, sources, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Steps of one draft: a plain decode step, a draft step, and a full pass over 1, 2, … tokens.
+
+    ``verify[k]`` verifies ``k`` drafted tokens, so ``verify[0]`` is a plain decode step. ``cold`` is what
+    the first draft step of a round takes more than the next: the verification before it has taken its
+    weights out of the caches. ``guess`` is what each looked-up token adds to the draft step that tries it.
+    Raises ValueError where a full pass takes no time, or anything less than none.
+    """
+
+    decode: float
+    draft: float
+    verify: tuple[float, ...]
+    cold: float = 0.0
+    guess: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = min(self.draft, self.cold, self.guess)
+        if self.decode <= 0 or least < 0 or not self.verify or min(self.verify) <= 0:
+            raise ValueError(f"{self}: expected positive seconds and at least one verification")
+
+    def verification(self, num_drafted: int) -> float:
+        """Verifying ``num_drafted`` tokens; past the last one timed, on the line of the table's second half."""
+        last = len(self.verify) - 1
+        if num_drafted <= last:
+            return self.verify[num_drafted]
+        middle = last // 2
+        slope = (self.verify[last] - self.verify[middle]) / max(last - middle, 1)
+        return self.verify[last] + max(slope, 0.0) * (num_drafted - last)
+
+    def seconds(self, counts: Counts) -> float:
+        """Decode time of a run with these counts."""
+        drafting = counts.num_passes * self.draft + counts.num_drafts * self.cold + counts.num_guesses * self.guess
+        return drafting + sum(self.verification(k) for k in counts.drafted)
+
+    def speedup(self, counts: Counts) -> float:
+        """Decode speedup of such a run over plain decoding of as many tokens."""
+        return counts.num_tokens * self.decode / self.seconds(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextCosts:
+    """What moves with the context: passes over 1, 2, … tokens after ``length`` tokens, and one attention."""
+
+    length: int
+    verify: tuple[float, ...]
+    attention: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"length": self.length, "verify": list(self.verify), "attention": self.attention}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
+        """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
+        length = whole("length", value["length"], 0, _MOST_TOKENS)
+        return cls(length, _verify(value), _seconds("attention", value["attention"]))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of the engine's steps on this machine, after ``length`` tokens of context.
+
+    Attributes:
+        verify: a full pass over 1, 2, … tokens; ``verify[0]`` is a plain decode step.
+        heads: what a draft step costs apart from its sub-layers (embedding, final norm, head over the
+            draft's vocabulary, picking the token), by the head's precision.
+        attention: one kept attention with its norm, by precision.
+        mlp: one kept MLP with its norm, by precision.
+        contexts: the same at other lengths, in rising order; between them costs lie on a line.
+        vocabularies: the head at full precision, by the number of token ids that it covers.
+        vocabulary: how many of them ``heads`` is for.
+        cold: seconds that a round's first draft step takes more than the next: about the same for every
+            draft, for it is the part of the weights that the caches could have held.
+        guess: what each looked-up token adds to the draft step that tries it, as a share of that.
+        residual: root mean square of the fit's relative errors over the draft steps that were timed:
+            how far the engine is from costing the sum of its parts.
+    """
+
+    verify: tuple[float, ...]
+    heads: Mapping[Precision, float]
+    attention: Mapping[Precision, float]
+    mlp: Mapping[Precision, float]
+    num_layers: int
+    contexts: tuple[ContextCosts, ...] = ()
+    length: int = 0
+    vocabularies: Mapping[int, float] = field(default_factory=dict)
+    vocabulary: int | None = None
+    residual: float = 0.0
+    cold: float = 0.0
+    guess: float = 0.0
+
+    @property
+    def decode(self) -> float:
+        """One autoregressive step."""
+        return self.verify[0]
+
+    def draft_step(self, draft: Draft, context: float | None = None) -> float:
+        """One step of ``draft`` after ``context`` tokens (default: the length that the model is for).
+
+        Raises ValueError for a precision that was not measured.
+        """
+        more = self._attention_beyond(context)
+        seconds = _cost_of(self.heads, draft.precision.head)
+        for index, skipped in enumerate(draft.skip_set.to_flags()):
+            if skipped:
+                continue
+            precision = draft.precision.of(index)
+            if index % 2 == 0:
+                seconds += max(_cost_of(self.attention, precision) + more, 0.0)
+            else:
+                seconds += _cost_of(self.mlp, precision)
+        return seconds
+
+    def of_sublayer(self, index: int, precision: Precision) -> float:
+        """Seconds of sub-layer ``index`` (2i: attention, 2i + 1: MLP of layer i) in a draft step."""
+        return _cost_of(self.mlp if index % 2 else self.attention, precision)
+
+    def steps(self, draft: Draft, context: float | None = None) -> StepCosts:
+        """The steps of ``draft`` after ``context`` tokens (default: the length that the model is for)."""
+        verify = self.verify
+        if context is not None and self.contexts:
+            lengths = [entry.length for entry in self.contexts]
+            columns = zip(*(entry.verify for entry in self.contexts), strict=True)
+            verify = tuple(_on_line(lengths, column, context) for column in columns)
+        step = self.draft_step(draft, context)
+        return StepCosts(verify[0], step, verify, self.cold, self.guess * step)
+
+    def with_vocabulary(self, vocabulary: int) -> CostModel:
+        """The same where drafts cover ``vocabulary`` token ids, one of those measured.
+
+        The head at lower precisions is taken to shrink in the same proportion. Raises
+        ValueError for a vocabulary that was not measured.
+        """
+        if vocabulary == self.vocabulary:
+            return self
+        if self.vocabulary is None or vocabulary not in self.vocabularies:
+            known = ", ".join(map(str, self.vocabularies)) or "none"
+            raise ValueError(f"no cost of a head over {vocabulary} token ids was measured; measured: {known}")
+        ratio = self.vocabularies[vocabulary] / max(self.vocabularies[self.vocabulary], 1e-12)
+        heads = {precision: ratio * seconds for precision, seconds in self.heads.items()}
+        heads[Precision.SAME] = self.vocabularies[vocabulary]
+        return replace(self, heads=heads, vocabulary=vocabulary)
+
+    def _attention_beyond(self, context: float | None) -> float:
+        """What one attention costs more after ``context`` tokens than after ``length``: its longer cache."""
+        if context is None or not self.contexts:
+            return 0.0
+        lengths, seconds = zip(*((entry.length, entry.attention) for entry in self.contexts), strict=True)
+        return _on_line(lengths, seconds, context) - _on_line(lengths, seconds, self.length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "num_layers": self.num_layers,
+            "length": self.length,
+            "verify": list(self.verify),
+            "heads": {precision.value: seconds for precision, seconds in self.heads.items()},
+            "attention": {precision.value: seconds for precision, seconds in self.attention.items()},
+            "mlp": {precision.value: seconds for precision, seconds in self.mlp.items()},
+            "vocabulary": self.vocabulary,
+            "vocabularies": {str(size): seconds for size, seconds in self.vocabularies.items()},
+            "contexts": [entry.to_dict() for entry in self.contexts],
+            "residual": self.residual,
+            "cold_seconds": self.cold,
+            "guess": self.guess,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> CostModel:
+        """The inverse of `to_dict`. Raises KeyError, TypeError, ValueError or `UsageError` for another value."""
+        verify = _verify(value)
+        vocabularies = value.get("vocabularies", {})
+        vocabulary = value.get("vocabulary")
+        known = {int(size): _seconds("vocabularies", seconds) for size, seconds in vocabularies.items()}
+        if vocabulary is not None and known and vocabulary not in known:
+            raise UsageError(f"vocabulary is {shown(vocabulary)}; expected one of {', '.join(map(str, known))}.")
+        contexts = tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ()))
+        lengths = [entry.length for entry in contexts]
+        if lengths != sorted(set(lengths)):
+            raise UsageError(f"contexts have the lengths {shown(lengths)}; expected rising ones.")
+        if any(len(entry.verify) != len(verify) for entry in contexts):
+            raise UsageError("contexts verify other numbers of tokens than the model does; expected as many.")
+        return cls(
+            verify=verify,
+            heads=_by_precision("heads", value["heads"]),
+            attention=_by_precision("attention", value["attention"]),
+            mlp=_by_precision("mlp", value["mlp"]),
+            num_layers=whole("num_layers", value["num_layers"], 1, MOST_LAYERS),
+            contexts=contexts,
+            length=whole("length", value.get("length", 0), 0, _MOST_TOKENS),
+            vocabularies=known,
+            vocabulary=vocabulary,
+            residual=_seconds("residual", value.get("residual", 0.0)),
+            cold=_seconds("cold_seconds", value.get("cold_seconds", 0.0)),
+            guess=_seconds("guess", value.get("guess", 0.0)),
+        )
+
+
+def _by_precision(name: str, value: Mapping[str, float]) -> dict[Precision, float]:
+    return {Precision(kind): _seconds(f"{name}.{kind}", seconds) for kind, seconds in value.items()}
+
+
+def _seconds(name: str, value: Any) -> float:
+    return float(number(name, value, 0.0, _MOST_SECONDS))
+
+
+def _verify(value: Mapping[str, Any]) -> tuple[float, ...]:
+    """Passes of some time each, one at least."""
+    steps = numbers("verify", value["verify"], _LEAST_SECONDS, _MOST_SECONDS)
+    if not steps:
+        raise UsageError("verify is empty; expected the seconds of one step or more.")
+    return steps
+
+
+def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:
+    if precision not in costs:
+        raise ValueError(f"no costs were measured at precision {precision}; measured: {', '.join(costs)}")
+    return costs[precision]
+
+
+def _on_line(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """The value at ``place`` on the lines between rising ``places``.
+
+    Below the first it is the first; past the last it goes on along the last line, which
+    never falls: a longer context cannot cost less.
+    """
+    if place <= places[0] or len(places) == 1:
+        return values[0]
+    for (low, high), (first, second) in zip(pairwise(places), pairwise(values), strict=True):
+        if place <= high:
+            return first + (second - first) * (place - low) / (high - low)
+    slope = max((values[-1] - values[-2]) / (places[-1] - places[-2]), 0.0)
+    return values[-1] + slope * (place - places[-1])

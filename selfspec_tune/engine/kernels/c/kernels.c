@@ -1,0 +1,121 @@
+/* Decoding passes of Llama-shaped models on a CPU, a few tokens at a time.
+ *
+ * One call runs embedding, any list of sub-layers, final norm and output head inside a single
+ * parallel region. What a row of the result is never depends on how many rows are computed
+ * beside it nor on the number of threads: every sum over inputs and over positions is taken
+ * in one fixed order. So verification gives the same bits as single steps, in bfloat16 too.
+ *
+ *   vector, pool --> inputs --> tiles, int4 --> linear --> pass --> here
+ *                       packing              attention
+ */
+#define _GNU_SOURCE
+#include "packing.h"
+#include "pass.h"
+
+#ifndef KERNELS_LEVEL
+#define KERNELS_LEVEL "unknown"
+#endif
+#define KERNELS_ABI 1 /* changes with what the functions below take; mirrored in binding.py */
+
+/* The processor level that these were compiled for. */
+const char *kernels_level(void) { return KERNELS_LEVEL; }
+
+/* 0: KERNELS_ABI; 1 to 4: bytes of Linear, SubLayer, Model and Best, as a binding must have them. */
+int64_t kernels_abi(int32_t which) {
+    const int64_t found[] = {KERNELS_ABI, sizeof(Linear), sizeof(SubLayer), sizeof(Model), sizeof(Best)};
+    return which >= 0 && which < (int32_t)(sizeof found / sizeof *found) ? found[which] : -1;
+}
+
+static void *zeroed(int64_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes)) return NULL;
+    memset(p, 0, bytes);
+    return p;
+}
+
+static int make_input(Input *x, int64_t cols) {
+    x->cols = cols;
+    x->values = zeroed(MAX_TOKENS * cols * 4);
+    #if HAVE_DOT_BF16
+    x->narrow = zeroed(MAX_TOKENS * padded(cols) * 2);
+#else
+    x->paired = zeroed(MAX_TOKENS * padded(cols) * 4);
+#endif
+    x->sums = zeroed(MAX_TOKENS * (cols / GROUP + 1) * 4);
+    return x->values && (x->narrow || x->paired) && x->sums;
+}
+
+static void free_input(Input *x) { free(x->values); free(x->paired); free(x->narrow); free(x->sums); }
+
+void engine_free(Engine *e) {
+    if (!e) return;
+    free(e->hidden); free(e->qkv); free(e->part); free(e->part_max); free(e->part_sum);
+    free_input(&e->shared);
+    for (int i = 0; e->local && i < e->m.threads; i++) free_input(&e->local[i]);
+    free(e->local);
+    free(e->highest);
+    free(e);
+}
+
+/* Scratch memory for a model; null when there is none. */
+Engine *engine_new(const Model *m) {
+    Engine *e = zeroed(sizeof *e);
+    if (!e) return NULL;
+    e->m = *m;
+    e->chunks = m->capacity / KV_CHUNK + 1;
+    const int64_t slots = e->chunks * MAX_TOKENS * m->heads;
+    e->hidden = zeroed(MAX_TOKENS * m->hidden * 4);
+    e->qkv = zeroed(MAX_TOKENS * (m->heads + 2 * m->kv_heads) * m->head_size * 4);
+    e->part = zeroed(slots * m->head_size * 4);
+    e->part_max = zeroed(slots * 4);
+    e->part_sum = zeroed(slots * 4);
+    e->local = zeroed(m->threads * sizeof(Input));
+    e->highest = zeroed((m->vocabulary / (UNIT * HEAD_UNITS) + 1) * MAX_TOKENS * sizeof(Highest));
+    int ok = e->hidden && e->qkv && e->part && e->part_max && e->part_sum && e->local && e->highest && make_input(&e->shared, m->widest);
+    for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
+    if (ok) return e;
+    engine_free(e);
+    return NULL;
+}
+
+/* Run `count` token ids, at the positions that follow `start`, through the sub-layers.
+ * logits [count, head->rows] in float32, or null; best [count]. */
+void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head,
+                const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
+    Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits};
+    atomic_store(&e->barrier.arrived, 0); /* a fork in the midst of a pass leaves some */
+    parallel(e->m.threads, run_pass, &pass);
+    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head->rows, t);
+}
+
+typedef struct {
+    const uint8_t *data;
+    int64_t bytes;
+    atomic_uint total;
+} Reading;
+
+static void read_share(void *argument, int thread, int threads) {
+    Reading *r = argument;
+    int64_t from, to;
+    share(r->bytes / 256, thread, threads, &from, &to);
+    uv sums[256 / sizeof(uv)] = {};
+    for (int64_t i = from; i < to; i++)
+        for (size_t j = 0; j < 256 / sizeof(uv); j++) {
+            uv v;
+            memcpy(&v, r->data + 256 * i + sizeof(uv) * j, sizeof v);
+            sums[j] += v;
+        }
+    unsigned total = 0;
+    for (size_t j = 0; j < 256 / sizeof(uv); j++)
+        for (int i = 0; i < LANES; i++) total += sums[j][i];
+    atomic_fetch_add(&r->total, total);
+}
+
+/* Sum of bytes read as 32-bit words: how fast this machine's memory can be read at all. */
+uint32_t read_all(const uint8_t *data, int64_t bytes, int32_t num_threads) {
+    Reading reading = {.data = data, .bytes = bytes};
+    parallel(num_threads, read_share, &reading);
+    return atomic_load(&reading.total);
+}
+
+#include "self_test.h"

@@ -1,0 +1,267 @@
+"""The fast runner: our own loop over the model's own weights.
+
+Preallocated KV cache, rewinding by moving a length, no mask built per step, fused QKV and
+gate/up projections; a skipped sub-layer costs nothing, its norm included. Serves
+Llama-shaped models (`selfspec_tune.models.structure`): llama, qwen2, mistral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.layers.copies import DraftCopies, Key
+from selfspec_tune.engine.layers.linear import Dense, Projection
+from selfspec_tune.engine.layers.llama import Attention, CacheState, Mlp, Norm, SubLayer
+from selfspec_tune.engine.layers.lowbit import LowBitSettings, refusal
+from selfspec_tune.engine.layers.quantize import Meter, Moments
+from selfspec_tune.engine.runner import check_cache, check_room
+from selfspec_tune.models import LoadedModel
+
+
+class FastRunner:
+    """Runs one sequence through a Llama-shaped model; see `Runner` for the meaning of each call."""
+
+    name = "fast"
+
+    @torch.inference_mode()
+    def __init__(self, loaded: LoadedModel) -> None:
+        model: Any = loaded.model
+        self._loaded = loaded
+        self._head = Dense.of(model.get_output_embeddings())
+        self._embedding: Tensor = model.get_input_embeddings().weight.data  # after the head, which may have moved it
+        self._norm = Norm(model.base_model.norm)
+        self.num_layers = loaded.num_layers
+        self.vocabulary_size = int(self._head.weight.shape[0])
+        self._state = CacheState(loaded, model.config)
+        self._sublayers: list[Attention | Mlp] = []
+        for index, layer in enumerate(loaded.sublayers.layers):
+            self._sublayers.append(Attention(layer, index, self._state))
+            self._sublayers.append(Mlp(layer))
+        self._copies = self._new_copies()
+        self._length = 0
+        self.set_draft(Draft(SkipSet.empty(self.num_layers)))
+
+    @property
+    def about(self) -> str:
+        return self._loaded.name_and_dtype
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        return self._state.capacity
+
+    @torch.inference_mode()
+    def reserve(self, capacity: int) -> None:
+        if capacity > self._state.capacity:
+            check_room(capacity, self._loaded.context_length)
+            self._length = 0
+            self._state.allocate(min(self._rounded(capacity), self._loaded.context_length))
+
+    @torch.inference_mode()
+    def release(self) -> None:
+        """Let the cache go; the next reservation makes one of its own size."""
+        self._length = 0
+        self._state.allocate(0)
+
+    def set_draft(self, draft: Draft) -> None:
+        """Raises `UsageError` where its copies exceed `extra_memory_bytes`, and
+        `UnsupportedPrecisionError` where torch cannot compute with them."""
+        keys = self._copies_of(draft)
+        self._forget(self._copies.make_room(keys))  # first: making a copy may fail
+        self._copies.require(keys)
+        kept = (index for index, skip in enumerate(draft.skip_set.to_flags()) if not skip)
+        self._draft_sublayers = [self._sublayer(index, draft.precision.of(index)) for index in kept]
+        self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
+
+    @property
+    def extra_memory_bytes(self) -> int | None:
+        """Most bytes of low-precision copies that drafts may hold; None: no limit."""
+        return self._copies.limit
+
+    @extra_memory_bytes.setter
+    def extra_memory_bytes(self, limit: int | None) -> None:
+        self._copies.limit = limit
+
+    @property
+    def draft_copy_bytes(self) -> int:
+        """Bytes of low-precision copies held now."""
+        return self._copies.num_bytes
+
+    def copy_bytes(self, draft: Draft) -> int:
+        """Bytes of low-precision copies that ``draft`` needs."""
+        return sum(self._copies.bytes_of(key) for key in self._copies_of(draft))
+
+    def precision_refusal(self, precision: Precision) -> str | None:
+        """Why sub-layers of this model cannot be drafted at ``precision`` here, None where they can."""
+        if precision is Precision.SAME:
+            return None
+        dtype, device = self._loaded.dtype, self._loaded.device
+        widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
+        reasons = (refusal(precision, device, dtype, width, self._copies.settings) for width in sorted(widths))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def configure_copies(self, settings: LowBitSettings) -> None:
+        """Make int4 copies in another way; all are dropped, so that `set_draft` must follow."""
+        self._forget(self._copies.configure(settings))
+        self.set_draft(Draft(SkipSet.empty(self.num_layers)))
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        self._length = 0
+        self.reserve(len(tokens))
+        return self.extend(tokens)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        return self.head(self._run(self.embed(tokens), self._sublayers)[-1])
+
+    @torch.inference_mode()
+    def draft_prefill(self, tokens: Sequence[int]) -> None:
+        """Empty the cache and run the prompt through the draft, as a draft with a cache of its own begins."""
+        self._length = 0
+        self.reserve(len(tokens))
+        self._run(self.embed(tokens), self._draft_sublayers)
+
+    @torch.inference_mode()
+    def decode(self, token: int) -> Tensor:
+        hidden = self._run(self._embedding[token : token + 1], self._sublayers)
+        return self.head(hidden)[0]
+
+    @torch.inference_mode()
+    def draft_step(self, token: int) -> Tensor:
+        hidden = self._run(self._embedding[token : token + 1], self._draft_sublayers)
+        return self._draft_head(self._norm(hidden))[0]
+
+    @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return self._draft_head(self._norm(self._run(self.embed(tokens), self._draft_sublayers)))
+
+    @torch.inference_mode()
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        return self.head(self._run(self.embed(tokens), self._sublayers))
+
+    def rewind(self, length: int) -> None:
+        self._length = min(length, self._length)
+
+    def synchronize(self) -> None:
+        if self._loaded.device.type == "cuda":
+            torch.cuda.synchronize(self._loaded.device)
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Copies of one layer's cached keys and values, [kv heads, length, head size] each, keys rotated."""
+        state = self._state
+        return state.keys[layer, :, : self._length].clone(), state.values[layer, :, : self._length].clone()
+
+    @torch.inference_mode()
+    def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        check_cache(length, self._state.capacity)
+        for index, (keys, values) in enumerate(layers):
+            self._state.keys[index, :, :length], self._state.values[index, :, :length] = keys, values
+        self._length = length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._loaded.device
+
+    def attention(self, layer: int, precision: Precision = Precision.SAME) -> Attention:
+        """One layer's attention sub-layer; at a low precision only after `set_draft` with such a draft."""
+        sublayer = self._sublayer(2 * layer, precision)
+        assert isinstance(sublayer, Attention)
+        return sublayer
+
+    def mlp(self, layer: int, precision: Precision = Precision.SAME) -> SubLayer:
+        """One layer's MLP sub-layer; at a low precision only after `set_draft` with such a draft."""
+        return self._sublayer(2 * layer + 1, precision)
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Embeddings [tokens, width]."""
+        return self._embedding[torch.tensor(tokens, device=self._embedding.device)]
+
+    def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:
+        """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
+        return self._head_at(precision, vocabulary)(self._norm(hidden))
+
+    @torch.inference_mode()
+    def input_moments(self, tokens: Sequence[int]) -> dict[Dense, Moments]:
+        """What the inputs of every linear layer are like along ``tokens``.
+
+        Left out are layers whose number of inputs is no multiple of 32. What is cached is kept.
+        """
+        meters: dict[Dense, Meter] = {}
+
+        def metered(dense: Dense) -> Projection:
+            return meters.setdefault(dense, Meter(dense)) if dense.weight.shape[1] % 32 == 0 else dense
+
+        sublayers = [s.with_projections(*map(metered, s.projections)) for s in self._sublayers]
+        head = metered(self._head)
+        length = self._length
+        held = self._state.copy(length) if length else None
+        tokens = tokens[: self._loaded.context_length]
+        self.reserve(len(tokens))
+        self._length = 0
+        hidden = self._norm(self._run(self.embed(tokens), sublayers))
+        if isinstance(head, Meter):
+            head.note(hidden)
+        if held is not None:
+            self._state.restore(held)
+        self._length = length
+        return {dense: meter.moments for dense, meter in meters.items()}
+
+    def rotation(self, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and signed sines at ``positions``, all below ``capacity``."""
+        self.reserve(capacity)
+        return self._state.cos[positions], self._state.signed_sin[positions]
+
+    def _run(self, hidden: Tensor, sublayers: Sequence[SubLayer]) -> Tensor:
+        """Pass hidden [tokens, width] through ``sublayers``, at the positions that follow the cache."""
+        start, end = self._length, self._length + hidden.shape[0]
+        check_cache(end, self._state.capacity)
+        for sublayer in sublayers:
+            hidden = sublayer(hidden, start)
+        self._length = end
+        return hidden
+
+    def _rounded(self, capacity: int) -> int:
+        """How many positions to allocate where ``capacity`` are asked for."""
+        return -(-capacity // 256) * 256
+
+    def _new_copies(self) -> DraftCopies:
+        """An empty store of low-precision copies in the form that this runner's kernels read."""
+        return DraftCopies(self._linear_layers)
+
+    def _linear_layers(self, index: int) -> tuple[Dense, ...]:
+        """The linear layers of sub-layer ``index``; of the head past the last."""
+        return (self._head,) if index == len(self._sublayers) else self._sublayers[index].projections
+
+    def _copies_of(self, draft: Draft) -> list[Key]:
+        """The low-precision copies that ``draft`` computes with: none for what it skips."""
+        flags = enumerate(draft.skip_set.to_flags())
+        keys = [(index, draft.precision.of(index)) for index, skip in flags if not skip]
+        keys.append((len(self._sublayers), draft.precision.head))
+        return [(index, precision) for index, precision in keys if precision is not Precision.SAME]
+
+    def _sublayer(self, index: int, precision: Precision) -> SubLayer:
+        sublayer = self._sublayers[index]
+        if precision is Precision.SAME:
+            return sublayer
+        into, out = self._copies.get((index, precision))
+        return sublayer.with_projections(into, out)
+
+    def _head_at(self, precision: Precision, vocabulary: int | None) -> Projection:
+        if precision is Precision.SAME:
+            return self._head.narrow(vocabulary)
+        return self._copies.get((len(self._sublayers), precision))[0].narrow(vocabulary)
+
+    def _forget(self, dropped: set[Key]) -> None:
+        """Called with the copies that are no longer held."""

@@ -1,0 +1,280 @@
+"""The fast runner by captured graphs: one launch per pass instead of a thousand.
+
+A captured pass has fixed addresses and shapes, so the length lives in a tensor on the
+device: keys and values are written by `index_copy_` at positions computed there, and
+attention reads a whole *bucket* of the cache (256, 512, 1024, … positions) under a mask made
+from those positions. Graphs are captured for the full model by (tokens, bucket) and for a
+draft by its bucket. Skip sets change which kernels a graph holds, never the kernels: nothing
+is compiled for a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.engine.layers.copies import Key
+from selfspec_tune.engine.layers.linear import Projection
+from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS, Attention, SubLayer
+from selfspec_tune.engine.runner import check_cache, most_probable
+from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, Pass
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.models import LoadedModel
+
+_SMALLEST_BUCKET = 256
+_MAX_DRAFTS = 8  # drafts whose graphs are kept; a search goes through hundreds
+
+_FULL = "full"
+# What: _FULL or a draft's key; how many tokens; bucket; whether they are given, or the device's own last one.
+_GraphKey = tuple[Any, int, int, bool]
+
+
+class GraphedRunner(FastRunner):
+    """`FastRunner` whose decode, draft step and verification are replayed; prefill stays eager.
+
+    ``backend`` is CUDA graphs on a GPU, else the dry one that calls each pass again.
+    """
+
+    name = "graphs"
+
+    @torch.inference_mode()
+    def __init__(self, loaded: LoadedModel, backend: GraphBackend | None = None) -> None:
+        on_gpu = loaded.device.type == "cuda"
+        self._backend: GraphBackend = backend or (CudaGraphs(loaded.device) if on_gpu else DryGraphs())
+        self._graphs: dict[_GraphKey, Pass] = {}
+        self._drafts: dict[Any, frozenset[Key]] = {}  # copies of each draft that may have graphs, last used last
+        super().__init__(loaded)
+        device = loaded.device
+        self._inputs = DeviceInputs(MAX_MASKED_TOKENS, device)
+        self._offsets = torch.arange(MAX_MASKED_TOKENS, device=device)
+        self._logits = torch.empty(MAX_MASKED_TOKENS, self.vocabulary_size, dtype=loaded.dtype, device=device)
+        self._chosen = torch.zeros(MAX_MASKED_TOKENS, 2, dtype=torch.float64, device=device)  # token, probability
+
+    @property
+    def num_graphs(self) -> int:
+        """Captured graphs that are held."""
+        return len(self._graphs)
+
+    def buckets(self, capacity: int) -> list[int]:
+        """The lengths that attention may read, up to the first that holds ``capacity`` positions."""
+        lengths = [min(_SMALLEST_BUCKET, self.capacity)]
+        while lengths[-1] < min(capacity, self.capacity):
+            lengths.append(min(2 * lengths[-1], self.capacity))
+        return lengths
+
+    def reserve(self, capacity: int) -> None:
+        """Also captures what decoding with the current draft will replay, so that no timed run captures."""
+        before = self.capacity
+        super().reserve(capacity)
+        if self.capacity != before:
+            self._graphs.clear()
+        self._capture_ahead(capacity)
+
+    def release(self) -> None:
+        super().release()
+        self._graphs.clear()
+
+    def set_draft(self, draft: Draft) -> None:
+        super().set_draft(draft)
+        self._needs_probability = draft.policy.needs_probability
+        self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
+        self._most_tried = draft.ngram.draft_tokens if draft.ngram and draft.model_drafts else 0
+        self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
+        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, self._needs_probability)
+        self._drafts.pop(self._draft_key, None)
+        self._drafts[self._draft_key] = frozenset(self._copies_of(draft))
+        if len(self._drafts) > _MAX_DRAFTS:
+            self._forget_drafts([next(iter(self._drafts))])
+
+    @torch.inference_mode()
+    def decode(self, token: int) -> Tensor:
+        return self._pass([token])[0].clone()
+
+    @torch.inference_mode()
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        if len(tokens) > MAX_MASKED_TOKENS:
+            return super().verify(tokens)
+        return self._pass(tokens).clone()
+
+    @torch.inference_mode()
+    def draft_step(self, token: int) -> Tensor:
+        self._inputs.expect_draft(self._length, token)
+        self._step()
+        self._inputs.drafted()
+        return self._logits[0, : self._draft_width].clone()
+
+    @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        if len(tokens) > MAX_MASKED_TOKENS:
+            return super().draft_pass(tokens)
+        return self._pass(tokens, self._draft_key)[:, : self._draft_width].clone()
+
+    @torch.inference_mode()
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        is_long = len(tokens) > MAX_MASKED_TOKENS
+        logits = super().draft_pass(tokens) if is_long else self._pass(tokens, self._draft_key)[:, : self._draft_width]
+        following = logits.argmax(-1)
+        confidence = _probability if self._needs_probability else _certainty
+        chosen: list[list[float]] = torch.stack((following.double(), confidence(logits, following)), -1).tolist()
+        return [int(row[0]) for row in chosen], [row[1] for row in chosen]
+
+    @torch.inference_mode()
+    def decode_greedy(self, token: int) -> int:
+        return most_probable(self._pass([token]), self)[0]
+
+    @torch.inference_mode()
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        logits = self._pass(tokens) if len(tokens) <= MAX_MASKED_TOKENS else super().verify(tokens)
+        return most_probable(logits, self)
+
+    @torch.inference_mode()
+    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        """All steps in a row; waits for the device once, at the end."""
+        tokens, probabilities = [token], list[float]()
+        while len(probabilities) < count:
+            part = min(count - len(probabilities), MAX_MASKED_TOKENS - 1)  # as many as there are slots
+            drafted = self._steps(tokens[-1], part)
+            tokens += [int(row[0]) for row in drafted]
+            probabilities += [row[1] for row in drafted]
+        return tokens[1:], probabilities
+
+    def _steps(self, token: int, count: int) -> list[list[float]]:
+        """Token and probability of ``count`` steps, read off the device once."""
+        self._inputs.expect_draft(self._length, token, count)
+        first = self._inputs.next_slot
+        for _ in range(count):
+            self._step()
+        drafted: list[list[float]] = self._chosen[first : first + count].tolist()
+        self._inputs.drafted([int(row[0]) for row in drafted], count)
+        return drafted
+
+    def _pass(self, tokens: Sequence[int], what: Any = _FULL) -> Tensor:
+        """Logits [tokens, vocabulary] of the full model or of a draft, which the next pass overwrites."""
+        end = self._length + len(tokens)
+        check_cache(end, self.capacity)
+        self._inputs.expect_pass(self._length, tokens)
+        self._replay((what, len(tokens), self._bucket(end), True))
+        self._length = end
+        return self._logits[: len(tokens)]
+
+    def _step(self) -> None:
+        """One draft step from the slot that is next on the device."""
+        check_cache(self._length + 1, self.capacity)
+        self._replay((self._draft_key, 1, self._bucket(self._length + 1), False))
+        self._length += 1
+
+    def _replay(self, key: _GraphKey) -> None:
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph()
+            return
+        forward = self._make_pass(key)
+        self._backend.run(forward)
+        self._graphs[key] = self._backend.capture(forward)
+
+    @torch.inference_mode()
+    def _capture_ahead(self, capacity: int) -> None:
+        """Capture decode, draft step and each verification at every bucket; the cache stays as it is."""
+        for bucket in self.buckets(capacity):
+            wanted: list[_GraphKey] = [(_FULL, count, bucket, True) for count in range(1, self._max_draft_tokens + 2)]
+            wanted.append((self._draft_key, 1, bucket, False))
+            wanted += [(self._draft_key, count, bucket, True) for count in range(2, self._most_tried + 2)]
+            missing = [key for key in wanted if key not in self._graphs and key[1] <= bucket]
+            if missing:
+                self._capture_at_end(bucket, missing)
+
+    def _capture_at_end(self, bucket: int, keys: Sequence[_GraphKey]) -> None:
+        """Capture ``keys`` at the last positions of ``bucket``, which are put back afterwards."""
+        overwritten = slice(max(0, bucket - MAX_MASKED_TOKENS), bucket)
+        caches = (self._state.keys, self._state.values)
+        before = [cache[:, :, overwritten].clone() for cache in caches]
+        for key in keys:
+            _, count, _, is_given = key
+            if is_given:
+                self._inputs.expect_pass(bucket - count, [0] * count)
+                self._replay(key)
+            else:
+                self._inputs.expect_draft(bucket - count, 0)
+                self._replay(key)
+                self._inputs.drafted()
+        for cache, kept in zip(caches, before, strict=True):
+            cache[:, :, overwritten] = kept
+
+    def _make_pass(self, key: _GraphKey) -> Pass:
+        what, count, bucket, is_given = key
+        if not is_given:
+            return self._step_of_draft(bucket)
+        if what is _FULL:
+            return self._pass_over(count, bucket, self._sublayers, self._head)
+        return self._pass_over(count, bucket, self._draft_sublayers, self._draft_head)
+
+    def _pass_over(self, count: int, bucket: int, sublayers: Sequence[SubLayer], head: Projection) -> Pass:
+        """A pass over given tokens. What it runs through is bound now: by a later call the draft may be another."""
+        inputs = self._inputs
+
+        def forward() -> None:
+            positions = inputs.start + self._offsets[:count]
+            hidden = F.embedding(inputs.tokens[:count], self._embedding)
+            logits = head(self._norm(self._through(sublayers, hidden, positions, bucket)))
+            self._logits[:count, : logits.shape[-1]].copy_(logits)
+
+        return forward
+
+    def _step_of_draft(self, bucket: int) -> Pass:
+        # Bound now: the draft may have changed by the time that a dry pass is called again.
+        sublayers, head = self._draft_sublayers, self._draft_head
+        inputs, logits = self._inputs, self._logits[:1, : self._draft_width]
+        confidence = _probability if self._needs_probability else _certainty
+
+        def forward() -> None:
+            hidden = F.embedding(inputs.tokens.index_select(0, inputs.slot), self._embedding)
+            hidden = self._through(sublayers, hidden, inputs.start + inputs.slot, bucket)
+            logits.copy_(head(self._norm(hidden)))
+            token = logits.argmax(-1)
+            self._chosen.index_copy_(0, inputs.slot, torch.stack((token.double(), confidence(logits, token)), -1))
+            inputs.slot.add_(1)
+            inputs.tokens.index_copy_(0, inputs.slot, token)
+
+        return forward
+
+    def _through(self, sublayers: Sequence[SubLayer], hidden: Tensor, positions: Tensor, bucket: int) -> Tensor:
+        """Pass hidden [tokens, width] through ``sublayers`` at ``positions`` [tokens]."""
+        place = self._state.place(positions, bucket)
+        for sublayer in sublayers:
+            hidden = sublayer.at(hidden, place) if isinstance(sublayer, Attention) else sublayer(hidden, 0)
+        return hidden
+
+    def _bucket(self, end: int) -> int:
+        """The smallest bucket with ``end`` positions."""
+        return self.buckets(end)[-1]
+
+    def _rounded(self, capacity: int) -> int:
+        return max(_SMALLEST_BUCKET, 1 << (capacity - 1).bit_length())
+
+    def _forget(self, dropped: set[Key]) -> None:
+        self._forget_drafts([draft for draft, copies in self._drafts.items() if copies & dropped])
+
+    def _forget_drafts(self, drafts: Sequence[Any]) -> None:
+        for draft in drafts:
+            del self._drafts[draft]
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] not in drafts}
+
+
+def _most_drafted(draft: Draft) -> int:
+    """The longest draft of the model's or of the lookup's."""
+    return max(draft.policy.max_draft_tokens, draft.ngram.max_tokens if draft.ngram else 0)
+
+
+def _probability(logits: Tensor, token: Tensor) -> Tensor:
+    """The softmax of logits [1, vocabulary] at ``token`` [1]; float64 [1]."""
+    chosen = logits.gather(-1, token[:, None])[:, 0].float()
+    return torch.exp(chosen - logits.float().logsumexp(-1)).double()
+
+
+def _certainty(logits: Tensor, token: Tensor) -> Tensor:
+    return torch.ones_like(token, dtype=torch.float64)

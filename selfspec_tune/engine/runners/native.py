@@ -1,0 +1,283 @@
+"""The native runner: prefill by PyTorch, everything after it by our own CPU kernels.
+
+Verification and single steps give the same bits, so greedy output equals plain decoding's
+in bfloat16 too. Draft copies of sub-layers at int8 or int4 are made when a draft first
+asks for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from math import exp, nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.engine.kernels import weights
+from selfspec_tune.engine.kernels.binding import (
+    LOWEST,
+    MAX_HEAD_SIZE,
+    MAX_TOKENS,
+    Best,
+    Model,
+    SubLayerStruct,
+    load_library,
+)
+from selfspec_tune.engine.kernels.weights import FORMATS, Described, NativeCopy, Stack
+from selfspec_tune.engine.layers.copies import DraftCopies, Key
+from selfspec_tune.engine.layers.linear import Dense
+from selfspec_tune.engine.layers.lowbit import LowBitSettings
+from selfspec_tune.engine.layers.quantize import Moments, typical_text
+from selfspec_tune.engine.runner import check_cache, check_largest
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.errors import NativeUnavailableError, UsageError
+from selfspec_tune.models import LoadedModel
+
+
+def native_unsupported_reason(loaded: LoadedModel) -> str | None:
+    """Why the native runner cannot serve a model that the fast runner can; None where it does."""
+    if loaded.device.type != "cpu":
+        return f"the native kernels run on a CPU, not on {loaded.device}"
+    if (reason := _unread_reason(loaded)) is not None:
+        return reason
+    try:
+        load_library()
+    except NativeUnavailableError as error:
+        return str(error)
+    return None
+
+
+def _unread_reason(loaded: LoadedModel) -> str | None:
+    """What about the weights the kernels cannot read; None where they can."""
+    model, config = loaded.model, loaded.model.config
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if head_size > MAX_HEAD_SIZE:
+        return f"the native kernels have heads of up to {MAX_HEAD_SIZE}, not {head_size}"
+    for name, weight in model.named_parameters():
+        is_vector = weight.dim() < 2  # norms and biases are copied to float32
+        if weight.dtype not in FORMATS:
+            return f"the native kernels read bfloat16 and float32, and {name} is {_name(weight.dtype)}"
+        if not is_vector and not weight.is_contiguous():
+            return f"the native kernels read contiguous weights, and {name} is strided"
+    embedded: torch.dtype = model.get_input_embeddings().weight.dtype  # type: ignore[assignment]
+    if embedded != loaded.dtype:
+        return f"its embedding is {_name(embedded)}, and the model {_name(loaded.dtype)}"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class NativeRunner(FastRunner):
+    """A `FastRunner` whose steps after the prefill run in one native call each.
+
+    Logits are float32 with values rounded to the model's type. Where ``notice`` is set it is told
+    of what takes long besides the steps.
+    """
+
+    name = "native"
+
+    @torch.inference_mode()
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._library = load_library()
+        self.notice: Callable[[str], None] | None = None
+        self._engine: int | None = None
+        self._engine_reads: tuple[Any, ...] = ()
+        self._own: list[tuple[Described, SubLayerStruct]] = []
+        self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
+        self._described: dict[Key, tuple[Described, SubLayerStruct]] = {}  # of the copies held
+        super().__init__(loaded)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._close()
+
+    @torch.inference_mode()
+    def reserve(self, capacity: int) -> None:
+        before = self._state.capacity
+        super().reserve(capacity)
+        if self._state.capacity != before:
+            self._open()
+
+    def release(self) -> None:
+        super().release()
+        self._close()
+
+    @torch.inference_mode()
+    def set_draft(self, draft: Draft) -> None:
+        super().set_draft(draft)
+        if not self._own:
+            self._describe_model()
+        flags = draft.skip_set.to_flags()
+        kept = [self._structure(i, draft.precision.of(i)) for i, skip in enumerate(flags) if not skip]
+        assert isinstance(self._draft_head, Dense | NativeCopy)
+        self._drafting = Stack.of(kept, self._draft_head)
+
+    @torch.inference_mode()
+    def decode(self, token: int) -> Tensor:
+        return self._logits([token], self._full)[0]
+
+    @torch.inference_mode()
+    def draft_step(self, token: int) -> Tensor:
+        return self._logits([token], self._drafting)[0]
+
+    @torch.inference_mode()
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        return torch.cat([self._logits(piece, self._drafting) for piece in self._pieces(tokens)])
+
+    @torch.inference_mode()
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        return torch.cat([self._logits(piece, self._full) for piece in self._pieces(tokens)])
+
+    def decode_greedy(self, token: int) -> int:
+        return self._chosen(self._pass([token], self._full))[0]
+
+    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        for _ in range(count):
+            (token,), (probability,) = self.draft_pass_greedy([token])
+            tokens.append(token)
+            probabilities.append(probability)
+        return tokens, probabilities
+
+    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        found = [best for piece in self._pieces(tokens) for best in self._pass(piece, self._drafting)]
+        return [int(best.token) for best in found], [exp(best.logit - best.log_sum) for best in found]
+
+    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
+        return [token for piece in self._pieces(tokens) for token in self._chosen(self._pass(piece, self._full))]
+
+    def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
+        """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""
+        size = buffer.numel() * buffer.element_size()
+
+        def read() -> int:
+            self._library.read_all(buffer.data_ptr(), size, torch.get_num_threads())
+            return size
+
+        return [("native sum", read)]
+
+    def precision_refusal(self, precision: Precision) -> str | None:
+        if precision is Precision.SAME:
+            return None
+        widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
+        reasons = (weights.refusal(precision, width, self._copies.settings) for width in sorted(widths))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _new_copies(self) -> DraftCopies:
+        made = DraftCopies(self._linear_layers, self._copy, weights.copy_bytes)
+        made.settings = LowBitSettings(symmetric=True)
+        return made
+
+    def _copy(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> NativeCopy:
+        if precision is Precision.INT4 and settings.symmetric and self._moments is None:
+            text = typical_text(self._loaded, self.vocabulary_size)
+            if self.notice is not None:
+                self.notice(
+                    f"int4 copies are made for the first time: what they are fed is learnt from {len(text)} tokens of "
+                    "text, which takes as long as a prompt of that length."
+                )
+            self._moments = self.input_moments(text)
+        return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
+
+    def _forget(self, dropped: set[Key]) -> None:
+        for key in dropped:
+            self._described.pop(key, None)
+
+    def _describe_model(self) -> None:
+        for index, module in enumerate(self._sublayers):
+            described = Described()
+            self._own.append((described, described.sublayer(index, module)))
+        self._full = Stack.of(self._own, self._head)
+
+    def _structure(self, index: int, precision: Precision) -> tuple[Described, SubLayerStruct]:
+        if precision is Precision.SAME:
+            return self._own[index]
+        key = index, precision
+        if key not in self._described:
+            described = Described()
+            made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
+            self._described[key] = described, described.sublayer(index, self._sublayers[index], made)
+        return self._described[key]
+
+    def _pieces(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """``tokens`` as passes of no more than the kernels take; refused together where they do not fit."""
+        check_cache(self._length + len(tokens), self._state.capacity)
+        return [tokens[start : start + MAX_TOKENS] for start in range(0, len(tokens), MAX_TOKENS)]
+
+    def _logits(self, tokens: Sequence[int], stack: Stack) -> Tensor:
+        logits = torch.empty(len(tokens), stack.head.rows)
+        self._pass(tokens, stack, logits)
+        return logits
+
+    def _pass(self, tokens: Sequence[int], stack: Stack, logits: Tensor | None = None) -> Any:
+        """Run ``tokens`` at the positions that follow the cache; the best token of each, and logits [tokens, rows]."""
+        start, count = self._length, len(tokens)
+        check_cache(start + count, self._state.capacity)
+        num_embedded = self._embedding.shape[0]
+        if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
+            raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
+        best = (Best * count)()
+        self._library.engine_run(
+            self._engine,
+            stack.sublayers,
+            len(stack.sublayers),
+            ctypes.byref(stack.head),
+            (ctypes.c_int64 * count)(*tokens),
+            count,
+            start,
+            None if logits is None else logits.data_ptr(),
+            best,
+        )
+        self._length = start + count
+        return best
+
+    def _chosen(self, found: Any) -> list[int]:
+        """The best tokens of the last pass. Raises `NonFiniteError` where a logit of its rows was no number."""
+        check_largest([best.log_sum if best.logit > LOWEST else nan for best in found], self)
+        return [int(best.token) for best in found]
+
+    def _close(self) -> None:
+        """Give the scratch memory back, and what it was made for."""
+        if self._engine:
+            self._library.engine_free(self._engine)
+        self._engine, self._engine_reads = None, ()
+
+    def _open(self) -> None:
+        """Scratch memory for the cache's new size."""
+        state = self._state
+        tables = state.cos.float().contiguous(), state.signed_sin.float().contiguous()
+        final_norm = self._norm.weight.float().contiguous()
+        hidden = int(self._embedding.shape[1])
+        widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
+        model = Model(
+            self._loaded.dtype == torch.bfloat16,
+            torch.get_num_threads(),
+            hidden,
+            state.num_heads,
+            state.num_kv_heads,
+            state.head_size,
+            max(hidden, *widths),
+            self.vocabulary_size,
+            state.capacity,
+            self._norm.epsilon,
+            self._embedding.data_ptr(),
+            final_norm.data_ptr(),
+            *(table.data_ptr() for table in tables),
+            state.keys.data_ptr(),
+            state.values.data_ptr(),
+        )
+        self._close()
+        self._engine = self._library.engine_new(ctypes.byref(model))
+        self._engine_reads = tables, final_norm, state.keys, state.values
+        if not self._engine:
+            state.capacity = 0  # so that no pass runs, and the next reservation tries again
+            raise UsageError(
+                "No memory for the native kernels' scratch space. Use shorter prompts, a smaller --max-new-tokens or "
+                "--extra-memory, or --runner fast."
+            )

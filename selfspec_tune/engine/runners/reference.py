@@ -1,0 +1,142 @@
+"""The reference runner: any Hugging Face decoder-only model through its own forward.
+
+Slow and obviously right; the oracle of the tests, and the fall-back for architectures
+that the fast runner does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runner import check_room, check_same_precision
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.loaded import keep_logits
+
+
+class ReferenceRunner:
+    """Skips a sub-layer by replacing its output with zeros, so that only the residual passes."""
+
+    name = "reference"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._model = loaded.model
+        self._device = loaded.device
+        self._cache_argument = loaded.cache_argument
+        self._takes_positions = loaded.takes_positions
+        self._draft = Draft(SkipSet.empty(loaded.num_layers))
+        self._cache = DynamicCache()
+        self._length = 0
+        self.num_layers = loaded.num_layers
+        self.vocabulary_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def about(self) -> str:
+        return self._loaded.name_and_dtype
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        return self._loaded.context_length
+
+    def reserve(self, capacity: int) -> None:
+        """The cache grows by itself; only the model's context bounds it."""
+        check_room(capacity, self.capacity)
+
+    def set_draft(self, draft: Draft) -> None:
+        check_same_precision(draft, self.name)
+        self._draft = draft
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        # A cache without the model's config keeps every position, sliding windows
+        # included: those are then enforced by the mask, and any position can be taken back.
+        self._cache, self._length = DynamicCache(), 0
+        return self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        return self._forward(tokens, keep=1)[-1]
+
+    def decode(self, token: int) -> Tensor:
+        return self._forward([token], keep=1)[-1]
+
+    def draft_step(self, token: int) -> Tensor:
+        return self.draft_pass([token])[-1]
+
+    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
+        with skipped(self._loaded, self._draft.skip_set):
+            return self._forward(tokens, keep=len(tokens))[:, : self._draft.vocabulary]
+
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        return self._forward(tokens, keep=len(tokens))
+
+    def rewind(self, length: int) -> None:
+        if length < self._length:
+            self._cache.crop(length - self._length)
+            self._length = length
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """One layer's cached keys and values, [kv heads, length, head size] each, keys rotated."""
+        cached: Any = self._cache.layers[layer]
+        return cached.keys[0], cached.values[0]
+
+    def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        self._cache, self._length = DynamicCache(), length
+        for index, (keys, values) in enumerate(layers):
+            self._cache.update(keys[None], values[None], index)
+
+    def synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @torch.inference_mode()
+    def _forward(self, tokens: Sequence[int], keep: int) -> Tensor:
+        """Logits [keep, vocabulary] of the last ``keep`` positions."""
+        input_ids = torch.tensor([list(tokens)], device=self._device)
+        where: dict[str, Tensor] = {}
+        if self._takes_positions:
+            where["position_ids"] = torch.arange(self._length, self._length + len(tokens), device=self._device)[None]
+        output = self._model(
+            input_ids=input_ids,
+            use_cache=True,
+            **where,
+            **keep_logits(self._model, keep),
+            **{self._cache_argument: self._cache},
+        )
+        self._length += len(tokens)
+        logits: Tensor = output.logits[0, -keep:]
+        return logits
+
+
+@contextmanager
+def skipped(loaded: LoadedModel, skip_set: SkipSet) -> Iterator[None]:
+    """Within it the model's own forward leaves out the sub-layers of ``skip_set``.
+
+    A skipped attention still runs, so that every layer's cache has the same length; its
+    output is thrown away. What it wrote is taken back with the draft.
+    """
+    modules: list[nn.Module] = [loaded.sublayers.attention[i] for i in skip_set.attention]
+    modules += [loaded.sublayers.mlp[i] for i in skip_set.mlp]
+    handles = [module.register_forward_hook(_zero_output) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zero_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)

@@ -1,0 +1,206 @@
+"""What a skip.json says of decoding with its draft: the options that it was measured with, and a forecast.
+
+A server follows the ``generation_config`` that comes with a checkpoint (llama.cpp: a GGUF file's ``general.sampling``),
+or defaults of its own, unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfspec_tune.files import read_json
+from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words, own_settings
+from selfspec_tune.requests import PromptOptions
+from selfspec_tune.results import Score, SkipConfig
+
+_STATED = ("temperature", "top_p", "top_k")
+_GGUF_SAMPLING = {  # keys of a GGUF file, by the names of a generation_config
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+DEFAULT_DRAFT_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """``temperature`` 0: greedy. ``top_p`` 1 and ``top_k`` 0: all tokens.
+
+    ``ignored``: what the target's ``generation_config`` asks for besides.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    ignored: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def measured(cls, config: SkipConfig | None, own: Mapping[str, Any]) -> Sampling:
+        """What ``config`` was measured with, else greedy; ``own``: the target's `own_settings`. Raises `UsageError`."""
+        prompts = (config.provenance.get("prompts") or {}) if config else {}
+        options = PromptOptions(**{name: prompts[name] for name in _STATED if name in prompts})
+        found = {name: getattr(options, name) for name in _STATED}
+        return cls(**found, ignored=ignored_settings(own, **found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        return {name: getattr(self, name) for name in _STATED}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of it."""
+        notes = []
+        if self.ignored:
+            notes.append(
+                f"The target's generation_config asks for {in_words(self.ignored)}. Nothing was measured with that, so "
+                "the lines turn it off where a runtime can be told; a request may still ask for it."
+            )
+        return notes
+
+    @property
+    def vllm(self) -> str:
+        """Options of ``vllm serve``."""
+        values: dict[str, Any] = {"temperature": self.temperature}
+        if self.temperature > 0:
+            values |= {"top_p": self.top_p, "top_k": self.top_k}
+        return f"--generation-config vllm --override-generation-config {shlex.quote(json.dumps(values))}"
+
+    @property
+    def sglang(self) -> str:
+        """Options of SGLang's server, whose requests state the rest."""
+        return "--sampling-defaults openai"
+
+    @property
+    def mlx(self) -> str:
+        """Options of ``mlx_lm.server``."""
+        if self.temperature == 0:
+            return "--temp 0"
+        return f"--temp {self.temperature:g} --top-p {self.top_p:g} --top-k {self.top_k}"
+
+    @property
+    def llamacpp(self) -> str:
+        """Options of ``llama-server``."""
+        if self.temperature == 0:
+            return "--temp 0 --repeat-penalty 1"
+        rest = f"--top-p {self.top_p:g} --top-k {self.top_k} --min-p 0 --repeat-penalty 1"
+        return f"--temp {self.temperature:g} {rest}"
+
+    @property
+    def transformers(self) -> str:
+        """Arguments of ``model.generate``."""
+        values: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            values |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        # None would be filled in again from the checkpoint's own.
+        shaped = [name for name in self.ignored if name not in ("do_sample", *_STATED)]
+        values |= {name: NEUTRAL[name] for name in shaped if NEUTRAL[name] is not None}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def settings_of_folder(folder: Path) -> dict[str, Any]:
+    """The `own_settings` of the checkpoint in ``folder``: old ones have them in config.json."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        value = read_json(folder / name) if (folder / name).is_file() else {}
+        found |= value if isinstance(value, dict) else {}
+    return own_settings(found)
+
+
+def settings_of_gguf(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a GGUF file's metadata."""
+    return own_settings({name: entries[key].value for name, key in _GGUF_SAMPLING.items() if key in entries})
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How many tokens it should draft at a time, and what a user should expect, in words."""
+
+    draft_tokens: int
+    text: str
+
+
+def forecast(config: SkipConfig | None) -> Forecast:
+    """The search's own measurement where it judged standalone drafts, else its prediction, else that there is none."""
+    if config is None:
+        return Forecast(DEFAULT_DRAFT_TOKENS, _unknown("The file says nothing of how it was searched"))
+    if config.objective == "standalone":
+        return Forecast(config.draft.max_draft_tokens, _measured(config))
+    predicted = (config.provenance.get("search") or {}).get("standalone")
+    if not predicted:
+        return Forecast(DEFAULT_DRAFT_TOKENS, _unknown("The skip set was searched to share the model's cache"))
+    acceptance = predicted["acceptance_rate"]
+    return Forecast(
+        predicted["draft_tokens"],
+        "The skip set was searched to share the model's cache, which an exported draft cannot. With keys and values of "
+        f"its own it is predicted to decode {predicted['decode_speedup']:.2f}x as fast as the model alone, drafting "
+        f"{predicted['draft_tokens']} tokens of which {_share(acceptance)} are accepted{_shared(config)}. "
+        f"`search --objective standalone` finds better ones.{_rule(config, exact=True)}",
+    )
+
+
+def dropped(config: SkipConfig | None) -> list[str]:
+    """What the skip set drafted with in its search and an export does not carry, as notes."""
+    if config is None:
+        return []
+    lost = [
+        *(["low-precision copies"] if config.draft.precision != "same" else []),
+        *(["n-gram lookup"] if config.draft.ngram else []),
+    ]
+    return [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
+
+
+def _measured(config: SkipConfig) -> str:
+    score, speedup = config.score, config.score.decode_speedup
+    if speedup is None:
+        return "Searched to stand alone; its search has measured nothing on test prompts yet."
+    rule = _rule(config, exact=(config.provenance.get("search") or {}).get("acceptance"))
+    return (
+        f"Searched to stand alone: {speedup.value:.2f}x decode, {_share(score.acceptance_rate)} of "
+        f"{config.draft.max_draft_tokens} drafted tokens accepted, in this program's engine on {score.num_prompts} "
+        f"{score.split} prompts{_degenerate(score)}.{rule}"
+    )
+
+
+def _degenerate(score: Score) -> str:
+    share = score.degenerate_share
+    return "" if share is None else f" ({share:.0%} of the answers degenerate)"
+
+
+def _rule(config: SkipConfig, *, exact: str | bool | None) -> str:
+    """By which rule tokens were accepted where the target samples; empty where it decodes greedily."""
+    temperature = (config.provenance.get("prompts") or {}).get("temperature") or 0.0
+    if not temperature:
+        return ""
+    if exact:
+        return (
+            f" At temperature {temperature:g} a token counts as accepted where the target draws the draft's most "
+            "probable one, as vLLM, SGLang, TensorRT-LLM and llama.cpp do by default; transformers accepts more."
+        )
+    return (
+        f" At temperature {temperature:g} tokens were accepted by the ratio of both probabilities, as transformers "
+        "does. vLLM, SGLang, TensorRT-LLM and llama.cpp keep by default only what the target draws too, and accept "
+        "fewer: search again to know how many."
+    )
+
+
+def _shared(config: SkipConfig) -> str:
+    rate = config.score.acceptance_rate
+    return "" if rate is None else f" ({_share(rate)} when it shares them)"
+
+
+def _share(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.0%}"
+
+
+def _unknown(reason: str) -> str:
+    return (
+        f"{reason}: what it is worth as a draft that stands alone is not known. `bench --runtime` measures it; "
+        "`search --objective standalone` finds sets for it."
+    )

@@ -1,0 +1,1 @@
+"""What a draft can be exported as, one file a format."""

@@ -1,0 +1,241 @@
+"""A bench for people, in any runtime: tables and lines that fit the terminal, 60 columns or 200."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selfspec_tune.checks import visible_line
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.report import text
+from selfspec_tune.report.text import STYLES, bench_verdict, headline_method
+from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo, RuntimeBench, Score
+
+WIDE = 140
+_FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
+LEGEND = (
+    "tok/s: new tokens over prefill and decoding. MAT: mean tokens accepted per verification, bonus "
+    "included. draft cost: a drafted token's time ÷ a decoded one's. =: the baseline's tokens, tie: within "
+    "the numeric floor, ≠: a mismatch."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the bench table, shown from a console width of ``min_width`` on."""
+
+    header: str
+    min_width: int
+    cell: Callable[[MethodResult, bool], str]
+    justify: Literal["left", "right"] = "right"
+
+
+_COLUMNS = (
+    _Column("end to end", 0, lambda m, wide: text.speedup(m.end_to_end_speedup, _gap(wide))),
+    _Column("decode", 66, lambda m, wide: text.speedup(m.decode_speedup, _gap(wide))),
+    _Column("tok/s", 0, lambda m, _: text.figure(m.tokens_per_second, 1)),
+    _Column("accept", 72, lambda m, _: text.percent(m.acceptance_rate)),
+    _Column("MAT", 76, lambda m, _: text.figure(m.mean_accepted_tokens, 2)),
+    _Column("draft cost", 96, lambda m, _: text.figure(m.draft_cost_fraction, 2)),
+    _Column("lossless", 0, lambda m, wide: lossless(m.lossless, full=wide), "left"),
+    _Column("prompts", 100, lambda m, _: str(m.num_prompts)),
+)
+_IN_FLOAT32 = "in float32"  # that a method of transformers ran on another copy of the model than ours
+# Methods of our own, whose skip set says it all.
+_KNOWN = frozenset({"autoregressive", "self-speculative", "hf-generate", "empty-skip-set", "uniform", "random"})
+
+
+def bench_report(result: BenchResult, width: int) -> Group:
+    """Everything a bench says: table, breakdown by task, checks, warnings, and the verdict last."""
+    parts: list[RenderableType] = [
+        Text(bench_title(result), style="bold"),
+        methods_table(result, width),
+        Text(LEGEND, style="dim"),
+        *(Text(visible_line(line), style="dim") for line in rival_lines(result)),
+    ]
+    headline = headline_method(result)
+    if headline is not None and len(headline.per_task) > 1 and _tell_anything(headline):
+        parts += [Text(""), tasks_table(headline)]
+    parts += [Text(""), *(Text(line) for line in check_lines(result))]
+    warnings = [visible_line(line) for line in result.warnings]
+    parts += [Text("warning: ", style="yellow").append(line, style="default") for line in warnings]
+    parts.append(Text(bench_verdict(result), style=STYLES[result.verdict]))
+    return Group(*parts)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """`bench_report` at the console's width."""
+    console.print(bench_report(result, console.width))
+
+
+def bench_title(result: BenchResult) -> str:
+    """Model, dtype and device, and which prompts were used."""
+    read = ", which the search had read" if result.in_sample else ""
+    return visible_line(f"{model_line(result.model)} · {result.split} prompts{read}")
+
+
+def model_line(model: ModelInfo) -> str:
+    """``smollm2-135m · bfloat16 · cpu``, as far as it is known."""
+    return visible_line(" · ".join(part for part in (model.name or model.id, model.dtype, model.device) if part))
+
+
+def methods_table(result: BenchResult, width: int) -> Table:
+    """A row for each method; a narrow console gets fewer columns and the skip set under the name."""
+    wide = width >= WIDE
+    columns = [column for column in _COLUMNS if width >= column.min_width]
+    table = text.table()
+    table.add_column("method", overflow="fold", max_width=None if wide else max(14, width * 3 // 8))
+    if wide:
+        table.add_column("skip", overflow="fold", max_width=32)
+    for column in columns:
+        table.add_column(column.header, justify=column.justify, no_wrap=True)
+    for method in result.methods:
+        name, skip = _label(method, result), _detail(method, result.model.num_layers)
+        head = [Text(name), Text(skip)] if wide else [_stacked(name, skip)]
+        table.add_row(*head, *(Text(column.cell(method, wide)) for column in columns))
+    return table
+
+
+def _tell_anything(method: MethodResult) -> bool:
+    """Whether there is a task with prompts enough for an interval that says something."""
+    return max(task.num_prompts for task in method.per_task.values()) >= _FEWEST_OF_A_TASK
+
+
+def tasks_table(method: MethodResult) -> Table:
+    """The method's figures by task."""
+    table = text.table()
+    table.add_column("task")
+    degenerate = ["degenerate"] if method.has_degenerate else []
+    for header in ("prompts", "end to end", "decode", "accept", *degenerate):
+        table.add_column(header, justify="right")
+    for task, found in sorted(method.per_task.items()):
+        table.add_row(
+            Text(task),
+            str(found.num_prompts),
+            Text(text.speedup(found.end_to_end_speedup)),
+            Text(text.speedup(found.decode_speedup)),
+            text.percent(found.acceptance_rate),
+            *(text.percent(found.degenerate_share) for _ in degenerate),
+        )
+    return table
+
+
+def check_lines(result: BenchResult) -> list[str]:
+    """The measurement's own checks: its answers, baseline against itself, and against ``model.generate``."""
+    lines = degenerate_lines(result)
+    if result.a_a is not None:
+        lines.append(
+            f"Baseline against itself: {text.speedup(result.a_a.end_to_end)} end to end, "
+            f"{text.speedup(result.a_a.decode)} decode, {result.a_a.num_prompts} prompts."
+        )
+    if result.baseline_vs_generate is not None:
+        lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
+    return lines + sessions_lines(result.provenance)
+
+
+def degenerate_lines(result: BenchResult) -> list[str]:
+    """What the answers of a bench are, with the share of every method whose share is another."""
+    headline = headline_method(result)
+    if headline is None:
+        return []
+    lines = [f"Degenerate answers: {line}." for line in degenerate_line(headline)]
+    others = [m for m in result.methods if m.has_degenerate and m.degenerate_share != headline.degenerate_share]
+    named = [f"{text.percent(m.degenerate_share)} of {_label(m, result)}" for m in others]
+    return [*lines, f"Of the other rows' answers degenerate: {', '.join(named)}."] if named else lines
+
+
+def degenerate_line(figures: MethodResult | RuntimeBench | Score) -> list[str]:
+    """The share of answers that go on in circles, and the figures without them; empty where that is not known."""
+    short = figures.num_too_short
+    number = figures.num_runs if isinstance(figures, MethodResult) else figures.num_prompts
+    if figures.degenerate_share is None:
+        return [f"not known: all {number} are too short to tell"] if short else []
+    if not figures.degenerate_share:
+        return [f"0 of {number}; {short} too short to tell"] if short else ["none"]
+    rest = figures.without_degenerate
+    without = f"{text.speedup(rest.end_to_end_speedup)} end to end without them" if rest else "there are no others"
+    too_short = f"; {short} too short to tell" if short else ""
+    return [f"{text.percent(figures.degenerate_share)}; {without}{too_short}"]
+
+
+def sessions_lines(provenance: Mapping[str, Any]) -> list[str]:
+    """That a measurement was resumed, where it was."""
+    sessions = [session for session in provenance.get("sessions", []) if session["runs"]]  # a search lists others too
+    if len(sessions) < 2:
+        return []
+    runs = ", ".join(str(session.get("runs", text.UNKNOWN)) for session in sessions)
+    return [f"Measured in {len(sessions)} sessions ({runs} pairs); each pair is of one session."]
+
+
+def rival_lines(result: BenchResult) -> list[str]:
+    """How each rival and each part of the draft drafts, for those that ran."""
+    return [
+        f"{_label(method, result)}: {method.description}."
+        for method in result.methods
+        if (method.name not in _KNOWN or _IN_FLOAT32 in method.description)
+        and method.description
+        and not method.unavailable
+    ]
+
+
+def lossless(count: LosslessCount, *, full: bool) -> str:
+    """``32 = / 1 tie / 0 ≠``; not ``full``: only what occurred, a line each. A dash where nothing ran."""
+    parts = [(count.identical, "="), (count.numerical_ties, "tie"), (count.mismatches, "≠")]
+    if count.sampled:
+        parts.append((count.sampled, "sampled"))
+    if full and any(number for number, _ in parts):
+        return " / ".join(f"{number} {mark}" for number, mark in parts)
+    return "\n".join(f"{number} {mark}" for number, mark in parts if number) or text.UNKNOWN
+
+
+def skip_text(method: MethodResult, num_layers: int) -> str:
+    """The method's skip set in its short form; empty for a method without one."""
+    if method.skip is None:
+        return ""
+    return str(SkipSet(num_layers, tuple(method.skip.attention), tuple(method.skip.mlp)))
+
+
+def _detail(method: MethodResult, num_layers: int) -> str:
+    """What stands beside or under a method's name: its skip set, or why it could not run."""
+    return f"not available: {method.unavailable}" if method.unavailable else skip_text(method, num_layers)
+
+
+def _gap(wide: bool) -> str:
+    return " " if wide else "\n"
+
+
+def _label(method: MethodResult, result: BenchResult) -> str:
+    """Its name, or its id where several methods share the name."""
+    namesakes = sum(other.name == method.name for other in result.methods)
+    return method.id if namesakes > 1 else method.name
+
+
+def _stacked(name: str, skip: str) -> Text:
+    return Text(name).append(f"\n{skip}", style="dim") if skip else Text(name)
+
+
+def print_runtime_bench(console: Console, result: RuntimeBench) -> None:
+    """What the draft gains, what it is compared with, and whether answers stay the target's."""
+    accepted = "none drafted" if result.acceptance_rate is None else f"{text.percent(result.acceptance_rate)} accepted"
+    lines = [
+        f"{result.runtime}: {result.model} with {result.draft}, {result.draft_tokens} tokens a draft",
+        f"decode      {text.speedup(result.decode_speedup)}",
+        f"end to end  {text.speedup(result.end_to_end_speedup)}",
+        f"itself      {text.speedup(result.again)} decode: the target alone against itself",
+        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification; {result.tokens_per_second:.1f} tokens/s "
+        f"by the target alone, {result.num_prompts} prompts",
+        f"{result.same_texts} of {result.num_prompts} answers are the target's own",
+    ]
+    lines += [f"degenerate answers: {line}" for line in degenerate_line(result)]
+    if result.same_texts < result.num_prompts:
+        lines += [
+            "warning: the others differ: a runtime that verifies several tokens at once may round otherwise than it "
+            "does for one. `export --verify` tells rounding from a wrong draft; for llama.cpp of a GGUF target in f32."
+        ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,209 @@
+"""What a draft policy would do along a trace, in pure functions.
+
+A trace is what a teacher-forced pass of the draft says at every position of a known
+text. Replaying the policy over it yields the counts of a real run without decoding; the
+cost model turns counts into a predicted speedup.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+
+from selfspec_tune.draft import (
+    CONFIDENCE_EDGES,
+    AcceptancePrior,
+    DraftPolicy,
+    NgramLookup,
+    PolicyKind,
+    PolicyState,
+    Source,
+)
+from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft.decisions import fresh_state
+from selfspec_tune.engine.drafting import NgramIndex, common_prefix
+from selfspec_tune.engine.teacher_forcing import Trace, Window
+
+DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_PRIOR_STRENGTH = 4.0  # positions that each interval's own confidence counts for
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What a lookup found at a position of a known text, and how many of its tokens, from the first, were right."""
+
+    num_found: int = 0
+    match_length: int = 0
+    num_right: int = 0
+
+
+NOT_FOUND = LookedUp()
+
+
+def replay(
+    trace: Trace,
+    policy: DraftPolicy,
+    costs: StepCosts | None = None,
+    lookups: Sequence[Sequence[LookedUp]] | None = None,
+    ngram: NgramLookup | None = None,
+    answer_tokens: int = 0,
+) -> Counts:
+    """Run ``policy`` over every window of ``trace``.
+
+    ``lookups`` say what ``ngram`` finds at every position of every window. A generation goes
+    on over further windows until it has ``answer_tokens``: policies that learn are seen as long as
+    in real answers, not as in so many beginnings. 0: each window is a generation. Raises
+    ValueError for a cost-aware policy without ``costs``.
+    """
+    counts, state, num_tokens = Counts(), None, 0
+    depths = (trace, *trace.later)
+    found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
+    draft_tokens = 0 if ngram is None else ngram.draft_tokens
+    matches = zip(*(one.matches for one in depths), strict=True)
+    confidences = zip(*(one.confidences for one in depths), strict=True)
+    for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
+        window = _Window(match, confidence, looked_up, draft_tokens)
+        if state is None or num_tokens >= answer_tokens:
+            state, num_tokens = fresh_state(policy, costs, ngram=ngram), 0
+        _replay_window(counts, state, window)
+        num_tokens += len(looked_up)
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Traces of one window by depth, and what the lookup finds along it; ``draft_tokens`` as in `NgramLookup`."""
+
+    match: Sequence[Sequence[bool]]
+    confidence: Sequence[Sequence[float]]
+    lookups: Sequence[LookedUp]
+    draft_tokens: int
+
+    def matches(self, begun: int, drafted: int) -> bool:
+        """Whether a draft begun at position ``begun`` is right after ``drafted`` tokens that were."""
+        return self.match[min(drafted, len(self.match) - 1)][begun + drafted]
+
+    def confidence_of(self, begun: int, drafted: int) -> float:
+        """The same of how probable it finds its token."""
+        return self.confidence[min(drafted, len(self.confidence) - 1)][begun + drafted]
+
+    def guesses(self, begun: int, drafted: int, most: int, state: PolicyState) -> tuple[int, int]:
+        """How many tokens the pass after ``drafted`` tries, and how many come out of it beside its own: those right."""
+        found = self.lookups[begun + drafted]
+        if not found.num_found:
+            return 0, 0
+        tried = min(found.num_found, self.draft_tokens, most)
+        tried = state.num_guesses(tried, found.match_length) if tried > 0 else 0
+        right = min(found.num_right, tried)
+        return tried, next((n for n in range(right) if not self.matches(begun, drafted + n)), right)
+
+
+def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
+    position, last = 0, len(window.lookups)
+    while position < last:
+        found = window.lookups[position]
+        plan = state.begin(last - position, found.num_found, found.match_length)
+        drafted = accepted = passes = guesses = 0
+        if plan.source is Source.NGRAM:
+            drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
+        elif plan.source is Source.MODEL:
+            drafted, accepted, passes, guesses = _replay_draft(state, window, position, plan.num_tokens)
+        counts.drafted.append(drafted)
+        counts.accepted.append(accepted)
+        counts.sources.append(plan.source.value)
+        counts.passes.append(passes)
+        counts.guesses.append(guesses)
+        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes, guesses)
+        position += accepted + 1
+
+
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int, int]:
+    """Tokens drafted by the model from ``position``, those accepted, the passes that it took and what these tried.
+
+    After a wrong token nobody knows what the lookup would find: every further one takes a pass.
+    """
+    drafted = accepted = passes = guesses = ahead = 0
+    agrees = True
+    while drafted < most:
+        if ahead:
+            ahead -= 1
+        else:
+            passes += 1
+            tried, ahead = window.guesses(position, drafted, most - drafted - 1, state) if agrees else (0, 0)
+            guesses += tried
+        agrees = agrees and window.matches(position, drafted)
+        accepted += agrees
+        confidence = window.confidence_of(position, drafted)
+        drafted += 1
+        if not state.wants_more(drafted, confidence, ahead):
+            break
+    return drafted, accepted, passes, guesses
+
+
+def acceptance_prior(trace: Trace) -> AcceptancePrior:
+    """What a trace tells a cost-aware policy to expect of all tokens of a draft alike.
+
+    Where it has few positions, acceptance equals confidence.
+    """
+    bounds = (0.0, *CONFIDENCE_EDGES, 1.0)
+    rights = [_PRIOR_STRENGTH * (low + high) / 2 for low, high in pairwise(bounds)]
+    counts = [_PRIOR_STRENGTH] * len(rights)
+    windows = [pair for one in (trace, *trace.later) for pair in zip(one.matches, one.confidences, strict=True)]
+    flat = [pair for window in windows for pair in zip(*window, strict=True)]
+    for match, confidence in flat:
+        index = bisect_right(CONFIDENCE_EDGES, confidence)
+        rights[index] += match
+        counts[index] += 1
+    by_confidence = tuple(round(right / count, 4) for right, count in zip(rights, counts, strict=True))
+    return AcceptancePrior(round(sum(match for match, _ in flat) / len(flat), 4), by_confidence)
+
+
+def with_prior(policy: DraftPolicy, prior: AcceptancePrior | None) -> DraftPolicy:
+    """``policy`` with ``prior`` if it is of a kind that expects anything."""
+    return replace(policy, prior=prior) if policy.kind is PolicyKind.COST_AWARE else policy
+
+
+def policies(
+    kind: PolicyKind, lengths: Sequence[int] = DRAFT_LENGTHS, thresholds: Sequence[float] = EXIT_THRESHOLDS
+) -> Iterator[DraftPolicy]:
+    """The grid of policies of one kind that replaying chooses from.
+
+    A cost-aware policy finds its own lengths: it comes with the largest as its limit.
+    """
+    if kind is PolicyKind.COST_AWARE:
+        yield DraftPolicy(kind, max_draft_tokens=max(lengths))
+        return
+    if kind is PolicyKind.FIXED:
+        thresholds = (0.0,)
+    for length, threshold in product(lengths, thresholds):
+        yield DraftPolicy(kind, max_draft_tokens=length, exit_threshold=threshold)
+
+
+def best_policy(
+    trace: Trace,
+    steps: StepCosts,
+    grid: Sequence[DraftPolicy],
+    lookups: Sequence[Sequence[LookedUp]] | None = None,
+    ngram: NgramLookup | None = None,
+    answer_tokens: int = 0,
+) -> tuple[DraftPolicy, float]:
+    """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
+    replays = (replay(trace, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
+    scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
+    speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
+    return grid[index], speedup
+
+
+def look_up(window: Window, ngram: NgramLookup) -> list[LookedUp]:
+    """At each position of ``window``, from all the text before it."""
+    index = NgramIndex(ngram, window.tokens[: window.start])
+    found = []
+    for position in range(window.start, window.end):
+        index.extend(window.tokens[position : position + 1])
+        here = index.find()
+        num_right = common_prefix(here.tokens, window.tokens[position + 1 : window.end + 1])
+        found.append(LookedUp(len(here.tokens), here.match_length, num_right))
+    return found

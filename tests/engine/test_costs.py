@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Runner
+from selfspec_tune.engine.cost_fit import (
+    CostPlan,
+    accepted_precisions,
+    designed_skip_sets,
+    measure_costs,
+    measure_step_costs,
+    time_contexts,
+)
+from selfspec_tune.engine.timing import Step, TimingRounds, time_steps
+from selfspec_tune.errors import UsageError
+from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
+
+SAME, INT8, INT4 = Precision.SAME, Precision.INT8, Precision.INT4
+EIGHT, FOUR = (DraftPrecision.uniform(6, low, low) for low in (INT8, INT4))
+CONTEXT = prompt_tokens(50, vocabulary=32)
+PLAN = CostPlan(context_length=4096, home=200, seconds=1e9, most_rounds=3)
+
+
+def test_the_fit_recovers_what_every_part_costs() -> None:
+    runner = ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, lengths=(100, 400)), clock=runner.clock)
+    assert costs.residual < 1e-9
+    assert costs.mlp[SAME] == pytest.approx(0.05)
+    assert costs.attention[SAME] == pytest.approx(0.02 + 200 * 1e-5)
+    assert costs.heads[SAME] == pytest.approx(0.01 + 32 * 0.001)
+    assert [entry.length for entry in costs.contexts] == [100, 200, 400]
+    assert [entry.attention for entry in costs.contexts] == pytest.approx([0.021, 0.022, 0.024])
+    assert (costs.length, costs.vocabulary, costs.num_layers) == (200, 32, 6)
+
+
+def test_every_verification_up_to_sixteen_drafts_is_timed() -> None:
+    runner = ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
+    step = runner.step_seconds(length=200)
+    assert costs.verify == pytest.approx([step * (1 + 0.1 * k) for k in range(17)])
+
+
+def test_any_draft_is_predicted_at_any_context() -> None:
+    runner = ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, lengths=(100, 400)), clock=runner.clock)
+    for skip_set in (SkipSet.empty(6), SkipSet(6, (1, 4), (0,)), SkipSet(6, (), (0, 1, 2, 3, 4, 5))):
+        for length in (100, 250, 400, 1000):
+            draft = Draft(skip_set)
+            assert costs.steps(draft, length).draft == pytest.approx(runner.step_seconds(draft, length))
+            assert costs.steps(draft, length).decode == pytest.approx(runner.step_seconds(length=length))
+
+
+def test_a_machine_that_is_slower_at_another_context_does_not_bend_the_costs() -> None:
+    class Drifting(ClockedRunner):
+        def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+            at = self.length if length is None else length
+            return super().step_seconds(draft, length) * (1.5 if at < 150 else 1.0)
+
+    runner, steady = Drifting(), ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, lengths=(100, 400)), clock=runner.clock)
+    assert costs.residual < 1e-9
+    assert [entry.verify[0] for entry in costs.contexts] == pytest.approx(
+        [steady.step_seconds(length=length) for length in (100, 200, 400)]
+    )
+
+
+def test_every_vocabulary_has_a_head_of_its_own() -> None:
+    runner = ClockedRunner()
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, vocabularies=(None, 16, 8)), clock=runner.clock)
+    assert costs.vocabularies == pytest.approx({32: 0.042, 16: 0.026, 8: 0.018})
+    assert costs.with_vocabulary(8).heads[SAME] == pytest.approx(0.018)
+    assert costs.mlp[SAME] == pytest.approx(0.05)
+
+
+def test_low_precisions_are_timed_where_the_runner_takes_them() -> None:
+    runner = ClockedRunner(low=0.5)
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, precisions=(EIGHT,)), clock=runner.clock)
+    assert costs.mlp == pytest.approx({SAME: 0.05, INT8: 0.025})
+    assert costs.attention == pytest.approx({SAME: 0.022, INT8: 0.012})
+    assert costs.heads == pytest.approx({SAME: 0.042, INT8: 0.026})
+    refusing = ClockedRunner()
+    costs = measure_costs(refusing, CONTEXT, replace(PLAN, precisions=(EIGHT, FOUR)), clock=refusing.clock)
+    assert set(costs.mlp) == {SAME}
+
+
+def test_a_mixed_precision_tells_its_parts_apart() -> None:
+    runner = ClockedRunner(low=0.5)
+    mixed = DraftPrecision((INT8, SAME, *(SAME, INT8) * 5), INT8)
+    costs = measure_costs(runner, CONTEXT, replace(PLAN, precisions=(mixed,)), clock=runner.clock)
+    assert costs.mlp == pytest.approx({SAME: 0.05, INT8: 0.025})
+    assert costs.attention == pytest.approx({SAME: 0.022, INT8: 0.012})
+    draft = Draft(SkipSet(6, (2,), (3, 4)), precision=mixed)
+    assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
+
+
+def test_the_residual_tells_of_an_engine_that_is_not_the_sum_of_its_parts() -> None:
+    runner = ClockedRunner()
+    whole = runner.step_seconds
+
+    def bent(draft: Draft | None = None, length: int | None = None) -> float:
+        seconds = whole(draft, length)
+        return seconds if seconds > 0.3 else 0.3  # a floor that no skipping gets below
+
+    runner.step_seconds = bent  # type: ignore[method-assign]
+    assert measure_costs(runner, CONTEXT, PLAN, clock=runner.clock).residual > 0.02
+
+
+def test_contexts_that_would_take_too_long_are_left_out_unless_insisted_on() -> None:
+    hurried = replace(PLAN, lengths=(100, 3000))
+    runner = ClockedRunner()
+    timings = time_contexts(runner, CONTEXT, replace(hurried, seconds=140.0), clock=runner.clock)
+    assert [timing.length for timing in timings] == [200, 100]
+    assert runner.longest == 200
+    runner = ClockedRunner()
+    timings = time_contexts(runner, CONTEXT, replace(hurried, seconds=140.0, insist=True), clock=runner.clock)
+    assert [timing.length for timing in timings] == [200, 100, 3000]
+
+
+def test_little_time_means_few_rounds_but_never_less_than_two() -> None:
+    runner = ClockedRunner()
+    (timing,) = time_contexts(runner, CONTEXT, replace(PLAN, seconds=0.0), clock=runner.clock)
+    assert {len(seconds) for seconds in timing.verify} == {2}
+
+
+def test_a_context_as_long_as_the_models_leaves_room_for_the_steps() -> None:
+    runner = ClockedRunner()
+    plan = CostPlan(context_length=128, home=128, lengths=(64, 8192), seconds=1e9, most_rounds=2)
+    timings = time_contexts(runner, CONTEXT, plan, clock=runner.clock)
+    assert [timing.length for timing in timings] == [110, 64]
+
+
+def test_steps_of_others_are_timed_in_the_same_rounds() -> None:
+    runner = ClockedRunner()
+
+    def wait() -> None:
+        runner.now += 0.5
+
+    plan = replace(PLAN, others={"reading": Step(wait)}, lengths=(300,))
+    for timing in time_contexts(runner, CONTEXT, plan, clock=runner.clock):
+        assert timing.others["reading"] == pytest.approx([0.5] * 3)
+
+
+def test_quick_step_costs_are_the_drafts() -> None:
+    runner = ClockedRunner()
+    draft = Draft(SkipSet(6, (1, 2), (3,)), vocabulary=16)
+    costs = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
+    assert costs.draft == pytest.approx(runner.step_seconds(draft, 50))
+    assert costs.verify == pytest.approx([runner.step_seconds(length=50) * (1 + 0.1 * k) for k in range(17)])
+    assert costs.decode == costs.verify[0]
+    assert runner.length == 50
+
+
+def test_steps_are_timed_as_the_rounds_of_a_generation_have_them() -> None:
+    runner = ClockedRunner(cold=0.2, guess=0.05)
+    plain = runner.step_seconds(length=200)
+    costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
+    assert (costs.cold, costs.guess) == pytest.approx((0.2, 0.05))
+    assert costs.verify == pytest.approx([plain, *(0.2 + plain * (1 + 0.1 * k) for k in range(1, 17))])
+    assert costs.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(plain)
+    draft = Draft(SkipSet(6, (1, 2), (3,)))
+    step = runner.step_seconds(draft, 50)
+    quick = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
+    assert (quick.draft, quick.cold, quick.guess) == pytest.approx((step, 0.2, 0.05 * step))
+    assert quick.decode == pytest.approx(runner.step_seconds(length=50))
+    other = measure_step_costs(runner, CONTEXT, draft, StepCosts(1.0, 0.5, (1.0, 1.1)), clock=runner.clock)
+    plain = runner.step_seconds(length=50)
+    assert (other.draft, other.cold, other.guess) == pytest.approx((step / plain, 0.2 / plain, 0.05 * step / plain))
+
+
+def test_a_context_with_little_room_is_timed_without_wide_draft_passes() -> None:
+    runner = ClockedRunner(guess=0.05)
+    plan = CostPlan(context_length=5, home=128, seconds=1e9, most_rounds=2)
+    assert measure_costs(runner, CONTEXT, plan, clock=runner.clock).guess == pytest.approx(0.05)
+    plan = replace(plan, context_length=3)
+    assert measure_costs(runner, CONTEXT, plan, clock=runner.clock).guess == 0.0
+
+
+def test_of_another_draft_only_its_own_step_is_timed() -> None:
+    runner = ClockedRunner()
+    known = StepCosts(2.0, 0.7, (2.0, 2.5))
+    draft = Draft(SkipSet(6, (1, 2), (3,)), vocabulary=16)
+    costs = measure_step_costs(runner, CONTEXT, draft, known, clock=runner.clock)
+    to_decode = runner.step_seconds(draft, 50) / runner.step_seconds(length=50)
+    assert (costs.decode, costs.verify) == (2.0, (2.0, 2.5))
+    assert costs.draft == pytest.approx(2.0 * to_decode)
+    lookup = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    assert measure_step_costs(runner, CONTEXT, lookup, known, clock=runner.clock) == StepCosts(2.0, 0.0, (2.0, 2.5))
+
+
+def test_a_lookup_that_drafts_alone_has_no_draft_step() -> None:
+    runner = ClockedRunner()
+    draft = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    assert measure_step_costs(runner, CONTEXT, draft, clock=runner.clock).draft == 0.0
+
+
+def test_a_very_short_context_bounds_what_is_verified() -> None:
+    runner = ClockedRunner()
+    costs = measure_step_costs(runner, CONTEXT, Draft(SkipSet.empty(6)), context_length=8, clock=runner.clock)
+    assert len(costs.verify) == 6
+    assert runner.length == 1
+
+
+def test_the_first_round_warms_up_and_every_other_one_runs_backwards() -> None:
+    runner = ClockedRunner()
+    runner.prefill([3, 4])
+    order: list[str] = []
+    steps = {name: Step(lambda name=name: order.append(name)) for name in "abc"}
+    seconds = time_steps(runner, steps, TimingRounds(most=2), runner.clock)
+    assert "".join(order) == "abc" + "cba" + "abc"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 4, 30, 80])
+def test_the_skip_sets_tell_attention_mlp_and_head_apart(num_layers: int) -> None:
+    sets = designed_skip_sets(num_layers)
+    assert len(set(sets)) == len(sets)
+    kept = np.array([(1, num_layers - len(s.attention), num_layers - len(s.mlp)) for s in sets])
+    assert np.linalg.matrix_rank(kept) == 3
+    # at other contexts four are timed, and the MLP is known
+    assert np.linalg.matrix_rank(kept[:4, :2]) >= min(num_layers, 2)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_real_runners_are_measured_through_their_interface(name: str, tiny_llama_dir: Path) -> None:
+    runner: Runner = RUNNERS[name](load(tiny_llama_dir))
+    plan = CostPlan(context_length=1024, home=20, lengths=(40,), vocabularies=(64, None), seconds=0.1)
+    costs = measure_costs(runner, prompt_tokens(12), plan)
+    assert len(costs.verify) == 17
+    assert min(costs.verify) > 0
+    assert set(costs.vocabularies) == {64, 128}
+    assert costs.draft_step(Draft(SkipSet.empty(4))) > 0
+
+
+def test_a_runner_without_copies_refuses_other_precisions(tiny_llama_dir: Path) -> None:
+    runner: Runner = RUNNERS["reference"](load(tiny_llama_dir))
+    with pytest.raises(UsageError, match="cannot draft at int4"):
+        runner.set_draft(Draft(SkipSet.empty(4), precision=DraftPrecision.uniform(4, INT4)))
+    assert accepted_precisions(runner, [DraftPrecision.uniform(4, INT8), DraftPrecision.uniform(4, INT4)]) == []
+
+
+def test_what_the_policy_asks_for_is_part_of_a_draft_step(tiny_llama_dir: Path) -> None:
+    runner: Runner = RUNNERS["fast"](load(tiny_llama_dir))
+    fixed = Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED))
+    assert measure_step_costs(runner, prompt_tokens(12), fixed, context_length=1024, repeats=1).draft > 0

@@ -1,0 +1,196 @@
+"""Every policy over every source: greedy output is plain decoding's, and the record says who drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.draft.decisions import RuleState
+from selfspec_tune.draft.policy import Plan
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine.drafting import Drafted, Drafter
+from selfspec_tune.engine.runner import greedy_steps
+from selfspec_tune.models import LoadedModel
+from tests.covering import cover
+from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
+
+GREEDY = Sampler()
+LOOKUP = NgramLookup(max_match=3, min_match=1, max_tokens=4)
+SOURCES: dict[str, tuple[NgramLookup | None, bool]] = {
+    "model": (None, True),
+    "lookup": (LOOKUP, False),
+    "lookup, then model": (LOOKUP, True),
+    "long lookup, then model": (NgramLookup(4, 2, 40), True),
+}
+SKIP_SETS = [SkipSet.empty(4), SkipSet(4, (1, 3), (2,)), SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3))]
+POLICIES = every_policy(max_draft_tokens=4, exit_threshold=0.25)
+
+
+def _draft(skip_set: SkipSet, policy: DraftPolicy, sources: str) -> Draft:
+    ngram, model_drafts = SOURCES[sources]
+    return Draft(skip_set, policy, ngram=ngram, model_drafts=model_drafts)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llama_dir: object) -> LoadedModel:
+    return load(tiny_llama_dir)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(loaded: LoadedModel, request: pytest.FixtureRequest) -> Runner:
+    return RUNNERS[request.param](loaded)
+
+
+def _repetitive(seed: int) -> list[int]:
+    """A prompt in which stretches come again, as in text that is edited or quoted."""
+    stretch = prompt_tokens(9, seed)
+    return [*stretch, *prompt_tokens(3, seed + 50), *stretch, *stretch[:4]]
+
+
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
+def test_greedy_output_is_plain_decodings_whoever_drafts(runner: Runner, sources: str, policy: DraftPolicy) -> None:
+    limits = Limits(40 if runner.name == "fast" else 24)
+    for skip_set in SKIP_SETS:
+        draft = _draft(skip_set, policy, sources)
+        for prompt in (_repetitive(1), prompt_tokens(1, 3)):
+            plain = autoregressive(runner, prompt, limits, GREEDY)
+            speculative = self_speculative(runner, prompt, limits, GREEDY, draft, STEPS)
+            assert speculative.tokens == plain.tokens
+            check_record(speculative, limits, draft)
+
+
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
+def test_an_end_of_sequence_ends_every_arm_alike(runner: Runner, sources: str, policy: DraftPolicy) -> None:
+    prompt = _repetitive(2)
+    text = autoregressive(runner, prompt, Limits(20), GREEDY).tokens
+    for place in range(0, 20, 1 if runner.name == "fast" else 6):
+        limits = Limits(20, frozenset({text[place]}))
+        draft = _draft(SkipSet(4, (2,)), policy, sources)
+        speculative = self_speculative(runner, prompt, limits, GREEDY, draft, STEPS)
+        assert speculative.tokens == text[: text.index(text[place]) + 1]
+        check_record(speculative, limits, draft)
+
+
+@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
+def test_short_limits_are_kept(runner: Runner, sources: str, policy: DraftPolicy) -> None:
+    prompt = _repetitive(3)
+    text = autoregressive(runner, prompt, Limits(5), GREEDY).tokens
+    for most in range(1, 6):
+        draft = _draft(SKIP_SETS[0], policy, sources)
+        assert self_speculative(runner, prompt, Limits(most), GREEDY, draft, STEPS).tokens == text[:most]
+
+
+# -- who drafts, on logits read off tables -----------------------------------------------------------------------
+
+SURE = 8.0
+
+
+def _run(prompt: Sequence[int], draft: Draft, *, guess_step: int = 1, limit: int = 12) -> tuple[TableRunner, list[str]]:
+    runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
+    generation = self_speculative(runner, prompt, Limits(limit), GREEDY, draft, STEPS)
+    assert generation.tokens == [(prompt[-1] + 1 + i) % 8 for i in range(limit)]
+    return runner, generation.sources
+
+
+def test_the_lookup_comes_first_and_the_model_drafts_where_it_finds_nothing() -> None:
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 2), ngram=NgramLookup(2, 2, 3))
+    runner, sources = _run([0], draft, limit=16)
+    assert sources[:3] == ["model", "model", "model"]
+    assert sources[3] == "ngram"  # 0 1 … 7 0 1: the pair (0, 1) has come again
+    assert runner.verified[3] == [2, 3, 4, 5] or runner.verified[3][1:] == [3, 4, 5]
+
+
+REPEATED = [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+
+
+def _drafting_only(draft_tokens: int, policy: DraftPolicy, guess_step: int = 1) -> tuple[TableRunner, Drafted]:
+    """Lookup that finds at once, under a policy that has the model draft all the same."""
+    lookup = NgramLookup(2, 2, 8, draft_tokens)
+    runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
+    runner.prefill(REPEATED)
+    drafter = Drafter(runner, greedy_steps(runner), lookup, _ByModel(policy), GREEDY, lambda token: False, REPEATED)
+    drafted = drafter.draft(REPEATED[-1], 100)
+    return runner, drafted
+
+
+class _ByModel(RuleState):
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+        return super().begin(room)
+
+
+@pytest.mark.parametrize(("draft_tokens", "passes"), [(0, 6), (1, 3), (2, 2), (4, 2), (8, 1)])
+def test_tokens_that_the_draft_agrees_with_need_no_pass_of_their_own(draft_tokens: int, passes: int) -> None:
+    runner, drafted = _drafting_only(draft_tokens, DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1))
+    assert drafted.tokens == [4, 5, 6, 7, 0, 1]
+    assert drafted.num_passes == passes
+    assert runner.length == len(REPEATED)
+
+
+def test_a_wrong_guess_costs_the_draft_nothing_but_its_width() -> None:
+    runner, drafted = _drafting_only(4, DraftPolicy(PolicyKind.THRESHOLD, 3, 0.1), guess_step=2)
+    assert drafted.tokens == [5, 7, 1]
+    assert (drafted.num_passes, drafted.num_guesses) == (3, sum(len(tokens) - 1 for tokens in runner.draft_passes))
+    assert runner.draft_passes[0] == [3, 4, 5]  # no more guesses than are wanted
+
+
+def test_the_index_forgets_what_was_only_drafted() -> None:
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1), ngram=NgramLookup(2, 2, 8, 4))
+    wrong = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
+    generation = self_speculative(wrong, REPEATED, Limits(30), GREEDY, draft, STEPS)
+    assert generation.tokens == [(4 + i) % 8 for i in range(30)]
+
+
+def test_a_lookup_alone_never_runs_the_draft() -> None:
+    class NoDrafts(TableRunner):
+        def draft_step(self, token: int):  # type: ignore[no-untyped-def]
+            raise AssertionError("the model drafted")
+
+    draft = Draft(SkipSet.empty(1), ngram=NgramLookup(1, 1, 3), model_drafts=False)
+    generation = self_speculative(NoDrafts(chain(8, SURE)), [0], Limits(20), GREEDY, draft)
+    assert set(generation.sources) == {"plain", "ngram"}
+    assert generation.sources[:7] == ["plain"] * 7
+
+
+def test_looked_up_tokens_need_not_be_in_the_drafts_vocabulary() -> None:
+    draft = Draft(SkipSet.empty(1), vocabulary=2, ngram=NgramLookup(1, 1, 3), model_drafts=False)
+    runner, sources = _run([5, 6, 7, 5], draft)
+    assert "ngram" in sources
+    assert any(max(tokens[1:], default=0) >= 2 for tokens in runner.verified)
+
+
+def test_a_lookup_ends_with_an_end_of_sequence_token() -> None:
+    runner = TableRunner(chain(8, SURE))
+    draft = Draft(SkipSet.empty(1), ngram=NgramLookup(1, 1, 6), model_drafts=False)
+    generation = self_speculative(runner, [1, 2, 3, 4, 5, 0], Limits(20, frozenset({3})), GREEDY, draft)
+    assert runner.verified == [[1, 2, 3]]
+    assert (generation.tokens, generation.stop_reason) == ([1, 2, 3], "eos")
+
+
+def test_a_cost_aware_policy_leaves_a_wrong_draft_for_plain_steps() -> None:
+    dear = replace(STEPS, draft=0.6)
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.COST_AWARE, 4))
+    runner = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
+    generation = self_speculative(runner, [0], Limits(60), GREEDY, draft, dear)
+    assert generation.sources.count(Source.PLAIN) > 50
+
+
+def test_a_cost_aware_policy_is_refused_before_anything_runs_without_costs() -> None:
+    runner = TableRunner(chain(8, SURE))
+    with pytest.raises(ValueError, match="needs the step costs"):
+        self_speculative(runner, [0], Limits(4), GREEDY, Draft(SkipSet.empty(1), POLICIES[-1]))
+    assert runner.tokens == []
+
+
+def test_probabilities_are_computed_only_where_a_policy_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise AssertionError("a probability was computed")
+
+    monkeypatch.setattr("selfspec_tune.engine.runner.torch.exp", refused)
+    draft = Draft(SkipSet.empty(1), POLICIES[0], ngram=LOOKUP)
+    self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, draft)
+    with pytest.raises(AssertionError, match="was computed"):
+        self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, replace(draft, policy=POLICIES[1]))

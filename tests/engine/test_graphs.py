@@ -1,0 +1,365 @@
+"""The runner of graphs in its dry mode: buckets, static buffers, positions on the device, and what is captured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, choose_runner, self_speculative
+from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS
+from selfspec_tune.engine.runner import GreedySteps
+from selfspec_tune.engine.runners.capture import DeviceInputs, DryGraphs, Pass
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.graphs import GraphedRunner
+from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.torch_settings import describe_numerics
+from selfspec_tune.errors import UnsupportedModelError, UsageError
+from selfspec_tune.models import LoadedModel
+from tests import kit
+from tests.engine_kit import TableRunner, chain, load, policies, prompt_tokens
+
+FIXED = DraftPolicy(PolicyKind.FIXED, 4)
+
+
+class CountingGraphs(DryGraphs):
+    """Counts what is run first and captured, as a GPU would."""
+
+    def __init__(self) -> None:
+        self.num_captured = 0
+
+    def capture(self, forward: Pass) -> Pass:
+        self.num_captured += 1
+        return super().capture(forward)
+
+
+@pytest.fixture
+def loaded(tiny_llama_dir: Path) -> LoadedModel:
+    """A model of the test's own: fusing changes it."""
+    return load(tiny_llama_dir)
+
+
+@pytest.fixture
+def pair(loaded: LoadedModel) -> tuple[GraphedRunner, FastRunner]:
+    """The runner of graphs and the fast runner, over one model."""
+    return GraphedRunner(loaded), FastRunner(loaded)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert ours.argmax(-1).tolist() == theirs.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("length", [1, 250, 254, 255, 256, 257, 300, 510, 513])
+def test_it_equals_the_fast_runner_on_either_side_of_a_bucket(
+    pair: tuple[GraphedRunner, FastRunner], length: int
+) -> None:
+    draft = Draft(SkipSet(4, (1,), (2,)), FIXED)
+    results: list[list[Tensor]] = []
+    for runner in pair:
+        runner.reserve(1000)
+        runner.set_draft(draft)
+        logits = [runner.prefill(prompt_tokens(length)), runner.decode(7)]
+        verified = runner.length
+        logits += [runner.draft_step(token) for token in (8, 9, 10)]
+        runner.rewind(verified)
+        logits += runner.verify([8, 9, 10, 11])
+        runner.rewind(verified + 2)
+        logits += [runner.decode(12), runner.decode(13)]
+        results.append(logits)
+    for ours, theirs in zip(*results, strict=True):
+        _agree(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [*range(1, 18), MAX_MASKED_TOKENS, MAX_MASKED_TOKENS + 1])
+def test_verifications_of_every_size_equal_the_fast_runners(pair: tuple[GraphedRunner, FastRunner], count: int) -> None:
+    tokens = prompt_tokens(count, seed=1)
+    results = []
+    for runner in pair:
+        runner.reserve(400)
+        runner.prefill(prompt_tokens(250))
+        results.append(runner.verify(tokens))
+        runner.rewind(250)
+        again = runner.verify(tokens)
+        assert torch.equal(again, results[-1])
+    assert results[0].shape == (count, 128)
+    _agree(*results)
+
+
+def test_what_is_returned_is_not_overwritten_by_the_next_pass(loaded: LoadedModel) -> None:
+    runner = GraphedRunner(loaded)
+    runner.prefill(prompt_tokens(9))
+    first = runner.decode(5)
+    kept = first.clone()
+    runner.decode(6)
+    runner.draft_step(7)
+    assert torch.equal(first, kept)
+
+
+def test_two_drafts_take_turns(pair: tuple[GraphedRunner, FastRunner]) -> None:
+    drafts = [
+        Draft(SkipSet(4, (1,), (2,)), FIXED),
+        Draft(SkipSet(4, (0, 3), ()), FIXED, vocabulary=60),
+        Draft(SkipSet(4, (), (3,)), FIXED, DraftPrecision.uniform(4, Precision.INT8)),
+    ]
+    for runner in pair:
+        runner.prefill(prompt_tokens(20))
+    for turn in range(9):
+        draft, logits = drafts[turn % 3], []
+        for runner in pair:
+            runner.set_draft(draft)
+            logits.append(runner.draft_step(turn + 3))
+            logits.append(runner.draft_step(turn + 4))
+            runner.rewind(20 + turn // 3)
+        _agree(logits[0], logits[2])
+        _agree(logits[1], logits[3])
+        if turn % 3 == 2:
+            _agree(*(runner.decode(turn) for runner in pair))
+
+
+@pytest.mark.parametrize("start", [10, 253])
+@pytest.mark.parametrize("count", [1, 3, 6, MAX_MASKED_TOKENS - 1, MAX_MASKED_TOKENS + 9])
+def test_greedy_drafting_on_the_device_is_greedy_drafting(
+    pair: tuple[GraphedRunner, FastRunner], count: int, start: int
+) -> None:
+    draft = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.THRESHOLD, 6))
+    graphed, fast = pair
+    for runner in pair:
+        runner.reserve(400)
+        runner.set_draft(draft)
+        runner.prefill(prompt_tokens(start))
+    tokens, probabilities = graphed.draft_greedy(5, count)
+    token, expected, confidences = 5, [], []
+    for _ in range(count):
+        logits = fast.draft_step(token)
+        token = int(logits.argmax())
+        expected.append(token)
+        confidences.append(float(logits.softmax(-1).max()))
+    assert tokens == expected
+    assert probabilities == pytest.approx(confidences, rel=1e-4)
+    assert graphed.length == fast.length == start + count
+
+
+def test_drafts_by_steps_and_on_the_device_may_alternate(pair: tuple[GraphedRunner, FastRunner]) -> None:
+    graphed, fast = pair
+    for runner in pair:
+        runner.prefill(prompt_tokens(20))
+    _agree(graphed.draft_step(5), fast.draft_step(5))
+    tokens, _ = graphed.draft_greedy(6, 2)
+    assert tokens[0] == int(fast.draft_step(6).argmax())
+    assert tokens[1] == int(fast.draft_step(tokens[0]).argmax())
+    _agree(graphed.draft_step(9), fast.draft_step(9))
+    graphed.rewind(21)
+    fast.rewind(21)
+    _agree(graphed.draft_step(4), fast.draft_step(4))
+    graphed.rewind(20)
+    fast.rewind(20)
+    _agree(graphed.verify([5, 4, tokens[0]]), fast.verify([5, 4, tokens[0]]))
+
+
+@pytest.mark.parametrize("kind", list(PolicyKind))
+def test_decoding_gives_the_same_tokens_and_record_as_the_fast_runner(
+    pair: tuple[GraphedRunner, FastRunner], kind: PolicyKind
+) -> None:
+    policy = next((p for p in policies(5, 0.3) if p.kind is kind), FIXED)
+    for seed, eos in ((0, frozenset[int]()), (1, frozenset(range(3, 12)))):
+        prompt, limits, greedy = prompt_tokens(240, seed=seed), Limits(40, eos), Sampler()
+        plain = [autoregressive(runner, prompt, limits, greedy) for runner in pair]
+        draft = Draft(SkipSet(4, (), (2,)), policy)
+        made = [self_speculative(runner, prompt, limits, greedy, draft) for runner in pair]
+        assert made[0].tokens == made[1].tokens == plain[0].tokens == plain[1].tokens
+        assert (made[0].accepted, made[0].drafted) == (made[1].accepted, made[1].drafted)
+        assert made[0].stop_reason == plain[0].stop_reason
+
+
+def test_a_sampled_draft_feeds_back_what_was_drawn(pair: tuple[GraphedRunner, FastRunner]) -> None:
+    draft = Draft(SkipSet(4, (1,), ()), FIXED)
+    answers = []
+    for runner in pair:
+        sampler = Sampler(temperature=0.8, top_k=20, seed=3)
+        answers.append(self_speculative(runner, prompt_tokens(20), Limits(40), sampler, draft).tokens)
+    assert answers[0] == answers[1]
+
+
+# -- what is captured --------------------------------------------------------------------------------------------
+
+
+def test_reserving_captures_all_that_decoding_replays(loaded: LoadedModel) -> None:
+    backend = CountingGraphs()
+    runner = GraphedRunner(loaded, backend)
+    draft = Draft(SkipSet(4, (1,), (2,)), FIXED)
+    runner.set_draft(draft)
+    runner.reserve(300)
+    # Buckets of 256 and 512, each with verifications of 1 to 5 tokens and a draft step.
+    assert backend.num_captured == runner.num_graphs == 12
+    self_speculative(runner, prompt_tokens(240), Limits(60), Sampler(), draft)
+    autoregressive(runner, prompt_tokens(240), Limits(60), Sampler())
+    assert backend.num_captured == 12
+    runner.set_draft(Draft(SkipSet(4, (2,), (2,)), FIXED))
+    runner.reserve(300)
+    assert backend.num_captured == 14  # a new draft has a graph per bucket
+
+
+def test_capturing_ahead_leaves_the_cache_alone(loaded: LoadedModel) -> None:
+    runner, fast = GraphedRunner(loaded), FastRunner(loaded)
+    runner.reserve(256)
+    for length, most in ((100, 9), (256, 10)):  # behind what is cached, and where it ends
+        for each in (runner, fast):
+            each.prefill(prompt_tokens(length - 1))
+            each.decode(3)
+        held = runner.num_graphs
+        runner.set_draft(Draft(SkipSet(4, (3,), (3,)), DraftPolicy(PolicyKind.FIXED, most)))
+        runner.reserve(200)
+        assert runner.num_graphs > held
+        assert runner.length == length
+        for ours, theirs in zip(runner.keys_and_values(2), fast.keys_and_values(2), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_larger_cache_drops_the_graphs_of_the_smaller(loaded: LoadedModel) -> None:
+    runner = GraphedRunner(loaded)
+    runner.reserve(100)
+    assert (runner.capacity, runner.buckets(1000)) == (256, [256])
+    before = runner.prefill(prompt_tokens(60))
+    first = runner.decode(5)
+    runner.reserve(600)
+    assert (runner.capacity, runner.buckets(257), runner.buckets(600)) == (1024, [256, 512], [256, 512, 1024])
+    _agree(runner.prefill(prompt_tokens(60)), before)
+    _agree(runner.decode(5), first)
+
+
+def test_graphs_of_only_the_latest_drafts_are_kept(loaded: LoadedModel) -> None:
+    runner = GraphedRunner(loaded)
+    runner.reserve(100)
+    held = set()
+    for layer in range(4):
+        for other in range(4):
+            runner.set_draft(Draft(SkipSet(4, (layer,), (other,)), FIXED))
+            runner.prefill(prompt_tokens(5))
+            runner.draft_step(4)
+            held.add(runner.num_graphs)
+    assert max(held) == 7 + 8  # the default policy's verifications of 1 to 7 tokens, and eight drafts
+
+
+def test_a_context_that_is_no_power_of_two_is_the_last_bucket(tmp_path: Path) -> None:
+    loaded = load(kit.tiny_llama(tmp_path, layers=2, context=300))
+    runner, reference = GraphedRunner(loaded), ReferenceRunner(loaded)
+    runner.reserve(290)
+    assert (runner.capacity, runner.buckets(290)) == (300, [256, 300])
+    for each in (runner, reference):
+        each.prefill(prompt_tokens(295))
+    _agree(runner.verify([4, 5, 6, 7, 8]), reference.verify([4, 5, 6, 7, 8]))
+
+
+@pytest.mark.parametrize("make", [FastRunner, GraphedRunner])
+def test_a_pass_past_the_cache_is_refused(loaded: LoadedModel, make: type[FastRunner]) -> None:
+    runner = make(loaded)
+    runner.prefill(prompt_tokens(255))
+    runner.decode(4)
+    for step in (lambda: runner.decode(5), lambda: runner.draft_step(5), lambda: runner.verify([5, 6])):
+        with pytest.raises(UsageError, match=r"ends at position 25[78], and the cache holds 256.*runner\.reserve"):
+            step()
+    assert runner.length == 256
+
+
+# -- the static input --------------------------------------------------------------------------------------------
+
+
+def _sent(inputs: DeviceInputs) -> list[int]:
+    return [int(inputs.start), int(inputs.slot), *inputs.tokens.tolist()]
+
+
+def test_the_input_is_sent_only_where_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, sent = DeviceInputs(6, torch.device("cpu")), list[list[int]]()
+    send = inputs._ring.send
+    monkeypatch.setattr(inputs._ring, "send", lambda values, target: (sent.append(list(values)), send(values, target)))
+    inputs.expect_draft(10, 7, 3)
+    assert sent.pop() == [10, 0, 7]
+    inputs.slot.add_(3)
+    inputs.tokens[1:4] = torch.tensor([4, 5, 6])
+    inputs.drafted([4, 5, 6], 3)
+    inputs.expect_draft(13, 6)  # goes on where it was
+    inputs.expect_pass(10, [7, 4, 5, 6])  # the verification's tokens are all there
+    assert sent == []
+    inputs.expect_pass(10, [7, 4, 9])
+    assert sent.pop() == [10, 0, 7, 4, 9]
+    inputs.expect_draft(10, 7)  # after a pass, a draft begins anew
+    assert sent.pop() == [10, 0, 7]
+    inputs.slot.add_(1)
+    inputs.drafted()
+    inputs.expect_draft(11, 8)  # not known to be what the device chose
+    assert sent.pop() == [10, 1, 7, 8]
+    inputs.expect_draft(11, 8, 5)  # more steps than there are slots left
+    assert _sent(inputs)[:3] == [11, 0, 8]
+
+
+def test_many_copies_in_a_row_all_arrive() -> None:
+    inputs = DeviceInputs(3, torch.device("cpu"))
+    for start in range(30):
+        inputs.expect_pass(start, [start, start + 1])
+        assert _sent(inputs)[:4] == [start, 0, start, start + 1]
+
+
+# -- the choice --------------------------------------------------------------------------------------------------
+
+
+def test_it_is_chosen_where_asked_and_says_that_it_is_dry(loaded: LoadedModel) -> None:
+    notices: list[str] = []
+    runner = choose_runner(loaded, "graphs", notices.append)
+    assert isinstance(runner, GraphedRunner)
+    assert isinstance(runner, GreedySteps)
+    assert len(notices) == 1
+    assert "runs dry on cpu" in notices[0]
+    assert not isinstance(choose_runner(loaded, "auto", notices.append), GraphedRunner)
+    assert len(notices) == 1
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_llama_dir", "tiny_qwen2_dir"])
+def test_it_is_chosen_in_bfloat16_too(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    loaded = load(request.getfixturevalue(checkpoint), "bfloat16")
+    assert isinstance(choose_runner(loaded, "graphs", lambda text: None), GraphedRunner)
+
+
+def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+    loaded = load(kit.tiny_of_type(tmp_path, "gpt2"))
+    with pytest.raises(UnsupportedModelError, match="--runner graphs cannot serve"):
+        choose_runner(loaded, "graphs", lambda text: None)
+
+
+class _Uncapturable(GraphedRunner):
+    def decode(self, token: int) -> Tensor:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+class _Wrong(GraphedRunner):
+    def decode(self, token: int) -> Tensor:
+        return super().decode(token) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [(_Uncapturable, r"cannot be captured \(operation not permitted"), (_Wrong, "differ from the reference")],
+)
+def test_one_that_fails_or_differs_is_not_taken(
+    loaded: LoadedModel, wrong: type[GraphedRunner], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfspec_tune.engine.choice.GraphedRunner", wrong)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        choose_runner(loaded, "graphs", lambda text: None)
+
+
+def test_a_runner_without_the_method_drafts_by_steps() -> None:
+    runner: Runner = TableRunner(chain(9, 4.0))
+    assert not isinstance(runner, GreedySteps)
+    made = self_speculative(runner, [1], Limits(6), Sampler(), Draft(SkipSet.empty(1), FIXED))
+    assert made.tokens == [2, 3, 4, 5, 6, 7]
+
+
+def test_float32_is_multiplied_in_float32(loaded: LoadedModel) -> None:
+    torch.set_float32_matmul_precision("high")
+    choose_runner(loaded, "fast")
+    assert describe_numerics() == {"float32_matmul_precision": "highest", "tf32": False}

@@ -1,0 +1,459 @@
+"""The native runner: the same bits for any number of tokens and threads, equality with the fast runner, misuse."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import cycle
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine.kernels.binding import load_library
+from selfspec_tune.engine.runners import native as native_module
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
+from selfspec_tune.errors import NonFiniteError, UsageError
+from selfspec_tune.models import LoadedModel
+from tests.covering import cover
+from tests.engine_kit import llama, load, needs_compiler, policies, prompt_tokens
+from tests.rounded_runner import RoundedRunner
+
+pytestmark = needs_compiler
+
+VOCABULARY = 97  # no multiple of 16
+SHAPES: dict[str, dict[str, object]] = {
+    "grouped": {},
+    "narrow, one KV head, biases": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "multi-head, biases": {
+        "hidden_size": 40,
+        "intermediate_size": 72,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": 24,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "wide heads, odd MLP, tied": {
+        "hidden_size": 72,
+        "intermediate_size": 97,
+        "head_dim": 80,
+        "tie_word_embeddings": True,
+    },
+    "seven queries a KV head": {"hidden_size": 56, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 16},
+    # so that the inputs of a few tokens are too many to stay in the first cache
+    "wide": {"hidden_size": 672, "intermediate_size": 2101, "num_attention_heads": 4, "head_dim": 16},
+    "tiny": {"hidden_size": 18, "intermediate_size": 7, "num_attention_heads": 2, "head_dim": 2},
+}
+DTYPES = ["bfloat16", "float32"]
+Step = tuple[str, Tensor]
+
+
+def _load(directory: Path, shape: str, dtype: str, **settings: object) -> LoadedModel:
+    values: dict[str, object] = {"num_hidden_layers": 2, "vocab_size": VOCABULARY}
+    return load(llama(directory, **(values | SHAPES[shape] | settings)), dtype)
+
+
+def _prompt(length: int, seed: int = 0) -> list[int]:
+    return prompt_tokens(length, seed, VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], LoadedModel]:
+    """Every odd shape in both types, made when first asked for; read only."""
+    return cache(lambda shape, dtype: _load(tmp_path_factory.mktemp("model"), shape, dtype))
+
+
+@pytest.fixture
+def model(models: Callable[[str, str], LoadedModel], shape: str, dtype: str) -> LoadedModel:
+    """The one that a test's arguments name."""
+    return models(shape, dtype)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> LoadedModel:
+    """A bfloat16 model of the test's own."""
+    return _load(tmp_path, "grouped", "bfloat16")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Logits [tokens, vocabulary] of ``tokens`` after ``start`` positions, verified ``sizes`` at a time."""
+    runner.rewind(start)
+    logits, at, size = [], 0, cycle(sizes)
+    while at < len(tokens):
+        chunk = tokens[at : at + next(size)]
+        logits.append(runner.verify(chunk))
+        at += len(chunk)
+    return torch.cat(logits)
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------
+
+
+@cover(shape=list(SHAPES), dtype=DTYPES)
+def test_any_chunking_gives_the_same_bits(model: LoadedModel) -> None:
+    runner, tokens = NativeRunner(model), _prompt(45, seed=1)
+    runner.reserve(200)
+    runner.prefill(_prompt(110))  # a chunk of the cache ends among the tokens
+    single = torch.stack([runner.decode(token) for token in tokens])
+    assert single.isfinite().all()
+    for size in range(1, 34):
+        assert torch.equal(_in_chunks(runner, 110, tokens, [size]), single), size
+    assert torch.equal(_in_chunks(runner, 110, tokens, [3, 1, 40, 2]), single)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["grouped", "narrow, one KV head, biases"])
+def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, dtype: str) -> None:
+    model = _load(tmp_path, shape, dtype, vocab_size=601)  # several blocks of the head
+    tokens, found = _prompt(12, seed=1), []
+    for count in (1, 2, 3):
+        with _threads(count):
+            runner = NativeRunner(model)
+            runner.reserve(200)
+        runner.prefill(_prompt(122))
+        logits = torch.cat([_in_chunks(runner, 122, tokens, sizes) for sizes in ([1], [5], [12])])
+        runner.set_draft(Draft(SkipSet(2, (1,)), DraftPolicy(), vocabulary=555))
+        found.append((logits, runner.draft_greedy(5, 3)))
+    for logits, drafted in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        assert drafted == found[0][1]
+
+
+FEWER_THREADS = """
+import ctypes, os, resource, sys
+library, libc = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
+libc.mallopt(-1, 1 << 30)  # what is freed stays at hand: only stacks are to lack memory
+libc.mallopt(-3, 1 << 30)
+assert library.self_test(1) == 0
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, ((pages * resource.getpagesize()) + (4 << 20), resource.RLIM_INFINITY))
+print(library.self_test(8), len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells how many threads there are")
+def test_fewer_threads_than_asked_for_give_the_same_bits() -> None:
+    """A process may not have as many as it wants: here there is no memory for their stacks."""
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", FEWER_THREADS, load_library()._name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    failed, threads = map(int, run.stdout.split())
+    assert failed == 0
+    assert 1 < threads < 8
+
+
+def test_a_forked_process_makes_threads_of_its_own() -> None:
+    """It inherits the pool's state, and none of its threads."""
+    forked = f"""
+import ctypes, os, sys
+library = ctypes.CDLL({load_library()._name!r})
+assert library.self_test(2) == 0
+child = os.fork()
+if child == 0:
+    os._exit(library.self_test(2))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-I", "-S", "-c", forked], check=True, timeout=120)
+
+
+# -- what the kernels compute ------------------------------------------------------------------------------------
+
+
+def _walk(runner: FastRunner | RoundedRunner, prompt: Sequence[int]) -> Tensor:
+    """Logits [positions, vocabulary] of steps, drafts and verifications around the prompt's end."""
+    runner.reserve(len(prompt) + 64)
+    runner.set_draft(Draft(SkipSet(2, (0,), (1,))))
+    steps = [runner.prefill(prompt), runner.decode(7)]
+    for _ in range(3):
+        verified = runner.length
+        steps += [runner.draft_step(token) for token in (8, 9, 10)]
+        runner.rewind(verified)
+        steps.append(runner.verify([8, 9, 11, 12]))
+        runner.rewind(verified + 2)
+    steps += [runner.decode(5), runner.verify(_prompt(40, seed=2))]
+    return torch.cat([step.reshape(-1, VOCABULARY).float() for step in steps])
+
+
+def _differences(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Of logits [positions, vocabulary], as shares of the largest of each position."""
+    return (ours - theirs).abs() / theirs.abs().amax(-1, keepdim=True)
+
+
+STEP = 2.0**-8  # between two bfloat16 numbers, as a share of the lower
+
+
+@cover(shape=list(SHAPES), dtype=DTYPES, length=[1, 33, 127, 128, 129, 255, 256, 257, 600])
+def test_the_kernels_compute_what_float64_does_rounded_where_they_round(model: LoadedModel, length: int) -> None:
+    differences = _differences(
+        _walk(NativeRunner(model), _prompt(length)), _walk(RoundedRunner(model), _prompt(length))
+    )
+    if model.dtype == torch.float32:
+        assert differences.max() <= 1e-5
+    else:
+        # Where float32 and float64 fall to different sides of a rounding, what follows differs by steps.
+        assert differences.mean() <= STEP / 2
+        assert differences.flatten().quantile(0.99) <= 2.5 * STEP
+        assert differences.max() <= 10 * STEP
+
+
+@pytest.mark.parametrize("length", [1, 33, 600])
+def test_a_runner_that_rounds_elsewhere_is_told_from_that(
+    models: Callable[[str, str], LoadedModel], length: int
+) -> None:
+    model = models("grouped", "bfloat16")
+    differences = _differences(_walk(FastRunner(model), _prompt(length)), _walk(RoundedRunner(model), _prompt(length)))
+    assert differences.mean() > STEP / 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_native_runner_agrees_with_the_fast_one(models: Callable[[str, str], LoadedModel], shape: str) -> None:
+    model = models(shape, "float32")
+    torch.testing.assert_close(
+        _walk(NativeRunner(model), _prompt(130)), _walk(FastRunner(model), _prompt(130)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_each_sublayer_has_its_own_epsilon_and_scale(tmp_path: Path) -> None:
+    model: Any = _load(tmp_path, "grouped", "float32")
+    for index, layer in enumerate(model.model.model.layers):
+        layer.input_layernorm.variance_epsilon = 0.1 + index
+        layer.post_attention_layernorm.variance_epsilon = 0.7 - index / 2
+        layer.self_attn.scaling = 0.1 + 0.2 * index
+    model.model.model.norm.variance_epsilon = 2.0
+    torch.testing.assert_close(_walk(NativeRunner(model), _prompt(9)), _walk(FastRunner(model), _prompt(9)))
+
+
+def test_mlps_may_be_wider_than_the_configuration_says(tmp_path: Path) -> None:
+    model: Any = _load(tmp_path, "grouped", "float32")
+    mlp = model.model.model.layers[1].mlp
+    for name, shape in (("gate_proj", (900, 64)), ("up_proj", (900, 64)), ("down_proj", (64, 900))):
+        layer = nn.Linear(shape[1], shape[0], bias=False)
+        layer.weight.data = torch.randn(shape, generator=torch.Generator().manual_seed(1)) / 30
+        setattr(mlp, name, layer)
+    torch.testing.assert_close(
+        _walk(NativeRunner(model), _prompt(9)), _walk(FastRunner(model), _prompt(9)), rtol=1e-4, atol=1e-4
+    )
+
+
+# -- the most probable token -------------------------------------------------------------------------------------
+
+
+@cover(shape=list(SHAPES), dtype=DTYPES, vocabulary=[None, 37, 16, 5])
+def test_greedy_calls_give_the_highest_logit_and_its_probability(model: LoadedModel, vocabulary: int | None) -> None:
+    runner, tokens = NativeRunner(model), _prompt(40, seed=4)
+    runner.reserve(100)
+    runner.set_draft(Draft(SkipSet(2, (1,)), vocabulary=vocabulary))
+    runner.prefill(_prompt(9))
+    logits = runner.verify(tokens)
+    runner.rewind(9)
+    assert runner.verify_greedy(tokens) == logits.argmax(-1).tolist()
+    runner.rewind(9)
+    assert [runner.decode_greedy(token) for token in tokens] == logits.argmax(-1).tolist()
+    runner.rewind(9)
+    drafted, probabilities = runner.draft_greedy(tokens[0], 5)
+    runner.rewind(9)
+    for before, token, probability in zip([tokens[0], *drafted], drafted, probabilities, strict=False):
+        step = runner.draft_step(before)
+        assert step.shape == (vocabulary or VOCABULARY,)
+        assert token == int(step.argmax())
+        assert probability == pytest.approx(float(step.softmax(-1)[token]), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_equal_logits_the_lowest_token_wins(tmp_path: Path, dtype: str) -> None:
+    model: Any = _load(tmp_path, "grouped", dtype, vocab_size=600)
+    head = model.model.lm_head.weight.data
+    head[300:] = head[:300]  # every logit comes twice, in other lanes and blocks
+    runner, tokens = NativeRunner(model), _prompt(30)
+    runner.reserve(64)
+    runner.prefill(tokens)
+    greedy = runner.verify_greedy(tokens)
+    assert max(greedy) < 300
+    runner.rewind(30)
+    assert greedy == runner.verify(tokens).argmax(-1).tolist()
+
+
+# -- lossless ----------------------------------------------------------------------------------------------------
+
+
+def _drafts(policy: DraftPolicy) -> dict[str, Draft]:
+    return {
+        "empty": Draft(SkipSet.empty(3), policy),
+        "random": Draft(SkipSet(3, (1,), (0, 2)), policy),
+        "aggressive": Draft(SkipSet(3, (0, 1, 2), (0, 1, 2)), policy, vocabulary=61),
+        "int4": Draft(SkipSet.empty(3), policy, DraftPrecision.uniform(3, Precision.INT4, Precision.INT4)),
+        "int8": Draft(SkipSet(3, (2,)), policy, DraftPrecision.uniform(3, Precision.INT8), vocabulary=80),
+    }
+
+
+@pytest.mark.parametrize("policy", [*policies(5, 0.2), DraftPolicy(PolicyKind.FIXED, 32)], ids=str)
+def test_bfloat16_output_is_plain_decoding_s_token_for_token(tmp_path: Path, policy: DraftPolicy) -> None:
+    runner, limits = NativeRunner(_load(tmp_path, "grouped", "bfloat16", num_hidden_layers=3)), Limits(70)
+    accepted = drafted = 0
+    for seed in range(2):
+        prompt = _prompt(100 + 20 * seed, seed=seed)
+        plain = autoregressive(runner, prompt, limits, Sampler())
+        for name, draft in _drafts(policy).items():
+            made = self_speculative(runner, prompt, limits, Sampler(), draft)
+            assert made.tokens == plain.tokens, name
+            accepted, drafted = accepted + sum(made.accepted), drafted + sum(made.drafted)
+            if name == "empty":  # the draft is the model: nothing may be rejected
+                assert made.accepted == made.drafted
+    assert 0 < accepted < drafted
+
+
+# -- misuse, memory ----------------------------------------------------------------------------------------------
+
+
+def test_a_pass_past_the_cache_is_refused_before_it_begins(tmp_path: Path) -> None:
+    runner = NativeRunner(_load(tmp_path, "grouped", "float32", max_position_embeddings=64))
+    with pytest.raises(UsageError, match="ends at position 1, and the cache holds 0"):
+        runner.decode(3)
+    runner.prefill(_prompt(20))
+    for verify in (runner.verify, runner.verify_greedy):
+        with pytest.raises(UsageError, match="ends at position 65, and the cache holds 64"):
+            verify(_prompt(45))
+        assert runner.length == 20
+    runner.verify(_prompt(44))
+    with pytest.raises(UsageError, match="ends at position 65"):
+        runner.draft_greedy(3, 1)
+
+
+@pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 40])
+def test_a_token_that_the_model_does_not_embed_is_refused(small: LoadedModel, token: int) -> None:
+    runner = NativeRunner(small)
+    runner.prefill(_prompt(9))
+    with pytest.raises(IndexError, match="the model embeds the tokens 0 to 96"):
+        runner.verify([3, token])
+    assert runner.length == 9
+
+
+def test_logits_that_are_no_numbers_draft_some_token_and_end_everything_else(small: LoadedModel) -> None:
+    loaded: Any = small
+    loaded.model.lm_head.weight.data.fill_(float("nan"))
+    runner = NativeRunner(loaded)
+    runner.prefill(_prompt(9))
+    tokens, probabilities = runner.draft_pass_greedy([5, 6, 7])
+    runner.rewind(9)
+    assert [runner.draft_greedy(token, 1)[0][0] for token in (5, 6, 7)] == tokens == [0, 0, 0]
+    assert all(isnan(probability) for probability in probabilities)
+    runner.rewind(9)
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.verify_greedy([5, 6, 7])
+    runner.rewind(9)
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.decode_greedy(5)
+    runner.rewind(9)
+    assert runner.verify([5, 6]).isnan().all()
+
+
+class _Counting:
+    """The kernels, with a count of the engines that are open."""
+
+    def __init__(self) -> None:
+        self.library, self.open = load_library(), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.library, name)
+
+    def engine_new(self, model: Any) -> Any:
+        self.open += 1
+        return self.library.engine_new(model)
+
+    def engine_free(self, engine: Any) -> None:
+        self.open -= 1
+        self.library.engine_free(engine)
+
+
+def test_every_engine_is_freed_once(small: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _Counting()
+    monkeypatch.setattr(native_module, "load_library", lambda: library)
+    first = None
+    for _ in range(5):
+        runner = NativeRunner(small)
+        runner.prefill(_prompt(9))
+        runner.reserve(300)
+        assert library.open == 1
+        runner.prefill(_prompt(9))
+        logits = runner.decode(5)
+        first = logits if first is None else first
+        assert torch.equal(logits, first)
+        del runner
+        gc.collect()
+        assert library.open == 0
+
+
+def test_a_cache_without_scratch_memory_is_refused_and_may_be_tried_again(
+    small: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = _Counting()
+    monkeypatch.setattr(native_module, "load_library", lambda: library)
+    runner = NativeRunner(small)
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(library, "engine_new", lambda model: None)
+        with pytest.raises(UsageError, match=r"No memory for the native kernels' scratch space.*--max-new-tokens"):
+            runner.reserve(64)
+        with pytest.raises(UsageError, match="the cache holds 0"):
+            runner.decode(5)
+    runner.prefill(_prompt(9))
+    assert runner.decode(5).isfinite().all()
+
+
+# -- which models ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_kernels_cannot_read_is_named(tmp_path: Path) -> None:
+    reason = native_unsupported_reason
+    assert reason(_load(tmp_path / "fine", "grouped", "bfloat16")) is None
+    assert "lm_head.weight is float16" in (reason(_mixed(tmp_path / "head", torch.float16)) or "")
+    assert reason(_mixed(tmp_path / "wide head", torch.float32)) is None
+    half = _load(tmp_path / "half", "grouped", "float16")
+    assert "read bfloat16 and float32, and model.embed_tokens.weight is float16" in (reason(half) or "")
+    wide = _load(tmp_path / "wide", "grouped", "float32", head_dim=514, num_attention_heads=1, num_key_value_heads=1)
+    assert "heads of up to 512, not 514" in (reason(wide) or "")
+    strided: Any = _load(tmp_path / "strided", "grouped", "float32")
+    weight = strided.model.model.layers[0].self_attn.o_proj.weight
+    weight.data = weight.data.T.contiguous().T
+    assert "contiguous weights, and model.layers.0.self_attn.o_proj.weight" in (reason(strided) or "")
+    embedding: Any = _load(tmp_path / "embedding", "grouped", "bfloat16")
+    embedding.model.model.embed_tokens.float()
+    assert "its embedding is float32, and the model bfloat16" in (reason(embedding) or "")
+
+
+def _mixed(directory: Path, dtype: torch.dtype) -> LoadedModel:
+    model: Any = _load(directory, "grouped", "bfloat16")
+    model.model.lm_head.to(dtype)
+    return model  # type: ignore[no-any-return]

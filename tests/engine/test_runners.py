@@ -1,0 +1,538 @@
+"""The fast runner against the reference runner, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, LlamaConfig
+
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, Runner, choose_runner
+from selfspec_tune.engine.choice import NearProbe
+from selfspec_tune.engine.layers.linear import fuse
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
+from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.structure import unsupported_reason
+from tests import kit
+from tests.engine_kit import RUNNERS, hf_generate, llama, load, prompt_tokens
+
+
+def _mistral(directory: Path) -> Path:
+    config = AutoConfig.for_model(
+        "mistral",
+        hidden_size=kit.HIDDEN,
+        intermediate_size=2 * kit.HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=1024,
+        sliding_window=None,
+    )
+    return kit.save_random(config, directory)
+
+
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+_YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "llama": kit.tiny_llama,
+    "qwen2": kit.tiny_qwen2,
+    "llama, multi-head": lambda d: kit.tiny_llama(d, kv_heads=4),
+    "llama, one KV head, tied": lambda d: kit.tiny_llama(d, kv_heads=1, tied=True),
+    "qwen2, tied": lambda d: kit.tiny_qwen2(d, tied=True),
+    "llama, biases": lambda d: llama(d, attention_bias=True, mlp_bias=True),
+    "llama, wide heads": lambda d: llama(d, head_dim=32),
+    "llama, llama3 positions": lambda d: llama(d, rope_parameters=_LLAMA3_ROPE),
+    "llama, yarn positions": lambda d: llama(d, rope_parameters=_YARN_ROPE),
+    "mistral": _mistral,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Each of the fast runner's families, loaded."""
+    return load(FAMILIES[request.param](tmp_path_factory.mktemp("family")))
+
+
+@pytest.fixture
+def loaded(tiny_llama_dir: Path) -> LoadedModel:
+    """A model of the test's own: fusing changes it."""
+    return load(tiny_llama_dir)
+
+
+def _skip_sets(num_layers: int) -> dict[str, SkipSet]:
+    layers = tuple(range(num_layers))
+    return {
+        "nothing": SkipSet.empty(num_layers),
+        "every attention": SkipSet(num_layers, layers),
+        "every MLP": SkipSet(num_layers, (), layers),
+        "everything": SkipSet(num_layers, layers, layers),
+        "some": SkipSet(num_layers, (num_layers - 1,), (0,)),
+    }
+
+
+def _walk(runner: Runner, prompt: Sequence[int], skip_set: SkipSet) -> list[Tensor]:
+    """Logits [positions, vocabulary] of every kind of call, in an order that decoding could make."""
+    runner.reserve(len(prompt) + 64)
+    runner.set_draft(Draft(skip_set))
+    a, b, c, d, e, *more = prompt_tokens(60, seed=1)
+    logits = [runner.prefill(prompt), runner.decode(a)]
+    verified = runner.length
+    logits += [runner.draft_step(b), runner.draft_step(c), runner.draft_step(d)]
+    runner.rewind(verified)
+    logits.append(runner.verify([b, c, d, e]))
+    runner.rewind(verified + 2)  # one draft accepted
+    logits += [runner.draft_step(e), runner.draft_step(b)]
+    runner.rewind(verified + 2)
+    logits.append(runner.verify([e]))
+    logits.append(runner.decode(d))
+    runner.rewind(max(1, len(prompt) // 2))  # far back, into the prompt
+    logits += [runner.decode(c), runner.verify(more[:40])]  # more tokens than a verification ever has
+    return [step.reshape(-1, step.shape[-1]) for step in logits]
+
+
+def _assert_agree(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+        assert mine.argmax(-1).tolist() == other.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("length", [1, 33, 34, 600])
+def test_the_runners_agree_through_every_call_and_after_rewinding(family: LoadedModel, length: int) -> None:
+    fast, reference = FastRunner(family), ReferenceRunner(family)
+    prompt = prompt_tokens(length)
+    for skip_set in _skip_sets(family.num_layers).values():
+        _assert_agree(_walk(fast, prompt, skip_set), _walk(reference, prompt, skip_set))
+
+
+def test_the_runners_agree_with_one_forward_of_the_model(family: LoadedModel) -> None:
+    prompt, further = prompt_tokens(50), prompt_tokens(5, seed=2)
+    with torch.inference_mode():
+        logits = family.model(input_ids=torch.tensor([[*prompt, *further]])).logits[0]
+    for make in RUNNERS.values():
+        runner = make(family)
+        steps = [runner.prefill(prompt), *(runner.decode(token) for token in further)]
+        _assert_agree(steps, list(logits[-6:]))
+
+
+def test_attention_may_come_back_in_another_memory_order(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As CUDA's memory-efficient kernel gives it: heads innermost but one.
+    attend = nn.functional.scaled_dot_product_attention
+
+    def heads_inside(*arguments: Any, **options: Any) -> Tensor:
+        return attend(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    prompt = prompt_tokens(9, seed=1)
+    expected = _walk(FastRunner(loaded), prompt, SkipSet.empty(loaded.num_layers))
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", heads_inside)
+    _assert_agree(_walk(FastRunner(loaded), prompt, SkipSet.empty(loaded.num_layers)), expected)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_draft_that_skips_nothing_is_the_model(loaded: LoadedModel, name: str) -> None:
+    runner = RUNNERS[name](loaded)
+    runner.prefill(prompt_tokens(7))
+    drafted = runner.draft_step(5)
+    runner.rewind(7)
+    torch.testing.assert_close(runner.decode(5), drafted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_rewound_cache_equals_one_that_never_drafted(loaded: LoadedModel, name: str) -> None:
+    runner, prompt = RUNNERS[name](loaded), prompt_tokens(20)
+    runner.prefill(prompt)
+    plain = [runner.decode(8), runner.decode(9)]
+    runner.set_draft(Draft(SkipSet(4, (0, 1, 2, 3), (1,))))
+    runner.prefill(prompt)
+    for token in (4, 5, 6):
+        runner.draft_step(token)
+    runner.rewind(20)
+    runner.verify([8, 4, 5])
+    runner.rewind(20)
+    drafted = [runner.decode(8), runner.decode(9)]
+    for ours, theirs in zip(drafted, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_the_length_counts_positions_and_rewinding_never_adds_any(loaded: LoadedModel, name: str) -> None:
+    runner = RUNNERS[name](loaded)
+    assert (runner.length, runner.num_layers, runner.vocabulary_size) == (0, 4, 128)
+    runner.prefill(prompt_tokens(5))
+    runner.decode(3)
+    runner.draft_step(4)
+    assert runner.length == 7
+    runner.verify([3, 4, 5])
+    assert runner.length == 10
+    runner.rewind(20)
+    assert runner.length == 10
+    runner.rewind(4)
+    assert runner.length == 4
+    runner.rewind(0)
+    assert runner.length == 0
+    runner.synchronize()
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_prefill_forgets_what_came_before(loaded: LoadedModel, name: str) -> None:
+    runner = RUNNERS[name](loaded)
+    first = runner.prefill(prompt_tokens(12))
+    runner.prefill(prompt_tokens(40, seed=3))
+    runner.decode(4)
+    torch.testing.assert_close(runner.prefill(prompt_tokens(12)), first, rtol=0, atol=0)
+    assert runner.length == 12
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, name: str) -> None:
+    runner, skip_set = RUNNERS[name](loaded), SkipSet(4, (1,), (2,))
+    runner.prefill(prompt_tokens(6))
+    runner.set_draft(Draft(skip_set))
+    whole = runner.draft_step(7)
+    runner.rewind(6)
+    runner.set_draft(Draft(skip_set, vocabulary=40))
+    part = runner.draft_step(7)
+    assert part.shape == (40,)
+    torch.testing.assert_close(part, whole[:40], rtol=1e-5, atol=1e-5)
+    assert runner.verify([7]).shape == (1, 128)
+
+
+def test_reserving_grows_the_cache_in_steps_and_empties_it_only_then(loaded: LoadedModel) -> None:
+    runner = FastRunner(loaded)
+    assert runner.capacity == 0
+    runner.reserve(10)
+    assert runner.capacity == 256
+    before = runner.prefill(prompt_tokens(30))
+    runner.reserve(256)
+    assert (runner.capacity, runner.length) == (256, 30)
+    runner.reserve(257)
+    assert (runner.capacity, runner.length) == (512, 0)
+    _assert_agree([runner.prefill(prompt_tokens(30))], [before])
+
+
+def test_a_prompt_longer_than_the_cache_makes_room_for_itself(loaded: LoadedModel) -> None:
+    runner = FastRunner(loaded)
+    runner.prefill(prompt_tokens(3))
+    logits = runner.prefill(prompt_tokens(300))
+    assert runner.capacity == 512
+    _assert_agree([logits], [ReferenceRunner(loaded).prefill(prompt_tokens(300))])
+
+
+def test_the_cache_never_outgrows_the_context(tmp_path: Path) -> None:
+    loaded = load(kit.tiny_llama(tmp_path, layers=1, context=100))
+    runner = FastRunner(loaded)
+    runner.reserve(60)
+    assert runner.capacity == 100
+    assert ReferenceRunner(loaded).capacity == 100
+    _assert_agree([runner.prefill(prompt_tokens(100))], [ReferenceRunner(loaded).prefill(prompt_tokens(100))])
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_more_than_the_context_is_refused_with_a_remedy(tmp_path: Path, name: str) -> None:
+    runner = RUNNERS[name](load(kit.tiny_llama(tmp_path, layers=1, context=64)))
+    runner.reserve(64)
+    with pytest.raises(PromptError, match="need 65 positions; the model's context has 64") as refusal:
+        runner.reserve(65)
+    assert "--max-new-tokens" in str(refusal.value)
+
+
+# -- fused projections -------------------------------------------------------------------------------------------
+
+
+def _storages(model: nn.Module) -> dict[int, int]:
+    """Bytes of every storage that a parameter lies in, by address."""
+    storages = [parameter.data.untyped_storage() for parameter in model.parameters()]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _assert_adjacent(parameters: Sequence[Tensor]) -> None:
+    """The parameters fill one storage, one behind the other."""
+    storages = {parameter.data.untyped_storage().data_ptr() for parameter in parameters}
+    assert len(storages) == 1
+    offset = 0
+    for parameter in parameters:
+        assert parameter.data.storage_offset() == offset
+        offset += parameter.numel()
+    assert offset * parameters[0].element_size() == parameters[0].data.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_llama_dir", "tiny_qwen2_dir"])
+def test_fused_parameters_are_views_of_one_storage(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    loaded = load(request.getfixturevalue(checkpoint))
+    before = {name: parameter.clone() for name, parameter in loaded.model.named_parameters()}
+    memory = sum(_storages(loaded.model).values())
+    FastRunner(loaded)
+    for layer in loaded.sublayers.layers:
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        _assert_adjacent([projection.weight for projection in qkv])
+        _assert_adjacent([mlp.gate_proj.weight, mlp.up_proj.weight])
+        if attention.q_proj.bias is not None:
+            _assert_adjacent([projection.bias for projection in qkv])
+    assert sum(_storages(loaded.model).values()) == memory
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_llama_dir", "tiny_qwen2_dir"])
+def test_generate_gives_the_same_tokens_after_fusing(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    loaded = load(request.getfixturevalue(checkpoint))
+    prompts = [prompt_tokens(9, seed=seed) for seed in range(3)]
+    before = [hf_generate(loaded, prompt, Limits(24)) for prompt in prompts]
+    FastRunner(loaded)
+    assert [hf_generate(loaded, prompt, Limits(24)) for prompt in prompts] == before
+
+
+def test_a_second_runner_holds_no_weight_twice(loaded: LoadedModel) -> None:
+    first = FastRunner(loaded)
+    storages = _storages(loaded.model)
+    second = FastRunner(loaded)
+    assert _storages(loaded.model) == storages
+    _assert_agree([second.prefill(prompt_tokens(9))], [first.prefill(prompt_tokens(9))])
+
+
+@pytest.mark.parametrize(
+    "part", ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+)
+def test_a_weight_changed_in_place_is_seen_by_every_runner(loaded: LoadedModel, part: str) -> None:
+    runners = [FastRunner(loaded), FastRunner(loaded), ReferenceRunner(loaded)]
+    before = runners[0].prefill(prompt_tokens(9))
+    with torch.inference_mode():
+        loaded.model.get_submodule(f"model.layers.1.{part}").weight.data.mul_(1.5)  # type: ignore[union-attr, operator]
+    first, second, reference = (runner.prefill(prompt_tokens(9)) for runner in runners)
+    assert (first - before).abs().max() > 0.01
+    _assert_agree([first, second], [reference, reference])
+
+
+def test_fusing_twice_gives_the_same_tensor() -> None:
+    layers = [nn.Linear(6, rows) for rows in (4, 2, 2)]
+    stacked = [torch.cat([getattr(layer, kind).detach().clone() for layer in layers]) for kind in ("weight", "bias")]
+    weight, bias = fuse(layers)
+    again, bias_again = fuse(layers)
+    assert bias is not None
+    assert bias_again is not None
+    assert torch.equal(weight, stacked[0])
+    assert torch.equal(bias, stacked[1])
+    assert (again.data_ptr(), bias_again.data_ptr()) == (weight.data_ptr(), bias.data_ptr())
+    assert torch.equal(again, weight)
+
+
+def test_projections_that_are_not_neighbours_in_order_are_stacked_anew() -> None:
+    layers = [nn.Linear(6, rows, bias=False) for rows in (4, 4)]
+    fuse(layers)
+    backwards = torch.cat([layers[1].weight.detach(), layers[0].weight.detach()])
+    weight, bias = fuse(layers[::-1])
+    assert bias is None
+    assert torch.equal(weight, backwards)
+
+
+def test_projections_of_which_some_have_a_bias_are_refused() -> None:
+    with pytest.raises(ValueError, match="some of the projections have a bias"):
+        fuse([nn.Linear(4, 4), nn.Linear(4, 4, bias=False)])
+
+
+# -- the choice --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gpt2", "no embed_tokens, norm and rotary_emb"),
+        ("gpt_neox", "no embed_tokens, norm and rotary_emb"),
+        ("gemma2", "sliding-window"),
+        ("mixtral", "layer 0 has an MLP that is not gate, up and down projections with SiLU"),
+        ("qwen2_moe", "layer 0 has an MLP that is not gate, up and down projections with SiLU"),
+    ],
+)
+def test_other_architectures_fall_back_to_the_reference_with_a_notice(
+    tmp_path: Path, model_type: str, reason: str
+) -> None:
+    loaded, notices = load(kit.tiny_of_type(tmp_path, model_type)), list[str]()
+    assert reason in (unsupported_reason(loaded) or "")
+    assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
+    assert len(notices) == 1
+    assert reason in notices[0]
+    assert "reference runner" in notices[0]
+    with pytest.raises(UnsupportedModelError, match=f"--runner fast cannot serve .*{reason}"):
+        choose_runner(loaded, "fast", notices.append)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "depend on the length"),
+        ({"hidden_act": "gelu"}, "with SiLU"),
+    ],
+)
+def test_llamas_that_compute_something_else_are_told_apart(
+    tmp_path: Path, settings: dict[str, object], reason: str
+) -> None:
+    assert reason in (unsupported_reason(load(llama(tmp_path, **settings))) or "")
+
+
+def test_normalised_queries_are_no_llama_attention(tmp_path: Path) -> None:
+    common = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    config = AutoConfig.for_model(
+        "qwen3",
+        hidden_size=common.hidden_size,
+        intermediate_size=common.intermediate_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=128,
+    )
+    reason = unsupported_reason(load(kit.save_random(config, tmp_path)))
+    assert reason == "layer 0 has an attention that is not q, k, v and o projections alone"
+
+
+def _helium(directory: Path) -> Path:
+    """The same modules as Llama, another computation: neighbouring dimensions are rotated together."""
+    config = AutoConfig.for_model(
+        "helium",
+        hidden_size=kit.HIDDEN,
+        intermediate_size=2 * kit.HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=128,
+        max_position_embeddings=1024,
+    )
+    return kit.save_random(config, directory)
+
+
+def test_an_architecture_that_only_looks_like_llama_is_caught_by_the_probe(tmp_path: Path) -> None:
+    loaded, notices = load(_helium(tmp_path)), list[str]()
+    assert unsupported_reason(loaded) is None
+    assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
+    assert "its logits differ from the reference by" in notices[0]
+    with pytest.raises(UnsupportedModelError, match="its logits differ from the reference"):
+        choose_runner(loaded, "fast")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpoint", ["tiny_llama_dir", "tiny_qwen2_dir"])
+def test_the_fast_runner_is_chosen_where_it_proves_equal(
+    checkpoint: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    loaded, notices = load(request.getfixturevalue(checkpoint), dtype), list[str]()
+    assert isinstance(choose_runner(loaded, "auto", notices.append, clock=lambda: 0.0), FastRunner)
+    assert isinstance(choose_runner(loaded, "fast", notices.append), FastRunner)
+    assert isinstance(choose_runner(loaded, "reference", notices.append), ReferenceRunner)
+    assert notices == []
+
+
+def test_an_unknown_runner_is_a_usage_error(loaded: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="--runner quick: expected auto, native, graphs, fast or reference"):
+        choose_runner(loaded, "quick")
+
+
+class _ShiftedLogits(FastRunner):
+    def decode(self, token: int) -> Tensor:
+        return super().decode(token) + 0.01
+
+
+class _DraftsWithTheWholeModel(FastRunner):
+    def set_draft(self, draft: Draft) -> None:
+        super().set_draft(Draft(SkipSet.empty(self.num_layers)))
+
+
+class _SkipsTheNextLayer(FastRunner):
+    def set_draft(self, draft: Draft) -> None:
+        flags = draft.skip_set.to_flags()
+        super().set_draft(Draft(SkipSet.from_flags([*flags[-2:], *flags[:-2]])))
+
+
+class _VerifiesInAnotherOrder(FastRunner):
+    def verify(self, tokens: Sequence[int]) -> Tensor:
+        return super().verify(tokens).roll(1, 0)
+
+
+class _NeverRewinds(FastRunner):
+    def rewind(self, length: int) -> None: ...
+
+
+class _RewindsOneTooFew(FastRunner):
+    def rewind(self, length: int) -> None:
+        super().rewind(length + 1)
+
+
+WRONG = [
+    _ShiftedLogits,
+    _DraftsWithTheWholeModel,
+    _SkipsTheNextLayer,
+    _VerifiesInAnotherOrder,
+    _NeverRewinds,
+    _RewindsOneTooFew,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_probe_catches_a_runner_that_is_subtly_wrong(
+    loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert NearProbe(ReferenceRunner(loaded)).difference(FastRunner(loaded)) < 1e-5
+    assert NearProbe(ReferenceRunner(loaded)).difference(wrong(loaded)) > 5e-4
+    _assert_not_chosen(loaded, wrong, monkeypatch)
+
+
+class _NotANumber(FastRunner):
+    def decode(self, token: int) -> Tensor:
+        return super().decode(token) * float("nan")
+
+
+def test_the_probe_catches_logits_that_are_no_numbers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert NearProbe(ReferenceRunner(loaded)).difference(_NotANumber(loaded)) == float("inf")
+    _assert_not_chosen(loaded, _NotANumber, monkeypatch)
+
+
+class _WrongInLongPrompts(FastRunner):
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        return super().prefill(tokens) + (0.1 if len(tokens) > 33 else 0.0)
+
+
+def test_the_probe_reaches_the_attention_of_long_prompts(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    _assert_not_chosen(loaded, _WrongInLongPrompts, monkeypatch)
+
+
+def _assert_not_chosen(loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FastRunner", "NativeRunner"):
+        monkeypatch.setattr(f"selfspec_tune.engine.choice.{name}", wrong)
+    notices: list[str] = []
+    assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
+    assert len(notices) == 2  # of the native kernels, and of the fast runner
+    assert all("differ from the reference" in notice for notice in notices)
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = FastRunner(loaded)
+
+    def out_of_memory(*arguments: object, **settings: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
+
+    monkeypatch.setattr(torch, "zeros", out_of_memory)
+    with pytest.raises(
+        UsageError, match=r"No memory for a cache of 512 positions on cpu\..*Tried to allocate 9 GiB"
+    ) as why:
+        runner.reserve(400)
+    assert "--max-new-tokens" in str(why.value)

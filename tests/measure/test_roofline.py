@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from selfspec_tune.cpu import Cache, cpu_caches, last_level_bytes
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.measure import roofline
+from selfspec_tune.measure.roofline import (
+    Limit,
+    ReadKernel,
+    Traffic,
+    find_limit,
+    largest_matrix,
+    read_kernels,
+    traffic_of,
+)
+from tests import kit
+from tests.engine_kit import load
+
+# The kit's Llama: width 64, 4 heads of 16, 2 of keys and values, MLP 128, vocabulary 128, 4 layers; float32.
+ATTENTION = 4 * (64 * 64 + 2 * 32 * 64 + 64 * 64)
+MLP = 4 * (3 * 64 * 128)
+NORM = 4 * 64
+HEAD = 4 * 128 * 64
+ROW = 4 * 64
+POSITION = 4 * 2 * 2 * 16
+LAYER = ATTENTION + MLP + 2 * NORM
+
+
+@pytest.fixture(scope="module")
+def traffic(tiny_llama_dir: Path) -> Traffic:
+    return traffic_of(load(tiny_llama_dir))
+
+
+def test_a_decode_step_reads_every_weight_once_and_the_cache(traffic: Traffic) -> None:
+    assert traffic.full_step(0) == 4 * LAYER + NORM + HEAD + ROW
+    assert traffic.full_step(100) - traffic.full_step(0) == 4 * 100 * POSITION
+
+
+def test_a_verification_reads_no_more_than_further_embedding_rows(traffic: Traffic) -> None:
+    assert traffic.full_step(100, 9) - traffic.full_step(100) == 8 * ROW
+
+
+def test_a_draft_step_reads_what_it_keeps(traffic: Traffic) -> None:
+    whole = traffic.full_step(100)
+    assert traffic.draft_step(Draft(SkipSet.empty(4)), 100) == whole
+    skipping = Draft(SkipSet(4, (1, 2), (3,)))
+    left_out = 2 * (ATTENTION + NORM + 100 * POSITION) + MLP + NORM
+    assert traffic.draft_step(skipping, 100) == whole - left_out
+    assert traffic.draft_step(Draft(SkipSet.empty(4), vocabulary=32), 100) == whole - HEAD * 3 / 4
+
+
+def test_a_copy_at_lower_precision_is_smaller_but_its_norms_are_not(traffic: Traffic) -> None:
+    draft = Draft(SkipSet.empty(4), precision=DraftPrecision.uniform(4, Precision.INT8, Precision.INT8))
+    matrices = 4 * (ATTENTION + MLP) + HEAD
+    assert traffic.draft_step(draft, 0) == traffic.full_step(0) - 3 / 4 * matrices
+
+
+def test_a_tied_head_counts_once(tmp_path: Path, traffic: Traffic) -> None:
+    tied = traffic_of(load(kit.tiny_llama(tmp_path / "tied", tied=True)))
+    assert tied.full_step(10) == traffic.full_step(10)
+
+
+def test_the_count_follows_the_number_format_and_counts_biases(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    whole = traffic_of(load(tiny_llama_dir))
+    assert traffic_of(load(tiny_llama_dir, "bfloat16")).full_step(10) == whole.full_step(10) / 2
+    biased = traffic_of(load(kit.tiny_qwen2(tmp_path / "qwen2")))
+    assert biased.full_step(0) - whole.full_step(0) == 4 * 4 * (64 + 2 * 32)
+
+
+def test_experts_are_noticed(tmp_path: Path, traffic: Traffic) -> None:
+    assert not traffic.has_experts
+    assert traffic_of(load(kit.tiny_of_type(tmp_path / "moe", "mixtral"))).has_experts
+
+
+def test_the_largest_matrix_is_the_heads_or_the_mlps(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    assert largest_matrix(load(tiny_llama_dir))[0] == 128
+    assert largest_matrix(load(kit.tiny_llama(tmp_path / "wide", vocab=512))) == (512, 64)
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(roofline, "last_level_cache", lambda device: 1 << 18)
+
+
+@pytest.mark.usefixtures("small_buffers")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernels_read_as_much_as_they_say(dtype: torch.dtype) -> None:
+    kernels = {kernel.name: kernel for kernel in read_kernels(torch.device("cpu"), dtype, (96, 64))}
+    assert list(kernels) == ["reduction", "copy", "gemv"]
+    size = kernels["reduction"].run()
+    assert size >= 1 << 20
+    assert size % (64 * dtype.itemsize) == 0
+    assert (kernels["copy"].run(), kernels["gemv"].run()) == (2 * size, size)
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_a_matrix_larger_than_the_least_size_is_taken_as_it_is() -> None:
+    (reduction, _, _) = read_kernels(torch.device("cpu"), torch.float32, (3001, 512))
+    assert reduction.run() == 3002 * 512 * 4
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_a_runners_own_kernel_competes() -> None:
+    runner: Any = SimpleNamespace(read_kernels=lambda buffer: [("stream", buffer.numel)])
+    kernels = read_kernels(torch.device("cpu"), torch.float32, (96, 64), runner)
+    assert (kernels[-1].name, kernels[-1].run()) == ("stream", kernels[-2].run() // 4)
+
+
+def test_too_little_memory_is_said_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    monkeypatch.setattr(roofline, "last_level_cache", lambda device: 1 << 18)
+    with pytest.raises(SelfSpecError, match=r"needs 0\.5 GiB free beside the model"):
+        read_kernels(torch.device("cpu"), torch.float32, (96, 64))
+
+
+def test_the_limit_is_the_kernel_that_moves_most_a_second() -> None:
+    kernels = [ReadKernel("a", lambda: 10), ReadKernel("b", lambda: 30)]
+    limit = find_limit(kernels, {"a": 10, "b": 30}, {"a": [1.0, 1.0, 9.0], "b": [2.0, 2.0, 2.0]})
+    assert (limit.name, limit.bytes_per_second) == ("b", 15.0)
+
+
+def test_a_share_is_taken_within_rounds() -> None:
+    # The machine halves its speed from round to round; the share stays what it is.
+    limit = Limit("a", 100, [1.0, 2.0, 4.0])
+    assert limit.share(50, [1.0, 2.0, 4.0]) == pytest.approx(0.5)
+
+
+def plant_cache(cpus: Path, cpu: int, index: int, kind: str, level: int, size: str, shared_by: str) -> None:
+    folder = cpus / f"cpu{cpu}" / "cache" / f"index{index}"
+    folder.mkdir(parents=True)
+    for name, value in (("type", kind), ("level", str(level)), ("size", size), ("shared_cpu_list", shared_by)):
+        (folder / name).write_text(value + "\n")
+
+
+def test_caches_that_cores_share_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    for cpu, l3 in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")):
+        plant_cache(tmp_path, cpu, 0, "Data", 1, "32K", str(cpu))
+        plant_cache(tmp_path, cpu, 1, "Instruction", 1, "64K", str(cpu))
+        plant_cache(tmp_path, cpu, 2, "Unified", 3, "16M", l3)
+    caches = cpu_caches(tmp_path)
+    assert Cache(1, 32 << 10, "2") in caches
+    assert len(caches) == 3 + 2
+    assert last_level_bytes(caches) == 32 << 20
+
+
+def test_where_nothing_is_told_of_caches_there_are_none(tmp_path: Path) -> None:
+    assert cpu_caches(tmp_path) == []
+    assert last_level_bytes([]) == 0
+    plant_cache(tmp_path, 0, 0, "Unified", 3, "much", "0")
+    assert cpu_caches(tmp_path) == []

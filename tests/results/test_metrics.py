@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.intervals import Interval
+from selfspec_tune.results import BenchResult, LosslessCount, ModelInfo, metrics
+from selfspec_tune.results.metrics import spec_bench_rows, summarise, summarise_baseline
+from tests.runs import paired_run
+
+RUNS = [
+    paired_run("a/1"),
+    paired_run("a/1", round=1, candidate=(11, 0.5, 1.5)),
+    paired_run("a/2", baseline=(5, 1.0, 1.0), candidate=(5, 1.0, 0.5), accepted=(3,), drafted=(4,), task="qa"),
+]
+
+
+def test_speedups_are_ratios_of_total_times() -> None:
+    result = summarise("best", "self-speculative", RUNS, skip=SkipSet(4, (1,), (2, 3)), description="winner")
+    assert result.decode_speedup is not None
+    assert result.end_to_end_speedup is not None
+    assert result.decode_speedup.value == pytest.approx(5.0 / 3.0)
+    assert result.end_to_end_speedup.value == pytest.approx(7.0 / 5.0)
+    assert result.geometric_mean_speedup == pytest.approx(((5.0 / 3.5) * (2.0 / 1.5)) ** 0.5)
+    assert (result.num_prompts, result.num_runs) == (2, 3)
+    assert result.tokens_per_second == pytest.approx(27 / 5.0)
+    assert result.lossless == LosslessCount(identical=3)
+    assert result.to_dict()["skip"] == {"attention": [1], "mlp": [2, 3]}
+
+
+def test_rates_come_from_the_rounds() -> None:
+    result = summarise("best", "self-speculative", RUNS)
+    assert result.acceptance_rate == pytest.approx((7 + 7 + 3) / (10 + 10 + 4))
+    assert result.mean_accepted_tokens == pytest.approx((7 + 7 + 3) / 7 + 1)
+    step_seconds = 5.0 / 24
+    assert result.draft_cost_fraction == pytest.approx(0.4 * 3.0 / 24 / step_seconds)
+    assert result.verify_cost_fraction == pytest.approx(0.6 * 3.0 / 7 / step_seconds)
+
+
+def test_tasks_are_broken_down() -> None:
+    tasks = summarise("best", "self-speculative", RUNS).per_task
+    assert list(tasks) == ["code", "qa"]
+    assert tasks["qa"].num_prompts == 1
+    assert tasks["qa"].acceptance_rate == pytest.approx(3 / 4)
+    assert tasks["code"].decode_speedup is not None
+    assert tasks["code"].decode_speedup.value == pytest.approx(4.0 / 2.5)
+
+
+def test_an_advantage_is_over_common_prompts_and_each_beside_its_own_baseline() -> None:
+    ours = [paired_run("a/1"), paired_run("a/2")]
+    theirs = [paired_run("a/1", baseline=(11, 1.0, 4.0), candidate=(11, 1.0, 3.0)), paired_run("a/3")]
+    end_to_end, decode = metrics.advantage(ours, theirs), metrics.advantage(ours, theirs, metrics.decode_times)
+    assert end_to_end is not None
+    assert decode is not None
+    assert end_to_end.value == pytest.approx(2.5 * 4.0 / 5.0 / 1.5)
+    assert decode.value == pytest.approx(2.0 * 3.0 / 4.0 / 1.0)
+    assert metrics.advantage(ours, theirs[1:]) is None
+
+
+def test_a_numerical_tie_stays_in_the_ratio_by_time_per_token() -> None:
+    tie = paired_run(baseline=(11, 1.0, 10.0), candidate=(21, 1.0, 10.0), lossless="numerical_tie")
+    result = summarise("best", "self-speculative", [tie])
+    assert result.decode_speedup is not None
+    assert result.end_to_end_speedup is not None
+    assert result.decode_speedup.value == pytest.approx(2.0)
+    assert result.end_to_end_speedup.value == pytest.approx(11.0 / 6.0)
+    assert result.lossless.numerical_ties == 1
+
+
+def test_tokens_that_came_with_the_prefill_are_not_decoded() -> None:
+    several = paired_run(baseline=(11, 1.0, 10.0), candidate=(11, 4.0, 3.0), accepted=(), drafted=())
+    candidate = several.candidate.model_copy(update={"first_tokens": 5})
+    result = summarise("best", "rival", [several.model_copy(update={"candidate": candidate})])
+    assert result.end_to_end_speedup is not None
+    assert result.end_to_end_speedup.value == pytest.approx(11.0 / 7.0)
+    assert result.decode_speedup is not None
+    assert result.decode_speedup.value == pytest.approx((10.0 / 10) / (3.0 / 6))
+
+
+def test_after_a_tie_only_what_the_prefill_left_is_scaled() -> None:
+    tie = paired_run(baseline=(11, 1.0, 10.0), candidate=(17, 4.0, 6.0), accepted=(), drafted=())
+    candidate = tie.candidate.model_copy(update={"first_tokens": 5})
+    result = summarise("best", "rival", [tie.model_copy(update={"candidate": candidate})])
+    assert result.end_to_end_speedup is not None
+    assert result.end_to_end_speedup.value == pytest.approx(11.0 / (4.0 + 3.0))
+
+
+def test_what_was_not_timed_apart_has_no_cost() -> None:
+    run = paired_run()
+    candidate = run.candidate.model_copy(update={"draft_seconds": 0.0, "verify_seconds": 0.0})
+    result = summarise("best", "rival", [run.model_copy(update={"candidate": candidate})])
+    assert result.draft_cost_fraction is result.verify_cost_fraction is None
+    assert result.acceptance_rate is not None
+
+
+def test_one_mismatch_takes_every_speedup_away() -> None:
+    result = summarise("best", "self-speculative", [*RUNS, paired_run("b/1", lossless="mismatch")])
+    assert result.lossless.mismatches == 1
+    assert result.decode_speedup is None
+    assert result.end_to_end_speedup is None
+    assert result.geometric_mean_speedup is None
+    assert all(task.end_to_end_speedup is None for task in result.per_task.values())
+    assert result.acceptance_rate is not None
+
+
+def test_a_run_that_ends_with_the_prefill_has_no_decode_speedup() -> None:
+    single = paired_run(baseline=(1, 0.5, 0.0), candidate=(1, 0.5, 0.0), accepted=(), drafted=())
+    result = summarise("best", "self-speculative", [single])
+    assert result.decode_speedup is None
+    assert result.end_to_end_speedup is not None
+    assert (result.acceptance_rate, result.mean_accepted_tokens) == (None, None)
+    assert (result.draft_cost_fraction, result.verify_cost_fraction) == (None, None)
+
+
+def test_sampled_runs_are_counted_as_sampled() -> None:
+    result = summarise("best", "self-speculative", [paired_run(lossless="sampled")])
+    assert result.lossless == LosslessCount(sampled=1)
+
+
+def test_the_baseline_is_exactly_as_fast_as_itself() -> None:
+    result = summarise_baseline(RUNS)
+    assert (result.name, result.id) == ("autoregressive", "autoregressive")
+    assert result.end_to_end_speedup == result.decode_speedup == Interval(1.0, 1.0, 1.0)
+    assert result.tokens_per_second == pytest.approx(27 / 7.0)
+    assert result.per_task["code"].end_to_end_speedup == Interval(1.0, 1.0, 1.0)
+
+
+def test_a_method_needs_a_run() -> None:
+    with pytest.raises(ValueError, match="without a single run"):
+        summarise("best", "self-speculative", [])
+
+
+def read_like_spec_bench(method_file: Path, base_file: Path, task: str) -> tuple[float, float, float]:
+    """MAT, speedup and baseline tokens/s as evaluation/speed.py of Spec-Bench works them out.
+
+    A question's speed is its tokens over its wall time; the speedup divides mean speeds. The
+    baseline's tokens are counted from its text, less one for the token that begins it.
+    """
+
+    def questions(path: Path) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [row["choices"][0] for row in rows if task in ("overall", row["category"])]
+
+    speeds, lengths = [], []
+    for choice in questions(method_file):
+        lengths += choice["accept_lengths"]
+        speeds.append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
+    base_speeds = []
+    for choice in questions(base_file):
+        tokens = sum(len(["<s>", *turn.split()]) - 1 for turn in choice["turns"])
+        base_speeds.append(tokens / sum(choice["wall_time"]))
+    return fmean(lengths), fmean(speeds) / fmean(base_speeds), fmean(base_speeds)
+
+
+def test_spec_bench_reads_our_rows_and_finds_our_figures(tmp_path: Path) -> None:
+    answers = {"a/1": " ".join(["word"] * 11), "a/2": " ".join(["word"] * 5)}
+    for name, method in (("ours", "best"), ("base", "autoregressive")):
+        rows = spec_bench_rows([RUNS[0], RUNS[2]], method, answers=answers)
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mat, speedup, base_speed = read_like_spec_bench(tmp_path / "ours", tmp_path / "base", "overall")
+    assert mat == pytest.approx((4 + 3 + 3 + 4) / 4)
+    assert base_speed == pytest.approx((11 / 2.5 + 5 / 2.0) / 2)
+    assert speedup == pytest.approx((11 / 1.5 + 5 / 1.5) / 2 / base_speed)
+    assert read_like_spec_bench(tmp_path / "ours", tmp_path / "base", "qa")[0] == 4.0
+
+
+def test_spec_bench_rows_have_its_fields_and_a_choice_for_each_round() -> None:
+    first, second = spec_bench_rows(RUNS, "best")
+    assert {"question_id", "category", "model_id", "choices", "tstamp"} <= first.keys()
+    assert (first["question_id"], first["category"], first["model_id"]) == (1, "code", "best")
+    assert [choice["index"] for choice in first["choices"]] == [0, 1]
+    assert [choice["wall_time"] for choice in first["choices"]] == [[1.5], [2.0]]
+    assert second["choices"][0]["accept_lengths"] == [4]
+    baseline = spec_bench_rows(RUNS, "autoregressive")[1]["choices"][0]
+    assert baseline["accept_lengths"] == [1] * 5
+    assert baseline["decoding_steps"] == [5]
+
+
+def test_spec_bench_rows_leave_other_methods_out() -> None:
+    runs = [paired_run("intro"), paired_run("intro", method="other")]
+    assert spec_bench_rows(runs, "third") == []
+    assert [row["question_id"] for row in spec_bench_rows(runs, "other")] == ["intro"]
+    assert len(spec_bench_rows(runs, "autoregressive")[0]["choices"]) == 1
+
+
+def test_questions_are_numbered_only_where_the_numbers_tell_them_apart() -> None:
+    rows = spec_bench_rows([paired_run("code/1"), paired_run("qa/1")], "best")
+    assert [row["question_id"] for row in rows] == ["code/1", "qa/1"]
+    rows = spec_bench_rows([paired_run("spec-bench/81"), paired_run("spec-bench/82")], "best")
+    assert [row["question_id"] for row in rows] == [81, 82]
+
+
+def test_the_table_has_a_row_for_each_method() -> None:
+    result = BenchResult(
+        model=ModelInfo(id="m", fingerprint="f", num_layers=4),
+        verdict="undecided",
+        methods=[
+            summarise_baseline(RUNS),
+            summarise("best", "self-speculative", RUNS, skip=SkipSet(4, (1, 2))),
+            summarise("bad", "self-speculative", [paired_run(lossless="mismatch")]),
+        ],
+    )
+    frame = metrics.to_frame(result)
+    assert list(frame["id"]) == ["autoregressive", "best", "bad"]
+    assert frame.loc[1, "attention"] == "1,2"
+    assert frame.loc[1, "end_to_end_speedup"] == pytest.approx(1.4)
+    assert frame.loc[0, "decode_speedup_low"] == 1.0
+    assert frame["end_to_end_speedup"].isna().tolist() == [False, False, True]
+    assert frame["lossless_mismatches"].tolist() == [0, 0, 1]

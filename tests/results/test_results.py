@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
+from selfspec_tune.intervals import Interval
+from selfspec_tune.results import (
+    ArmRun,
+    BenchResult,
+    DraftSettings,
+    LosslessCount,
+    MethodResult,
+    ModelInfo,
+    NullRun,
+    Score,
+    SkipConfig,
+    SkipLayers,
+    StudyConfig,
+    TaskResult,
+)
+from tests.runs import paired_run
+
+FASTER = Interval(1.2, 1.1, 1.3)
+MODEL = ModelInfo(id="org/tiny", fingerprint="0123456789abcdef", num_layers=4)
+
+
+def method_result(**fields: Any) -> MethodResult:
+    values: dict[str, Any] = {
+        "name": "self-speculative",
+        "id": "best",
+        "num_prompts": 2,
+        "num_runs": 2,
+        "tokens_per_second": 7.5,
+        "lossless": LosslessCount(identical=2),
+    }
+    return MethodResult(**(values | fields))
+
+
+def skip_config(skip: SkipLayers | None = None) -> SkipConfig:
+    return SkipConfig(
+        model=MODEL,
+        skip=skip or SkipLayers(attention=[1, 2], mlp=[3]),
+        draft=DraftSettings(policy="threshold", max_draft_tokens=6, exit_threshold=0.6),
+        score=Score(verdict="faster", end_to_end_speedup=FASTER, num_prompts=32),
+        provenance={"prompts": {"calibration": ["aa"], "selection": ["bb"], "test": ["cc"]}},
+    )
+
+
+def bench_result() -> BenchResult:
+    return BenchResult(
+        model=MODEL,
+        verdict="faster",
+        methods=[method_result(skip=SkipLayers(attention=[1]), end_to_end_speedup=FASTER)],
+        a_a=NullRun(end_to_end=Interval(1.0, 0.9, 1.1), decode=Interval(1.0, 0.9, 1.1), num_prompts=2),
+        runs=[paired_run()],
+    )
+
+
+def study_config(**fields: Any) -> StudyConfig:
+    values: dict[str, Any] = {
+        "model": "org/tiny",
+        "model_fingerprint": "0123456789abcdef",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    return StudyConfig(**(values | fields))
+
+
+def test_a_skip_config_reads_back_as_saved(tmp_path: Path) -> None:
+    config = skip_config()
+    config.save(tmp_path / "skip.json")
+    assert SkipConfig.load(tmp_path / "skip.json") == config
+    assert config.skip_set() == SkipSet(4, (1, 2), (3,))
+    assert config.prompt_hashes("calibration", "selection") == {"aa", "bb"}
+
+
+def test_a_skip_config_has_the_shape_that_others_script_against(tmp_path: Path) -> None:
+    skip_config().save(tmp_path / "skip.json")
+    value = json.loads((tmp_path / "skip.json").read_text())
+    assert list(value)[:2] == ["schema", "version"]
+    assert (value["schema"], value["version"]) == ("selfspec-tune/skip-config", 1)
+    assert value["model"]["num_layers"] == 4
+    assert value["skip"] == {"attention": [1, 2], "mlp": [3]}
+    assert {"policy", "max_draft_tokens", "exit_threshold"} <= value["draft"].keys()
+    assert value["score"]["end_to_end_speedup"] == {"value": 1.2, "low": 1.1, "high": 1.3}
+
+
+def test_a_bench_result_reads_back_as_saved(tmp_path: Path) -> None:
+    result = bench_result()
+    result.save(tmp_path / "bench.json")
+    assert BenchResult.load(tmp_path / "bench.json") == result
+    assert result.method("best") == result.methods[0]
+    assert result.method("other") is None
+
+
+def test_a_bench_result_has_the_shape_that_others_script_against() -> None:
+    value = bench_result().to_dict()
+    assert (value["schema"], value["version"]) == ("selfspec-tune/bench", 1)
+    method = value["methods"][0]
+    assert method["end_to_end_speedup"] == {"value": 1.2, "low": 1.1, "high": 1.3}
+    assert method["decode_speedup"] is None
+    assert method["lossless"].items() >= {"identical": 2, "numerical_ties": 0, "mismatches": 0}.items()
+    assert value["runs"][0]["candidate"]["accepted"] == [3, 2, 2]
+
+
+def test_an_unbounded_interval_is_written_as_null_and_read_back(tmp_path: Path) -> None:
+    unbounded = method_result(end_to_end_speedup=Interval(1.2, 0.0, math.inf))
+    assert unbounded.to_dict()["end_to_end_speedup"] == {"value": 1.2, "low": 0.0, "high": None}
+    assert MethodResult.model_validate(unbounded.to_dict()) == unbounded
+
+
+@pytest.mark.parametrize(
+    "speedup",
+    [
+        {"decode_speedup": FASTER},
+        {"end_to_end_speedup": FASTER},
+        {"geometric_mean_speedup": 1.2},
+        {"per_task": {"code": TaskResult(num_prompts=1, decode_speedup=FASTER)}},
+    ],
+)
+def test_a_lossy_method_can_carry_no_speedup(speedup: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="lossy, so no speedup"):
+        method_result(lossless=LosslessCount(identical=1, mismatches=1), **speedup)
+    method_result(lossless=LosslessCount(identical=1, numerical_ties=1), **speedup)
+
+
+def test_a_result_cannot_be_changed_into_a_lossy_one() -> None:
+    result = method_result(end_to_end_speedup=FASTER)
+    with pytest.raises(ValidationError, match="frozen"):
+        result.lossless = LosslessCount(mismatches=1)
+
+
+def test_a_round_cannot_accept_more_than_it_drafted() -> None:
+    with pytest.raises(ValidationError, match="sources of 1 rounds for 2 rounds"):
+        ArmRun(
+            num_tokens=3, prefill_seconds=0.1, decode_seconds=0.2, accepted=[0, 1], drafted=[1, 1], sources=["model"]
+        )
+    with pytest.raises(ValidationError, match="accepted more tokens"):
+        ArmRun(num_tokens=3, prefill_seconds=1, decode_seconds=1, accepted=[3], drafted=[2])
+    with pytest.raises(ValidationError, match="2 accepted counts for 1 drafted"):
+        ArmRun(num_tokens=3, prefill_seconds=1, decode_seconds=1, accepted=[1, 1], drafted=[2])
+
+
+def test_decode_steps_leave_out_the_token_of_the_prefill() -> None:
+    steps = [ArmRun(num_tokens=n, prefill_seconds=1, decode_seconds=1).decode_steps for n in (0, 1, 5)]
+    assert steps == [0, 0, 4]
+
+
+def test_unknown_fields_of_a_later_program_are_kept(tmp_path: Path) -> None:
+    value = skip_config().to_dict()
+    value["novelty"] = {"a": 1}
+    value["score"]["joules"] = [1.5]
+    (tmp_path / "skip.json").write_text(json.dumps(value))
+    assert SkipConfig.load(tmp_path / "skip.json").to_dict() == value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "selfspec-tune/bench"}, "holds selfspec-tune/bench; expected schema"),
+        ({"schema": None}, "holds the schema null; expected schema selfspec-tune/skip-config"),
+        ({"version": 2}, "is version 2 .* reads up to 1.* Update selfspec-tune"),
+        ({"version": None}, "states no version"),
+        ({"skip": {"attention": "3"}}, "does not fit .*: skip.attention"),
+        ({"version": 0}, "does not fit .*: version"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_was_expected(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "skip.json").write_text(json.dumps(skip_config().to_dict() | change))
+    with pytest.raises(FileFormatError, match=message):
+        SkipConfig.load(tmp_path / "skip.json")
+
+
+def test_a_json_list_is_no_skip_config(tmp_path: Path) -> None:
+    (tmp_path / "skip.json").write_text("[1, 2]")
+    with pytest.raises(FileFormatError, match="holds a list"):
+        SkipConfig.load(tmp_path / "skip.json")
+
+
+def test_missing_and_corrupt_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="does not exist"):
+        SkipConfig.load(tmp_path / "skip.json")
+    (tmp_path / "skip.json").write_text('{"schema": "selfspec-tune/skip-c')
+    with pytest.raises(FileFormatError, match="not valid JSON"):
+        SkipConfig.load(tmp_path / "skip.json")
+
+
+def test_a_skip_config_with_a_layer_too_many_names_it() -> None:
+    with pytest.raises(SkipSetError, match="layer 7 is out of range"):
+        skip_config(SkipLayers(mlp=[7])).skip_set()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.builds(
+        study_config,
+        prompts=st.text(st.characters(exclude_categories=["Cs"])),
+        num_prompts=st.none() | st.integers(1, 500),
+        temperature=st.floats(0, 2),
+        trials=st.none() | st.integers(1, 9),
+    )
+)
+def test_a_study_configuration_reads_back_as_saved(
+    tmp_path_factory: pytest.TempPathFactory, config: StudyConfig
+) -> None:
+    path = tmp_path_factory.mktemp("study") / "study.toml"
+    config.save(path)
+    assert StudyConfig.load(path) == config
+
+
+def test_a_resumed_study_tells_what_differs() -> None:
+    ours, theirs = study_config(seed=1, trials=40), study_config(seed=2, extra_flag=True)
+    assert ours.differences(ours) == {}
+    assert ours.differences(theirs) == {"seed": (1, 2), "trials": (40, None), "extra_flag": (None, True)}
+
+
+def test_a_corrupt_or_foreign_study_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("seed = ")
+    with pytest.raises(FileFormatError, match="not valid TOML"):
+        StudyConfig.load(path)
+    path.write_text('schema = "selfspec-tune/study"\nversion = 1\nmodel = 3\n')
+    with pytest.raises(FileFormatError, match="does not fit selfspec-tune/study: model"):
+        StudyConfig.load(path)
+
+
+def test_a_name_that_is_no_text_reaches_json_and_no_toml(tmp_path: Path) -> None:
+    name = os.fsdecode(b"m\xff")
+    config = skip_config().model_copy(update={"model": MODEL.model_copy(update={"id": name})})
+    config.save(tmp_path / "skip.json")
+    assert SkipConfig.load(tmp_path / "skip.json").model.id == name
+    study = StudyConfig(model=name, model_fingerprint="0", dtype="float32", device="cpu")
+    with pytest.raises(UsageError, match=r"study\.toml cannot hold the name .* Rename it"):
+        study.save(tmp_path / "study.toml")
+    assert not (tmp_path / "study.toml").exists()
