@@ -23,7 +23,7 @@ from selfspec_tune.models.gguf import load_gguf
 from selfspec_tune.models.loaded import LoadedModel, fingerprint
 from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
-from selfspec_tune.models.own_code import check_own_code
+from selfspec_tune.models.own_code import check_own_code, without_exit
 from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers
 from selfspec_tune.models.weights import (
@@ -120,7 +120,7 @@ class _Checkpoint:
 def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) -> _Checkpoint:
     """From files on this machine where they are all there, else through the network."""
     try:
-        with quietly():
+        with quietly(), without_exit(origin.name):
             return _from_pretrained(origin, options, local_files_only=True)
     except SelfSpecError:
         raise
@@ -128,7 +128,8 @@ def _load_checkpoint(origin: Origin, options: _Options, local_files_only: bool) 
         if origin.source != "hub" or local_files_only or not can_ask_hub():
             raise explain_load_failure(origin, error, hub_was_asked=False) from error
     try:
-        return _from_pretrained(origin, options, local_files_only=False)
+        with without_exit(origin.name):
+            return _from_pretrained(origin, options, local_files_only=False)
     except SelfSpecError:
         raise
     except Exception as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,17 @@ def explain_own_code(name: str, error: Exception, text: str) -> SelfSpecError | 
     return None
 
 
+@contextmanager
+def without_exit(name: str) -> Iterator[None]:
+    """Raise `UnsupportedModelError` where the code that came with model ``name`` would end the program."""
+    try:
+        yield
+    except SystemExit as error:
+        raise UnsupportedModelError(
+            f"The code that came with model {name!r} ends the program (sys.exit({error.code})). {_REMEDY}"
+        ) from error
+
+
 def check_own_code(loaded: LoadedModel) -> None:
     """Try a pass and a step with a cache of a model whose class is not transformers' own; others are known.
 
@@ -55,7 +68,10 @@ def check_own_code(loaded: LoadedModel) -> None:
     cache = DynamicCache()
     for done, num_tokens in ((0, 2), (2, 1)):
         try:
-            output = _pass(loaded, cache, done, num_tokens)
+            with without_exit(loaded.name):
+                output = _pass(loaded, cache, done, num_tokens)
+        except SelfSpecError:
+            raise
         except Exception as error:  # theirs, which may raise anything
             raise _unfit(loaded.model, f"its forward pass fails ({_in_words(error)})") from error
         if reason := _unfit_reason(output, cache, done + num_tokens):

@@ -15,8 +15,6 @@ from selfspec_tune.intervals import Interval, Verdict
 from selfspec_tune.results.record import Document, Record, check_provenance
 from selfspec_tune.results.runs import PairedRun
 
-_MOST_RATIO = 1e12
-
 
 def _interval(value: Any) -> Any:
     """The interval that an object of a file states. JSON has no infinity: a missing upper bound is written as null."""
@@ -27,7 +25,7 @@ def _interval(value: Any) -> Any:
         is_open = "high" in named and named["high"] is None
         ends = {"high": math.inf} if is_open else {}
         for name in {"value", "low", "high"} - ends.keys():
-            ends[name] = float(number(name, named.get(name), 0.0, _MOST_RATIO))
+            ends[name] = float(number(name, named.get(name), 0.0))
         return Interval(**ends)
     except UsageError as error:
         raise ValueError(str(error)) from error

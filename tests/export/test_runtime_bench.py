@@ -19,8 +19,10 @@ from selfspec_tune.export.manifest import check_own_code
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.completion import Completion
 from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.intervals import Interval
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt
+from selfspec_tune.provenance import collect
 from selfspec_tune.report.bench import print_runtime_bench
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
@@ -234,9 +236,22 @@ def test_no_option_is_ignored(option: tuple[str, ...], folder: Path) -> None:
 
 
 def test_show_prints_a_bench_of_a_runtime(tmp_path: Path) -> None:
-    from tests.test_study_exports import runtime_bench
-
-    runtime_bench("llamacpp").save(tmp_path / "runtime.json")
+    ratio = Interval(1.21, 1.15, 1.27)
+    RuntimeBench(
+        runtime="llamacpp",
+        model="target",
+        draft="draft",
+        draft_tokens=4,
+        decode_speedup=ratio,
+        end_to_end_speedup=ratio,
+        again=ratio,
+        tokens_per_second=10.0,
+        acceptance_rate=0.5,
+        mean_accepted_tokens=2.5,
+        same_texts=31,
+        num_prompts=32,
+        provenance=collect(threads=2, seed=0, argv=["x"], runtime={"dtype": "bfloat16", "device": "cpu"}),
+    ).save(tmp_path / "runtime.json")
     run = CliRunner().invoke(app, ["show", str(tmp_path / "runtime.json")])
     assert run.exit_code == 0, run.output
     assert "decode      1.21×" in run.output

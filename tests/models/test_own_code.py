@@ -175,9 +175,10 @@ def test_code_that_cannot_be_decoded_with_is_refused_with_what_is_needed(
         ("class OldForCausalLM(", UnsupportedModelError, "fails while it is loaded: SyntaxError"),
         ("import no_such_package_at_all", UsageError, "pip install no_such_package_at_all"),
         ("", UnsupportedModelError, "fails while it is loaded: AttributeError"),
+        ("import sys; sys.exit(3)", UnsupportedModelError, r"ends the program \(sys\.exit\(3\)\)"),
         (None, FileFormatError, r"names code in modeling_old\.py, which is not there"),
     ],
-    ids=["raises", "syntax", "package", "class", "file"],
+    ids=["raises", "syntax", "package", "class", "exit", "file"],
 )
 def test_code_that_cannot_be_loaded_is_to_blame_not_the_files(
     tiny_llama_dir: Path, tmp_path: Path, code: str | None, kind: type[SelfSpecError], reason: str

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
-from selfspec_tune.intervals import Interval
+from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.results import (
     ArmRun,
     BenchResult,
@@ -117,6 +117,13 @@ def test_an_unbounded_interval_is_written_as_null_and_read_back(tmp_path: Path) 
     unbounded = method_result(end_to_end_speedup=Interval(1.2, 0.0, math.inf))
     assert unbounded.to_dict()["end_to_end_speedup"] == {"value": 1.2, "low": 0.0, "high": None}
     assert MethodResult.model_validate(unbounded.to_dict()) == unbounded
+
+
+def test_a_bound_that_two_noisy_prompts_give_is_read_back() -> None:
+    noisy = method_result(end_to_end_speedup=cluster_bootstrap([1.0, 30.0], [30.0, 1.0], "ab"))
+    assert noisy.end_to_end_speedup is not None
+    assert noisy.end_to_end_speedup.high > 1e12
+    assert MethodResult.model_validate(noisy.to_dict()) == noisy
 
 
 @pytest.mark.parametrize(
