@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfspec_tune.engine.kernels.build import obtainable
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.models.access import quietly
+from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.structure import structure_reason
 from selfspec_tune.models.sublayers import find_sublayers
 

@@ -181,7 +181,7 @@ def empty_model(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfspec_tune.models.access import quietly
+    from selfspec_tune.models.loading_output import quietly
 
     with quietly(), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

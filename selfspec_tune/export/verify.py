@@ -11,6 +11,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.export.formats.gguf import FILE
+from selfspec_tune.export.runtimes.completion import NotComparableError, RuntimeAnswer
 from selfspec_tune.files import write_json_atomic
 from selfspec_tune.requests import DraftFormat
 
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
 NUM_PROMPTS, NUM_TOKENS = 4, 48
 EXACT_LOGPROB = 1e-3  # in float32
 _MOSTLY = 0.95  # of tokens and counts, where both sides round differently
-
-
-class NotComparableError(SelfSpecError):
-    """A runtime's answer names not all of its tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeAnswer:
-    """What a runtime made of a prompt: greedy ``tokens``, their ``logprobs`` where it gives them, and its counts."""
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()
-    drafted: int = 0
-    accepted: int = 0
 
 
 class Runtime(Protocol):

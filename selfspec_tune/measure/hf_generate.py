@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from selfspec_tune.engine import Limits, RawGeneration
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.access import quietly
+from selfspec_tune.models.loading_output import quietly
 
 
 @torch.inference_mode()

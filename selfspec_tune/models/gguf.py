@@ -16,9 +16,9 @@ from transformers.integrations.gguf.utils import is_gguf_arch_supported
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
-from selfspec_tune.models.access import quietly
-from selfspec_tune.models.gguf_header import read_quickly, rope_scaling
-from selfspec_tune.models.model_files import check_depth, open_gguf, package, value_of
+from selfspec_tune.models.gguf_header import read_quickly, rope_scaling, value_of
+from selfspec_tune.models.loading_output import quietly
+from selfspec_tune.models.model_files import check_depth, open_gguf, package
 from selfspec_tune.models.weights import check_all_read, refuse_unread
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.models.model_files import value_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +68,12 @@ class QuickReader(GGUFReader):
             raise ValueError(f"an array of {count} values goes beyond its end")
         values = np.asarray(self.data)[start : start + count * size].view(kind)
         return list(values.reshape(-1, 1)), start + count * size
+
+
+def value_of(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """A metadata value, as plain Python; ``default`` where the file has no such key."""
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.hub import cached_file
 
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
-from selfspec_tune.models.access import can_ask_hub, explain_load_failure, quietly
+from selfspec_tune.models.access import can_ask_hub, explain_load_failure
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.generation_settings import check_generation_file
 from selfspec_tune.models.gguf import load_gguf
 from selfspec_tune.models.loaded import LoadedModel, fingerprint
+from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.own_code import check_own_code, without_exit

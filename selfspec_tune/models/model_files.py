@@ -161,7 +161,7 @@ def open_gguf(path: Path) -> GGUFReader:
             several, no language model, or holds tensors of a type that the installed gguf package does not know.
     """
     _check_version(path)
-    from selfspec_tune.models.gguf_header import QuickReader
+    from selfspec_tune.models.gguf_header import QuickReader, value_of
 
     try:
         reader: GGUFReader = QuickReader(path)
@@ -179,12 +179,6 @@ def open_gguf(path: Path) -> GGUFReader:
     if not reader.tensors:
         raise FileFormatError(f"{path} holds a vocabulary and no weights. Give the GGUF file of a whole model.")
     return reader
-
-
-def value_of(reader: GGUFReader, key: str, default: Any = None) -> Any:
-    """A metadata value, as plain Python; ``default`` where the file has no such key."""
-    field = reader.get_field(key)
-    return default if field is None else field.contents()
 
 
 def package() -> str:

@@ -6,10 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.prompts import Prompt
 
 if TYPE_CHECKING:
     from selfspec_tune.measure.workload import WorkItem
+
+
+class NotComparableError(SelfSpecError):
+    """A runtime's answer names not all of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeAnswer:
+    """What a runtime made of a prompt: greedy ``tokens``, their ``logprobs`` where it gives them, and its counts."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

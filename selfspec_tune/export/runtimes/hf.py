@@ -10,12 +10,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from selfspec_tune.export.runtimes.completion import Completion
-from selfspec_tune.export.verify import RuntimeAnswer
+from selfspec_tune.export.runtimes.completion import Completion, RuntimeAnswer
 from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
 from selfspec_tune.measure.workload import WorkItem, open_workload
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.access import quietly
+from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftFormat, ModelOptions, RuntimeBenchRequest

@@ -12,8 +12,7 @@ from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
 from selfspec_tune.export.formats.gguf import FILE
 from selfspec_tune.export.formats.gguf_file import GgufFile
-from selfspec_tune.export.runtimes.completion import Completion
-from selfspec_tune.export.verify import NotComparableError, RuntimeAnswer
+from selfspec_tune.export.runtimes.completion import Completion, NotComparableError, RuntimeAnswer
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt, Template, check_characters, fit_context, render
 from selfspec_tune.requests import RuntimeBenchRequest
