@@ -87,6 +87,11 @@ def _broken(origin: Origin, error: Exception, text: str) -> SelfSpecError:
         return unstated(origin.name, packed)
     if fault := find_fault(folder):
         return FileFormatError(f"The model {origin.name!r} cannot be loaded. {fault}")
+    if missing := next((cause for cause in _causes(error) if isinstance(cause, ImportError)), None):
+        return UsageError(
+            f"The model {origin.name!r} asks for what is not installed here. It says: “{_first_line(missing)}”. "
+            "Install that, or change what asks for it in its config.json."
+        )
     if origin.source == "hub" and "does not appear to have a file named config.json" in text:
         known = "it has no config.json; it may hold GGUF files, or an adapter, alone"
     elif "ignore_mismatched_sizes" in text:

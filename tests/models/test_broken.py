@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from selfspec_tune.checks import shown
-from selfspec_tune.errors import FileFormatError, SelfSpecError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
 from selfspec_tune.models import load_model
 
 
@@ -123,3 +123,11 @@ def test_what_is_not_known_keeps_the_library_s_words_and_says_whose_they_are(cop
     config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": "x"}))
     with pytest.raises(SelfSpecError, match=r"cannot be loaded\. Its files .* get them again; .*It says: “.*dropout"):
         load_model(str(copy), dtype="float32", device="cpu")
+
+
+def test_what_is_not_installed_is_named_and_no_file_blamed(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "_attn_implementation": "flash_attention_2"}))
+    with pytest.raises(UsageError, match=r"what is not installed here.*FlashAttention2.*config\.json") as raised:
+        load_model(str(copy), dtype="float32", device="cpu")
+    assert "corrupt" not in str(raised.value)
