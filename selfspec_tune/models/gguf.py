@@ -19,7 +19,7 @@ from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedMode
 from selfspec_tune.models.gguf_header import read_quickly, rope_scaling, value_of
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.model_files import check_depth, open_gguf, package
-from selfspec_tune.models.weights import check_all_read, refuse_unread
+from selfspec_tune.models.weights import check_all_read, check_stated_size, refuse_unread
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -60,6 +60,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         with quietly(), _alone(path) as (folder, source):
             config = AutoConfig.from_pretrained(folder, **source)
             _drop_padding_beyond(config)
+            check_stated_size(path, config, path.stat().st_size)
             scaling = rope_scaling(reader, config)
             if scaling:
                 config.rope_parameters |= scaling

@@ -32,8 +32,10 @@ from selfspec_tune.models.weights import (
     cannot_run,
     check_all_read,
     check_known,
+    check_stated_size,
     check_weights,
     is_plain,
+    num_bytes_stored,
     packed_tensor,
     quantised_by,
     try_out,
@@ -150,6 +152,9 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         method, claimed = None, method
         del config.quantization_config
     check_known(origin.name, method)
+    num_bytes = num_bytes_stored(file.parent)
+    if num_bytes and method is None and not hasattr(config, "auto_map"):
+        check_stated_size(file, config, num_bytes)
     try:
         model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
         if _is_packed(model):

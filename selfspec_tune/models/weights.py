@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from copy import deepcopy
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from selfspec_tune.errors import FileFormatError, UnsupportedModelError, UsageError
 from selfspec_tune.files import read_settings
+from selfspec_tune.models.model_files import is_lfs_pointer
 
 _CHECKED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 # Tables that are made anew, of the architecture's own numbers.
 _MADE_ANEW = re.compile(r"(inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|position_ids)$")
 _SCALES = ("scale", "scales", "scale_inv", "qzeros", "absmax", "scale_2", "zero_point")
 _SHOWN = 3
+_MOST_A_BYTE = 8  # weights; no format stores one in less than a bit
+_FEW_WEIGHTS = 2**26  # what is made in no time
 # What transformers loads them with, as pip names it.
 _PACKAGES = {
     "aqlm": "aqlm[gpu,cpu]",
@@ -50,6 +54,26 @@ _MODELOPT = "hf_quant_config.json"  # of NVIDIA's ModelOpt, beside a config.json
 _PACKED_NAMES = ("qweight", "weight_packed", "absmax", "quant_map", "SCB", "weight_scale", "weight_scale_inv")
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 _ELSE = "What else would do: the checkpoint that it was made from, or a GGUF file, which is dequantised."
+
+
+def num_bytes_stored(folder: Path) -> int:
+    """Bytes of the files of weights in a checkpoint's folder, those that are not there yet left out."""
+    files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    return sum(file.stat().st_size for file in files if file.exists() and not is_lfs_pointer(file))
+
+
+def check_stated_size(where: Path, config: PreTrainedConfig, num_bytes: int) -> None:
+    """Raise `FileFormatError` where ``config`` states far more weights than ``num_bytes`` of files can hold.
+
+    transformers would make them all, with random values, before it compares a shape.
+    """
+    with torch.device("meta"):
+        stated = AutoModelForCausalLM.from_config(deepcopy(config)).num_parameters()
+    if stated > _MOST_A_BYTE * num_bytes + _FEW_WEIGHTS:
+        raise FileFormatError(
+            f"{where} states the sizes of {stated:,} weights, and there are {num_bytes:,} bytes of them. It is "
+            "damaged, or files of weights are missing: get it again, and all that belongs to it."
+        )
 
 
 def check_weights(model: nn.Module, name: str) -> None:

@@ -131,3 +131,12 @@ def test_what_is_not_installed_is_named_and_no_file_blamed(copy: Path) -> None:
     with pytest.raises(UsageError, match=r"what is not installed here.*FlashAttention2.*config\.json") as raised:
         load_model(str(copy), dtype="float32", device="cpu")
     assert "corrupt" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("vocab_size", 2**28), ("intermediate_size", 2**30), ("hidden_size", 2**24)]
+)
+def test_sizes_far_beyond_the_files_are_refused_before_they_are_made(copy: Path, key: str, value: int) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, key: value}))
+    assert f"{copy / 'config.json'} states the sizes of " in refusal(copy)

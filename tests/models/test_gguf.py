@@ -247,6 +247,17 @@ def test_an_unknown_file_type_is_only_a_label(gguf_file: Path, tmp_path: Path, l
     assert loaded.fingerprint == load_model(str(gguf_file), dtype="float32", device="cpu").fingerprint
 
 
+def test_sizes_far_beyond_the_file_are_refused_before_they_are_made(gguf_file: Path, tmp_path: Path) -> None:
+    data = bytearray(gguf_file.read_bytes())
+    key = b"llama.feed_forward_length"
+    at = data.index(key) + len(key) + 4  # after the value's own type
+    data[at : at + 4] = struct.pack("<I", 2**30)
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(data)
+    with pytest.raises(FileFormatError, match=rf"states the sizes of .*, and there are {len(data):,} bytes"):
+        load_model(str(damaged), dtype="float32", device="cpu")
+
+
 def _with_tensor_type(source: Path, target: Path, kind: int) -> Path:
     """A copy whose last norm is said to be of another type."""
     data = bytearray(source.read_bytes())
