@@ -28,7 +28,7 @@ _ID = "given"
 def as_prompt(given: str | Messages) -> Prompt:
     """A text as it is, or messages that end with a user's. Raises `PromptError` for anything else."""
     if isinstance(given, str):
-        return Prompt(_ID, _ID, given)
+        return _checked(Prompt(_ID, _ID, given))
     if not is_conversation(given):
         raise PromptError(
             f"The prompt is {given!r:.60}; expected a text, or messages such as "
@@ -36,9 +36,22 @@ def as_prompt(given: str | Messages) -> Prompt:
         )
     turns = read_conversation(given, where="The messages")
     if len(turns) < len(given):
-        raise PromptError("The messages end with the assistant's; expected the user's to be the last.")
+        raise PromptError("The last of the messages is not the user's; expected one of the user after it.")
     *history, (_, text) = turns
-    return Prompt(_ID, _ID, text, tuple(history))
+    return _checked(Prompt(_ID, _ID, text, tuple(history)))
+
+
+def _checked(prompt: Prompt) -> Prompt:
+    """The prompt. Raises `PromptError` where it is no text that a tokenizer reads."""
+    for message in prompt.messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"The prompt holds {message['content'][error.start]!a} at character {error.start + 1}, which is half "
+                "of a character, or a byte that is no UTF-8. Convert it to UTF-8."
+            ) from None
+    return prompt
 
 
 def tokens_of(given: str | Messages, loaded: LoadedModel, template: Template) -> list[int]:
@@ -132,7 +145,7 @@ class Model:
         turns before and after, and `Generation.speedup` tells the ratio. ``options``: see `Sampling`.
 
         Raises:
-            PromptError: a prompt is empty, no prompt at all, or too long for the model's context.
+            PromptError: a prompt has no tokens, is no prompt at all, or is too long for the model's context.
             UsageError: an option is not known, or its value means nothing.
         """
         sampling = Sampling.of(options)

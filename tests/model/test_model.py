@@ -264,8 +264,12 @@ def test_an_answer_ends_where_the_context_does(model: Model) -> None:
         ({"top_p": 0.0}, "top_p 0.0: expected above 0"),
         ({"min_p": 1.5}, "min_p 1.5: expected 0"),
         ({"repetition_penalty": 0}, "repetition_penalty 0: expected above 0"),
-        ({"seed": -4}, "seed -4: expected 0 or more"),
+        ({"seed": -4}, "seed -4: expected a whole number from 0"),
+        ({"top_k": 1.5}, "top_k 1.5: expected a whole number"),
+        ({"max_new_tokens": "5"}, "max_new_tokens '5': expected a whole number"),
         ({"stop": [""]}, "expected texts of one character"),
+        ({"stop": 5}, "stop 5: expected a text, or a list of texts"),
+        ({"stop": b"x"}, "stop b'x': expected a text"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, Any], message: str) -> None:
@@ -278,7 +282,10 @@ def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "end with the assistant's"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "is not the user"),
+        ([{"role": "system", "content": "a"}], "last of the messages is not the user's"),
+        ("a \ud83d", r"holds '\\ud83d' at character 3, which is half of a character"),
+        ([{"role": "system", "content": "\udcff"}, {"role": "user", "content": "a"}], "a byte that is no UTF-8"),
         ([{"role": "tool", "content": "a"}], "expected system, user or assistant"),
         (7, "expected a text, or messages"),
         ([7], "expected a text, or messages"),
