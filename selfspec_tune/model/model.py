@@ -18,7 +18,7 @@ from selfspec_tune.errors import ContextError, PromptError
 from selfspec_tune.model.generation import Generation, Sampling, SamplingOptions
 from selfspec_tune.model.stream import Stream
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.prompts import Prompt, Template, check_characters, fit_vocabulary, render
+from selfspec_tune.prompts import Prompt, Template, fit_vocabulary, may_fit, render
 from selfspec_tune.prompts.prompt import is_conversation, read_conversation
 
 Messages = Sequence[Mapping[str, Any]]
@@ -57,19 +57,26 @@ def _checked(prompt: Prompt) -> Prompt:
 def tokens_of(given: str | Messages, loaded: LoadedModel, template: Template) -> list[int]:
     """Token ids, with room in the model's context for one more at least. Raises `PromptError`."""
     prompt = as_prompt(given)
-    check_characters(prompt, loaded.context_length)
+    if not may_fit(prompt, loaded.context_length):
+        raise _too_long("more characters than could fit", loaded)
     tokens = render(prompt, loaded.tokenizer, template, date=f"{datetime.now():%d %b %Y}")
     fit_vocabulary(tokens, loaded.vocabulary_size, loaded.tokenizer, prompt_id=_ID)
     if len(tokens) >= loaded.context_length:
-        raise ContextError(
-            f"The prompt has {len(tokens)} tokens, and the model's context {loaded.context_length}: no room is left "
-            "for an answer. Shorten it, begin a new conversation, or use a model with a longer context."
-        )
+        raise _too_long(f"{len(tokens)} tokens", loaded)
     return tokens
+
+
+def _too_long(length: str, loaded: LoadedModel) -> ContextError:
+    return ContextError(
+        f"The prompt has {length}, and the model's context {loaded.context_length} tokens: no room is left for an "
+        "answer. Shorten it, begin a new conversation, or use a model with a longer context."
+    )
 
 
 class Model:
     """Made by `load`. One answer at a time: beginning another ends one that is still being streamed.
+
+    It belongs to one thread: a second that asks while an answer is computed is refused with `UsageError`.
 
     Attributes:
         draft: how tokens are drafted; None: every token is decoded plainly.

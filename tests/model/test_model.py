@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,12 +242,28 @@ def test_another_answer_ends_one_that_is_still_streamed(model: Model) -> None:
     assert list(stream) == []
 
 
+def test_a_second_thread_is_refused_while_an_answer_is_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.generate(PROMPTS[0], max_new_tokens=12).tokens
+    verify = model._runner.verify
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile(tokens: Sequence[int]) -> Tensor:
+            with pytest.raises(UsageError, match="answering in another thread"):
+                pool.submit(model.generate, PROMPTS[1], max_new_tokens=2).result()
+            return verify(tokens)
+
+        monkeypatch.setattr(model._runner, "verify", meanwhile)
+        assert model.generate(PROMPTS[0], max_new_tokens=12).tokens == expected
+
+
 # -- bad inputs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model: Model) -> None:
     with pytest.raises(ContextError, match=r"The prompt has \d+ tokens, and the model's context 1024"):
         model.generate("z" * 2000)
+    with pytest.raises(ContextError, match="The prompt has more characters than could fit, and the model's context"):
+        model.generate("z" * 100_000)
 
 
 def test_an_answer_ends_where_the_context_does(model: Model) -> None:
