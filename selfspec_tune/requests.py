@@ -57,7 +57,7 @@ class ModelOptions:
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
     if not is_within(value, least, most, whole=whole):
-        raise UsageError(f"{option} {value}: expected {expected}.")
+        raise UsageError(f"{option} {value!r}: expected {expected}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import typer
 from selfspec_tune.arguments import given
 from selfspec_tune.cli import bench_options, exits, generate_options, options, output
 from selfspec_tune.cli.exits import at_edge
-from selfspec_tune.errors import ContextError, UsageError
+from selfspec_tune.errors import ContextError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from selfspec_tune.model.generation import Generation
@@ -223,6 +223,9 @@ def _converse(model: Model, shown: _Shown, system: str | None) -> None:
         except ContextError as error:
             output.say(f"note: {error} A new one begins here.", to_errors=True)
             chat = model.chat(system)
+            continue
+        except PromptError as error:  # of what was typed just now
+            output.say(f"note: {error}", to_errors=True)
             continue
         shown.sum_up(shown.compared(answer, chat.messages[:-1]))
 

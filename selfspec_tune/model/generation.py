@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from secrets import randbelow
@@ -58,13 +58,13 @@ class Sampling:
     def __post_init__(self) -> None:
         check_number("max_new_tokens", self.max_new_tokens, 1, math.inf, "a whole number from 1 on", whole=True)
         check_number("temperature", self.temperature, 0, LARGEST_TEMPERATURE, f"0 to {LARGEST_TEMPERATURE:g}")
-        check_number("top_k", self.top_k, 0, math.inf, "0 (off) or more", whole=True)
+        check_number("top_k", self.top_k, 0, math.inf, "a whole number, 0 (off) or more", whole=True)
         check_number("top_p", self.top_p, math.ulp(0.0), 1, "above 0 and at most 1")
         check_number("min_p", self.min_p, 0, 1, "0 (off) to 1")
         penalties = f"above 0, up to {_LARGEST_PENALTY:g}; 1 is none"
         check_number("repetition_penalty", self.repetition_penalty, math.ulp(0.0), _LARGEST_PENALTY, penalties)
         if self.seed is not None:
-            check_number("seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
+            check_number("seed", self.seed, 0, LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}", whole=True)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UsageError(f"stop {self.stop!r}: expected texts of one character or more.")
 
@@ -87,6 +87,8 @@ class Sampling:
                 hint = f" Did you mean {close[0]}?" if close else ""
                 raise UsageError(f"There is no option {name!r} of an answer; expected {', '.join(known)}.{hint}")
         stop = given.get("stop") or ()
+        if not isinstance(stop, Iterable) or isinstance(stop, bytes):
+            raise UsageError(f"stop {stop!r}: expected a text, or a list of texts.")
         return cls(**given | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
 

@@ -18,7 +18,7 @@ from selfspec_tune.errors import ContextError, PromptError
 from selfspec_tune.model.generation import Generation, Sampling, SamplingOptions
 from selfspec_tune.model.stream import Stream
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.prompts import Prompt, Template, check_characters, fit_vocabulary, render
+from selfspec_tune.prompts import Prompt, Template, fit_vocabulary, may_fit, render
 from selfspec_tune.prompts.prompt import is_conversation, read_conversation
 
 Messages = Sequence[Mapping[str, Any]]
@@ -28,7 +28,7 @@ _ID = "given"
 def as_prompt(given: str | Messages) -> Prompt:
     """A text as it is, or messages that end with a user's. Raises `PromptError` for anything else."""
     if isinstance(given, str):
-        return Prompt(_ID, _ID, given)
+        return _checked(Prompt(_ID, _ID, given))
     if not is_conversation(given):
         raise PromptError(
             f"The prompt is {given!r:.60}; expected a text, or messages such as "
@@ -36,27 +36,47 @@ def as_prompt(given: str | Messages) -> Prompt:
         )
     turns = read_conversation(given, where="The messages")
     if len(turns) < len(given):
-        raise PromptError("The messages end with the assistant's; expected the user's to be the last.")
+        raise PromptError("The last of the messages is not the user's; expected one of the user after it.")
     *history, (_, text) = turns
-    return Prompt(_ID, _ID, text, tuple(history))
+    return _checked(Prompt(_ID, _ID, text, tuple(history)))
+
+
+def _checked(prompt: Prompt) -> Prompt:
+    """The prompt. Raises `PromptError` where it is no text that a tokenizer reads."""
+    for message in prompt.messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"The prompt holds {message['content'][error.start]!a} at character {error.start + 1}, which is half "
+                "of a character, or a byte that is no UTF-8. Convert it to UTF-8."
+            ) from None
+    return prompt
 
 
 def tokens_of(given: str | Messages, loaded: LoadedModel, template: Template) -> list[int]:
     """Token ids, with room in the model's context for one more at least. Raises `PromptError`."""
     prompt = as_prompt(given)
-    check_characters(prompt, loaded.context_length)
+    if not may_fit(prompt, loaded.context_length):
+        raise _too_long("more characters than could fit", loaded)
     tokens = render(prompt, loaded.tokenizer, template, date=f"{datetime.now():%d %b %Y}")
     fit_vocabulary(tokens, loaded.vocabulary_size, loaded.tokenizer, prompt_id=_ID)
     if len(tokens) >= loaded.context_length:
-        raise ContextError(
-            f"The prompt has {len(tokens)} tokens, and the model's context {loaded.context_length}: no room is left "
-            "for an answer. Shorten it, begin a new conversation, or use a model with a longer context."
-        )
+        raise _too_long(f"{len(tokens)} tokens", loaded)
     return tokens
+
+
+def _too_long(length: str, loaded: LoadedModel) -> ContextError:
+    return ContextError(
+        f"The prompt has {length}, and the model's context {loaded.context_length} tokens: no room is left for an "
+        "answer. Shorten it, begin a new conversation, or use a model with a longer context."
+    )
 
 
 class Model:
     """Made by `load`. One answer at a time: beginning another ends one that is still being streamed.
+
+    It belongs to one thread: a second that asks while an answer is computed is refused with `UsageError`.
 
     Attributes:
         draft: how tokens are drafted; None: every token is decoded plainly.
@@ -132,7 +152,7 @@ class Model:
         turns before and after, and `Generation.speedup` tells the ratio. ``options``: see `Sampling`.
 
         Raises:
-            PromptError: a prompt is empty, no prompt at all, or too long for the model's context.
+            PromptError: a prompt has no tokens, is no prompt at all, or is too long for the model's context.
             UsageError: an option is not known, or its value means nothing.
         """
         sampling = Sampling.of(options)

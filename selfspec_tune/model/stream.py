@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from inspect import GEN_RUNNING, getgeneratorstate
 
 from selfspec_tune.draft import Source
 from selfspec_tune.engine import Limits
 from selfspec_tune.engine import RawGeneration as Record
 from selfspec_tune.engine.decoding import Round
+from selfspec_tune.errors import UsageError
 from selfspec_tune.model.generation import FinishReason, Generation, Piece, RoundCounts, Sampling
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for bytes that are no character yet
@@ -110,7 +112,12 @@ class Stream:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer here."""
+        """End the answer here. Raises `UsageError` where another thread is reading it."""
+        if getgeneratorstate(self._pieces) == GEN_RUNNING:
+            raise UsageError(
+                "The model is answering in another thread, and gives one answer at a time. Wait for that one, or load "
+                "the model once for each thread."
+            )
         self._pieces.close()
 
     def read(self) -> Generation:

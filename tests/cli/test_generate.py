@@ -182,6 +182,14 @@ def test_a_conversation_that_fills_the_context_begins_anew(
     assert said.count(">") >= 3
 
 
+def test_what_no_tokenizer_reads_does_not_end_a_conversation(
+    study: Path, terminal: Callable[..., tuple[str, str]]
+) -> None:
+    said, errors = terminal("a \udcff", "the sun", source=str(study), runner="fast", max_new_tokens=12)
+    assert "note: The prompt holds '\\udcff'" in errors
+    assert said == f"> > {st.load(study, runner='fast').chat().send('the sun', max_new_tokens=12).text}\n> \n"
+
+
 # -- how it ends ------------------------------------------------------------------------------------------------------
 
 SCRIPTED = """
@@ -324,6 +332,7 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored() -> None:
         ([], "", "The prompt is empty"),
         ([], b"\xff\xfe\xfa", "no utf-8 text"),
         (["--prompt", " "], None, "The prompt is empty"),
+        (["--prompt", "a \udcff"], None, "a byte that is no UTF-8"),
         (["--prompt", "a", "--show-drafts"], None, "standard output is none"),
         (["--prompt", "z" * 2000], None, "and the model's context 1024"),
         (["--prompt", "a", "--policy", "cost-aware", "--exit-threshold", "0.5"], None, "has no threshold"),

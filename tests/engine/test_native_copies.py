@@ -237,7 +237,7 @@ def test_a_notice_says_once_that_inputs_are_learnt(loaded: LoadedModel) -> None:
     for precision in (INT4_EVERYWHERE, DraftPrecision.uniform(3, INT4, INT4)):
         runner.set_draft(Draft(SkipSet.empty(3), precision=precision))
     (notice,) = said
-    assert notice.startswith("int4 copies are made for the first time")
+    assert notice.startswith("int4 copies are made: what they are fed")
 
 
 # -- memory ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,12 +242,28 @@ def test_another_answer_ends_one_that_is_still_streamed(model: Model) -> None:
     assert list(stream) == []
 
 
+def test_a_second_thread_is_refused_while_an_answer_is_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.generate(PROMPTS[0], max_new_tokens=12).tokens
+    verify = model._runner.verify
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile(tokens: Sequence[int]) -> Tensor:
+            with pytest.raises(UsageError, match="answering in another thread"):
+                pool.submit(model.generate, PROMPTS[1], max_new_tokens=2).result()
+            return verify(tokens)
+
+        monkeypatch.setattr(model._runner, "verify", meanwhile)
+        assert model.generate(PROMPTS[0], max_new_tokens=12).tokens == expected
+
+
 # -- bad inputs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model: Model) -> None:
     with pytest.raises(ContextError, match=r"The prompt has \d+ tokens, and the model's context 1024"):
         model.generate("z" * 2000)
+    with pytest.raises(ContextError, match="The prompt has more characters than could fit, and the model's context"):
+        model.generate("z" * 100_000)
 
 
 def test_an_answer_ends_where_the_context_does(model: Model) -> None:
@@ -264,8 +281,12 @@ def test_an_answer_ends_where_the_context_does(model: Model) -> None:
         ({"top_p": 0.0}, "top_p 0.0: expected above 0"),
         ({"min_p": 1.5}, "min_p 1.5: expected 0"),
         ({"repetition_penalty": 0}, "repetition_penalty 0: expected above 0"),
-        ({"seed": -4}, "seed -4: expected 0 or more"),
+        ({"seed": -4}, "seed -4: expected a whole number from 0"),
+        ({"top_k": 1.5}, "top_k 1.5: expected a whole number"),
+        ({"max_new_tokens": "5"}, "max_new_tokens '5': expected a whole number"),
         ({"stop": [""]}, "expected texts of one character"),
+        ({"stop": 5}, "stop 5: expected a text, or a list of texts"),
+        ({"stop": b"x"}, "stop b'x': expected a text"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, Any], message: str) -> None:
@@ -278,7 +299,10 @@ def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "end with the assistant's"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "is not the user"),
+        ([{"role": "system", "content": "a"}], "last of the messages is not the user's"),
+        ("a \ud83d", r"holds '\\ud83d' at character 3, which is half of a character"),
+        ([{"role": "system", "content": "\udcff"}, {"role": "user", "content": "a"}], "a byte that is no UTF-8"),
         ([{"role": "tool", "content": "a"}], "expected system, user or assistant"),
         (7, "expected a text, or messages"),
         ([7], "expected a text, or messages"),

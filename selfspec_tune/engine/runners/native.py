@@ -179,7 +179,7 @@ class NativeRunner(FastRunner):
             text = typical_text(self._loaded, self.vocabulary_size)
             if self.notice is not None:
                 self.notice(
-                    f"int4 copies are made for the first time: what they are fed is learnt from {len(text)} tokens of "
+                    f"int4 copies are made: what they are fed is learnt from {len(text)} tokens of "
                     "text, which takes as long as a prompt of that length."
                 )
             self._moments = self.input_moments(text)
