@@ -119,7 +119,7 @@ Fresh = Annotated[
 SkipFiles = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[SKIP.json]...",
+        metavar="SKIP.json",
         help="skip.json, or any dialect's file with --model; with --runtime the folder of an export.",
         show_default="the newest study's",
     ),

@@ -16,7 +16,7 @@ _SAMPLING = Sampling()
 Source = Annotated[
     str | None,
     typer.Argument(
-        metavar="[STUDY|SKIP.json|MODEL]",
+        metavar="STUDY|SKIP.json|MODEL",
         help="A study's folder, a skip.json, any dialect's file with --model, or a model alone.",
         show_default="the newest study, or --model alone",
     ),

@@ -27,7 +27,7 @@ def show(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PATH]",
+            metavar="PATH",
             help="A study's folder, a skip.json, a bench's or a sweep's result; with --model any dialect's file.",
             show_default="the newest study",
         ),

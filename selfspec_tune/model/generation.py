@@ -13,7 +13,7 @@ from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import LARGEST_SEED, LARGEST_TEMPERATURE, check_number
 
-_LARGEST_PENALTY = 100.0
+_SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 FinishReason = Literal["eos", "length", "context", "stop", "interrupted"]
 
 
@@ -61,8 +61,8 @@ class Sampling:
         check_number("top_k", self.top_k, 0, math.inf, "a whole number, 0 (off) or more", whole=True)
         check_number("top_p", self.top_p, math.ulp(0.0), 1, "above 0 and at most 1")
         check_number("min_p", self.min_p, 0, 1, "0 (off) to 1")
-        penalties = f"above 0, up to {_LARGEST_PENALTY:g}; 1 is none"
-        check_number("repetition_penalty", self.repetition_penalty, math.ulp(0.0), _LARGEST_PENALTY, penalties)
+        penalties = f"{_SMALLEST_PENALTY:g} to {_LARGEST_PENALTY:g}; 1 is none"
+        check_number("repetition_penalty", self.repetition_penalty, _SMALLEST_PENALTY, _LARGEST_PENALTY, penalties)
         if self.seed is not None:
             check_number("seed", self.seed, 0, LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}", whole=True)
         if not all(isinstance(text, str) and text for text in self.stop):

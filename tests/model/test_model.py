@@ -280,7 +280,7 @@ def test_an_answer_ends_where_the_context_does(model: Model) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens 0: expected a whole number from 1"),
         ({"top_p": 0.0}, "top_p 0.0: expected above 0"),
         ({"min_p": 1.5}, "min_p 1.5: expected 0"),
-        ({"repetition_penalty": 0}, "repetition_penalty 0: expected above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty 0: expected 0.01 to 100"),
         ({"seed": -4}, "seed -4: expected a whole number from 0"),
         ({"top_k": 1.5}, "top_k 1.5: expected a whole number"),
         ({"max_new_tokens": "5"}, "max_new_tokens '5': expected a whole number"),
