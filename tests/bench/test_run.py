@@ -167,7 +167,7 @@ def test_sampled_decoding_is_benched_by_time_per_token(bench: Any) -> None:
 def test_in_bfloat16_nothing_skipped_is_the_yardstick_for_ties(bench: Any) -> None:
     result = bench("attn 2", dtype="bfloat16", runner="fast", uniform_and_random=False)
     assert ids(result) == ["autoregressive", "self-speculative", "hf-generate", "empty-skip-set"]
-    assert result.provenance["numeric_floor"] > 0
+    assert result.provenance["numeric_floor"] >= 0  # 0 where the processor rounds one row and several alike
     assert result.methods[3].acceptance_rate is not None
     assert result.methods[1].lossless.mismatches == 0
 
