@@ -6,11 +6,11 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.intervals import Interval
 from selfspec_tune.report import text
@@ -41,6 +41,18 @@ def settle(file: Path, settings: Mapping[str, Any]) -> None:
         raise UsageError(
             f"{file.parent} holds a study with other settings: {difference}. Give the same, or another --out."
         )
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """End the process as ``main`` does: an error is a line and its exit code, Ctrl-C is 130."""
+    try:
+        sys.exit(main())
+    except SelfSpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "Interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 def command_line() -> str:

@@ -25,11 +25,11 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from study_kit import checks, decoded, prompt_ratios, runs_of
+from study_kit import checks, decoded, prompt_ratios, run, runs_of
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import CostModel
-from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.errors import UsageError
 from selfspec_tune.files import read_json, write_atomic
 from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.measure.arms import NULL
@@ -158,8 +158,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SelfSpecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

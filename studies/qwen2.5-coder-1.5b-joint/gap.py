@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
 """What a draft's decode speedup is made of, and what each part alone keeps it from.
 
-studies/qwen2.5-coder-1.5b-joint/gap.py studies/qwen2.5-coder-1.5b-joint/humaneval/humaneval.json
+.venv/bin/python studies/qwen2.5-coder-1.5b-joint/gap.py studies/qwen2.5-coder-1.5b-joint/humaneval/humaneval.json
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from study_kit import run
 
 from selfspec_tune.report.text import headline_method
 from selfspec_tune.results import BenchResult, PairedRun
@@ -94,14 +98,17 @@ def lines(found: Split | None) -> list[str]:
     ]
 
 
-def main(files: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The main draft of each bench."""
-    for file in files:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("files", nargs="+", metavar="BENCH.json")
+    for file in parser.parse_args(arguments).files:
         result = BenchResult.load(file)
         method = headline_method(result)
-        runs = [run for run in result.runs if method and run.method == method.id]
+        runs = [one for one in result.runs if method and one.method == method.id]
         print("\n".join([f"{file}:", *lines(split(runs))]))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

@@ -33,7 +33,7 @@ import study_kit as study
 from proxy_study import ProxyStudy
 
 from selfspec_tune.draft import PolicyKind
-from selfspec_tune.errors import SelfSpecError, UsageError
+from selfspec_tune.errors import UsageError
 from selfspec_tune.files import write_atomic, write_json_atomic
 from selfspec_tune.report.plot import check_matplotlib
 from selfspec_tune.report.progress import PlainReporter
@@ -117,11 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except SelfSpecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt as interruption:
-        print(str(interruption) or "Interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    study.run(main)
