@@ -52,6 +52,12 @@ class Timed:
         """Whether such copies may pay at all."""
         return self.copies_step is None or self.copies_step < _SLOW_COPIES
 
+    def least(self, other: Timed) -> Timed:
+        """The smaller of each cost: what else the machine computes only ever adds to one."""
+        pairs = zip(self.costs.to_dict().items(), other.costs.to_dict().values(), strict=True)
+        copies = [step for step in (self.copies_step, other.copies_step) if step is not None]
+        return Timed(Costs(**{name: min(one, two) for (name, one), two in pairs}), min(copies, default=None))
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -76,6 +82,8 @@ def fit_search(setting: SearchSetup, folder: StudyFolder, clock: Clock, reporter
     is_old = kept is None and folder.calibration.exists()  # begun before searches had schedules, so by all of it
     if is_old:
         timed = replace(timed, copies_step=None)
+    elif kept is None and not _fits(estimates_of(setting, timed), clock.elapsed_now):
+        timed = timed.least(time_few_steps(setting))
     estimates = estimates_of(setting, timed)
     if kept is not None:
         earlier = kept.schedule
@@ -118,6 +126,8 @@ def new_fit(setting: SearchSetup, loading_seconds: float, reporter: Reporter) ->
     Raises `BudgetError` where not even the least fits.
     """
     timed = time_few_steps(setting)
+    if not _fits(estimates_of(setting, timed), loading_seconds):
+        timed = timed.least(time_few_steps(setting))
     estimates = estimates_of(setting, timed)
     return _told(setting, timed, estimates, fitting_schedule(estimates, loading_seconds), reporter)
 
@@ -143,6 +153,12 @@ def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
             f"{ceil(least / 5) * 5} s. Raise it to that or more."
         )
     return schedule
+
+
+def _fits(estimates: Estimates, loading_seconds: float) -> bool:
+    """Whether the least does. Where not, steps are timed once more: a busy moment must not end a search."""
+    timeout = estimates.timeout_seconds
+    return timeout is None or estimates.fitting(timeout - loading_seconds) is not None
 
 
 def _going_on(estimates: Estimates, earlier: Schedule) -> Schedule:

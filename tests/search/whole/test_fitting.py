@@ -99,6 +99,17 @@ def test_where_not_even_the_least_fits_no_stage_begins(
     assert not (make_request().out / "calibration.json").exists()
 
 
+def test_a_moment_in_which_others_compute_ends_no_search(
+    make_request: Any, engine: ScriptedEngine, slow: list[SearchSetup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = iter([Timed(Costs(0.02, 9.0, 9.0)), SLOW])
+    monkeypatch.setattr(fitting, "time_few_steps", lambda setting: next(busy))
+    request = make_request(trials=1, timeout_seconds=SHORT, max_new_tokens=64, num_prompts=20)
+    assert run_search(request, Listener()).bench is not None
+    costs = read_json(request.out / "schedule.json")["costs"]
+    assert costs == Costs(0.02, SLOW.costs.prefill_token, SLOW.costs.row).to_dict()
+
+
 def test_the_same_command_resumes_by_the_same_schedule_whatever_the_machine_does(
     make_request: Any, engine: ScriptedEngine, slow: list[SearchSetup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
