@@ -85,7 +85,7 @@ class PromptOptions:
         if not are_names or not isinstance(self.source, str) or not isinstance(self.template, str):
             raise UsageError(
                 f"Prompts of {self.source!r}, tasks {self.tasks!r}, template {self.template!r}: expected names. If a "
-                "skip.json says so, correct its provenance, or give `prompts`, `task` and `template`."
+                "skip.json says so, correct its provenance, or give `prompts`, `tasks` and `template`."
             )
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None:
@@ -217,10 +217,10 @@ class DraftOptions:
             )
         if self.precision not in ("auto", "same"):
             raise UsageError(
-                f"{given} has a precision of its own, so `draft_precision` {self.precision} is lost. Leave it out."
+                f"{given} has a precision of its own, so `precision` {self.precision} is lost. Leave it out."
             )
         if self.vocabulary not in ("auto", "full"):
-            raise UsageError(f"{given} covers all token ids, so `draft_vocab` {self.vocabulary} is lost. Leave it out.")
+            raise UsageError(f"{given} covers all token ids, so `vocabulary` {self.vocabulary} is lost. Leave it out.")
         for name, value in (("ngram", False), ("precision", "same"), ("vocabulary", "full")):
             object.__setattr__(self, name, value)
 

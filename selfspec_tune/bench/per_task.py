@@ -92,7 +92,7 @@ def split_searches(request: SearchRequest) -> dict[str, SearchRequest]:
     if POOLED in tasks:
         raise UsageError(
             f"`per_task` calls the search over all tasks {POOLED!r}, and there is a task of that name. Give it another "
-            "name, or name the tasks to keep with `task`."
+            "name, or name the tasks to keep with `tasks`."
         )
     drawn = load_some(options)
     split_each_task(drawn, tasks, seed=options.seed)

@@ -174,7 +174,7 @@ def _why_unusable(meant: Draft, file: StartFile, space: SearchSpace) -> str:
     after = "" if depth in (None, space.num_layers) else f" after rescaling from {depth} to {space.num_layers} layers"
     if not _keeps_any(meant, space):
         return f"no layer is left to draft with{after}. Give a skip set that keeps some."
-    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its `draft_precision`."
+    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its `precision`."
     return (
         f"nothing is left of it in this search{after}: no sub-layer is skipped and none drafts at lower precision. "
         f"{remedy}"

@@ -8,7 +8,6 @@ from selfspec_tune.arguments import (
     bench_request,
     budget_seconds,
     default_folder,
-    given,
     parse_contexts,
     parse_duration,
     parse_extra_memory,
@@ -17,7 +16,9 @@ from selfspec_tune.arguments import (
     search_request,
     slug,
 )
-from selfspec_tune.cli.options import Dtype, complete_model
+from selfspec_tune.cli.command import Asked
+from selfspec_tune.cli.options import options_of
+from selfspec_tune.cli.options.shared import Dtype, complete_model
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import (
@@ -63,8 +64,10 @@ def test_without_any_budget_a_search_takes_45_minutes() -> None:
 
 
 def test_only_given_options_count() -> None:
-    found = given(dtype=Dtype.FLOAT32, seed=0, top_p=None, allow_pickle=False, trust_remote_code=True)
-    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True}
+    values = {"dtype": Dtype.FLOAT32, "seed": 0, "top_p": None, "allow_pickle": False, "trust_remote_code": True}
+    asked = Asked(options_of("search"), {**values, "ngram": False})
+    found = asked.given(*asked)
+    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True, "ngram": False}
     assert type(found["dtype"]) is str
 
 
