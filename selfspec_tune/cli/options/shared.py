@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from selfspec_tune.cli.options.option import OF_STUDY, Option, Panel
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
     DEFAULT_NUM_PROMPTS,
     DraftOptions,
+    Dtype,
     ModelOptions,
     Objective,
     PolicyChoice,
     PromptOptions,
+    RunnerChoice,
 )
 
 SEARCHES = ("search", "compare")
@@ -23,25 +23,6 @@ _LOADING = (*_DECODING, "doctor")
 _BENCH_OF_STUDY = {"bench": {"default": OF_STUDY}}
 _OF_SKIP_FILE = {"default": "the skip.json's"}
 _DRAWN_BY_STUDY = {"bench": _OF_SKIP_FILE, "generate": _OF_SKIP_FILE}
-
-
-class Dtype(StrEnum):
-    """Number format of the weights; auto is the checkpoint's own where our runners serve it."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class RunnerChoice(StrEnum):
-    """Which engine decodes; auto takes the fastest that proves equal to the reference."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    GRAPHS = "graphs"
-    FAST = "fast"
-    REFERENCE = "reference"
 
 
 def complete_model(incomplete: str) -> list[str]:
