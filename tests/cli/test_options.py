@@ -12,7 +12,7 @@ from selfspec_tune.arguments import bench_request, search_request
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.options import FLAGS, OPTIONS, options_of
 from selfspec_tune.errors import UsageError
-from selfspec_tune.model.generation import Sampling
+from selfspec_tune.model.generation import AnswerOptions
 from selfspec_tune.requests import (
     BenchRequest,
     DoctorRequest,
@@ -20,6 +20,7 @@ from selfspec_tune.requests import (
     ExportRequest,
     ModelOptions,
     PromptOptions,
+    Sampling,
     SearchRequest,
 )
 
@@ -28,13 +29,14 @@ COMMANDS = vars(get_command(app))["commands"]
 MADE_OF_OTHERS = {"model", "prompts", "draft", "model_overrides", "prompt_overrides", "draft_overrides", "studies"}
 NO_OPTIONS: dict[type[Any], set[str]] = {
     ModelOptions: set(),
-    PromptOptions: {"template_date"},
+    Sampling: set(),
+    PromptOptions: {"template_date", *Sampling.__dataclass_fields__},
     DraftOptions: set(),
     SearchRequest: MADE_OF_OTHERS,
     BenchRequest: MADE_OF_OTHERS | {"log", "uniform_and_random"},  # --out names the log's place; --no-references
     DoctorRequest: set(),
     ExportRequest: set(),
-    Sampling: {"temperature", "top_p", "top_k"},  # which are `PromptOptions`' too
+    AnswerOptions: {*Sampling.__dataclass_fields__},
 }
 
 
@@ -71,7 +73,7 @@ def test_what_a_row_says_of_commands_that_it_is_not_in_is_a_mistake() -> None:
 
 @pytest.mark.parametrize("command", ["search", "bench", "generate"])
 def test_an_unknown_sampling_option_is_refused_alike_by_library_and_command(command: str) -> None:
-    library = {"search": search_request, "bench": bench_request, "generate": lambda **own: Sampling.of(own)}  # type: ignore[arg-type]
+    library = {"search": search_request, "bench": bench_request, "generate": lambda **own: AnswerOptions.of(own)}  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="Did you mean temperature"):
         library[command](temprature=0.5)
     result = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "120"}).invoke(app, [command, "--temprature", "0.5"])

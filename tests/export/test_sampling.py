@@ -13,7 +13,7 @@ import pytest
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
-from selfspec_tune.export.decoding import Sampling, forecast
+from selfspec_tune.export.decoding import MeasuredSampling, forecast
 from selfspec_tune.export.write import MANIFEST, export_draft
 from selfspec_tune.intervals import Interval
 from selfspec_tune.requests import EXACT_MATCH, DraftFormat, ExportRequest
@@ -118,7 +118,7 @@ def test_a_file_whose_settings_mean_nothing_is_refused(exported: Callable[..., A
 
 
 def test_a_file_without_any_means_greedy() -> None:
-    assert Sampling.measured(None, {}).to_dict() == {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    assert MeasuredSampling.measured(None, {}).recorded == {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
 
 
 # -- the rule by which tokens are accepted -----------------------------------------------------------------------
