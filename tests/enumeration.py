@@ -30,6 +30,8 @@ def distribution(sampler: Sampler, run: Callable[[Sampler], Outcome]) -> dict[Ou
 class EveryWay(Sampler):
     """A sampler that takes one way after another: the same choices as the last time, but for the last that is open."""
 
+    __setattr__ = object.__setattr__  # what it counts with is no setting
+
     def __init__(self, sampler: Sampler) -> None:
         super().__init__(
             sampler.temperature,

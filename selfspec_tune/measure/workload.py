@@ -130,7 +130,15 @@ class Workload:
 
     def scorer(self, windows: Sequence[Window], depths: int = 1) -> DraftScorer:
         """A scorer of this workload's drafts; ``depths`` as `make_scorer` has it."""
-        return make_scorer(self.runner, self.loaded, windows, standalone=self.alone is not None, depths=depths)
+        return self._scorer(windows, standalone=self.alone is not None, depths=depths)
+
+    def standalone_scorer(self, windows: Sequence[Window]) -> DraftScorer:
+        """A scorer of drafts that stand alone, whatever this workload's do."""
+        return self._scorer(windows, standalone=True)
+
+    def _scorer(self, windows: Sequence[Window], **how: Any) -> DraftScorer:
+        penalty = self.sampler.repetition_penalty
+        return make_scorer(self.runner, self.loaded, windows, repetition_penalty=penalty, **how)
 
     def step_costs(self, draft: Draft) -> StepCosts:
         """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy.
