@@ -15,13 +15,10 @@ from selfspec_tune.requests import Sampling
 class Sampler(Sampling):
     """What draws tokens, from one stream of random numbers.
 
-    ``min_p`` keeps tokens at least so many times as probable as the most probable one; 0: all. The same processors
-    serve the draft's and the target's distribution. ``repetition_penalty`` depends on what stands before a token, so
-    decoding applies it where that is known (`selfspec_tune.engine.runners.penalty`), to greedy decoding too; 1: none.
+    The same processors serve the draft's and the target's distribution. ``repetition_penalty`` depends on what stands
+    before a token, so decoding applies it where that is known (`selfspec_tune.engine.runners.penalty`).
     """
 
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
     seed: int = field(default=0, kw_only=True)
     generator: torch.Generator = field(init=False, repr=False, compare=False)
 

@@ -14,7 +14,6 @@ from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import LARGEST_SEED, Sampling
 
-_SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 FinishReason = Literal["eos", "length", "context", "stop", "interrupted"]
 
 
@@ -37,25 +36,17 @@ class AnswerOptions(Sampling):
 
     Attributes:
         max_new_tokens: most tokens of the answer; the model's context may end it sooner.
-        min_p: draw from tokens at least so many times as probable as the most probable one; 0: from all.
-        repetition_penalty: divides positive logits of tokens that occurred before, prompt included, and multiplies
-            negative ones; 1: none.
         seed: of the draws; None: another one each time.
         stop: texts before which the answer ends.
     """
 
     max_new_tokens: int = 512
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)
         check_number("max_new_tokens", self.max_new_tokens, 1, math.inf, "a whole number from 1 on", whole=True)
-        check_number("min_p", self.min_p, 0, 1, "0 (off) to 1")
-        penalties = f"{_SMALLEST_PENALTY:g} to {_LARGEST_PENALTY:g}; 1 is none"
-        check_number("repetition_penalty", self.repetition_penalty, _SMALLEST_PENALTY, _LARGEST_PENALTY, penalties)
         if self.seed is not None:
             check_number("seed", self.seed, 0, LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}", whole=True)
         if not all(isinstance(text, str) and text for text in self.stop):

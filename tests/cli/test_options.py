@@ -80,3 +80,34 @@ def test_an_unknown_sampling_option_is_refused_alike_by_library_and_command(comm
     assert result.exit_code == UsageError.exit_code
     assert "No such option: --temprature" in result.stderr
     assert "--temperature" in result.stderr
+
+
+@pytest.mark.parametrize("name", Sampling.__dataclass_fields__)
+def test_every_sampling_option_is_one_row_for_all_that_decode(name: str) -> None:
+    (row,) = (row for row in OPTIONS if row.name == name)
+    assert set(row.commands) == {"search", "compare", "bench", "generate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("top_k", -3), ("top_p", 0.0), ("min_p", 2.0), ("repetition_penalty", 0.0)],
+)
+@pytest.mark.parametrize("command", ["search", "bench --model smollm2-135m --skip-set none", "generate --prompt a"])
+def test_a_sampling_option_that_means_nothing_is_refused_alike(command: str, name: str, value: float) -> None:
+    library = {"search": search_request, "bench": PromptOptions, "generate": lambda **own: AnswerOptions.of(own)}  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refused:
+        library[command.split()[0]](**{name: value})
+    assert str(refused.value).startswith(f"`{name}` {value}: expected ")
+    result = CliRunner().invoke(app, [*command.split(), FLAGS[name], str(value)])
+    assert result.exit_code == UsageError.exit_code
+    assert result.stderr.splitlines()[-1] == f"error: {refused.value}".replace(f"`{name}`", FLAGS[name])
+
+
+def test_files_say_what_is_not_as_usual_and_look_as_before_where_all_is() -> None:
+    assert list(PromptOptions().recorded) == ["temperature", "top_p", "top_k"]
+    asked = PromptOptions(temperature=0.5, top_k=3, min_p=0.1, repetition_penalty=1.2)
+    expected = {"temperature": 0.5, "top_p": 1.0, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}
+    assert asked.recorded == asked.in_force == expected
+    greedy = PromptOptions(top_k=3, min_p=0.1, repetition_penalty=1.2)
+    assert greedy.in_force == {"repetition_penalty": 1.2}
+    assert greedy.idle == {"top_k": 3, "min_p": 0.1}

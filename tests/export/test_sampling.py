@@ -82,6 +82,23 @@ def test_what_was_sampled_is_served_with_the_same_settings(exported: Callable[..
     assert any("send temperature 0.6, top_p 0.9 and top_k 30" in note for note in manifest["notes"])
 
 
+def test_what_was_measured_beyond_that_is_served_too(exported: Callable[..., Any]) -> None:
+    more = {**SAMPLED, "min_p": 0.1, "repetition_penalty": 1.2}
+    manifest = exported(DraftFormat.NAS, **more)
+    lines = manifest["launch"]
+    assert manifest["sampling"] == more
+    assert json.loads(option(lines["vllm"], "--override-generation-config")) == more
+    assert "--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1" in lines["mlx"]
+    asked = "do_sample=True, temperature=0.6, top_p=0.9, top_k=30, min_p=0.1, repetition_penalty=1.2)"
+    assert lines["transformers"].endswith(asked)
+    stated = "send temperature 0.6, top_p 0.9, top_k 30, min_p 0.1 and repetition_penalty 1.2"
+    assert any(stated in note for note in manifest["notes"])
+    line = exported(DraftFormat.GGUF, **more)["launch"]["llama.cpp"]
+    assert line.endswith("--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1 --repeat-penalty 1.2")
+    greedy = exported(DraftFormat.GGUF, repetition_penalty=1.2)["launch"]["llama.cpp"]
+    assert greedy.endswith("--temp 0 --repeat-penalty 1.2")
+
+
 @pytest.mark.parametrize("format_", [DraftFormat.HF_DRAFT, DraftFormat.HF_ZERO, DraftFormat.TRANSFORMERS_GENERATE])
 def test_transformers_lines_turn_off_what_was_not_measured(exported: Callable[..., Any], format_: DraftFormat) -> None:
     line = exported(format_)["launch"]["transformers"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from selfspec_tune.cli.options.option import OF_STUDY, Option, Panel
 from selfspec_tune.cli.options.shared import DECODING, READING
-from selfspec_tune.model.generation import AnswerOptions
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, PromptOptions, Sampling
 
@@ -93,20 +92,23 @@ OPTIONS = (
     Option(
         "min_p",
         float,
-        "Sample from tokens at least so many times as likely as the likeliest; 0: from all.",
-        ("generate",),
-        AnswerOptions,
+        "Sample from tokens at least so many times as likely as the likeliest; 0: from all. Without effect at "
+        "temperature 0.",
+        DECODING,
+        Sampling,
         metavar="P",
         panel=Panel.PROMPTS,
+        differs=_BENCH_OF_STUDY,
     ),
     Option(
         "repetition_penalty",
         float,
         "Above 1, tokens that occurred before are less likely.",
-        ("generate",),
-        AnswerOptions,
+        DECODING,
+        Sampling,
         metavar="X",
         panel=Panel.PROMPTS,
+        differs=_BENCH_OF_STUDY,
     ),
     Option(
         "template",
