@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from selfspec_tune.checks import check_number
 
@@ -15,6 +15,16 @@ TEMPERATURES = f"0 to {LARGEST_TEMPERATURE:g}; 0 is greedy"
 _SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 _ALWAYS_RECORDED = ("temperature", "top_p", "top_k")  # so that files look as they did before there were others
 _OF_DRAWS = frozenset({"temperature", "top_k", "top_p", "min_p"})  # without effect where nothing is drawn
+
+
+class SamplingValues(TypedDict, total=False):
+    """The fields of `Sampling` as keywords, for type checkers."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
 
 
 @dataclass(frozen=True, slots=True)
