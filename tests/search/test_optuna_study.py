@@ -64,7 +64,10 @@ def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction
 
 def run_trial(study: MeasuredStudy, items: Sequence[WorkItem] = ITEMS) -> Candidate:
     nobody: Any = None
-    return study.run_trial(PairedScoring(nobody, items, nobody, study.folder / "trials.jsonl"))
+    scoring = PairedScoring(nobody, items, nobody, study.folder / "trials.jsonl")
+    with study.trial():
+        trial, draft = study.ask()
+        return study.tell(trial, scoring.score(trial, draft))
 
 
 def skip_sets(trials: Sequence[FrozenTrial], study: MeasuredStudy) -> list[SkipSet]:
