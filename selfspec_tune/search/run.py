@@ -111,9 +111,8 @@ def _search(session: Session) -> SearchOutcome:
     session = _with_time_for_sound(session, answers)
     check = make_check(session.workload, setting.calibration)
     ranking = _rank(session)
-    session.workload.costs = ranking.costs
+    session = session.with_costs(ranking.costs)
     session.tick()
-    session = replace(session, estimates=session.estimates.at_step(ranking.costs.verify[0]))
     study = open_study(session, ranking)
     try:
         run_trials(session, study, answers, ranking, check)

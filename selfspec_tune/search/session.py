@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.files import append_jsonl, read_jsonl
 from selfspec_tune.measure.workload import Workload
@@ -160,6 +161,12 @@ class Session:
     def seed(self) -> int:
         """Of every draw."""
         return self.request.prompts.seed
+
+    def with_costs(self, costs: CostModel) -> Session:
+        """What goes on once the steps are timed: cost-aware drafts count on ``costs``, and so do the estimates."""
+        workload = replace(self.workload, costs=costs)
+        estimates = self.estimates.at_step(costs.verify[0])
+        return replace(self, setting=replace(self.setting, workload=workload), estimates=estimates)
 
     def note(self, best: Draft, score: float, stage: str) -> None:
         """Keep a new best of the search."""

@@ -133,7 +133,7 @@ def open_setup(request: SearchRequest, reporter: Reporter, workload: Workload | 
         test = left_out + len(splits.test)
         reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
     if request.draft.objective is Objective.STANDALONE:
-        workload.stand_alone()
+        workload = workload.standing_alone()
     space = _open_space(workload, request.draft)
     return SearchSetup(
         request,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class ProxyStudy:
         same, answers = self._text("calibration", self._setting.calibration)
         held_out, _ = self._text("held-out", self._setting.selection)
         known = self._prepare(same, answers)
-        self._workload.costs = known.costs
+        self._workload = replace(self._workload, costs=known.costs)
         space = self._setting.space.with_vocabulary(known.vocabulary).costed_by(known.costs)
         pool, picked = self._picked(same, space, known)
         if isinstance(self._workload.runner, FastRunner):
