@@ -6,7 +6,7 @@ source ─► load_prompts ─► split_prompts ─► check_characters ─► r
 from __future__ import annotations
 
 from selfspec_tune.prompts.load import BUILTIN, PRESETS, Preset, load_prompts
-from selfspec_tune.prompts.prompt import Prompt
+from selfspec_tune.prompts.prompt import Prompt, tokens_hash
 from selfspec_tune.prompts.render import (
     Template,
     Tokenizer,
@@ -38,4 +38,5 @@ __all__ = [
     "split_each_task",
     "split_prompts",
     "those_that_fit",
+    "tokens_hash",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -35,10 +35,6 @@ _IS_SPEEDUP = "is_speedup"  # whether its value is one, or what else the strateg
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=0)
-
-
 @dataclass(frozen=True, slots=True)
 class TrialSettings:
     """What every trial of a study shares. ``origin``: what proposes those that nobody enqueued, by ``sampler``.
@@ -48,7 +44,7 @@ class TrialSettings:
 
     encoding: Encoding
     seed: int
-    sampler: Callable[[int], BaseSampler] = _tpe
+    sampler: Callable[[int], BaseSampler]
     origin: str = "tpe"
     session: int | None = None
 
