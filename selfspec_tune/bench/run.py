@@ -17,7 +17,7 @@ from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import SELF_SPECULATIVE, Arm, contender_arm, reference_arms, self_speculative_arm
 from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contenders import Contender, as_begun, gather, model_options, overridden, prompt_options
-from selfspec_tune.measure.contest import Contest
+from selfspec_tune.measure.contest import Contest, run_together
 from selfspec_tune.measure.lossless import LosslessCheck, make_check
 from selfspec_tune.measure.run_log import commits_of, measurement, measurement_provenance, opened, runner_of, widened_of
 from selfspec_tune.measure.workload import Workload, load_some, open_workload
@@ -76,7 +76,7 @@ def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | No
         if log:
             log.begin([contest], setting.provenance(contest.check), reporter)
         reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
-        runs = contest.run(reporter)
+        (runs,) = run_together([contest], reporter)
     return bench_result(
         workload,
         contest.arms,

@@ -135,7 +135,7 @@ class BenchLog:
         known = {id_: method for session in self._sessions for id_, method in session["methods"].items()}
         self._check_methods(known, methods)
         total = sum(len(contest.sequence) for contest in contests)
-        missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing(contest.logged())]
+        missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing()]
         pending = sum(bool(arms - self._left_out) for arms in missing)
         if not missing:
             reporter.notice(f"{self.path} is finished: nothing was measured now. `fresh` measures again.")

@@ -209,9 +209,8 @@ class ProxyStudy:
         runner = StandaloneRunner.of(ours.runner, ours.loaded)
         workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
         arms = [contender_arm(workload, draft) for draft in drafts]
-        return _by_method(
-            Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl").run(self._reporter)
-        )
+        contest = Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl")
+        return _by_method(run_together([contest], self._reporter)[0])
 
     @staticmethod
     def _record(variant: str, found: Prediction, known: Preparation, runs: Sequence[PairedRun]) -> dict[str, Any]:
