@@ -7,7 +7,7 @@ answers begin (they restate the prompt) disappoints where the body is written.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,6 @@ class Answer:
 
     item: WorkItem
     tokens: tuple[int, ...]
-
-
-FirstAnswers = Callable[[int], Sequence[Answer]]
-"""The answers to the first so many prompts, continued when first asked for."""
 
 
 def calibrate(

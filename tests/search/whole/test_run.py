@@ -18,7 +18,7 @@ from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import SearchOutcome, budget, plan_search, run_search
 from selfspec_tune.search import run as run_module
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import StudyFolder
 from tests import kit
 from tests.search_kit import Listener, ScriptedEngine, read_rows, search_request, steady
