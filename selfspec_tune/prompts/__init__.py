@@ -17,7 +17,14 @@ from selfspec_tune.prompts.render import (
     render,
     those_that_fit,
 )
-from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
+from selfspec_tune.prompts.splits import (
+    Splits,
+    default_split_sizes,
+    draw_prompts,
+    split_each_task,
+    split_prompts,
+    those_unread,
+)
 
 __all__ = [
     "BUILTIN",
@@ -38,5 +45,6 @@ __all__ = [
     "split_each_task",
     "split_prompts",
     "those_that_fit",
+    "those_unread",
     "tokens_hash",
 ]
