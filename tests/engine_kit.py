@@ -98,7 +98,7 @@ class Altered:
     """A runner, named after it among the bases, whose logits `alter` changes, whatever is wanted of a pass."""
 
     def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
-        logits = super().forward(tokens, **how).logits  # type: ignore[misc]
+        logits = super().forward(tokens, **how).logits.clone()  # type: ignore[misc]
         return scored(
             self.alter(logits, tokens, kind_of(tokens, **how)), want, self, is_draft=how.get("is_draft", False)
         )
