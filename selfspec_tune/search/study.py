@@ -22,7 +22,7 @@ from selfspec_tune.files import (
 from selfspec_tune.prompts import Template
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig, StudyConfig
-from selfspec_tune.results.runs import owned
+from selfspec_tune.results.logs import owned
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
