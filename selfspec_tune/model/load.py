@@ -27,7 +27,7 @@ from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig, StudyConfig
 from selfspec_tune.results.runs import first_difference
 from selfspec_tune.search.session import place_of
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import template_hash, vocabulary_hash
 
 _ENGINE = ("runner", "dtype", "device")

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from selfspec_tune.checks import shown
 from selfspec_tune.errors import PromptError
+from selfspec_tune.files import short_hash
 
 Turn = tuple[str, str]  # a role (system, user or assistant) and what it says
 _ROLES = {
@@ -56,6 +57,11 @@ class Prompt:
     def messages(self) -> list[dict[str, str]]:
         """All turns as chat templates take them, the user's ``text`` last."""
         return [{"role": role, "content": said} for role, said in (*(self.history or ()), ("user", self.text))]
+
+
+def tokens_hash(*texts: Sequence[int]) -> str:
+    """Of the token ids that prompts became, text by text."""
+    return short_hash("\n".join(" ".join(map(str, tokens)) for tokens in texts))
 
 
 def unique(prompts: Iterable[Prompt]) -> list[Prompt]:

@@ -136,11 +136,15 @@ def put_aside(path: Path) -> Path:
 
 
 @contextmanager
-def owned(path: Path, owner: str = "bench") -> Iterator[None]:
-    """Within it no other ``owner`` writes to the log. Raises `UsageError` where one does already, `StorageError`."""
+def owned(path: Path, owner: str = "bench", lock_file: Path | None = None) -> Iterator[None]:
+    """Within it no other ``owner`` writes to the log or folder. Raises `UsageError` where one does, `StorageError`.
+
+    ``lock_file``: what says so, in a folder that is made; None: one beside the log.
+    """
+    lock_file = lock_file or path.with_name(f".{path.name}.lock")
+    lock = FileLock(str(lock_file))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{path} is in use by another {owner}. Wait for it, or give another `out`.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class ProxyStudy:
         same, answers = self._text("calibration", self._setting.calibration)
         held_out, _ = self._text("held-out", self._setting.selection)
         known = self._prepare(same, answers)
-        self._workload.costs = known.costs
+        self._workload = replace(self._workload, costs=known.costs)
         space = self._setting.space.with_vocabulary(known.vocabulary).costed_by(known.costs)
         pool, picked = self._picked(same, space, known)
         if isinstance(self._workload.runner, FastRunner):
@@ -208,9 +209,8 @@ class ProxyStudy:
         runner = StandaloneRunner.of(ours.runner, ours.loaded)
         workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
         arms = [contender_arm(workload, draft) for draft in drafts]
-        return _by_method(
-            Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl").run(self._reporter)
-        )
+        contest = Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl")
+        return _by_method(run_together([contest], self._reporter)[0])
 
     @staticmethod
     def _record(variant: str, found: Prediction, known: Preparation, runs: Sequence[PairedRun]) -> dict[str, Any]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import selfspec_tune as st
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
+from selfspec_tune.engine.runner import Scores, prefill
 from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel
 from tests import kit
-from tests.engine_kit import RUNNERS, STEPS, load
+from tests.engine_kit import RUNNERS, STEPS, kind_of, load
 
 PROMPTS = ["the sun and the sea", "on and on and on and on", "tin hat, red sand"]
 DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), ngram=NgramLookup(min_match=1, max_tokens=4))
@@ -57,7 +57,7 @@ def assert_equal_but_for_ties(loaded: LoadedModel, name: str, prompt: str, ours:
         assert list(ours) == theirs
         return
     runner = RUNNERS[name](loaded)
-    logits = runner.prefill([*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
+    logits = prefill(runner, [*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
     assert abs(float(logits[ours[first]] - logits[theirs[first]])) < 0.05 * float(logits.abs().max())
 
 
@@ -155,14 +155,15 @@ class Counting:
 
     def __init__(self, runner: Any, patch: pytest.MonkeyPatch) -> None:
         self.prefilled: list[int] = []
-        extend = runner.extend
+        forward = runner.forward
 
-        def counted(tokens: Sequence[int]) -> Tensor:
-            self.prefilled.append(len(tokens))
-            found: Tensor = extend(tokens)
+        def counted(tokens: Sequence[int], **how: Any) -> Scores:
+            if kind_of(tokens, **how) == "prefill":
+                self.prefilled.append(len(tokens))
+            found: Scores = forward(tokens, **how)
             return found
 
-        patch.setattr(runner, "extend", counted)
+        patch.setattr(runner, "forward", counted)
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -223,11 +224,15 @@ def test_an_error_in_the_midst_of_a_pass_leaves_no_cache_to_trust(
     chat.send("the sun", max_new_tokens=8)
     before = list(chat.messages)
 
-    def fails(tokens: Sequence[int]) -> Tensor:
-        raise KeyboardInterrupt
+    forward = model._runner.forward
+
+    def fails(tokens: Sequence[int], **how: Any) -> Scores:
+        if kind_of(tokens, **how) == "verification":
+            raise KeyboardInterrupt
+        return forward(tokens, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._runner, "verify", fails)
+        patch.setattr(model._runner, "forward", fails)
         with pytest.raises(KeyboardInterrupt):
             chat.send("and on", max_new_tokens=8)
     assert chat.messages == before
@@ -244,15 +249,15 @@ def test_another_answer_ends_one_that_is_still_streamed(model: Model) -> None:
 
 def test_a_second_thread_is_refused_while_an_answer_is_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(PROMPTS[0], max_new_tokens=12).tokens
-    verify = model._runner.verify
+    forward = model._runner.forward
     with ThreadPoolExecutor(1) as pool:
 
-        def meanwhile(tokens: Sequence[int]) -> Tensor:
+        def meanwhile(tokens: Sequence[int], **how: Any) -> Scores:
             with pytest.raises(UsageError, match="answering in another thread"):
                 pool.submit(model.generate, PROMPTS[1], max_new_tokens=2).result()
-            return verify(tokens)
+            return forward(tokens, **how)
 
-        monkeypatch.setattr(model._runner, "verify", meanwhile)
+        monkeypatch.setattr(model._runner, "forward", meanwhile)
         assert model.generate(PROMPTS[0], max_new_tokens=12).tokens == expected
 
 
