@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from selfspec_tune.arguments import bench_request
 from selfspec_tune.bench.competitors import System, part_arms, rival_arms, system_of
+from selfspec_tune.checks import checked_arguments, path_or_none, text_or_none
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.errors import UsageError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import SELF_SPECULATIVE, Arm, contender_arm, reference_arms, self_speculative_arm
 from selfspec_tune.measure.bench_result import bench_result
@@ -175,9 +176,11 @@ def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
     return replace(arm, description=system.description)
 
 
+@checked_arguments
 def bench(
     *sources: str | os.PathLike[str],
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    prompts: str | os.PathLike[str] | None = None,
     rivals: bool = False,
     parts: bool = False,
     out: str | os.PathLike[str] | None = None,
@@ -190,6 +193,7 @@ def bench(
         sources: what `search` returned, studies, skip.json files, other projects' files, or texts such as
             ``attn 2-9 · mlp 3,5``; none: the newest study under ``studies``.
         model: alias, hub id, directory or GGUF file; None: the one that the first source names.
+        prompts: builtin, humaneval, a file or folder, or a preset such as gsm8k; None: the first source's.
         rivals: measure what a user would pick instead, too.
         parts: measure what the first draft is made of, too.
         out: write the result there, and raw runs beside it as they come, from which the same call resumes.
@@ -200,11 +204,21 @@ def bench(
         UsageError: an option is not known or means nothing, or too few unread prompts are left.
         SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
     """
-    log = None if out is None else log_beside(Path(out))
+    if {"log", "skip_sets"} & options.keys():
+        raise UsageError(
+            "Skip sets are the first arguments of bench(), and raw runs are kept beside `out`: give these."
+        )
+    file = path_or_none("out", out)
     request = bench_request(
-        skip_sets=tuple(map(os.fspath, sources)), model=model, rivals=rivals, parts=parts, log=log, **options
+        skip_sets=tuple(map(os.fspath, sources)),
+        model=text_or_none(model),
+        prompts=text_or_none(prompts),
+        rivals=rivals,
+        parts=parts,
+        log=None if file is None else log_beside(file),
+        **options,
     )
     result = run_bench(request, reporter or SilentReporter())
-    if out is not None:
-        result.save(out)
+    if file is not None:
+        result.save(file)
     return result

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune import arguments
+from selfspec_tune.checks import checked_arguments, path_or_none, text_or_none
 from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
@@ -208,14 +209,15 @@ def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:
     }
 
 
+@checked_arguments
 def search(
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
-    prompts: str | None = None,
+    prompts: str | os.PathLike[str] | None = None,
     timeout: str | float | None = None,
     trials: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    start_from: Sequence[str] | None = None,
+    start_from: Sequence[str | os.PathLike[str]] | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> SearchOutcome:
@@ -236,12 +238,12 @@ def search(
         SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
     """
     request = arguments.search_request(
-        model=model,
-        prompts=prompts,
+        model=text_or_none(model),
+        prompts=text_or_none(prompts),
         timeout=timeout,
         trials=trials,
-        out=None if out is None else Path(out),
-        start_from=None if start_from is None else tuple(start_from),
+        out=path_or_none("out", out),
+        start_from=None if start_from is None else tuple(os.fspath(start) for start in start_from),
         **options,
     )
     return run_search(request, reporter or SilentReporter())
