@@ -52,9 +52,9 @@ class _StandardOutput(io.TextIOWrapper):
 
     @classmethod
     def in_place_of(cls, stream: io.TextIOWrapper) -> _StandardOutput:
-        settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
         encoding, errors = stream.encoding, stream.errors
-        return cls(stream.detach(), encoding, errors, **settings)
+        is_by_line, is_at_once = stream.line_buffering, stream.write_through
+        return cls(stream.detach(), encoding, errors, line_buffering=is_by_line, write_through=is_at_once)
 
     def write(self, text: str) -> int:
         if text == "":  # by which some libraries find out what it takes

@@ -321,7 +321,7 @@ def test_after_an_answer_that_was_cut_off_the_next_is_right(
         next(stream)
     assert model.generate(PROMPTS[1], max_new_tokens=16, **options).tokens == expected
     assert list(stream) == []
-    for at in ("set_draft", "prefill", "rewind"):
+    for at in ("set_draft", "forward", "rewind"):
         with monkeypatch.context() as patch:
             patch.setattr(model._runner, at, interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -329,7 +329,7 @@ def test_after_an_answer_that_was_cut_off_the_next_is_right(
         assert model.generate(PROMPTS[1], max_new_tokens=16, **options).tokens == expected
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
