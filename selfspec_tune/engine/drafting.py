@@ -8,7 +8,7 @@ from math import inf, isfinite
 
 from torch import Tensor
 
-from selfspec_tune.draft import NgramLookup, PolicyState, Source
+from selfspec_tune.draft import NgramLookup, PolicyState, Round, Source
 from selfspec_tune.engine.runner import DraftsAhead, Runner, Want
 from selfspec_tune.engine.sampling import Sampler
 
@@ -155,10 +155,10 @@ class Drafter:
         taken = looked_up[: plan.num_tokens]
         return Drafted(plan.source, taken, [None] * len(taken))
 
-    def learn(self, drafted: Drafted, num_accepted: int, tokens: Sequence[int]) -> None:
+    def learn(self, round_: Round, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
-        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes, drafted.num_guesses)
+        self._policy.update(round_, agreed)
         if self._index is not None:
             self._index.extend(tokens)
 

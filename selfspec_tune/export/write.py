@@ -10,6 +10,7 @@ from pathlib import Path
 from stat import S_IMODE
 from typing import Any
 
+from selfspec_tune.checks import check_option_names, checked_arguments, path_or_none, text_or_none
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.dialects import Dialect, read_skip_set
 from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
@@ -43,6 +44,7 @@ FORMATS: dict[DraftFormat, Format] = {
     ),
 }
 _SKIP_FILE = "skip.json"
+_OF_A_DRAFT = ("gguf", "weights", "draft_tokens", "force", "revision")
 
 
 def export_draft(request: ExportRequest) -> dict[str, Any]:
@@ -273,12 +275,13 @@ def _put(temporary: Path, out: Path) -> None:
     sweep(out.parent, f".{out.name}.", ".old")
 
 
+@checked_arguments
 def export(
     source: str | os.PathLike[str],
     to: str,
     *,
     out: str | os.PathLike[str] | None = None,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     task: str | None = None,
     **options: Any,
 ) -> Any:
@@ -299,19 +302,24 @@ def export(
         UsageError: ``to`` is no format, an option means nothing, ``out`` is there already.
         SelfSpecError: the format cannot hold this draft, or it cannot be written.
     """
-    path = Path(source)
+    path, target, name = Path(source), path_or_none("out", out), text_or_none(model)
     path = path / _SKIP_FILE if path.is_dir() else path
     if to in list(Dialect):
         if options:
             raise UsageError(f"{to} writes a file of skips alone, so {', '.join(options)} means nothing. Leave it out.")
-        value = export_dialect(path, Dialect(to), task=task, model=model)
-        if out is not None:
-            if Path(out).exists():
-                raise UsageError(f"{os.fspath(out)} is there already. Give another name.")
-            write_json_atomic(out, value)
+        value = export_dialect(path, Dialect(to), task=task, model=name)
+        if target is not None:
+            if target.exists():
+                raise UsageError(f"{target} is there already. Give another name.")
+            write_json_atomic(target, value)
         return value
     if to not in list(DraftFormat):
         raise UsageError(f"{to!r} is no format; expected one of {', '.join((*Dialect, *DraftFormat))}.")
-    if out is None:
+    if target is None:
         raise UsageError(f"{to} makes a folder: name it with out.")
-    return export_draft(ExportRequest(path, DraftFormat(to), Path(out), model, **options))
+    if task is not None:
+        raise UsageError(f"{to} is a draft, which is keyed by no task, so task means nothing. Leave it out.")
+    check_option_names("an export", options, _OF_A_DRAFT)
+    if isinstance(options.get("gguf"), str):
+        options["gguf"] = path_or_none("gguf", options["gguf"])
+    return export_draft(ExportRequest(path, DraftFormat(to), target, name, **options))
