@@ -309,6 +309,27 @@ def test_of_equal_logits_the_lowest_token_wins(tmp_path: Path, dtype: str) -> No
     assert greedy == runner.forward(tokens).logits.argmax(-1).tolist()
 
 
+def test_logits_are_written_down_only_where_they_are_wanted(small: LoadedModel) -> None:
+    runner, kernels = NativeRunner(small), load_library()
+    written: list[bool] = []
+
+    class Watched:
+        def engine_run(self, *arguments: Any) -> None:
+            written.append(arguments[7] is not None)
+            kernels.engine_run(*arguments)
+
+    runner.reserve(100)
+    prefill(runner, _prompt(9))
+    runner._library = Watched()
+    for is_draft in (False, True):
+        for want in Want:
+            runner.forward(_prompt(40), is_draft=is_draft, want=want)
+            assert written == [want is Want.LOGITS] * len(written) != []
+            written.clear()
+            runner.rewind(9)
+    runner._library = kernels
+
+
 # -- lossless ----------------------------------------------------------------------------------------------------
 
 
