@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from selfspec_tune.models import LoadedModel
 
 AGAIN = "Export it again with `force`."
-_OPTIONS = ("gguf", "weights", "revision")  # of `ExportRequest`, that not every format takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
         name: as ``to`` has it.
         about: what it is, in a line.
         made_from: what of the target it takes, in words.
-        options: fields of `ExportRequest` that it takes beside those that every format does.
+        options: those of `ExportRequest.OF_SOME_FORMATS` that it takes.
         is_alone: whether the draft has weights, keys and values of its own.
         files: names of what it may write, and of nothing else: an export that is replaced is deleted.
         runtime: what verifies and benches it.
@@ -62,7 +61,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
 
     def check(self, request: ExportRequest) -> None:
         """Raise `UsageError` where an option is given that means nothing to the format, or a value that it lacks."""
-        for name in _OPTIONS:
+        for name in ExportRequest.OF_SOME_FORMATS:
             if name not in self.options and getattr(request, name) is not None:
                 raise UsageError(
                     f"`to` {self.name} is made from {self.made_from}, so `{name}` means nothing. Leave it out."

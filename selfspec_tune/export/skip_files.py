@@ -11,7 +11,7 @@ from selfspec_tune.draft.dialects import SKIP_CONFIG, Dialect, read_skip_set, sp
 from selfspec_tune.draft.skip_set import MOST_LAYERS
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnknownModelError, UnsupportedModelError, UsageError
 from selfspec_tune.export.checkpoint import checkpoint_folder
-from selfspec_tune.export.target import CheckpointTarget
+from selfspec_tune.export.job import CheckpointTarget
 from selfspec_tune.files import read_json, read_settings
 from selfspec_tune.models.aliases import close_aliases, resolve
 from selfspec_tune.models.origin import find_origin

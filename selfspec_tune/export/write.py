@@ -16,9 +16,8 @@ from selfspec_tune.export.decoding import Sampling, dropped
 from selfspec_tune.export.folder import check_free, put, set_modes
 from selfspec_tune.export.format import ExportFormat, Written
 from selfspec_tune.export.formats import export_format
-from selfspec_tune.export.job import Job
+from selfspec_tune.export.job import Job, Target
 from selfspec_tune.export.skip_files import own_config
-from selfspec_tune.export.target import Target
 from selfspec_tune.files import storage_error
 from selfspec_tune.requests import ExportRequest
 from selfspec_tune.results import MANIFEST, ExportManifest, SkipConfig, SkipLayers
@@ -103,9 +102,7 @@ def _manifest(
         notes += ["The target's weights could not be compared with those that were searched."]
     return ExportManifest(
         format=made.name,
-        model=target.model,
-        revision=target.revision,
-        gguf=str(target.file.absolute()) if target.file else None,
+        **target.identity,
         model_fingerprint=found,
         skip=SkipLayers.model_validate(job.skip_set.to_dict()),
         read_prompts=sorted(config.read_prompts) if config else [],

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfspec_tune.export.checkpoint import FILES, is_checkpoint_file
 from selfspec_tune.export.format import ExportFormat
-from selfspec_tune.export.job import Job
-from selfspec_tune.export.target import CheckpointTarget, checkpoint_target
+from selfspec_tune.export.job import CheckpointTarget, Job, checkpoint_target
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import ExportManifest, SkipConfig

@@ -27,9 +27,8 @@ from selfspec_tune.export.formats.gguf_file import (
     gguf_of,
     write_gguf_file,
 )
-from selfspec_tune.export.job import Job
+from selfspec_tune.export.job import Job, stated_model
 from selfspec_tune.export.layout import LayerBlock, partial
-from selfspec_tune.export.target import stated_model
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import GGUF_WEIGHTS, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import MANIFEST, ExportManifest, SkipConfig
@@ -217,7 +216,7 @@ def _deci_entries(source: GgufFile, blocks: list[LayerBlock]) -> dict[str, Metad
             entries[name] = entry
         elif own not in _BY_LAYER:
             entries[f"{_DECI}.{own}"] = entry
-    heads, heads_kv, size = _heads(source)
+    heads, heads_kv, size = source.heads
     counts = [_head_counts(number, block, heads, heads_kv) for number, block in enumerate(blocks)]
     inner = int(source.own("feed_forward_length"))
     return entries | {
@@ -231,14 +230,6 @@ def _deci_entries(source: GgufFile, blocks: list[LayerBlock]) -> dict[str, Metad
         f"{_DECI}.attention.head_count_kv": by_layer([count for _, count in counts]),
         f"{_DECI}.feed_forward_length": by_layer([_EMPTY_FFN if b.mlp is None else inner for b in blocks]),
     }
-
-
-def _heads(source: GgufFile) -> tuple[int, int, int]:
-    """Query heads, key heads, and the size of a head."""
-    heads = int(source.own("attention.head_count"))
-    heads_kv = int(source.own("attention.head_count_kv", heads))
-    size = int(source.own("attention.key_length", int(source.own("embedding_length")) // heads))
-    return heads, heads_kv, size
 
 
 def _head_counts(number: int, block: LayerBlock, heads: int, heads_kv: int) -> tuple[int, int]:
@@ -277,7 +268,7 @@ def _same(rows: NDArray[Any]) -> NDArray[Any]:
 
 def _order(source: GgufFile, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """deci rotates neighbouring rows of a head; where the source rotates its halves, queries and keys are reordered."""
-    heads, heads_kv, _ = _heads(source)
+    heads, heads_kv, _ = source.heads
     part = name.split(".")[0]
     if _INTERLEAVED[source.architecture] or part not in ("attn_q", "attn_k"):
         return _same
@@ -299,7 +290,7 @@ def _empty_ffn(source: GgufFile, prefix: str) -> Iterator[Piece]:
 
 
 def _empty_attention(source: GgufFile, prefix: str) -> Iterator[Piece]:
-    width, size = int(source.own("embedding_length")), _heads(source)[2]
+    width, size = int(source.own("embedding_length")), source.heads[2]
     yield full(f"{prefix}attn_norm.weight", (width,), 1.0)
     for name in ("attn_q", "attn_k", "attn_v"):
         yield full(f"{prefix}{name}.weight", (size, width), 0.0)

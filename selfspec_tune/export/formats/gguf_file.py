@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError
-from selfspec_tune.export.target import Target
+from selfspec_tune.export.job import Target
 from selfspec_tune.files import storage_error
 from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.model_files import open_gguf
@@ -91,6 +91,13 @@ class GgufFile:
     def num_layers(self) -> int:
         """Layers of the model."""
         return int(self.own("block_count"))
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key heads, and the size of a head."""
+        heads = int(self.own("attention.head_count"))
+        heads_kv = int(self.own("attention.head_count_kv", heads))
+        return heads, heads_kv, int(self.own("attention.key_length", int(self.own("embedding_length")) // heads))
 
     def of_layer(self, layer: int) -> dict[str, ReaderTensor]:
         """A layer's tensors by their name within it."""
@@ -176,8 +183,8 @@ class GgufTarget(Target):
     path: Path
 
     @property
-    def file(self) -> Path:
-        return self.path
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "gguf": str(self.path.absolute())}
 
     @property
     def in_lines(self) -> str:

@@ -9,9 +9,8 @@ from selfspec_tune.errors import SkipSetError, UnsupportedModelError
 from selfspec_tune.export.checkpoint import write_checkpoint
 from selfspec_tune.export.format import Written
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
-from selfspec_tune.export.job import Job
+from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model, partial
-from selfspec_tune.export.target import CheckpointTarget
 
 _BY_DEPTH = ("scale_depth", "scale_attn_by_inverse_layer_idx")  # of MiniCPM and GPT-2: a layer's scale by its place
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from selfspec_tune.export.checkpoint import write_checkpoint
 from selfspec_tune.export.format import Written
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
-from selfspec_tune.export.job import Job
+from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import without_code
-from selfspec_tune.export.target import CheckpointTarget
 
 if TYPE_CHECKING:
     from torch import Tensor

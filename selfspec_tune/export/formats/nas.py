@@ -17,9 +17,8 @@ from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.export.checkpoint import FILES, write_checkpoint
 from selfspec_tune.export.format import Written, not_ours
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
-from selfspec_tune.export.job import Job
+from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import LayerBlock
-from selfspec_tune.export.target import CheckpointTarget
 from selfspec_tune.files import read_settings, read_text, write_atomic
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.export.decoding import Forecast
 from selfspec_tune.export.format import ExportFormat, Written, not_ours
-from selfspec_tune.export.job import Job
-from selfspec_tune.export.target import CheckpointTarget, checkpoint_target
+from selfspec_tune.export.job import CheckpointTarget, Job, checkpoint_target
 from selfspec_tune.files import read_text, write_atomic
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import ExportRequest, RuntimeBenchRequest, RuntimeName
