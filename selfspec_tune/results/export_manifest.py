@@ -140,11 +140,17 @@ class ExportManifest(Document):
 
     def check(self) -> None:
         """Raise `UsageError` where its layers and its skip set are not of one model, or a setting has no meaning."""
+        depths = set()
         for kind in ("attention", "mlp"):
             kept = [layer for block in self.layers if (layer := getattr(block, kind)) is not None]
-            skipped = getattr(self.skip, kind)
-            if sorted([*kept, *skipped]) != list(range(len(kept) + len(skipped))) or kept != sorted(kept):
+            found = [*kept, *getattr(self.skip, kind)]
+            if sorted(found) != list(range(len(found))) or kept != sorted(kept):
                 raise SkipSetError(f"layers and skip do not hold the {kind} of each of the target's layers once.")
+            depths.add(len(found))
+        if len(depths) > 1:
+            raise SkipSetError("layers and skip hold more layers' attention than layers' mlp, or fewer.")
+        if any(block.attention is block.mlp is None for block in self.layers):
+            raise SkipSetError("layers holds one without attention and without mlp; expected one of them at least.")
         try:
             self.skip_set()
         except SkipSetError as error:
@@ -153,7 +159,7 @@ class ExportManifest(Document):
             number("settings.exit_threshold", self.settings["exit_threshold"], 0.0, 1.0)
 
     def skip_set(self) -> SkipSet:
-        """The sub-layers that the draft leaves out. Raises `SkipSetError` where its two lists are of two depths."""
+        """The sub-layers that the draft leaves out."""
         depth = len(self.skip.attention) + sum(block.attention is not None for block in self.layers)
         return SkipSet(depth, tuple(self.skip.attention), tuple(self.skip.mlp))
 
