@@ -17,7 +17,7 @@ EXACT_LOGPROB = 1e-3  # in float32
 _MOSTLY = 0.95  # of tokens and counts, where both sides round differently
 Closeness = Literal["exact", "close", "different"]
 _Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class ExportedLayer(Record):

@@ -67,6 +67,7 @@ def test_a_format_that_this_program_lacks_loads_too() -> None:
         ({"layers": [{"attention": -1, "mlp": 0}]}, "layers.0.attention"),
         ({"layers": [{"attention": 1}]}, "layers.0.mlp"),
         ({"draft_bytes": -1}, "draft_bytes"),
+        ({"draft_bytes": 10**400}, "draft_bytes"),
         ({"target_bytes": "90"}, "target_bytes"),
         ({"draft_tokens": 0}, "draft_tokens"),
         ({"draft_tokens": True}, "draft_tokens"),
