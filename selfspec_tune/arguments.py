@@ -5,13 +5,14 @@ Options that were not given are None: the defaults live in `selfspec_tune.reques
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfspec_tune.checks import check_option_names, checked_arguments
 from selfspec_tune.draft import DraftPrecision
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.prompts.render import Template
@@ -33,9 +34,11 @@ _MOST_LAYERS = 1000  # more than any model has
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE | re.ASCII)
 Word = TypeVar("Word", bound=StrEnum)
 _WORDS: dict[str, type[StrEnum]] = {"policy": PolicyChoice, "template": Template, "objective": Objective}
+_INNER = ("others", "folder", "name", "source", "studies", "model_overrides", "prompt_overrides", "draft_overrides")
 _NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
 
 
+@checked_arguments
 def search_request(
     *,
     model: str | None = None,
@@ -57,7 +60,7 @@ def search_request(
 
     ``folder``: what the default folder's name ends with.
     """
-    _check_known("a search", others, ModelOptions, PromptOptions, DraftOptions)
+    _check_known("a search", others, search_request, ModelOptions, PromptOptions, DraftOptions)
     drafting = _fields_of(DraftOptions, others) | given(vocabulary=parse_vocabulary(vocabulary))
     drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
     drafting |= given(precision=parse_precision(precision, auto=True), extra_memory=parse_extra_memory(extra_memory))
@@ -76,6 +79,7 @@ def search_request(
     )
 
 
+@checked_arguments
 def bench_request(
     *,
     model: str | None = None,
@@ -90,7 +94,7 @@ def bench_request(
     **others: Any,
 ) -> BenchRequest:
     """The bench that is asked for; ``others`` are fields of the parts of a request. Raises `UsageError`."""
-    _check_known("a bench", others, ModelOptions, PromptOptions, BenchRequest)
+    _check_known("a bench", others, bench_request, ModelOptions, PromptOptions, BenchRequest)
     loading = given(name=model) | _fields_of(ModelOptions, others)
     decoding = given(source=prompts, tasks=tuple(tasks) if tasks else None) | _fields_of(PromptOptions, others)
     drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
@@ -110,13 +114,9 @@ def bench_request(
     )
 
 
-def _check_known(what: str, options: Mapping[str, Any], *parts: Any) -> None:
-    known = [name for part in parts for name in part.__dataclass_fields__]
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"There is no option {name!r} of {what}.{hint}")
+def _check_known(what: str, options: Mapping[str, Any], asked: Callable[..., Any], *parts: Any) -> None:
+    known = [*inspect.signature(asked).parameters, *(name for part in parts for name in part.__dataclass_fields__)]
+    check_option_names(what, options, [name for name in known if name not in _INNER])
 
 
 def _fields_of(part: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ passes a live Rich display, plain lines, or nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import Interval
@@ -40,6 +40,7 @@ class Candidate:
     disagreement: str | None = None
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Receives events; must not raise, and must return at once."""
 

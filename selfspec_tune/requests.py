@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from selfspec_tune.checks import MOST_TOKENS, is_within
+from selfspec_tune.checks import MOST_TOKENS, check_fields, is_within
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.files import writable
@@ -53,6 +53,9 @@ class ModelOptions:
     allow_pickle: bool = False
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
@@ -88,6 +91,7 @@ class PromptOptions:
                 "skip.json says so, correct its provenance, or give `prompts`, `task` and `template`."
             )
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
+        check_fields(self)
         if self.num_prompts is not None:
             check_number("num_prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
         longest = f"at least 2, up to {MOST_TOKENS}"
@@ -111,6 +115,9 @@ class ExtraMemory:
 
     share: float = 0.0
     num_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def parse(cls, text: str) -> ExtraMemory:
@@ -193,6 +200,7 @@ class DraftOptions:
         return SEARCHED_POLICIES if self.exit_threshold is None else (PolicyKind.THRESHOLD,)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "objective", Objective(self.objective))  # the command line has plain values
         if self.objective is Objective.STANDALONE:
             self._check_standalone()
@@ -259,6 +267,7 @@ class SearchRequest:
     start_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draft.objective is Objective.STANDALONE and self.strategy in _PUBLISHED:
             raise UsageError(
                 f"`strategy` {self.strategy} searches, as it was published, for drafts that share the model's cache. "
@@ -290,6 +299,7 @@ class CompareRequest:
     early_strategies: frozenset[StrategyName] = frozenset({StrategyName.STAGED})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(set(self.strategies)) < max(2, len(self.strategies)):
             names = ", ".join(self.strategies) or "none"
             raise UsageError(f"`strategies` {names}: expected at least two different ones.")
@@ -311,6 +321,7 @@ class DoctorRequest:
     contexts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if any(length < 1 for length in self.contexts):
             raise UsageError(f"`contexts` {min(self.contexts)}: expected lengths of at least 1 token.")
         if self.model is None and (self.skip_set is not None or self.contexts):
@@ -353,6 +364,7 @@ class BenchRequest:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.reference_prompts < 1:
             raise UsageError(
                 f"`reference_prompts` {self.reference_prompts}: expected at least 1; without model.generate beside it "
@@ -399,6 +411,7 @@ class SweepRequest:
     values: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind is SweepKind.TEMPERATURE and "temperature" in dict(self.bench.prompt_overrides):
             raise UsageError("`sweep` temperature sets the temperature itself; give `sweep_values`, not `temperature`.")
         if self.bench.rivals:
@@ -456,6 +469,7 @@ class RuntimeBenchRequest:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         asked = self.prompts.max_new_tokens
         if self.runtime is RuntimeName.LLAMACPP and asked >= self.context:
             raise UsageError(
@@ -497,6 +511,7 @@ class ExportRequest:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draft_tokens is not None:
             length = f"at least 1, up to {LONGEST_DRAFT}"
             check_number("draft_tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)

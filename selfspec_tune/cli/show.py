@@ -70,13 +70,15 @@ def _show_dialect(path: Path, model: str, *, json: bool) -> None:
 
 def newest_study(studies: Path) -> Path:
     """The study under ``studies`` whose skip.json is newest. Raises `FileFormatError` if there is none."""
-    found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    from selfspec_tune.results.skip_config import newest_skip_file
+
+    found = newest_skip_file(studies)
+    if found is None:
         raise FileFormatError(
             f"There is no study with a {SKIP_FILE} under {studies}/. "
             "Name a file or folder, or make one with `selfspec-tune search`."
         )
-    return found[-1].parent
+    return found.parent
 
 
 def _read_other(path: Path) -> Callable[..., None] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from selfspec_tune.errors import FileFormatError, PromptError, UsageError
+from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.export.folder import check_own_code
 from selfspec_tune.export.format import AGAIN
 from selfspec_tune.export.formats import FORMATS, export_format
@@ -17,12 +17,12 @@ from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import append_jsonl, first_problem, read_jsonl, short_hash
 from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.measure.degeneration import judge, of_both
-from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit, those_unread
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, PromptOptions, RuntimeBenchRequest
 from selfspec_tune.results import MANIFEST, ExportManifest, RuntimeBench, RuntimeRun, TaskResult
-from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
+from selfspec_tune.results.logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 if TYPE_CHECKING:
     from selfspec_tune.measure.workload import WorkItem
@@ -151,14 +151,10 @@ def _export(request: RuntimeBenchRequest) -> tuple[ExportManifest, frozenset[str
 def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) -> Sequence[Prompt]:
     """As many prompts as were asked for of those that no search read."""
     everything = load_prompts(options.source, tasks=options.tasks, notice=reporter.notice)
-    unread = [prompt for prompt in everything if prompt.hash not in read]
-    wanted = options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS)
-    if wanted > len(unread) or not unread:
-        raise PromptError(
-            f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. Lower "
-            "`num_prompts` or give other `prompts`."
-        )
-    return draw_prompts(unread, wanted, seed=options.seed)
+    ways_out = "Lower `num_prompts` or give other `prompts`."
+    least = options.num_prompts or 1
+    unread = those_unread(everything, read, least=least, source=options.source, ways_out=ways_out)
+    return draw_prompts(unread, options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 
 def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
