@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from selfspec_tune.checks import MOST_TOKENS, check_fields, is_within
 from selfspec_tune.draft import PolicyKind
@@ -478,16 +478,6 @@ class RuntimeBenchRequest:
             )
 
 
-class DraftFormat(StrEnum):
-    """Drafts that an export writes for other runtimes."""
-
-    HF_DRAFT = "hf-draft"
-    HF_ZERO = "hf-zero"
-    NAS = "nas"
-    GGUF = "gguf"
-    TRANSFORMERS_GENERATE = "transformers-generate"
-
-
 GGUF_WEIGHTS = ("copy", "f32", "f16", "bf16")
 
 
@@ -497,29 +487,31 @@ class ExportRequest:
 
     Attributes:
         source: skip.json, or another project's file.
+        format: a registered one, as `selfspec_tune.export.formats` lists them.
         out: the directory to make.
         model: the target, where ``source`` does not lead to it.
         gguf: its GGUF file, where the model itself is none.
-        weights: of a GGUF draft: copy, f32, f16 or bf16.
+        weights: of a GGUF draft: copy, f32, f16 or bf16; None: copy.
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
         revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
+        OF_SOME_FORMATS: fields that not every format takes.
     """
 
+    OF_SOME_FORMATS: ClassVar[tuple[str, ...]] = ("gguf", "weights", "revision")
+
     source: Path
-    format: DraftFormat
+    format: str
     out: Path
     model: str | None = None
     gguf: Path | None = None
-    weights: str = "copy"
+    weights: str | None = None
     draft_tokens: int | None = None
     force: bool = False
     revision: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.weights not in GGUF_WEIGHTS:
-            raise UsageError(f"`weights` {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
         if self.draft_tokens is not None:
             length = f"at least 1, up to {LONGEST_DRAFT}"
             check_number("draft_tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
