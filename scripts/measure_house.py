@@ -14,7 +14,10 @@ way       the fewest hops from the command ``search`` by way of its trials (`run
 touched   modules in which an identifier, an import or an option's name matches a representative of its kind: what would
           have to be read, and mostly changed, to add another of that kind. The shared option is ``min_p``, of search,
           bench and generate alike: a number that is handed on. ``exit_threshold``, which stood here before, is what
-          policies, their replay and every runner decide by, which is another draft policy and no other option
+          policies, their replay and every runner decide by, which is another draft policy and no other option. GGUF is
+          counted as a format with options of its own (two fields of a request and of a manifest), whose kind of file is
+          also read as a model (checkpoint) and served by a runtime of its own (llamacpp); nas as a format that has none
+          of these
 flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
@@ -35,6 +38,7 @@ TOUCHED = {
     "a draft source (n-gram lookup)": (re.compile(r"ngram|look_?up", re.IGNORECASE), re.compile("")),
     "a shared option (min_p)": (re.compile(r"min_?p\b", re.IGNORECASE), re.compile("")),
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
+    "an export format (nas)": (re.compile(r"(?<![a-z])nas(?![a-z])", re.IGNORECASE), FORMATS_IN),
 }
 
 Definition = tuple[str, str]  # module, qualified name

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selfspec_tune.draft.skip_set import SkipSet
     from selfspec_tune.engine import autoregressive, choose_runner, self_speculative
     from selfspec_tune.errors import SelfSpecError
-    from selfspec_tune.export.write import export
+    from selfspec_tune.export import export
     from selfspec_tune.model.generation import Generation, Piece
     from selfspec_tune.model.load import load
     from selfspec_tune.model.model import Chat, Model

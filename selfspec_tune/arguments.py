@@ -6,13 +6,14 @@ Options that were not given are None: the defaults live in `selfspec_tune.reques
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfspec_tune.checks import check_kind, check_option_names, checked_arguments
 from selfspec_tune.draft import DraftPrecision
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.prompts.render import Template
@@ -42,6 +43,7 @@ _WORDS: dict[str, type[StrEnum]] = {"policy": PolicyChoice, "template": Template
 _NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
 
 
+@checked_arguments
 def search_request(
     *,
     out: Path | None = None,
@@ -56,7 +58,8 @@ def search_request(
 
     ``folder``: what the default folder's name ends with.
     """
-    _check_known("a search", options, *_fields(ModelOptions), *_fields(PromptOptions), *_fields(DraftOptions))
+    parts = [*_fields(ModelOptions), *_fields(PromptOptions), *_fields(DraftOptions)]
+    check_option_names("a search", options, [*parts, "out", "trials", "timeout", "strategy", "start_from"])
     model, prompts = ModelOptions(**_of(ModelOptions, options)), prompt_options(**options)
     drafting = _of(DraftOptions, options)
     _check_engine_is_ours(drafting)
@@ -77,10 +80,12 @@ def prompt_options(**options: Any) -> PromptOptions:
     return PromptOptions(**_of(PromptOptions, options))
 
 
+@checked_arguments
 def bench_request(*, uniform_and_random: bool = True, **options: Any) -> BenchRequest:
     """The bench that is asked for; ``options``: its own, and of model, prompts and drafts. Raises `UsageError`."""
     own = [name for name in _fields(BenchRequest) if name not in _PARTS_OF_BENCH]
-    _check_known("a bench", options, *_fields(ModelOptions), *_fields(PromptOptions), *_OF_ANY_DRAFT, *own)
+    parts = [*_fields(ModelOptions), *_fields(PromptOptions), *_OF_ANY_DRAFT]
+    check_option_names("a bench", options, [*parts, *own])
     parse_precision(options.get("precision"))  # auto is a search's
     of_draft = {name: value for name, value in options.items() if name in _OF_ANY_DRAFT}
     return BenchRequest(
@@ -101,27 +106,20 @@ def _check_engine_is_ours(drafting: Mapping[str, Any]) -> None:
             )
 
 
-def _check_known(what: str, options: Iterable[str], *known: str) -> None:
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"There is no option {name!r} of {what}.{hint}")
-
-
 def _fields(part: Any) -> dict[str, str]:
     """The fields of a part of a request, by the names of the options that set them."""
     names = {field: name for name, field in RENAMED.items()}
-    return {names.get(field, field): field for field in part.__dataclass_fields__}
+    return {names.get(field.name, field.name): field.name for field in fields(part)}
 
 
 def _of(part: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those ``options`` that were given and are fields of ``part``, by the fields' names. Raises `UsageError`."""
-    found, fields = {}, _fields(part)
+    found, own = {}, _fields(part)
     for name, value in options.items():
-        field = fields.get(name)
+        field = own.get(name)
         if field is None or value is None or (value is False and part.__dataclass_fields__[field].default is False):
             continue
+        check_kind(name, value, _KINDS.get(name, object))
         value = value.value if isinstance(value, StrEnum) else value
         if name in _WORDS:
             _word(_WORDS[name], name, value)
@@ -208,6 +206,13 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"`sweep_values` {text!r}: expected numbers and commas, such as 256,512,1024.") from None
 
 
+# Of options that are read, or whose field has another name, before they are.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("model", "prompts", "vocabulary", "precision", "extra_memory"), str),
+    "tasks": list[str] | tuple[str, ...],
+    "skip_files": list[Path] | tuple[Path, ...],
+    "skip_sets": list[str] | tuple[str, ...],
+}
 _READ: dict[str, Callable[[Any], Any]] = {
     "tasks": tuple,
     "skip_files": tuple,

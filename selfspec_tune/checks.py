@@ -1,5 +1,7 @@
 """Text and values of others' making: the encoding, JSON by the letter, kinds and ranges, what a terminal may show.
 
+Options and arguments are held to their annotations, so that ``ngram="no"`` is refused and not taken for true.
+
 A name in a file may hold escape sequences, which recolour, overwrite or retitle a terminal, or marks that
 turn the order of letters around. They are shown as what they are instead, ``\\u001b``, in the same way as JSON writes
 them, so JSON stays JSON.
@@ -7,11 +9,19 @@ them, so JSON stays JSON.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
+import os
 import re
-from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from selfspec_tune.errors import UsageError
 
@@ -19,6 +29,23 @@ _ENOUGH = 4096  # bytes that are looked at; a multiple of every character's widt
 _FEWEST = 1 / 16  # of a text's characters, those that ASCII has too: spaces, line ends, what JSON is written with
 MOST_TOKENS = 2**24  # of a prompt and its answer: beyond every model's context
 _MOST = 1e300  # what can still be computed with
+_KINDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    NoneType: "None",
+}
+_KINDS |= {Path: "a pathlib.Path", os.PathLike: "a path", Callable: "a function"}
+_MANY: dict[Any, str] = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "texts",
+    Path: "paths",
+    str | os.PathLike[str]: "texts or paths",
+}
+P = ParamSpec("P")
+R = TypeVar("R")
 _JSON_NAMES = {None: "null", True: "true", False: "false"}
 # The control characters of C0 (but tab and newline), DEL and C1, what overrides or isolates a writing direction, and
 # bytes of file names that are no text.
@@ -75,6 +102,106 @@ def check_number(option: str, value: object, least: float, most: float, expected
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
     if not is_within(value, least, most, whole=whole):
         raise UsageError(f"`{option}` {value!r}: expected {expected}.")
+
+
+def check_fields(options: Any) -> None:
+    """Raise `UsageError` unless each field of a dataclass of options is of the kind that its annotation states."""
+    kind: Any = type(options)
+    hints = _hints(kind)
+    for field in fields(options):
+        check_kind(field.name, getattr(options, field.name), hints[field.name])
+
+
+def check_kind(name: str, value: object, hint: Any) -> None:
+    """Raise `UsageError` unless ``value`` is what the annotation ``hint`` states: true is no number."""
+    if not _is_of(value, hint):
+        raise UsageError(f"`{name}` {_cut(value)}: expected {_kind(hint)}.")
+
+
+def check_option_names(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise `UsageError` for the first of ``names`` that is no option of ``what``, with the nearest one ``known``."""
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(known)}."
+            raise UsageError(f"There is no option {name!r} of {what}. {hint}")
+
+
+def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which raises `UsageError` for a keyword that it does not know and for a value of another kind.
+
+    Keywords that it passes on are left to whom it passes them.
+    """
+    signature = inspect.signature(function)
+    passes_on = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not passes_on:
+            check_option_names(f"{function.__name__}()", kwargs, signature.parameters)
+        hints = _hints(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            kind = signature.parameters[name].kind
+            if kind is not inspect.Parameter.VAR_KEYWORD:
+                for one in value if kind is inspect.Parameter.VAR_POSITIONAL else [value]:
+                    check_kind(name, one, hints[name])
+        return function(*args, **kwargs)
+
+    return call
+
+
+def path_or_none(name: str, value: str | os.PathLike[str] | None) -> Path | None:
+    """``value`` as a path; None where none is given. Raises `UsageError` for a text that is no path's."""
+    text = text_or_none(value)
+    if text is not None and (not text or "\0" in text):
+        raise UsageError(f"`{name}` {text!r}: expected the name of a file or folder.")
+    return None if text is None else Path(text)
+
+
+def text_or_none(value: str | os.PathLike[str] | None) -> str | None:
+    """A name that may be given as a path."""
+    return None if value is None else os.fspath(value)
+
+
+@functools.cache
+def _hints(annotated: Any) -> dict[str, Any]:
+    return get_type_hints(annotated)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Any, object):
+        return True
+    if kind in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if issubclass(kind, StrEnum):
+        return isinstance(value, str) and value in list(kind)
+    if not isinstance(value, kind) or (isinstance(value, str | bytes) and kind is not str):
+        return False
+    is_list = isinstance(value, Collection) and len(parts) == 1 + (kind is tuple and parts[-1] is ...)
+    return not is_list or all(_is_of(one, parts[0]) for one in value)
+
+
+def _kind(hint: Any) -> str:
+    """What is expected, in words."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        *others, last = dict.fromkeys(map(_kind, parts))
+        return f"{', '.join(others).replace('True or False', 'True, False')} or {last}" if others else last
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if issubclass(kind, StrEnum):
+        return f"one of {', '.join(kind)}"
+    if issubclass(kind, Collection) and parts:
+        return f"a {'tuple' if kind is tuple else 'list'} of {_MANY.get(parts[0]) or 'values'}"
+    return f"a {kind.__name__}"
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…"
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:

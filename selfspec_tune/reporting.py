@@ -7,7 +7,7 @@ passes a live Rich display, plain lines, or nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from selfspec_tune.draft.skip_set import SkipSet
 
@@ -42,6 +42,7 @@ class Candidate:
     disagreement: str | None = None
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Receives events; must not raise, and must return at once."""
 

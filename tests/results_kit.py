@@ -33,6 +33,46 @@ MODEL = ModelInfo(
 SKIP = SkipSet(12, (2, 3, 4, 9), (5,))
 FASTER = Interval(1.21, 1.15, 1.27)
 
+# A manifest of an export as the first version wrote it; others have come to say more.
+OLDEST_EXPORT: dict[str, Any] = {
+    "schema": "selfspec-tune/export",
+    "version": 1,
+    "format": "nas",
+    "model": "org/tiny",
+    "model_fingerprint": "0123456789abcdef",
+    "skip": {"attention": [0], "mlp": []},
+    "layers": [{"attention": None, "mlp": 0}, {"attention": 1, "mlp": 1}],
+    "draft_bytes": 50,
+    "target_bytes": 90,
+    "draft_tokens": 4,
+    "launch": {"vllm": "vllm serve org/tiny"},
+    "notes": ["as slow as its target"],
+    "files": {"config.json": 2},
+}
+EXPORT: dict[str, Any] = OLDEST_EXPORT | {
+    "revision": None,
+    "gguf": None,
+    "read_prompts": ["aa"],
+    "settings": {"exit_threshold": 0.5},
+    "sampling": {"temperature": 0.7, "top_p": 0.9, "top_k": 20},
+    "generation_config": {"do_sample": True, "eos_token_id": [1, 2]},
+}
+VERIFIED: dict[str, Any] = {
+    "runtime": "transformers 5",
+    "prompts": 4,
+    "tokens": 100,
+    "equal_tokens": 100,
+    "logprob_difference": 1e-6,
+    "same_texts": 4,
+    "drafted": 90,
+    "accepted": 40,
+    "expected_drafted": 90,
+    "expected_accepted": 40,
+    "left_out": 0,
+    "rounds": False,
+    "verdict": "exact",
+}
+
 
 def skip_config(**fields: Any) -> SkipConfig:
     """A skip.json that was found faster."""

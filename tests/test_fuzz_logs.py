@@ -8,13 +8,12 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec_tune.export import manifest
-from selfspec_tune.export.manifest import MANIFEST, others_in, read_manifest
+from selfspec_tune.export.folder import others_in
 from selfspec_tune.export.runtime_bench import RuntimeLog
 from selfspec_tune.measure.run_log import SCHEMA, VERSION, BenchLog, commits_of, runner_of, widened_of
-from selfspec_tune.results import RuntimeRun
+from selfspec_tune.results import MANIFEST, ExportManifest, RuntimeRun
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, write
-from tests.results_kit import skip_config
+from tests.results_kit import EXPORT, VERIFIED, skip_config
 from tests.runs import paired_run
 
 _MEASURED = {"runner": "native", "prompts": {"seed": 0}, "rounds": 1}
@@ -36,12 +35,6 @@ _RUNTIME = _lines(
     {"schema": "selfspec-tune/runtime-bench-log", "version": 1, "measurement": _MEASURED},
     RuntimeRun(**_ANSWER, text_hash="0").to_dict(),
 )
-_EXPORT = {
-    **{"schema": manifest.SCHEMA, "version": manifest.VERSION, "format": "nas", "model": "m", "gguf": None},
-    **{"model_fingerprint": "0", "skip": {"attention": [1], "mlp": []}, "read_prompts": ["a"], "layers": []},
-    **{"draft_bytes": 5, "target_bytes": 9, "draft_tokens": 4, "settings": {"exit_threshold": 0.5}},
-    **{"launch": {"vllm": "x"}, "notes": [], "files": {"config.json": 2}},
-}
 
 
 @A_FEW
@@ -65,6 +58,6 @@ def test_a_damaged_log_of_a_bench_in_another_runtime_is_read_or_refused(data: st
 @given(data=st.data())
 def test_a_damaged_manifest_is_read_or_refused(data: st.DataObject) -> None:
     with folder() as place:
-        write(Path(place) / MANIFEST, data.draw(damaged(json.dumps(_EXPORT).encode())))
-        may_be_refused(lambda: read_manifest(Path(place)), MANIFEST)
+        write(Path(place) / MANIFEST, data.draw(damaged(json.dumps(EXPORT | {"verified": VERIFIED}).encode())))
+        may_be_refused(lambda: ExportManifest.load(Path(place) / MANIFEST), MANIFEST)
         may_be_refused(lambda: others_in(Path(place)), MANIFEST)

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, NgramLookup, PolicyKind, Precision
-from selfspec_tune.results import DraftSettings
+from selfspec_tune.results import MANIFEST, DraftSettings
 from selfspec_tune.search.starts import read_start
 from tests import kit
 from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, may_exit, write
-from tests.results_kit import SKIP, bench_result, skip_config, transfer_result
+from tests.results_kit import EXPORT, SKIP, VERIFIED, bench_result, skip_config, transfer_result
 
 _PRIOR = AcceptancePrior(0.8, (0.5,) * 10)
 _DRAFT = Draft(SKIP, DraftPolicy(PolicyKind.COST_AWARE, credit=0.5, prior=_PRIOR), vocabulary=64, ngram=NgramLookup())
@@ -33,6 +33,7 @@ _FILES = {
     "skip.json": _bytes(_CONFIG.to_dict()),
     "bench.json": _bytes(bench_result(runs=bench_result().runs[:2]).to_dict()),
     "transfer.json": _bytes(transfer_result().to_dict()),
+    MANIFEST: _bytes(EXPORT | {"verified": VERIFIED}),
     "self-sd.json": _bytes({"llama-2-13b": {"attention": [1], "mlp": [2]}, "b_c": {"layers": [1]}}),
     "economize.json": b"generate(skip_layers=(2, 3), draft=4)\n",
     "layerskip.json": _bytes({"exit_layer": 3}),

@@ -21,7 +21,7 @@ from selfspec_tune.search.run import run_search
 from selfspec_tune.search.setup import as_begun, open_setup
 from selfspec_tune.search.stages.calibration import JUDGED, calibrate
 from selfspec_tune.search.stages.proxy import Judge
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.starts import check_starts
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import Incumbent, Trajectory, incumbent_at, read_winner

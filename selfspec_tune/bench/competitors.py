@@ -10,7 +10,7 @@ from selfspec_tune.draft.dialects import Dialect
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.files import short_hash
-from selfspec_tune.measure.arms import Arm, generate_arm, guarded, self_speculative_arm
+from selfspec_tune.measure.arms import Arm, counts_beside, generate_arm, guarded, self_speculative_arm
 from selfspec_tune.measure.rivals import (
     DRAFT_MODEL,
     draft_model_arm,
@@ -108,9 +108,7 @@ def uniform_arm(workload: Workload, main: Arm) -> Arm:
     """As many sub-layers as ``main`` skips, evenly spread, under its policy; kept ones in full precision."""
     assert main.draft is not None
     skip_set = main.draft.skip_set
-    # The first attention stays in: it is untouchable in every model tried.
-    counts = min(len(skip_set.attention), skip_set.num_layers - 1), len(skip_set.mlp)
-    uniform = SkipSet.uniform(skip_set.num_layers, *counts)
+    uniform = SkipSet.uniform(skip_set.num_layers, *counts_beside(skip_set))
     draft = Draft(uniform, main.draft.policy, vocabulary=main.draft.vocabulary)
     if uniform.is_empty:
         return unavailable_arm(UNIFORM, "the measured draft skips nothing, so there is nothing to spread evenly.")

@@ -19,7 +19,7 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import contender_arm, contender_id
-from selfspec_tune.measure.contest import Contest
+from selfspec_tune.measure.contest import Contest, run_together
 from selfspec_tune.measure.lossless import make_check
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload, shortened
 from selfspec_tune.prompts import Prompt, load_prompts, split_each_task
@@ -194,8 +194,8 @@ def _on_selection(
     """Every winner on selection prompts, as finalists are measured: by this the single draft is chosen."""
     arms = {winner.method: contender_arm(workload, winner.draft) for winner in winners}
     short = [shortened(item, budget.SELECTION_TOKENS) for item in items]
-    check = make_check(workload, short)
-    return Contest(workload, check, short, list(arms.values()), log=folder.selection).run(reporter)
+    contest = Contest(workload, make_check(workload, short), short, list(arms.values()), log=folder.selection)
+    return run_together([contest], reporter)[0]
 
 
 def _nearest(workload: Workload, known: Sequence[WorkItem], asked: Sequence[WorkItem]) -> dict[str, str]:

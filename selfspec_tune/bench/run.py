@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from selfspec_tune.arguments import bench_request
 from selfspec_tune.bench.competitors import System, part_arms, rival_arms, system_of
+from selfspec_tune.checks import checked_arguments, path_or_none, text_or_none
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.errors import PromptError
+from selfspec_tune.errors import UsageError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import SELF_SPECULATIVE, Arm, contender_arm, reference_arms, self_speculative_arm
 from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contenders import Contender, as_begun, gather, model_options, overridden, prompt_options
-from selfspec_tune.measure.contest import Contest
+from selfspec_tune.measure.contest import Contest, run_together
 from selfspec_tune.measure.lossless import LosslessCheck, make_check
 from selfspec_tune.measure.run_log import commits_of, measurement, measurement_provenance, opened, runner_of, widened_of
 from selfspec_tune.measure.workload import Workload, load_some, open_workload
-from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_unread
 from selfspec_tune.reporting import Reporter, SilentReporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, BenchRequest, PromptOptions, log_beside
 from selfspec_tune.results import BenchResult, SkipConfig
@@ -76,7 +76,7 @@ def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | No
         if log:
             log.begin([contest], setting.provenance(contest.check), reporter)
         reporter.stage("bench", f"{len(items)} prompts, {len(contest.arms) + 1} methods")
-        runs = contest.run(reporter)
+        (runs,) = run_together([contest], reporter)
     return bench_result(
         workload,
         contest.arms,
@@ -128,27 +128,22 @@ def choose_prompts(
     no prompts. Raises `PromptError` where too few remain.
     """
     read = frozenset(h for config in configs for h in config.read_prompts)
-    is_asked = "num_prompts" in dict(request.prompt_overrides)
     if request.allow_calibration:
         drawn = load_some(options, notice)
         return list(drawn), any(prompt.hash in read for prompt in drawn)
-    if is_asked and options.num_prompts is not None:
-        wanted = options.num_prompts
-        in_order = load_prompts(options.source, tasks=options.tasks, notice=notice)
-        ordered = draw_prompts(in_order, len(in_order), seed=options.seed)
-        unread = [prompt for prompt in ordered if prompt.hash not in read][:wanted]
-    else:
-        wanted = 1
-        # Another source than the study's may hold fewer prompts than the study drew.
-        everything = load_prompts(options.source, tasks=options.tasks, notice=notice)
-        most = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
-        unread = [p for p in draw_prompts(everything, most, seed=options.seed) if p.hash not in read]
-    if len(unread) < wanted:
-        raise PromptError(
-            f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. "
-            "Lower `num_prompts`, give other `prompts`, or pass `allow_calibration` (the result is then in-sample)."
-        )
-    return unread, False
+    asked = options.num_prompts if "num_prompts" in dict(request.prompt_overrides) else None
+    everything = load_prompts(options.source, tasks=options.tasks, notice=notice)
+    # Another source than the study's may hold fewer prompts than the study drew.
+    usual = min(len(everything), options.num_prompts or DEFAULT_NUM_PROMPTS)
+    unread = those_unread(
+        draw_prompts(everything, len(everything) if asked else usual, seed=options.seed),
+        read,
+        least=asked or 1,
+        source=options.source,
+        ways_out="Lower `num_prompts`, give other `prompts`, or pass `allow_calibration` (the result is then "
+        "in-sample).",
+    )
+    return unread[:asked], False
 
 
 def contender_arms(workload: Workload, sources: Sequence[Contender], request: BenchRequest) -> list[Arm]:
@@ -181,9 +176,11 @@ def system_arm(workload: Workload, skip_set: SkipSet, system: System) -> Arm:
     return replace(arm, description=system.description)
 
 
+@checked_arguments
 def bench(
     *sources: str | os.PathLike[str],
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    prompts: str | os.PathLike[str] | None = None,
     rivals: bool = False,
     parts: bool = False,
     out: str | os.PathLike[str] | None = None,
@@ -196,6 +193,7 @@ def bench(
         sources: what `search` returned, studies, skip.json files, other projects' files, or texts such as
             ``attn 2-9 · mlp 3,5``; none: the newest study under ``studies``.
         model: alias, hub id, directory or GGUF file; None: the one that the first source names.
+        prompts: builtin, humaneval, a file or folder, or a preset such as gsm8k; None: the first source's.
         rivals: measure what a user would pick instead, too.
         parts: measure what the first draft is made of, too.
         out: write the result there, and raw runs beside it as they come, from which the same call resumes.
@@ -206,11 +204,21 @@ def bench(
         UsageError: an option is not known or means nothing, or too few unread prompts are left.
         SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
     """
-    log = None if out is None else log_beside(Path(out))
+    if {"log", "skip_sets"} & options.keys():
+        raise UsageError(
+            "Skip sets are the first arguments of bench(), and raw runs are kept beside `out`: give these."
+        )
+    file = path_or_none("out", out)
     request = bench_request(
-        skip_sets=tuple(map(os.fspath, sources)), model=model, rivals=rivals, parts=parts, log=log, **options
+        skip_sets=tuple(map(os.fspath, sources)),
+        model=text_or_none(model),
+        prompts=text_or_none(prompts),
+        rivals=rivals,
+        parts=parts,
+        log=None if file is None else log_beside(file),
+        **options,
     )
     result = run_bench(request, reporter or SilentReporter())
-    if out is not None:
-        result.save(out)
+    if file is not None:
+        result.save(file)
     return result

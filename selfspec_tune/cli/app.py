@@ -5,7 +5,6 @@ Nothing heavy is imported here: each command imports what it needs when it runs.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from selfspec_tune.cli import exits
+from selfspec_tune.cli import exits, output
 from selfspec_tune.cli.bench import bench
 from selfspec_tune.cli.compare import compare
 from selfspec_tune.cli.doctor import doctor
@@ -51,11 +50,9 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    output.open_streams()
     exits.heed()
-    app()
+    exits.run(app)
 
 
 def _print_version(is_asked: bool) -> None:

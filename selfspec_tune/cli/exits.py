@@ -111,6 +111,20 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
     return wrap
 
 
+def run(app: Callable[[], object]) -> None:
+    """Run ``app``, which exits. What it has printed is written, or a line says why it is not."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(1)
+    except SelfSpecError as error:
+        print(f"error: {visible_line(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 def stop(message: str, exit_code: int) -> NoReturn:
     """Print ``message`` on standard error and end the command."""
     with suppress(OSError):  # there may be no terminal any more

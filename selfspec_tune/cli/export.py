@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from selfspec_tune.cli import output
 from selfspec_tune.cli.command import Asked, command
 from selfspec_tune.draft.dialects import Dialect, split_key
 from selfspec_tune.errors import SelfSpecError, UsageError
-from selfspec_tune.requests import DraftFormat, ExportRequest
-
-if TYPE_CHECKING:
-    from selfspec_tune.export.verify import Verification
-
-_TARGETS = tuple(one.value for kind in (Dialect, DraftFormat) for one in kind)
+from selfspec_tune.export.formats import FORMATS, export_format
+from selfspec_tune.requests import ExportRequest
 
 
 @command("export")
 def export(asked: Asked) -> None:
     """Write a skip set in another project's format, or as a draft that another runtime runs."""
     to = asked["to"]
-    if to not in _TARGETS:
-        raise UsageError(f"--to {to!r} is no format; expected one of {', '.join(_TARGETS)}.")
+    if to not in (*Dialect, *FORMATS):
+        raise UsageError(f"--to {to!r} is no format; expected one of {', '.join((*Dialect, *FORMATS))}.")
     if to in set(Dialect):
         _refuse(
             asked, f"--to {to} writes a file of skips alone", "verify", "gguf", "weights", "draft_tokens", "revision"
@@ -30,39 +23,33 @@ def export(asked: Asked) -> None:
         _export_dialect(Dialect(to), asked)
         return
     _refuse(asked, f"--to {to} holds one draft for all tasks", "task")
-    if to != DraftFormat.GGUF:
-        _refuse(asked, f"--to {to} is made from the checkpoint", "gguf", "weights")
-    else:
-        _refuse(asked, f"--to {to} is made from a GGUF file", "revision")
     if asked["out"] is None:
         raise UsageError(f"--to {to} makes a folder: name it with --out DIR.")
     _export_draft(asked)
 
 
 def _export_draft(asked: Asked) -> None:
-    from selfspec_tune.export.manifest import MANIFEST
     from selfspec_tune.export.write import export_draft
+    from selfspec_tune.report.export import print_export, print_verification
 
     options = asked.of(ExportRequest)
-    request = ExportRequest(format=DraftFormat(options.pop("to")), **options)
+    request = ExportRequest(format=options.pop("to"), **options)
     out, json = request.out, asked["json"]
     if asked["verify"]:
-        from selfspec_tune.export.verify import require_runtime
-
-        require_runtime(request.format)  # before gigabytes are written
+        export_format(request.format).require_runtime()  # before gigabytes are written
     manifest = export_draft(request)
     found = None
     if not json:
-        _print(manifest, out)
+        print_export(output.result_console(), manifest, out)
     if asked["verify"]:
         from selfspec_tune.export.verify import verify_export
 
-        found = verify_export(out, manifest, MANIFEST)
-        manifest["verified"] = found.to_dict()
+        found = verify_export(out, manifest)
+        manifest = manifest.model_copy(update={"verified": found})
         if not json:
-            _print_verification(found)
+            print_verification(output.result_console(), found)
     if json:
-        output.print_json(manifest)
+        output.print_json(manifest.to_dict())
     if found is not None and found.verdict == "different":
         raise SelfSpecError(f"{out} does not compute what the skip set means. Do not serve it, and report it.")
 
@@ -78,28 +65,6 @@ def import_(asked: Asked) -> None:
     )
     found = f"{config.skip_set()} of {config.model.id}, read as {dialect}"
     output.say(f"{out}: {found}; measure it with `selfspec-tune bench`.")
-
-
-def _print_verification(found: Verification) -> None:
-    difference = found.logprob_difference
-    lines = [f"verified in {found.runtime}: {found.verdict}"]
-    if found.tokens:
-        lines += [
-            f"  the draft alone: {found.equal_tokens} of {found.tokens} tokens are our engine's choice too"
-            + ("" if difference is None else f", log-probabilities at most {difference:.1g} apart")
-        ]
-    own = f"  with the draft: {found.same_texts} of {found.prompts} answers are the target's own"
-    if found.rounds and found.same_texts < found.prompts:
-        own += "; it rounds otherwise when it verifies several tokens of such weights at once, whatever the draft"
-    lines += [own]
-    lines += [
-        f"  {found.accepted} of {found.drafted} drafted tokens accepted; expected: {found.expected_accepted} of "
-        f"{found.expected_drafted}"
-    ]
-    if found.left_out:
-        lines += [f"  {found.left_out} prompts left out: the runtime does not name every token of their answers"]
-    for line in lines:
-        output.result_console().print(line, markup=False, soft_wrap=True)
 
 
 def _refuse(asked: Asked, reason: str, *names: str) -> None:
@@ -125,21 +90,3 @@ def _export_dialect(dialect: Dialect, asked: Asked) -> None:
         write_json_atomic(out, value)
     if out is None or asked["json"]:
         output.print_json(value)
-
-
-def _print(manifest: dict[str, Any], out: Path) -> None:
-    console = output.result_console()
-    layers = manifest["layers"]
-    whole = sum(layer["attention"] is not None and layer["mlp"] is not None for layer in layers)
-    lines = [f"{out}: {manifest['format']} of {manifest['model']}"]
-    if manifest["draft_bytes"]:
-        share = manifest["draft_bytes"] / manifest["target_bytes"]
-        lines += [
-            f"{len(layers)} layers, {whole} of them whole; {manifest['draft_bytes'] / 2**20:.0f} MiB of weights, "
-            f"{share:.0%} of the target's: a server holds both"
-        ]
-    lines += [f"note: {note}" for note in manifest["notes"]]
-    for runtime, line in manifest["launch"].items():
-        lines += [f"{runtime}:", f"  {line}"]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)

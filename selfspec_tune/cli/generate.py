@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,17 +180,18 @@ def _answer(model: Model, shown: _Shown, prompt: Any, *, json: bool) -> None:
 
 def _converse(model: Model, shown: _Shown, system: str | None) -> None:
     """Turn by turn until the end of standard input."""
-    _with_line_editing()
+    line = _LineEditor()
     shown.explain()
     chat = model.chat(system)
-    while (said := _line()) is not None:
+    while (said := line.read()) is not None:
         if not said.strip():
             continue
         begin = partial(chat.stream, said, **shown.sampling)
         try:
             answer = shown.read(begin)
         except ContextError as error:
-            output.say(f"note: {error} A new one begins here.", to_errors=True)
+            kept = " What was typed stands in the line again." if line.offer(said) else ""
+            output.say(f"note: {error} A new one begins here.{kept}", to_errors=True)
             chat = model.chat(system)
             continue
         except PromptError as error:  # of what was typed just now
@@ -197,18 +200,28 @@ def _converse(model: Model, shown: _Shown, system: str | None) -> None:
         shown.sum_up(shown.compared(answer, chat.messages[:-1]))
 
 
-def _line() -> str | None:
-    """What is said next; None at the end."""
-    try:
-        return input("> ")
-    except EOFError:
-        print()
-        return None
+class _LineEditor:
+    """Reads what is said; where the system has readline, with the arrow keys and what was said before."""
 
+    def __init__(self) -> None:
+        self._readline: Any = None
+        with suppress(ImportError):
+            self._readline = import_module("readline")
 
-def _with_line_editing() -> None:
-    """From now on `input` knows the arrow keys and what was said before, where the system has readline."""
-    try:
-        import readline  # noqa: F401
-    except ImportError:
-        return
+    def read(self) -> str | None:
+        """What is said next; None at the end."""
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None
+        finally:
+            if self._readline is not None:
+                self._readline.set_startup_hook()
+
+    def offer(self, text: str) -> bool:
+        """Put ``text`` into the next line, to be changed or sent; False where that cannot be."""
+        if self._readline is None:
+            return False
+        self._readline.set_startup_hook(lambda: self._readline.insert_text(text))
+        return True

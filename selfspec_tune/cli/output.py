@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.segment import Segment
 
 from selfspec_tune.checks import visible
 from selfspec_tune.cli.fields import with_options
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import StorageError, UsageError
 from selfspec_tune.files import check_writable
 from selfspec_tune.reporting import Reporter, SilentReporter
 
@@ -29,6 +30,58 @@ def progress(*, quiet: bool) -> Iterator[Reporter]:
     """
     with redirect_stdout(sys.stderr), _reporter(quiet=quiet) as reporter:
         yield reporter
+
+
+def open_streams() -> None:
+    """Let standard output say so where it is full, and write characters that a terminal lacks as others.
+
+    A stream that the caller has closed swallows what is written: `print` would take the other one in its place.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = _StandardOutput.in_place_of(sys.stdout)
+
+
+class _StandardOutput(io.TextIOWrapper):
+    """Raises `StorageError` where it cannot be written; what is left of its text is dropped then."""
+
+    @classmethod
+    def in_place_of(cls, stream: io.TextIOWrapper) -> _StandardOutput:
+        encoding, errors = stream.encoding, stream.errors
+        is_by_line, is_at_once = stream.line_buffering, stream.write_through
+        return cls(stream.detach(), encoding, errors, line_buffering=is_by_line, write_through=is_at_once)
+
+    def write(self, text: str) -> int:
+        if text == "":  # by which some libraries find out what it takes
+            return 0
+        with self._explained():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._explained():
+            super().flush()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # whose reader has had enough
+            self._drop()
+            raise
+        except OSError as error:
+            self._drop()
+            raise StorageError(
+                f"Standard output cannot be written: {error.strerror}. Make room, or send it elsewhere."
+            ) from error
+
+    def _drop(self) -> None:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.fileno())
 
 
 class SafeConsole(Console):

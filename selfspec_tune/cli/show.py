@@ -14,7 +14,7 @@ from selfspec_tune.cli.command import Asked, command
 from selfspec_tune.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from selfspec_tune.results import BenchResult, SkipConfig
+    from selfspec_tune.results import BenchResult, ExportManifest, SkipConfig
 
 SKIP_FILE = "skip.json"
 BENCH_FILE = "bench.json"
@@ -55,30 +55,48 @@ def _show_dialect(path: Path, model: str, *, json: bool) -> None:
 
 def newest_study(studies: Path) -> Path:
     """The study under ``studies`` whose skip.json is newest. Raises `FileFormatError` if there is none."""
-    found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    from selfspec_tune.results.skip_config import newest_skip_file
+
+    found = newest_skip_file(studies)
+    if found is None:
         raise FileFormatError(
             f"There is no study with a {SKIP_FILE} under {studies}/. "
             "Name a file or folder, or make one with `selfspec-tune search`."
         )
-    return found[-1].parent
+    return found.parent
 
 
 def _read_other(path: Path) -> Callable[..., None] | None:
-    """What prints the sweep or the bench in another runtime that a file holds; None if it is something else.
+    """What prints the sweep, the bench in another runtime or the export that is there; None if it is something else.
 
     Raises `FileFormatError`.
     """
     from selfspec_tune.files import read_json
-    from selfspec_tune.results import RuntimeBench, SweepResult
+    from selfspec_tune.results import MANIFEST, ExportManifest, RuntimeBench, SweepResult
 
+    if path.is_dir() and (path / MANIFEST).is_file():
+        path = path / MANIFEST
     value = None if path.is_dir() else read_json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema == SweepResult.SCHEMA:
         return partial(bench_module.print_sweep_result, SweepResult.from_dict(value, origin=str(path)))
     if schema == RuntimeBench.SCHEMA:
         return partial(bench_module.print_runtime_result, RuntimeBench.from_dict(value, origin=str(path)))
+    if schema == ExportManifest.SCHEMA:
+        return partial(_print_export, ExportManifest.from_dict(value, origin=str(path)), path.parent)
     return None
+
+
+def _print_export(manifest: ExportManifest, folder: Path, *, json: bool) -> None:
+    from selfspec_tune.report.export import print_export, print_verification
+
+    if json:
+        output.print_json(manifest.to_dict())
+        return
+    console = output.result_console()
+    print_export(console, manifest, folder)
+    if manifest.verified is not None:
+        print_verification(console, manifest.verified)
 
 
 def read_results(path: Path) -> tuple[SkipConfig | None, BenchResult | None]:

@@ -12,9 +12,9 @@ from selfspec_tune.draft.policy import (
     Plan,
     PolicyKind,
     PolicyState,
-    Source,
 )
 from selfspec_tune.draft.precision import DraftPrecision, Precision
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "PolicyKind",
     "PolicyState",
     "Precision",
+    "Round",
     "SkipSet",
     "Source",
     "rescaled",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from selfspec_tune.draft.cost_aware import CostAwareState
 from selfspec_tune.draft.costs import StepCosts
-from selfspec_tune.draft.policy import PLAIN, DraftPolicy, NgramLookup, Plan, PolicyKind, PolicyState, Source
+from selfspec_tune.draft.policy import PLAIN, DraftPolicy, NgramLookup, Plan, PolicyKind, PolicyState
+from selfspec_tune.draft.rounds import Round, Source
 
 
 class RuleState:
@@ -13,7 +14,6 @@ class RuleState:
     def __init__(self, policy: DraftPolicy, *, model_drafts: bool = True) -> None:
         self._policy = policy
         self._model_drafts = model_drafts
-        self._source = Source.MODEL
         self.needs_probability = policy.needs_probability
         self.threshold = policy.exit_threshold
         self.acceptance = 0.0
@@ -23,8 +23,7 @@ class RuleState:
             return PLAIN
         # However high an adaptive threshold has climbed (it is not clamped), one token is drafted: without it there
         # would be nothing to bring the threshold down again.
-        self._source = Source.NGRAM if num_found else Source.MODEL
-        return Plan(self._source, min(room, num_found or self._policy.max_draft_tokens))
+        return Plan(Source.NGRAM if num_found else Source.MODEL, min(room, num_found or self._policy.max_draft_tokens))
 
     def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
         if num_drafted >= self._policy.max_draft_tokens:
@@ -34,18 +33,16 @@ class RuleState:
     def num_guesses(self, num_found: int, match_length: int) -> int:
         return num_found
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
+    def update(self, round_: Round, agreed: int = 0) -> None:
         """Move an adaptive threshold; what was looked up says nothing about it."""
         policy = self._policy
-        if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._source is Source.NGRAM:
+        if policy.kind is not PolicyKind.ADAPTIVE or round_.num_drafted == 0 or round_.source == Source.NGRAM:
             return
         momentum = policy.acceptance_momentum
-        self.acceptance = momentum * self.acceptance + (1 - momentum) * accepted / drafted
+        self.acceptance = momentum * self.acceptance + (1 - momentum) * round_.num_accepted / round_.num_drafted
         if self.acceptance < policy.target_acceptance:
             proposal = self.threshold + policy.step
-        elif drafted >= policy.max_draft_tokens:
+        elif round_.num_drafted >= policy.max_draft_tokens:
             proposal = self.threshold
         else:
             proposal = self.threshold - policy.step

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from selfspec_tune.checks import number, numbers, only_known, shown, whole
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.errors import UsageError
 
 _MOST_TOKENS = 1024
@@ -17,14 +18,6 @@ CONFIDENCE_EDGES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98, 0.995)
 _EXIT_THRESHOLD = 0.6
 _SHARES = ("exit_threshold", "target_acceptance", "step", "acceptance_momentum", "threshold_momentum")
 _MOST_CREDIT = 1000.0  # plain steps
-
-
-class Source(StrEnum):
-    """Where the drafted tokens of a round come from; a plain round has none."""
-
-    PLAIN = "plain"
-    NGRAM = "ngram"
-    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,13 +221,8 @@ class PolicyState(Protocol):
     def num_guesses(self, num_found: int, match_length: int) -> int:
         """How many of ``num_found`` tokens, looked up after a match of ``match_length``, a draft pass should try."""
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        """Learn that the verification accepted ``accepted`` of the round's ``drafted`` tokens.
-
-        ``num_passes`` of the draft made them (default: one each, where the model drafted), which
-        tried ``num_guesses`` looked-up tokens.
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        """Learn what the round has become.
 
         ``agreed``: how many of the tokens that the lookup found, taken or not, were those
         that the round gave (its accepted ones and one more), up to the first difference.

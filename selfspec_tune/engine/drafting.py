@@ -8,8 +8,8 @@ from math import inf, isfinite
 
 from torch import Tensor
 
-from selfspec_tune.draft import NgramLookup, PolicyState, Source
-from selfspec_tune.engine.runner import GreedySteps, Runner
+from selfspec_tune.draft import NgramLookup, PolicyState, Round, Source
+from selfspec_tune.engine.runner import DraftsAhead, Runner, Want
 from selfspec_tune.engine.sampling import Sampler
 
 # How far back a match is followed to tell how long it is; the policy tells no longer ones apart.
@@ -119,25 +119,26 @@ class Drafted:
 class Drafter:
     """Drafts round by round within one generation that begins with ``context``.
 
-    ``greedy``: the runner's greedy steps, None where drafts are sampled.
+    ``is_sampled``: whether tokens are drawn, by ``sampler``, rather than the most probable ones taken.
     """
 
     def __init__(
         self,
         runner: Runner,
-        greedy: GreedySteps | None,
         lookup: NgramLookup | None,
         policy: PolicyState,
         sampler: Sampler,
         is_eos: Callable[[int], bool],
         context: Sequence[int],
+        *,
+        is_sampled: bool,
     ) -> None:
         self._runner = runner
-        self._greedy = greedy
+        self._want = Want.LOGITS if is_sampled else Want.of_draft(needs_probability=policy.needs_probability)
         self._draft_tokens = lookup.draft_tokens if lookup is not None else 0
         # A policy that stops for nothing: all steps at once, so that the device need not wait for the host.
-        is_own = isinstance(runner, GreedySteps) and not self._draft_tokens
-        self._is_unasked = is_own and not policy.needs_probability
+        is_unasked = self._want is Want.TOKENS and not self._draft_tokens
+        self._ahead = runner if is_unasked and isinstance(runner, DraftsAhead) else None
         self._sampler = sampler
         self._is_eos = is_eos
         self._policy = policy
@@ -154,10 +155,10 @@ class Drafter:
         taken = looked_up[: plan.num_tokens]
         return Drafted(plan.source, taken, [None] * len(taken))
 
-    def learn(self, drafted: Drafted, num_accepted: int, tokens: Sequence[int]) -> None:
+    def learn(self, round_: Round, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
-        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes, drafted.num_guesses)
+        self._policy.update(round_, agreed)
         if self._index is not None:
             self._index.extend(tokens)
 
@@ -170,8 +171,8 @@ class Drafter:
     def _by_model(self, token: int, most: int) -> Drafted:
         """Draft until the policy stops, an end-of-sequence token, or ``most`` tokens."""
         verified = self._runner.length
-        if self._greedy is not None and self._is_unasked:
-            tokens = self._until_eos(self._greedy.draft_greedy(token, most)[0])
+        if self._ahead is not None:
+            tokens = self._until_eos(self._ahead.draft_ahead(token, most))
             drafted = Drafted(Source.MODEL, tokens, num_passes=most)
         else:
             drafted = self._in_passes(token, most)
@@ -209,14 +210,11 @@ class Drafter:
 
     def _pass(self, tokens: Sequence[int]) -> tuple[list[int], list[float], list[Tensor | None]]:
         """What the draft puts after each of ``tokens``: the token, its probability and its distribution."""
-        is_step = len(tokens) == 1  # which a runner may have on its device already
-        if self._greedy is not None:
-            greedy = self._greedy
-            chosen = greedy.draft_greedy(tokens[0], 1) if is_step else greedy.draft_pass_greedy(tokens)
-            return *chosen, [None] * len(tokens)
-        logits = self._runner.draft_step(tokens[0])[None] if is_step else self._runner.draft_pass(tokens)
+        scores = self._runner.forward(tokens, is_draft=True, want=self._want)
+        if self._want is not Want.LOGITS:
+            return scores.tokens, scores.probabilities or [1.0] * len(tokens), [None] * len(tokens)
         # A draft may overflow where the model does not; it may propose anything.
-        logits = logits.nan_to_num(0.0, 0.0, -inf)
+        logits = scores.logits.nan_to_num(0.0, 0.0, -inf)
         distributions = [self._sampler.probabilities(row) for row in logits]
         drawn = [self._sampler.draw(distribution) for distribution in distributions]
         probabilities = [float(row[token]) for row, token in zip(distributions, drawn, strict=True)]
@@ -234,7 +232,7 @@ class Drafter:
         num_agreed = common_prefix(guess, following)
         for place in range(num_agreed + 1):
             drafted.tokens.append(following[place])
-            if self._greedy is None:
+            if self._want is Want.LOGITS:
                 drafted.distributions.append(distributions[place])
             if self._index is not None:
                 self._index.extend(following[place : place + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
+PLACEHOLDER = "CHECKPOINT"  # in lines, for the target's checkpoint in Hugging Face's format
 # What a tokenizer, a chat template and generation need, where the checkpoint has them.
 BESIDE = (
     "tokenizer.json",
@@ -35,6 +37,8 @@ BESIDE = (
     "chat_template.jinja",
     "generation_config.json",
 )
+FILES = frozenset({"config.json", WEIGHTS, INDEX, *BESIDE})
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 _COMPUTED = ".rotary_emb.inv_freq"  # that old checkpoints store; every loader computes it anew
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -142,6 +146,11 @@ def write_checkpoint(
     return total
 
 
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a file of this name may be one that a checkpoint written here holds."""
+    return name in FILES or _SHARD.fullmatch(name) is not None
+
+
 def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
     if len(shards) == 1:
         shards[0][0].rename(folder / WEIGHTS)
@@ -230,10 +239,10 @@ def checkpoint_folder(name: str, revision: str | None = None) -> Iterator[Path]:
         yield folder
 
 
-def gguf_of(name: str) -> Path | None:
-    """The GGUF file that ``name`` is; None for anything else."""
-    path = os.path.expanduser(name)
-    return Path(path) if os.path.isfile(path) and find_origin(name).source == "gguf" else None
+def named_in_lines(name: str) -> str:
+    """How servers find the model: they load a checkpoint, not the GGUF file that a draft may be made from."""
+    origin = find_origin(name)
+    return PLACEHOLDER if origin.source == "gguf" else origin.location
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a skip.json says of decoding with its draft: the options that it was measured with, and a forecast.
 
-A server follows the ``generation_config`` that comes with a checkpoint (llama.cpp: a GGUF file's ``general.sampling``),
-or defaults of its own, unless it is told otherwise.
+A server follows the ``generation_config`` that comes with a checkpoint, or defaults of its own, unless it is told
+otherwise.
 """
 
 from __future__ import annotations
@@ -18,13 +18,6 @@ from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, 
 from selfspec_tune.requests import Sampling
 from selfspec_tune.results import Score, SkipConfig
 
-_GGUF_SAMPLING = {  # keys of a GGUF file, by the names of a generation_config
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
 # Options of servers, in the order of their lines. MLX's takes a repetition penalty from requests alone.
 _MLX = {"temperature": "--temp", "top_p": "--top-p", "top_k": "--top-k", "min_p": "--min-p"}
 _LLAMACPP = {**_MLX, "repetition_penalty": "--repeat-penalty"}
@@ -103,11 +96,6 @@ def settings_of_folder(folder: Path) -> dict[str, Any]:
         value = read_json(folder / name) if (folder / name).is_file() else {}
         found |= value if isinstance(value, dict) else {}
     return own_settings(found)
-
-
-def settings_of_gguf(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a GGUF file's metadata."""
-    return own_settings({name: entries[key].value for name, key in _GGUF_SAMPLING.items() if key in entries})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from selfspec_tune.errors import FileFormatError, PromptError, UsageError
-from selfspec_tune.export.manifest import MANIFEST, check_own_code, read_manifest
+from selfspec_tune.errors import FileFormatError, UsageError
+from selfspec_tune.export.folder import check_own_code
+from selfspec_tune.export.format import AGAIN
+from selfspec_tune.export.formats import FORMATS, export_format
 from selfspec_tune.export.runtimes.completion import Completion, TimedRuntime
 from selfspec_tune.files import append_jsonl, first_problem, read_jsonl, short_hash
 from selfspec_tune.intervals import Interval, cluster_bootstrap
 from selfspec_tune.measure.degeneration import judge, of_both
-from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit
+from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_that_fit, those_unread
 from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
-from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
-from selfspec_tune.results import RuntimeBench, RuntimeRun, TaskResult
-from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
+from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, PromptOptions, RuntimeBenchRequest
+from selfspec_tune.results import MANIFEST, ExportManifest, RuntimeBench, RuntimeRun, TaskResult
+from selfspec_tune.results.logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 if TYPE_CHECKING:
     from selfspec_tune.measure.workload import WorkItem
@@ -29,7 +31,6 @@ _SCHEMA, _VERSION = "selfspec-tune/runtime-bench-log", 1
 _ARMS = ("plain", "speculative", "again")
 _WARM_UP_TOKENS = 8
 _EXPORT = ("format", "model_fingerprint", "settings", "draft_bytes", "files")  # what tells one from another
-_RUNS_IN = {format_: RuntimeName.TRANSFORMERS for format_ in DraftFormat} | {DraftFormat.GGUF: RuntimeName.LLAMACPP}
 
 
 class RuntimeLog:
@@ -88,12 +89,12 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
 
     from selfspec_tune.engine.torch_settings import limit_threads
 
-    manifest = _export(request)
-    check_own_code(request.folder, DraftFormat(manifest["format"]))
-    reporter.stage("load", f"{manifest['gguf'] or manifest['model']}, alone and with {request.folder}")
+    manifest, read = _export(request)
+    check_own_code(request.folder, export_format(manifest.format))
+    reporter.stage("load", f"{manifest.target[0]}, alone and with {request.folder}")
     limit_threads(reporter.notice)
     runtime = open_runtime(request, manifest, reporter)
-    prompts = _unread(request.prompts, frozenset(manifest["read_prompts"]), reporter)
+    prompts = _unread(request.prompts, read, reporter)
     items = those_that_fit(prompts, runtime.read, reporter.notice)
     reporter.stage("measure", f"{len(items)} prompts of {request.prompts.max_new_tokens} tokens at most")
     with opened(request.log, _measurement(request, manifest, runtime), fresh=request.fresh) as log:
@@ -103,7 +104,7 @@ def run_runtime_bench(request: RuntimeBenchRequest, reporter: Reporter) -> Runti
         seed=request.prompts.seed,
         prompts=request.prompts.to_dict(),
         runtime=dict(runtime.measured),
-        skip=manifest["skip"],
+        skip=manifest.skip.to_dict(),
     )
     return _result(request, manifest, runtime, log.runs, about)
 
@@ -122,43 +123,38 @@ def _measure(runtime: TimedRuntime, items: Sequence[WorkItem], log: RuntimeLog, 
         reporter.progress(Progress(number + 1, len(items), detail=item.id))
 
 
-def open_runtime(request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> TimedRuntime:
+def open_runtime(request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> TimedRuntime:
     """The target and its draft, loaded in the runtime that the request names."""
-    if request.runtime is RuntimeName.LLAMACPP:
-        from selfspec_tune.export.runtimes.llamacpp import TimedLlamaCpp
-
-        return TimedLlamaCpp(request, manifest)
-    from selfspec_tune.export.runtimes.hf import TimedTransformers
-
-    return TimedTransformers(request, manifest, reporter)
+    return export_format(manifest.format).timed(request, manifest, reporter)
 
 
-def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
-    """The export's manifest."""
+def _export(request: RuntimeBenchRequest) -> tuple[ExportManifest, frozenset[str]]:
+    """The export's manifest, and the prompts that its search read."""
     folder = request.folder
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} holds no {MANIFEST}: give the folder that `selfspec-tune export` made.")
-    manifest = read_manifest(folder)
-    made = manifest["format"]
-    if made not in set(DraftFormat) or _RUNS_IN[DraftFormat(made)] is not request.runtime:
-        fit = ", ".join(format_ for format_, runtime in _RUNS_IN.items() if runtime is request.runtime)
-        raise UsageError(f"{folder} is an export to {made}; `runtime` {request.runtime} takes those to {fit}.")
-    if request.runtime is RuntimeName.LLAMACPP and manifest["gguf"] is None:
-        raise FileFormatError(f"{folder / MANIFEST} names no GGUF file. Export it again with `force`.")
-    return manifest
+    manifest = ExportManifest.load(folder / MANIFEST)
+    fitting = [name for name in FORMATS if export_format(name).runtime is request.runtime]
+    if manifest.format not in fitting:
+        raise UsageError(
+            f"{folder} is an export to {manifest.format}; `runtime` {request.runtime} takes those to "
+            f"{', '.join(fitting)}."
+        )
+    if manifest.read_prompts is None or "exit_threshold" not in manifest.settings:
+        raise FileFormatError(
+            f"{folder / MANIFEST} is of an older version, which did not state what its search read and where its draft "
+            f"stops. {AGAIN}"
+        )
+    return manifest, frozenset(manifest.read_prompts)
 
 
 def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) -> Sequence[Prompt]:
     """As many prompts as were asked for of those that no search read."""
     everything = load_prompts(options.source, tasks=options.tasks, notice=reporter.notice)
-    unread = [prompt for prompt in everything if prompt.hash not in read]
-    wanted = options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS)
-    if wanted > len(unread) or not unread:
-        raise PromptError(
-            f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. Lower "
-            "`num_prompts` or give other `prompts`."
-        )
-    return draw_prompts(unread, wanted, seed=options.seed)
+    ways_out = "Lower `num_prompts` or give other `prompts`."
+    least = options.num_prompts or 1
+    unread = those_unread(everything, read, least=least, source=options.source, ways_out=ways_out)
+    return draw_prompts(unread, options.num_prompts or min(len(unread), DEFAULT_NUM_PROMPTS), seed=options.seed)
 
 
 def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
@@ -180,14 +176,14 @@ def _run(item: WorkItem, arm: Any, answer: Completion) -> RuntimeRun:
     )
 
 
-def _measurement(request: RuntimeBenchRequest, manifest: dict[str, Any], runtime: TimedRuntime) -> dict[str, Any]:
+def _measurement(request: RuntimeBenchRequest, manifest: ExportManifest, runtime: TimedRuntime) -> dict[str, Any]:
     """What answers must agree in to be one measurement."""
     return {
         "runtime": runtime.name,
         "target": runtime.target,
-        "export": {name: manifest[name] for name in _EXPORT},
-        "skip": manifest["skip"],
-        "draft_tokens": manifest["draft_tokens"],
+        "export": {name: getattr(manifest, name) for name in _EXPORT},
+        "skip": manifest.skip.to_dict(),
+        "draft_tokens": manifest.draft_tokens,
         "prompts": request.prompts.to_dict(),
         **runtime.measured,
     }
@@ -195,7 +191,7 @@ def _measurement(request: RuntimeBenchRequest, manifest: dict[str, Any], runtime
 
 def _result(
     request: RuntimeBenchRequest,
-    manifest: dict[str, Any],
+    manifest: ExportManifest,
     runtime: TimedRuntime,
     runs: Sequence[RuntimeRun],
     about: dict[str, Any],
@@ -212,7 +208,7 @@ def _result(
         runtime=runtime.name,
         model=runtime.target,
         draft=str(request.folder),
-        draft_tokens=manifest["draft_tokens"],
+        draft_tokens=manifest.draft_tokens,
         decode_speedup=_ratio(plain, ours),
         end_to_end_speedup=_ratio(plain, ours, with_prompt=True),
         again=_ratio(plain, by_arm["again"]),

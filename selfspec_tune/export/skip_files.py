@@ -11,8 +11,7 @@ from selfspec_tune.draft.dialects import SKIP_CONFIG, Dialect, read_skip_set, sp
 from selfspec_tune.draft.skip_set import MOST_LAYERS
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnknownModelError, UnsupportedModelError, UsageError
 from selfspec_tune.export.checkpoint import checkpoint_folder
-from selfspec_tune.export.job import Job
-from selfspec_tune.export.layout import read_outline
+from selfspec_tune.export.job import CheckpointTarget
 from selfspec_tune.files import read_json, read_settings
 from selfspec_tune.models.aliases import close_aliases, resolve
 from selfspec_tune.models.origin import find_origin
@@ -87,19 +86,18 @@ def import_skip_set(
         raise UsageError(f"{out} is there already. Give another `out`, or `force` to replace it.")
     origin = find_origin(model, revision)
     with ExitStack() as stack:
-        folder = stack.enter_context(checkpoint_folder(model, revision))
-        skip_set, dialect = read_skip_set(source, num_layers=read_outline(folder).num_layers)
+        target = CheckpointTarget(model, stack.enter_context(checkpoint_folder(model, revision)))
+        skip_set, dialect = read_skip_set(source, num_layers=target.num_layers)
         if dialect == SKIP_CONFIG:
             raise SkipSetError(f"{source} is a skip.json of ours already; give it to any command as it is.")
-        job = Job(skip_set, model, folder, revision=revision)
         config = SkipConfig(
             model=ModelInfo(
                 id=origin.id,
                 name=origin.name,
                 source=origin.source,
-                fingerprint=_fingerprint(job),
+                fingerprint=_fingerprint(target, revision),
                 num_layers=skip_set.num_layers,
-                revision=folder.name if origin.source == "hub" else None,
+                revision=target.revision,
             ),
             skip=SkipLayers.model_validate(skip_set.to_dict()),
             draft=DraftSettings.model_validate(Draft(skip_set).to_dict()),
@@ -110,11 +108,11 @@ def import_skip_set(
     return config, dialect
 
 
-def _fingerprint(job: Job) -> str:
+def _fingerprint(target: CheckpointTarget, revision: str | None) -> str:
     """Read weight by weight where the checkpoint allows it, else of the model, loaded whole."""
     try:
-        return job.fingerprint
+        return target.weights_fingerprint
     except UnsupportedModelError:
         from selfspec_tune.models import load_model
 
-        return load_model(job.model, device="cpu", revision=job.revision).fingerprint
+        return load_model(target.model, device="cpu", revision=revision).fingerprint

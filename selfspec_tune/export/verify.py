@@ -3,98 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
-from selfspec_tune.export.formats.gguf import FILE
-from selfspec_tune.export.runtimes.completion import NotComparableError, RuntimeAnswer
-from selfspec_tune.files import write_json_atomic
-from selfspec_tune.requests import DraftFormat
+from selfspec_tune.export.formats import export_format
+from selfspec_tune.export.runtimes.completion import NotComparableError, Runtime
+from selfspec_tune.export.simulation import Simulation
+from selfspec_tune.results import MANIFEST, ExportManifest, Verification
 
 if TYPE_CHECKING:
     from selfspec_tune.models import LoadedModel
 
 NUM_PROMPTS, NUM_TOKENS = 4, 48
-EXACT_LOGPROB = 1e-3  # in float32
-_MOSTLY = 0.95  # of tokens and counts, where both sides round differently
-
-
-class Runtime(Protocol):
-    """A runtime with the target and the exported draft.
-
-    ``rounds``: whether it computes several tokens at once with other roundings than one, as of quantised weights, so
-    that its text by speculation need not be its plain text.
-    """
-
-    name: str
-    rounds: bool
-
-    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
-        """The draft by itself, as a model; nothing where it is none."""
-
-    def plain(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
-        """The target by itself."""
-
-    def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
-        """The target with the draft."""
-
-
-class Simulation(Protocol):
-    """What a runtime's loop should count on a prompt."""
-
-    def __call__(self, prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
-        """Drafted and accepted tokens on the way to the runtime's ``answer``, which may have ``budget`` tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What a runtime's answers to some prompts say, beside our own engine's in float32.
-
-    Attributes:
-        left_out: prompts to which the runtime's answer could not be compared token by token.
-        tokens: of the draft alone, over all prompts; ``equal_tokens`` of them are our choice too.
-        logprob_difference: the largest along them; None where the runtime gives none.
-        same_texts: prompts whose text by speculation is the target's own; all are, but in a runtime that ``rounds``.
-        drafted: and ``accepted``, by the runtime's counts; ``expected_…``: by our simulation of its loop.
-    """
-
-    runtime: str
-    prompts: int
-    tokens: int
-    equal_tokens: int
-    logprob_difference: float | None
-    same_texts: int
-    drafted: int
-    accepted: int
-    expected_drafted: int
-    expected_accepted: int
-    left_out: int = 0
-    rounds: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """exact; close, as where the runtime computes with other roundings than ours; or different."""
-        counts = self.drafted, self.accepted
-        expected = self.expected_drafted, self.expected_accepted
-        is_whole = self.equal_tokens == self.tokens and self.same_texts == self.prompts and counts == expected
-        if is_whole and (self.logprob_difference or 0.0) <= EXACT_LOGPROB:
-            return "exact"
-        few = 1 - _MOSTLY
-        is_near = self.equal_tokens >= _MOSTLY * self.tokens and abs(_rate(*counts) - _rate(*expected)) <= few
-        is_own = self.rounds or 2 * self.same_texts > self.prompts
-        return "close" if is_near and is_own else "different"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "verdict": self.verdict}
-
-
-def _rate(drafted: int, accepted: int) -> float:
-    return accepted / drafted if drafted else 0.0
 
 
 def verify(
@@ -123,79 +45,19 @@ def verify(
     if left_out == len(prompts):
         raise SelfSpecError(f"{runtime.name} gave no answer that can be compared token by token.")
     return Verification(
-        runtime.name,
-        len(prompts) - left_out,
-        tokens,
-        equal,
-        max(differences) if differences else None,
-        same,
-        drafted,
-        accepted,
-        expected_drafted,
-        expected_accepted,
-        left_out,
-        runtime.rounds,
+        runtime=runtime.name,
+        prompts=len(prompts) - left_out,
+        tokens=tokens,
+        equal_tokens=equal,
+        logprob_difference=max(differences) if differences else None,
+        same_texts=same,
+        drafted=drafted,
+        accepted=accepted,
+        expected_drafted=expected_drafted,
+        expected_accepted=expected_accepted,
+        left_out=left_out,
+        rounds=runtime.rounds,
     )
-
-
-def server_loop(
-    loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, first_is_plain: bool, is_bounded: bool = True
-) -> Simulation:
-    """The loop of a server with a draft model, along the server's own answer, whose roundings may differ from ours.
-
-    The draft reads every token itself. ``first_is_plain``: whether reading the prompt gives a first token, as in
-    llama.cpp; transformers drafts before it has read the prompt. ``is_bounded``: whether fewer tokens are drafted where
-    the budget ends.
-    """
-    from selfspec_tune.engine import choose_runner
-    from selfspec_tune.engine.drafting import common_prefix
-    from selfspec_tune.engine.runners.standalone import StandaloneRunner
-
-    runner = StandaloneRunner.of(choose_runner(loaded, "auto", _untold), loaded)
-    draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens))
-
-    def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
-        if not answer:
-            return 0, 0
-        runner.reserve(len(prompt) + budget + draft_tokens + 1)
-        runner.set_draft(draft)
-        read = prompt if first_is_plain else prompt[:-1]
-        runner.prefill(read)
-        token, produced = (answer[0], 1) if first_is_plain else (prompt[-1], 0)
-        drafted = accepted = 0
-        while produced < len(answer):
-            start, room = runner.length, draft_tokens
-            if is_bounded:
-                room = min(room, budget - produced - 1)
-            tokens = runner.draft_greedy(token, room)[0]
-            runner.rewind(start)
-            targets = runner.verify_greedy([token, *tokens])
-            said = answer[produced : produced + len(targets)]
-            targets = [*said, *targets[len(said) :]]  # past its end, our own
-            agreed = common_prefix(tokens, targets)
-            runner.rewind(start + agreed + 1)
-            token, produced = targets[agreed], produced + agreed + 1
-            drafted, accepted = drafted + len(tokens), accepted + agreed
-        return drafted, accepted
-
-    return simulate
-
-
-def shared_loop(loaded: LoadedModel, draft: Draft) -> Simulation:
-    """Our own loop, in which the draft shares the model's cache."""
-    from selfspec_tune.engine import Limits, Sampler, choose_runner, self_speculative
-
-    runner = choose_runner(loaded, "auto", _untold)
-
-    def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
-        made = self_speculative(runner, prompt, Limits(budget), Sampler(), draft)
-        return sum(made.drafted), sum(made.accepted)
-
-    return simulate
-
-
-def _untold(text: str) -> None:
-    """Notices about speed: nobody times this."""
 
 
 def _prompts(loaded: LoadedModel, count: int) -> list[list[int]]:
@@ -226,15 +88,7 @@ def along(
     return logits.argmax(-1).tolist(), logprobs.tolist()
 
 
-def require_runtime(format_: DraftFormat) -> None:
-    """Raises `UsageError`, saying how to install it, where the runtime that verifies the format is not installed."""
-    if format_ is DraftFormat.GGUF:
-        from selfspec_tune.export.runtimes.llamacpp import library
-
-        library()
-
-
-def verify_export(folder: Path, manifest: dict[str, Any], manifest_file: str) -> Verification:
+def verify_export(folder: Path, manifest: ExportManifest) -> Verification:
     """Run the export in ``folder``; what came out is also kept in its manifest.
 
     Raises `UsageError` where the runtime is not installed, saying how to install it, and what loading the target or
@@ -242,37 +96,9 @@ def verify_export(folder: Path, manifest: dict[str, Any], manifest_file: str) ->
     """
     from selfspec_tune.models import load_model
 
-    target = manifest["gguf"] or manifest["model"]
-    revision = None if manifest["gguf"] else manifest.get("revision")
+    target, revision = manifest.target
     loaded = load_model(target, dtype="float32", device="cpu", revision=revision)
-    skip_set = SkipSet(loaded.num_layers, *(tuple(manifest["skip"][kind]) for kind in ("attention", "mlp")))
-    runtime, simulation = _runtime(DraftFormat(manifest["format"]), loaded, target, folder, manifest, skip_set)
-    found = verify(runtime, loaded, skip_set, simulation)
-    write_json_atomic(folder / manifest_file, {**manifest, "verified": found.to_dict()})
+    runtime, simulation = export_format(manifest.format).pair(loaded, folder, manifest)
+    found = verify(runtime, loaded, manifest.skip_set(), simulation)
+    manifest.model_copy(update={"verified": found}).save(folder / MANIFEST)
     return found
-
-
-def _runtime(
-    format_: DraftFormat,
-    loaded: LoadedModel,
-    target: str,
-    folder: Path,
-    manifest: dict[str, Any],
-    skip_set: SkipSet,
-) -> tuple[Runtime, Simulation]:
-    tokens = manifest["draft_tokens"]
-    if format_ is DraftFormat.GGUF:
-        from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
-
-        pair = LlamaCppPair(Path(target), folder / FILE, tokens)
-        return pair, server_loop(loaded, skip_set, tokens, first_is_plain=True)
-    from selfspec_tune.export.runtimes.hf import AssistedGeneration, CustomGeneration
-
-    if format_ is DraftFormat.TRANSFORMERS_GENERATE:
-        carried = manifest["settings"]
-        policy = DraftPolicy(PolicyKind.THRESHOLD, carried["max_draft_tokens"], carried["exit_threshold"])
-        return CustomGeneration(loaded, folder), shared_loop(
-            loaded, Draft(skip_set, policy, vocabulary=carried["vocabulary"])
-        )
-    assisted = AssistedGeneration(loaded, folder, tokens, has_own_code=format_ is DraftFormat.NAS)
-    return assisted, server_loop(loaded, skip_set, tokens, first_is_plain=False)

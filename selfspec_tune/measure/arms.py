@@ -144,6 +144,14 @@ def contender_id(draft: Draft) -> str:
     return f"{SELF_SPECULATIVE}:{short_hash(draft.describe())[:8]}"
 
 
+def counts_beside(skip_set: SkipSet) -> tuple[int, int]:
+    """How many attentions and MLPs a set leaves out that is measured beside ``skip_set``, uniform or random.
+
+    Such a set keeps the first attention: it is untouchable in every model tried.
+    """
+    return min(len(skip_set.attention), skip_set.num_layers - 1), len(skip_set.mlp)
+
+
 def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -> list[Arm]:
     """The A-A run, model.generate, the empty set, and uniform and random skipping of as many sub-layers."""
     assert main.draft is not None
@@ -158,8 +166,7 @@ def reference_arms(workload: Workload, main: Arm, *, uniform_and_random: bool) -
         arms.append(self_speculative_arm(workload, empty, EMPTY, EMPTY))
     if not uniform_and_random or skip_set.is_empty:
         return arms
-    # Uniform and random sets leave the first attention in: it is untouchable in every model tried.
-    counts = min(len(skip_set.attention), skip_set.num_layers - 1), len(skip_set.mlp)
+    counts = counts_beside(skip_set)
     others = {
         "uniform": SkipSet.uniform(skip_set.num_layers, *counts),
         "random": SkipSet.random(skip_set.num_layers, *counts, seed=workload.options.seed),

@@ -17,8 +17,7 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig
-
-SKIP_FILE = "skip.json"
+from selfspec_tune.results.skip_config import SKIP_FILE, newest_skip_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +90,13 @@ def gather(request: BenchRequest) -> list[Contender]:
 
 def newest_study(studies: Path) -> Path:
     """The skip.json that was written last under ``studies``."""
-    found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    found = newest_skip_file(studies)
+    if found is None:
         raise UsageError(
             f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or `skip_sets` with `model`, "
             "or run selfspec-tune search first."
         )
-    return found[-1]
+    return found
 
 
 def model_options(request: BenchRequest, configs: Sequence[SkipConfig]) -> ModelOptions:

@@ -70,7 +70,8 @@ class Contest:
     session: int | None = None
     limit: TimeLimit | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
-    given_up: set[str] = field(default_factory=set)
+    _given_up: set[str] = field(init=False, default_factory=set)
+    _records: dict[Key, PairedRun] = field(init=False, default_factory=dict)
     _baseline: Arm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,12 +98,26 @@ class Contest:
         arms = self.arms if with_references else self.contenders
         return [arm for arm in arms if arm.id not in self.unavailable]
 
-    def run(self, reporter: Reporter) -> list[PairedRun]:
-        """Measure what is not in the log; all records, logged ones included, block by block."""
-        return run_together([self], reporter)[0]
+    @property
+    def runs(self) -> list[PairedRun]:
+        """What was measured, logged records included, block by block, in the arms' order."""
+        keys = (_key(arm, block) for block in self.sequence for arm in self.arms_of(block))
+        return [self._records[key] for key in keys if key in self._records]
 
-    def logged(self) -> dict[Key, PairedRun]:
-        """The log's records of this point, the last of each arm and block. Raises `FileFormatError`."""
+    def missing(self) -> list[tuple[Block, list[Arm]]]:
+        """The blocks that are to be measured, each with the arms whose records the log lacks.
+
+        Raises `FileFormatError`.
+        """
+        self._records.update(self._logged())
+        lacking = [
+            (block, [arm for arm in self.arms_of(block) if _key(arm, block) not in self._records])
+            for block in self.sequence
+        ]
+        return [(block, arms) for block, arms in lacking if arms]
+
+    def _logged(self) -> dict[Key, PairedRun]:
+        """The log's records of this point, the last of each arm and block."""
         if self.log is None:
             return {}
         rows = read_jsonl(self.log)
@@ -113,13 +128,6 @@ class Contest:
                     records.append(PairedRun.model_validate(row, strict=True))
         return {_key_of(record): record for record in records}
 
-    def missing(self, known: dict[Key, PairedRun]) -> list[tuple[Block, list[Arm]]]:
-        """The blocks that are to be measured, each with the arms whose records are not ``known``."""
-        lacking = [
-            (block, [arm for arm in self.arms_of(block) if _key(arm, block) not in known]) for block in self.sequence
-        ]
-        return [(block, arms) for block, arms in lacking if arms]
-
     def warm_up(self, arms: Sequence[Arm], reporter: Reporter) -> None:
         """The baseline and ``arms`` once, at full length on the longest item, so that nothing grows while timed."""
         self.workload.speculating.reserve(_positions(self.longest))
@@ -129,46 +137,45 @@ class Contest:
             except RivalError as error:
                 self._leave_out(error, reporter)
 
-    def measure(self, block: Block, arms: Sequence[Arm], reporter: Reporter) -> list[PairedRun]:
-        """One block with those of ``arms`` that can run, appended to the log.
+    def measure(self, block: Block, arms: Sequence[Arm], reporter: Reporter) -> None:
+        """One block with those of ``arms`` that can run and are not hopelessly slow, appended to the log.
 
         Where a rival fails, all of it again without that one.
         """
-        while competing := [arm for arm in arms if arm.id not in self.unavailable]:
+        promising = [arm for arm in arms if not (arm.by_transformers and self._is_hopeless(arm, reporter))]
+        while competing := [arm for arm in promising if arm.id not in self.unavailable]:
             try:
                 measured = measure_block(self.workload, self._baseline, competing, block, self.check)
             except RivalError as error:
                 self._leave_out(error, reporter)
             else:
-                return self._kept(measured)
-        return []
+                self._keep(measured)
+                return
 
-    def worth_measuring(self, arms: Sequence[Arm], known: dict[Key, PairedRun], reporter: Reporter) -> list[Arm]:
-        """Those of ``arms`` that the ``known`` records do not show to be hopelessly slow."""
-        return [arm for arm in arms if not (arm.by_transformers and self._is_hopeless(arm, known, reporter))]
-
-    def _is_hopeless(self, arm: Arm, known: dict[Key, PairedRun], reporter: Reporter) -> bool:
-        if arm.id in self.given_up:
+    def _is_hopeless(self, arm: Arm, reporter: Reporter) -> bool:
+        if arm.id in self._given_up:
             return True
-        usual = {key[1:]: record.candidate.total_seconds for key, record in known.items() if key[0] == GENERATE}
-        runs = {key[1:]: record.candidate.total_seconds for key, record in known.items() if key[0] == arm.id}
+        usual, runs = (
+            {key[1:]: record.candidate.total_seconds for key, record in self._records.items() if key[0] == arm_id}
+            for arm_id in (GENERATE, arm.id)
+        )
         compared = [seconds > _HOPELESS * usual[block] for block, seconds in runs.items() if block in usual]
         if len(compared) < _ENOUGH_PROMPTS or not all(compared):
             return False
-        self.given_up.add(arm.id)
+        self._given_up.add(arm.id)
         reporter.notice(
             f"{arm.id} took more than {_HOPELESS:g} times as long as model.generate on each of {len(compared)} "
             "prompts; it is not measured on more"
         )
         return True
 
-    def _kept(self, measured: Sequence[PairedRun]) -> list[PairedRun]:
-        """The records with the marks of this contest, as the log now holds them."""
+    def _keep(self, measured: Sequence[PairedRun]) -> None:
+        """The records with the marks of this contest, here and in the log."""
         marks = {"session": self.session, "point": self.point}
         records = [record.model_copy(update=marks) for record in measured]
         if self.log is not None:
             append_jsonl(self.log, *(record.to_dict() for record in records))
-        return records
+        self._records.update({_key_of(record): record for record in records})
 
     def _leave_out(self, error: RivalError, reporter: Reporter) -> None:
         self.unavailable[error.arm_id] = str(error)
@@ -176,20 +183,14 @@ class Contest:
         if self.log is not None:
             append_jsonl(self.log, {"left_out": error.arm_id, "reason": str(error), "session": self.session})
 
-    def in_order(self, known: dict[Key, PairedRun]) -> list[PairedRun]:
-        """Those of the ``known`` records that are of this contest, block by block, in the arms' order."""
-        keys = (_key(arm, block) for block in self.sequence for arm in self.arms_of(block))
-        return [known[key] for key in keys if key in known]
-
 
 def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[PairedRun]]:
-    """Run contests with their blocks interleaved, so that a drift of the machine meets all of them alike.
+    """Measure what the contests' logs lack, blocks interleaved: so a drift of the machine meets all contests alike.
 
-    Which contest comes first turns from block to block. Returns each contest's records.
+    Which contest comes first turns from block to block. Returns each contest's records, logged ones included.
     Raises `MeasurementInterrupted` on Ctrl-C.
     """
-    known = [contest.logged() for contest in contests]
-    missing = [contest.missing(records) for contest, records in zip(contests, known, strict=True)]
+    missing = [contest.missing() for contest in contests]
     pending = _in_turns(missing)
     total = sum(len(contest.sequence) for contest in contests)
     done = total - len(pending)
@@ -200,13 +201,12 @@ def run_together(contests: Sequence[Contest], reporter: Reporter) -> list[list[P
             if contest.limit is not None and contest.limit.is_up(block):
                 continue
             reporter.progress(Progress(done, total, detail=_detail(contest, block)))
-            promising = contest.worth_measuring(arms, known[number], reporter)
-            known[number] |= {_key_of(record): record for record in contest.measure(block, promising, reporter)}
+            contest.measure(block, arms, reporter)
             done += 1
     except KeyboardInterrupt:
         raise MeasurementInterrupted(_how_far(done, total, contests[0].log)) from None
     reporter.progress(Progress(done, total))
-    return [contest.in_order(records) for contest, records in zip(contests, known, strict=True)]
+    return [contest.runs for contest in contests]
 
 
 def on_common_prompts(runs: Sequence[PairedRun]) -> list[PairedRun]:

@@ -23,17 +23,18 @@ from selfspec_tune import __version__
 from selfspec_tune.checks import number, whole
 from selfspec_tune.engine import describe_numerics
 from selfspec_tune.errors import FileFormatError, UsageError
-from selfspec_tune.files import append_jsonl, read_jsonl, short_hash, taken_apart
+from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.measure.arms import Arm
 from selfspec_tune.measure.contest import Contest
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.prompts import tokens_hash
 from selfspec_tune.provenance import collect, cpu_model, package_version
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest
 from selfspec_tune.results import PairedRun
+from selfspec_tune.results.logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 from selfspec_tune.results.record import check_provenance
-from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 _PACKAGES = ("torch", "transformers")
 # What says where the prompts come from, not what they are: their hashes do, and those of their tokens.
@@ -64,7 +65,7 @@ def measurement(
         "runner": workload.runner.name,
         "prompts": options,
         "prompt hashes": [item.prompt.hash for item in first],
-        "prompt tokens": {point: _tokens_hash(of_point) for point, of_point in items.items()},
+        "prompt tokens": {point: tokens_hash(*(item.tokens for item in of_point)) for point, of_point in items.items()},
         "rounds": request.rounds,
         "reference prompts": min(request.reference_prompts, len(first)),
         "threads": torch.get_num_threads(),
@@ -80,10 +81,6 @@ def measurement(
 def methods_of(contests: Sequence[Contest]) -> dict[str, dict[str, Any]]:
     """What every arm is, by its id; in a sweep by its id and the value."""
     return {_name(contest, arm): _definition(arm) for contest in contests for arm in contest.arms}
-
-
-def _tokens_hash(items: Sequence[WorkItem]) -> str:
-    return short_hash("\n".join(" ".join(map(str, item.tokens)) for item in items))
 
 
 def _name(contest: Contest, arm: Arm) -> str:
@@ -138,7 +135,7 @@ class BenchLog:
         known = {id_: method for session in self._sessions for id_, method in session["methods"].items()}
         self._check_methods(known, methods)
         total = sum(len(contest.sequence) for contest in contests)
-        missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing(contest.logged())]
+        missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing()]
         pending = sum(bool(arms - self._left_out) for arms in missing)
         if not missing:
             reporter.notice(f"{self.path} is finished: nothing was measured now. `fresh` measures again.")

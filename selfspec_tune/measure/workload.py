@@ -124,9 +124,9 @@ class Workload:
         """What drafts and verifies."""
         return self.runner if self.alone is None else self.alone
 
-    def stand_alone(self) -> None:
-        """From now on drafts have a cache of their own, in a second runner of the same weights."""
-        self.alone = StandaloneRunner.of(self.runner, self.loaded)
+    def standing_alone(self) -> Workload:
+        """The same for drafts that have a cache of their own, in a second runner of the same weights."""
+        return replace(self, alone=StandaloneRunner.of(self.runner, self.loaded))
 
     def scorer(self, windows: Sequence[Window], depths: int = 1) -> DraftScorer:
         """A scorer of this workload's drafts; ``depths`` as `make_scorer` has it."""

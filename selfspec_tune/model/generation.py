@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from secrets import randbelow
 from typing import Any, Literal
 
-from selfspec_tune.checks import check_number
+from selfspec_tune.checks import check_fields, check_kind, check_number, check_option_names
 from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests import LARGEST_SEED, Sampling, SamplingValues
@@ -32,7 +31,8 @@ class AnswerOptions(Sampling):
     Attributes:
         max_new_tokens: most tokens of the answer; the model's context may end it sooner.
         seed: of the draws; None: another one each time.
-        stop: texts before which the answer ends.
+        stop: texts before which the answer ends, none of which is ever streamed. The first one is the one whose last
+            character comes first; of two that end together, the longer one.
     """
 
     max_new_tokens: int = 512
@@ -40,12 +40,13 @@ class AnswerOptions(Sampling):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         Sampling.__post_init__(self)
         check_number("max_new_tokens", self.max_new_tokens, 1, math.inf, "a whole number from 1 on", whole=True)
         if self.seed is not None:
             check_number("seed", self.seed, 0, LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}", whole=True)
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise UsageError(f"stop {self.stop!r}: expected texts of one character or more.")
+        if not all(self.stop):
+            raise UsageError(f"`stop` {self.stop!r}: expected texts of one character or more.")
 
     def seeded(self) -> AnswerOptions:
         """The same with a seed, drawn where there is none."""
@@ -59,16 +60,10 @@ class AnswerOptions(Sampling):
         ('\\n',)
         """
         given: dict[str, Any] = dict(options)
-        known = cls.__dataclass_fields__
-        for name in given:
-            if name not in known:
-                close = get_close_matches(name, known, 1)
-                hint = f" Did you mean {close[0]}?" if close else ""
-                raise UsageError(f"There is no option {name!r} of an answer; expected {', '.join(known)}.{hint}")
-        stop = given.get("stop") or ()
-        if not isinstance(stop, Iterable) or isinstance(stop, bytes):
-            raise UsageError(f"stop {stop!r}: expected a text, or a list of texts.")
-        return cls(**given | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+        check_option_names("an answer", given, cls.__dataclass_fields__)
+        stop = given.get("stop", ())
+        check_kind("stop", stop, str | Sequence[str] | None)
+        return cls(**given | {"stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
 
 
 @dataclass(frozen=True, slots=True)

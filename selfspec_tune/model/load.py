@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.arguments import bench_request
+from selfspec_tune.checks import checked_arguments, text_or_none
 from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
 from selfspec_tune.draft.costs import StepCosts
@@ -24,9 +25,9 @@ from selfspec_tune.models.model_files import begins_like_gguf
 from selfspec_tune.prompts import Template
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig, StudyConfig
-from selfspec_tune.results.runs import first_difference
+from selfspec_tune.results.logs import first_difference
 from selfspec_tune.search.session import place_of
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import template_hash, vocabulary_hash
 
 _ENGINE = ("runner", "dtype", "device")
@@ -61,10 +62,11 @@ def _elsewhere(workload: Workload, provenance: dict[str, Any]) -> str | None:
     return None if difference is None else f"the study measured elsewhere ({difference})"
 
 
+@checked_arguments
 def load(
     source: str | os.PathLike[str] | None = None,
     *,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     device: str | None = None,
     runner: str | None = None,
@@ -76,8 +78,8 @@ def load(
     exit_threshold: float | None = None,
     ngram: bool | None = None,
     precision: str | None = None,
-    template: str = "auto",
-    notice: Callable[[str], None] = lambda _: None,
+    template: str | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Model:
     """A model that answers, drafting as ``source`` says.
 
@@ -97,25 +99,19 @@ def load(
         exit_threshold: probability below which a draft ends, instead of the draft's own.
         ngram: whether tokens are looked up in the context; None: as the draft says.
         precision: of the draft's weights, as in ``int4 head int8``, instead of the draft's own.
-        template: auto, chat or raw: whether prompts go through the model's chat template.
-        notice: is told what is not as it was when the draft was searched, and what takes long.
+        template: auto, chat or raw: whether prompts go through the model's chat template; None: auto.
+        notice: is told what is not as it was when the draft was searched, and what takes long; None: nobody is.
 
     Raises:
         UsageError: ``source`` is no draft of this model, an option means nothing, or the study has no result yet.
         SelfSpecError: the model cannot be had, or cannot run so here.
     """
-    notes: list[str] = []
-
-    def note(line: str) -> None:
-        notes.append(line)
-        notice(line)
-
-    text = None if source is None else os.fspath(source)
-    if text is not None and model is None and _names_model(text):
-        text, model = None, text
+    text, name = text_or_none(source), text_or_none(model)
+    if text is not None and name is None and _names_model(text):
+        text, name = None, text
     request = bench_request(
         skip_sets=() if text is None else (text,),
-        model=model,
+        model=name,
         dtype=dtype,
         device=device,
         runner=runner,
@@ -129,7 +125,18 @@ def load(
         ngram=ngram,
         precision=precision,
     )
-    found = gather(request)[0] if text is not None or model is None else None
+    found = gather(request)[0] if text is not None or name is None else None
+    return _opened(request, found, Template(template or Template.AUTO), notice or (lambda _: None))
+
+
+def _opened(request: BenchRequest, found: Contender | None, template: Template, notice: Callable[[str], None]) -> Model:
+    """The model that ``request`` or else ``found`` names, ready to draft as ``found`` says."""
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        notice(line)
+
     config = None if found is None else found.config
     options = model_options(request, [] if config is None else [config])
     loaded = _loaded(options)
@@ -139,11 +146,11 @@ def load(
     then = None if config is None else config.provenance.get("runner")
     chosen = choose_runner(loaded, options.runner, note, begun_with=then if then in _FASTEST else None)
     workload = Workload(loaded, chosen, PromptOptions())
-    if draft is None:
-        return Model(loaded, workload.runner, None, template=Template(template), notes=notes)
-    workload.runner.set_draft(draft)  # makes its low-precision copies now, or says why it cannot
-    costs = step_costs(workload, draft, found, note) if draft.policy.kind is PolicyKind.COST_AWARE else None
-    return Model(loaded, workload.runner, draft, costs, Template(template), notes)
+    costs = None
+    if draft is not None:
+        workload.runner.set_draft(draft)  # makes its low-precision copies now, or says why it cannot
+        costs = step_costs(workload, draft, found, note) if draft.policy.kind is PolicyKind.COST_AWARE else None
+    return Model(loaded, workload.runner, draft, costs, template, notes)
 
 
 def _names_model(text: str) -> bool:

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Unpack, cast, overload
 
+from selfspec_tune.checks import check_kind
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.engine import Limits, Runner, Sampler
 from selfspec_tune.engine import RawGeneration as Record
 from selfspec_tune.engine.decoding import plain_rounds, speculative_rounds
 from selfspec_tune.engine.drafting import common_prefix
-from selfspec_tune.errors import ContextError, PromptError
+from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.model.generation import AnswerOptions, Generation, SamplingOptions
 from selfspec_tune.model.stream import Stream
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.prompts import Prompt, Template, fit_vocabulary, may_fit, render
-from selfspec_tune.prompts.prompt import is_conversation, read_conversation
+from selfspec_tune.prompts.prompt import is_list, read_conversation
 
 Messages = Sequence[Mapping[str, Any]]
 _ID = "given"
+_MESSAGE = '{"role": "user", "content": "Hello"}'
+_KEYS = ({"role", "from"}, {"content", "value"})  # of messages; the second ones as data sets have them
 
 
 def as_prompt(given: str | Messages) -> Prompt:
     """A text as it is, or messages that end with a user's. Raises `PromptError` for anything else."""
     if isinstance(given, str):
         return _checked(Prompt(_ID, _ID, given))
-    if not is_conversation(given):
-        raise PromptError(
-            f"The prompt is {given!r:.60}; expected a text, or messages such as "
-            '[{"role": "user", "content": "Hello"}].'
-        )
-    turns = read_conversation(given, where="The messages")
+    if not is_list(given) or not given or not isinstance(given[0], Mapping):
+        raise PromptError(f"The prompt is {given!r:.60}; expected a text, or messages such as [{_MESSAGE}].")
+    for number, message in enumerate(given, 1):
+        if not isinstance(message, Mapping) or not all(message.keys() & names for names in _KEYS):
+            raise PromptError(f"Message {number} is {message!r:.60}; expected one such as {_MESSAGE}.")
+    turns = read_conversation(given, where="The messages", advice="Give messages of text alone.")
     if len(turns) < len(given):
         raise PromptError("The last of the messages is not the user's; expected one of the user after it.")
+    if "system" in [role for role, _ in turns[1:]]:
+        raise PromptError("A message of the system comes after others; expected one at most, before all others.")
     *history, (_, text) = turns
     return _checked(Prompt(_ID, _ID, text, tuple(history)))
 
 
 def _checked(prompt: Prompt) -> Prompt:
-    """The prompt. Raises `PromptError` where it is no text that a tokenizer reads."""
+    """The prompt. Raises `PromptError` where it is empty, or no text that a tokenizer reads."""
+    if not prompt.text:
+        raise PromptError("The prompt is empty; expected a text of one character or more.")
     for message in prompt.messages:
         try:
             message["content"].encode()
@@ -76,7 +84,9 @@ def _too_long(length: str, loaded: LoadedModel) -> ContextError:
 class Model:
     """Made by `load`. One answer at a time: beginning another ends one that is still being streamed.
 
-    It belongs to one thread: a second that asks while an answer is computed is refused with `UsageError`.
+    It serves one thread at a time. Another that asks is refused with `UsageError` until the first one's answer has
+    come whole, its stream was closed, or that thread has ended. After an error or Ctrl-C in the midst of an answer the
+    model answers as before.
 
     Attributes:
         draft: how tokens are drafted; None: every token is decoded plainly.
@@ -101,6 +111,7 @@ class Model:
         self._template = template
         self._cached: list[int] = []  # what the runner's cache holds of the last answer's tokens, prompt included
         self._stream: weakref.ref[Stream] | None = None
+        self._beginning = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -123,10 +134,12 @@ class Model:
         return f"{self._loaded.name_and_dtype} on {self._loaded.device}, {self.runner} runner: {how}"
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special ones left out."""
-        found = self._loaded.tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """The text of token ids, special ones left out. Raises `UsageError` for what is no list of token ids."""
+        try:
+            ids = list(tokens)
+            found = self._loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        except (OverflowError, TypeError):
+            raise UsageError(f"The tokens are {tokens!r:.60}; expected a list of token ids.") from None
         return str(found)
 
     @overload
@@ -155,6 +168,7 @@ class Model:
             PromptError: a prompt has no tokens, is no prompt at all, or is too long for the model's context.
             UsageError: an option is not known, or its value means nothing.
         """
+        check_kind("compare", compare, bool)
         sampling = AnswerOptions.of(options)
         is_several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping))
         given = cast("list[str | Messages]", prompt if is_several else [prompt])
@@ -171,7 +185,8 @@ class Model:
         return self._begin(tokens_of(prompt, self._loaded, self._template), sampling, self.draft)
 
     def chat(self, system: str | None = None) -> Chat:
-        """A conversation, whose ``system`` message comes before all others."""
+        """A conversation, whose ``system`` message comes before all others. Raises `UsageError` where it is no text."""
+        check_kind("system", system, str | None)
         return Chat(self, system)
 
     def plainly(
@@ -181,6 +196,7 @@ class Model:
 
         ``beside``: the last answer, to the same prompt. What was cached for it is for this one, in the same bits.
         """
+        check_kind("beside", beside, Generation | None)
         known = 0 if beside is None else beside.prompt_tokens - beside.prefilled_tokens
         tokens = tokens_of(prompt, self._loaded, self._template)
         return self._begin(tokens, AnswerOptions.of(options), None, most_known=known).read()
@@ -212,30 +228,30 @@ class Model:
         finished: Callable[[Generation], None] = lambda _: None,
     ) -> Stream:
         """An answer to a prompt's ``tokens``; of its cached beginning, ``most_known`` tokens at most are not run."""
-        self._end_stream()
         sampling = sampling.seeded()
         sampler = Sampler.of(sampling, sampling.seed or 0)
         room = self._loaded.context_length - len(tokens)
         limits = Limits(min(sampling.max_new_tokens, room), frozenset(self._loaded.eos_token_ids))
-        record, known = Record(), min(most_known, common_prefix(self._cached, tokens))
-        if draft is None:
-            rounds = plain_rounds(self._runner, tokens, limits, sampler, record, known=known)
-        else:
-            rounds = speculative_rounds(self._runner, tokens, limits, sampler, draft, self.costs, record, known=known)
-        self._cached = []
+        record = Record()
 
         def ended(answer: Generation) -> None:
             self._note_cached(tokens, record.tokens)
             finished(answer)
 
-        stream = Stream(rounds, record, self.text_of, sampling, limits, len(tokens), ended)
-        self._stream = weakref.ref(stream)
+        with self._beginning:
+            if self._stream is not None and (earlier := self._stream()) is not None:
+                earlier.give_way()
+            known = min(most_known, common_prefix(self._cached, tokens))
+            if draft is None:
+                rounds = plain_rounds(self._runner, tokens, limits, sampler, record, known=known)
+            else:
+                rounds = speculative_rounds(
+                    self._runner, tokens, limits, sampler, draft, self.costs, record, known=known
+                )
+            self._cached = []
+            stream = Stream(rounds, record, self.text_of, sampling, limits, len(tokens), ended)
+            self._stream = weakref.ref(stream)
         return stream
-
-    def _end_stream(self) -> None:
-        stream = None if self._stream is None else self._stream()
-        if stream is not None:
-            stream.close()
 
     def _note_cached(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """What the cache holds after an answer; its last token was perhaps never run, or by the draft alone."""

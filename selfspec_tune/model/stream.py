@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from inspect import GEN_RUNNING, getgeneratorstate
+from inspect import GEN_CLOSED, GEN_CREATED, GEN_RUNNING, getgeneratorstate
 
 from selfspec_tune.draft import Source
 from selfspec_tune.engine import Limits
 from selfspec_tune.engine import RawGeneration as Record
-from selfspec_tune.engine.decoding import Round
+from selfspec_tune.engine.decoding import RoundTokens
 from selfspec_tune.errors import UsageError
 from selfspec_tune.model.generation import AnswerOptions, FinishReason, Generation, Piece, RoundCounts
 
@@ -18,9 +19,10 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for bytes that 
 class TextStream:
     """The text of tokens, up to the first of the ``stop`` texts.
 
-    ``decode``: the text of some tokens. Only the last few are decoded again for each push, so that a long answer costs
-    no more per token than a short one. Held back are bytes that may become a character, and what may be
-    the beginning of a stop text.
+    The first is the one whose last character comes first; of two that end together, the longer one. So it does not
+    depend on how the text is cut into tokens. ``decode``: the text of some tokens. Only the last few are decoded again
+    for each push, so that a long answer costs no more per token than a short one. Held back are bytes that may become
+    a character, and what may be the beginning of a stop text.
 
     >>> stream = TextStream(lambda tokens: bytes(tokens).decode(errors="replace"), stop=["END"])
     >>> stream.push(b"a caf\\xc3"), stream.push(b"\\xa9 E"), stream.push(b"ND b"), stream.stopped_by
@@ -61,14 +63,21 @@ class TextStream:
 
     def _released(self) -> str:
         """What can be given of the text held, which is kept no longer."""
-        found = [(place, text) for text in self._stop if (place := self._held.find(text)) >= 0]
+        found = [(place + len(text), place, text) for text in self._stop if (place := self._held.find(text)) >= 0]
         if found:
-            place, self.stopped_by = min(found)
+            _, place, self.stopped_by = min(found)
             released, self._held = self._held[:place], ""
             return released
         end = len(self._held) - max((_overlap(self._held, text) for text in self._stop), default=0)
         released, self._held = self._held[:end], self._held[end:]
         return released
+
+
+def _in_another_thread() -> UsageError:
+    return UsageError(
+        "The model is answering in another thread, and gives one answer at a time. Wait for that one, close its "
+        "stream, or load the model once for each thread."
+    )
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -80,12 +89,14 @@ def _overlap(text: str, stop: str) -> int:
 class Stream:
     """Iterate for the pieces of an answer; `generation` is the answer so far, and at the end all of it.
 
-    ``record`` is filled by ``rounds``; ``ended`` is called once the answer has ended, whole or not.
+    Another answer of the same model ends it: reading on gives no more pieces, and raises `UsageError` where none had
+    been read at all, so that nothing is not taken for the answer. ``record`` is filled by ``rounds``; ``ended`` is
+    called once the answer has ended, whole or not.
     """
 
     def __init__(
         self,
-        rounds: Generator[Round],
+        rounds: Generator[RoundTokens],
         record: Record,
         text_of: Callable[[Sequence[int]], str],
         sampling: AnswerOptions,
@@ -103,22 +114,40 @@ class Stream:
         self._given = ""
         self._num_tokens = 0
         self._is_whole = False
+        self._gave_way = False
+        self._thread = threading.current_thread()
         self._pieces = self._read()
 
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
+        self._check_still()
+        if self._gave_way:
+            raise UsageError(
+                "This answer was ended before any of it was read: the model gives one answer at a time, and was asked "
+                "for another one. Read an answer before you ask for the next, or load the model twice."
+            )
         return next(self._pieces)
 
     def close(self) -> None:
         """End the answer here. Raises `UsageError` where another thread is reading it."""
-        if getgeneratorstate(self._pieces) == GEN_RUNNING:
-            raise UsageError(
-                "The model is answering in another thread, and gives one answer at a time. Wait for that one, or load "
-                "the model once for each thread."
-            )
+        self._check_still()
         self._pieces.close()
+
+    def give_way(self) -> None:
+        """End for another answer. Raises `UsageError` where this one is another thread's, and has not ended."""
+        state = getgeneratorstate(self._pieces)
+        if state == GEN_CLOSED:
+            return
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
+            raise _in_another_thread()
+        self.close()
+        self._gave_way = state == GEN_CREATED
+
+    def _check_still(self) -> None:
+        if getgeneratorstate(self._pieces) == GEN_RUNNING:
+            raise _in_another_thread()
 
     def read(self) -> Generation:
         """Read what is left; the whole answer."""
@@ -130,13 +159,15 @@ class Stream:
     def generation(self) -> Generation:
         """The answer as far as it has been read."""
         record = self._record
-        counts = zip(record.sources, record.drafted, record.accepted, strict=True)
         return Generation(
             text=self._given,
             tokens=tuple(record.tokens[: self._num_tokens]),
             prompt_tokens=self._prompt_tokens,
             prefilled_tokens=record.prefilled,
-            rounds=tuple(RoundCounts(Source(source), drafted, accepted) for source, drafted, accepted in counts),
+            rounds=tuple(
+                RoundCounts(Source(one.source or Source.PLAIN), one.num_drafted, one.num_accepted)
+                for one in record.rounds
+            ),
             prefill_seconds=record.prefill_seconds,
             decode_seconds=record.decode_seconds,
             finish_reason=self._finish_reason,
@@ -154,8 +185,8 @@ class Stream:
 
     def _read(self) -> Generator[Piece]:
         try:
-            for round_ in self._rounds:
-                yield from self._pieces_of(round_)
+            for given in self._rounds:
+                yield from self._pieces_of(given)
                 if self._text.stopped_by is not None:
                     break
             else:
@@ -170,12 +201,13 @@ class Stream:
         self._rounds.close()
         self._ended(self.generation)
 
-    def _pieces_of(self, round_: Round) -> Iterator[Piece]:
+    def _pieces_of(self, given: RoundTokens) -> Iterator[Piece]:
         """Of the accepted drafted tokens, with those rejected; then of the token that the whole model gave."""
-        accepted, own = round_.tokens[: round_.num_accepted], round_.tokens[round_.num_accepted :]
-        rejected = tuple(round_.drafted[round_.num_accepted :])
+        num_accepted = given.round.num_accepted
+        accepted, own = given.tokens[:num_accepted], given.tokens[num_accepted:]
+        rejected = tuple(given.drafted[num_accepted:])
         if accepted or rejected:
-            yield self._piece_of(accepted, round_.source, rejected)
+            yield self._piece_of(accepted, Source(given.round.source or Source.PLAIN), rejected)
         if own and self._text.stopped_by is None:
             yield self._piece_of(own)
 

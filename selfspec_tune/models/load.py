@@ -5,6 +5,7 @@ A name is, in this order: an alias, a local directory, a GGUF file, a hub id.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from selfspec_tune.checks import checked_arguments
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
@@ -48,8 +50,9 @@ Choose = Callable[[torch.dtype | None], torch.dtype]
 _DAMAGE = (OSError, SafetensorError)
 
 
+@checked_arguments
 def load_model(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -84,7 +87,7 @@ def load_model(
         return choose_dtype(dtype, chosen_device, own)
 
     without_own = choose(None)  # refuses what cannot be before anything is read
-    origin = find_origin(name, revision)
+    origin = find_origin(os.fspath(name), revision)
     if origin.source == "gguf":
         model, tokenizer, provenance = load_gguf(Path(origin.location), without_own)
         loaded = _prepare(origin, model, tokenizer, provenance, chosen_device)

@@ -6,7 +6,7 @@ source ─► load_prompts ─► split_prompts ─► check_characters ─► r
 from __future__ import annotations
 
 from selfspec_tune.prompts.load import BUILTIN, PRESETS, Preset, load_prompts
-from selfspec_tune.prompts.prompt import Prompt
+from selfspec_tune.prompts.prompt import Prompt, tokens_hash
 from selfspec_tune.prompts.render import (
     Template,
     Tokenizer,
@@ -17,7 +17,14 @@ from selfspec_tune.prompts.render import (
     render,
     those_that_fit,
 )
-from selfspec_tune.prompts.splits import Splits, default_split_sizes, draw_prompts, split_each_task, split_prompts
+from selfspec_tune.prompts.splits import (
+    Splits,
+    default_split_sizes,
+    draw_prompts,
+    split_each_task,
+    split_prompts,
+    those_unread,
+)
 
 __all__ = [
     "BUILTIN",
@@ -38,4 +45,6 @@ __all__ = [
     "split_each_task",
     "split_prompts",
     "those_that_fit",
+    "those_unread",
+    "tokens_hash",
 ]

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
 
+from selfspec_tune.checks import checked_arguments
 from selfspec_tune.errors import PromptError
 from selfspec_tune.files import writable
 from selfspec_tune.prompts.columns import (
@@ -121,8 +123,9 @@ class _Reading:
     instead: str = ""
 
 
+@checked_arguments
 def load_prompts(
-    source: str = BUILTIN,
+    source: str | os.PathLike[str] = BUILTIN,
     *,
     num_prompts: int | None = None,
     seed: int = 0,
@@ -138,6 +141,7 @@ def load_prompts(
     columns, files and sub-folders are left out.
     Raises `PromptError` for an unknown, unreadable, empty or too small source, and for a task that it lacks.
     """
+    source = os.fspath(source)
     read = _read(source, preset)
     prompts = with_own_ids(unique(read.prompts))
     if not prompts:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from selfspec_tune.checks import shown
 from selfspec_tune.errors import PromptError
+from selfspec_tune.files import short_hash
 
 Turn = tuple[str, str]  # a role (system, user or assistant) and what it says
 _ROLES = {
@@ -28,6 +29,7 @@ _ROLES = {
     "bot": "assistant",
 }
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_ADVICE = "Leave such conversations out."
 _TEXT_PARTS = (None, "text", "input_text")
 
 
@@ -55,6 +57,11 @@ class Prompt:
     def messages(self) -> list[dict[str, str]]:
         """All turns as chat templates take them, the user's ``text`` last."""
         return [{"role": role, "content": said} for role, said in (*(self.history or ()), ("user", self.text))]
+
+
+def tokens_hash(*texts: Sequence[int]) -> str:
+    """Of the token ids that prompts became, text by text."""
+    return short_hash("\n".join(" ".join(map(str, tokens)) for tokens in texts))
 
 
 def unique(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -89,12 +96,13 @@ def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def read_conversation(turns: Sequence[Any], *, where: str) -> list[Turn]:
+def read_conversation(turns: Sequence[Any], *, where: str, advice: str = _ADVICE) -> list[Turn]:
     """The turns up to the user's last, which comes last; none where no user speaks.
 
-    Raises `PromptError` with ``where`` for what is no turn, for roles such as tools', and for parts that are no text.
+    Raises `PromptError` with ``where`` and ``advice`` for what is no turn, for roles such as tools', and for parts that
+    are no text.
     """
-    roles = [_role(turn, where) for turn in turns]
+    roles = [_role(turn, where, advice) for turn in turns]
     while roles and roles[-1] == "assistant":
         roles.pop()
     if "user" not in roles:
@@ -102,38 +110,37 @@ def read_conversation(turns: Sequence[Any], *, where: str) -> list[Turn]:
     if roles[-1] != "user":
         raise PromptError(f"{where}: the conversation ends with a turn of {roles[-1]}; expected one of the user.")
     asked = turns[: len(roles)]
-    return [(role, _content(turn, where)) for role, turn in zip(roles, asked, strict=True)]
+    return [(role, _content(turn, where, advice)) for role, turn in zip(roles, asked, strict=True)]
 
 
-def _role(turn: object, where: str) -> str:
+def _role(turn: object, where: str, advice: str) -> str:
     key = _key(turn, _ROLE_KEYS) if isinstance(turn, Mapping) else None
     if not isinstance(turn, Mapping) or key is None:
         raise PromptError(f'{where}: a turn is {shown(turn)}; expected {{"role": …, "content": …}} or from and value.')
     role = _ROLES.get(str(turn[key]).lower())
     if role is None:
         raise PromptError(
-            f"{where}: a turn is of {turn[key]!r}; expected system, user or assistant (or human, gpt). "
-            "Leave such conversations out."
+            f"{where}: a turn is of {turn[key]!r}; expected system, user or assistant (or human, gpt). {advice}"
         )
     return role
 
 
-def _content(turn: Mapping[str, Any], where: str) -> str:
+def _content(turn: Mapping[str, Any], where: str, advice: str) -> str:
     if turn.get("tool_calls"):
-        raise PromptError(f"{where}: a turn calls tools, which is not rendered. Leave such conversations out.")
+        raise PromptError(f"{where}: a turn calls tools, which is not rendered. {advice}")
     key = _key(turn, _CONTENT_KEYS)
     content = turn[key] if key else None
     parts = content if is_list(content) else [content]
-    return "\n".join(_part(part, where) for part in parts)
+    return "\n".join(_part(part, where, advice) for part in parts)
 
 
-def _part(part: object, where: str) -> str:
+def _part(part: object, where: str, advice: str) -> str:
     kind = None
     if isinstance(part, Mapping):
         kind, part = part.get("type"), part.get("text")
     if kind not in _TEXT_PARTS or not isinstance(part, str):
         what = f"a part of type {kind!r}" if kind not in _TEXT_PARTS else f"{shown(part)} in the place of a text"
-        raise PromptError(f"{where}: a turn holds {what}; only text can be rendered. Leave such conversations out.")
+        raise PromptError(f"{where}: a turn holds {what}; only text can be rendered. {advice}")
     return part
 
 

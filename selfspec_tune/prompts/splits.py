@@ -114,6 +114,21 @@ def split_prompts(
     return Splits(tuple(order[:second]), tuple(order[second:third]), unread)
 
 
+def those_unread(
+    prompts: Iterable[Prompt], read: Collection[str], *, least: int, source: str, ways_out: str
+) -> list[Prompt]:
+    """The prompts of ``source`` whose hashes are not in ``read``, in order.
+
+    Raises `PromptError` with the ``ways_out`` where there are fewer than ``least``.
+    """
+    found = [prompt for prompt in prompts if prompt.hash not in read]
+    if len(found) < least:
+        raise PromptError(
+            f"{source} has {len(found)} prompts that the search did not read; {least} were asked for. {ways_out}"
+        )
+    return found
+
+
 def split_each_task(
     prompts: Iterable[Prompt], tasks: Collection[str], *, seed: int, read: Collection[str] = ()
 ) -> Splits:

@@ -22,7 +22,7 @@ from selfspec_tune.requests.draft import (
     Objective,
     PolicyChoice,
 )
-from selfspec_tune.requests.export import GGUF_WEIGHTS, DraftFormat, ExportRequest, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.requests.export import GGUF_WEIGHTS, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.requests.model import DEFAULT_MODEL, DoctorRequest, Dtype, ModelOptions, RunnerChoice
 from selfspec_tune.requests.prompts import DEFAULT_NUM_PROMPTS, TEMPLATE_DATE, PromptOptions
 from selfspec_tune.requests.sampling import (
@@ -50,7 +50,6 @@ __all__ = [
     "BenchRequest",
     "CompareRequest",
     "DoctorRequest",
-    "DraftFormat",
     "DraftOptions",
     "Dtype",
     "ExportRequest",

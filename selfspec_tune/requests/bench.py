@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from selfspec_tune.checks import check_number
+from selfspec_tune.checks import check_fields, check_number
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests.draft import LONGEST_DRAFT
 from selfspec_tune.requests.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, TEMPERATURES
@@ -52,6 +52,7 @@ class BenchRequest:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.reference_prompts < 1:
             raise UsageError(
                 f"`reference_prompts` {self.reference_prompts}: expected at least 1; without model.generate beside it "
@@ -98,6 +99,7 @@ class SweepRequest:
     values: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind is SweepKind.TEMPERATURE and "temperature" in dict(self.bench.prompt_overrides):
             raise UsageError("`sweep` temperature sets the temperature itself; give `sweep_values`, not `temperature`.")
         if self.bench.rivals:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from selfspec_tune.checks import check_number
+from selfspec_tune.checks import check_fields, check_number
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import UsageError
 
@@ -27,6 +27,9 @@ class ExtraMemory:
 
     share: float = 0.0
     num_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def parse(cls, text: str) -> ExtraMemory:
@@ -109,6 +112,7 @@ class DraftOptions:
         return SEARCHED_POLICIES if self.exit_threshold is None else (PolicyKind.THRESHOLD,)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "objective", Objective(self.objective))  # the command line has plain values
         if self.objective is Objective.STANDALONE:
             self._check_standalone()

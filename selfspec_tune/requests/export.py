@@ -5,22 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
-from selfspec_tune.checks import check_number
+from selfspec_tune.checks import check_fields, check_number
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests.draft import LONGEST_DRAFT
 from selfspec_tune.requests.prompts import PromptOptions
-
-
-class DraftFormat(StrEnum):
-    """Drafts that an export writes for other runtimes."""
-
-    HF_DRAFT = "hf-draft"
-    HF_ZERO = "hf-zero"
-    NAS = "nas"
-    GGUF = "gguf"
-    TRANSFORMERS_GENERATE = "transformers-generate"
-
 
 GGUF_WEIGHTS = ("copy", "f32", "f16", "bf16")
 
@@ -31,28 +21,31 @@ class ExportRequest:
 
     Attributes:
         source: skip.json, or another project's file.
+        format: a registered one, as `selfspec_tune.export.formats` lists them.
         out: the directory to make.
         model: the target, where ``source`` does not lead to it.
         gguf: its GGUF file, where the model itself is none.
-        weights: of a GGUF draft: copy, f32, f16 or bf16.
+        weights: of a GGUF draft: copy, f32, f16 or bf16; None: copy.
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
         revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
+        OF_SOME_FORMATS: fields that not every format takes.
     """
 
+    OF_SOME_FORMATS: ClassVar[tuple[str, ...]] = ("gguf", "weights", "revision")
+
     source: Path
-    format: DraftFormat
+    format: str
     out: Path
     model: str | None = None
     gguf: Path | None = None
-    weights: str = "copy"
+    weights: str | None = None
     draft_tokens: int | None = None
     force: bool = False
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        if self.weights not in GGUF_WEIGHTS:
-            raise UsageError(f"`weights` {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
+        check_fields(self)
         if self.draft_tokens is not None:
             length = f"at least 1, up to {LONGEST_DRAFT}"
             check_number("draft_tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
@@ -83,6 +76,7 @@ class RuntimeBenchRequest:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         asked = self.prompts.max_new_tokens
         if self.runtime is RuntimeName.LLAMACPP and asked >= self.context:
             raise UsageError(

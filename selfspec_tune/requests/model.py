@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from selfspec_tune.checks import check_fields
 from selfspec_tune.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -44,6 +45,9 @@ class ModelOptions:
     allow_pickle: bool = False
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, slots=True)
 class DoctorRequest:
@@ -58,6 +62,7 @@ class DoctorRequest:
     contexts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if any(length < 1 for length in self.contexts):
             raise UsageError(f"`contexts` {min(self.contexts)}: expected lengths of at least 1 token.")
         if self.model is None and (self.skip_set is not None or self.contexts):

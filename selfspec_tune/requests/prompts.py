@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from selfspec_tune.checks import MOST_TOKENS, check_number
+from selfspec_tune.checks import MOST_TOKENS, check_fields, check_number
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import writable
 from selfspec_tune.requests.sampling import LARGEST_SEED, Sampling
@@ -32,6 +32,7 @@ class PromptOptions(Sampling):
     template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
+        check_fields(self)
         are_names = isinstance(self.tasks, tuple | list) and all(isinstance(task, str) for task in self.tasks)
         if not are_names or not isinstance(self.source, str) or not isinstance(self.template, str):
             raise UsageError(

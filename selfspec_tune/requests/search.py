@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from selfspec_tune.checks import check_fields
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests.draft import DraftOptions, Objective
 from selfspec_tune.requests.model import ModelOptions
@@ -47,6 +48,7 @@ class SearchRequest:
     start_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.draft.objective is Objective.STANDALONE and self.strategy in _PUBLISHED:
             raise UsageError(
                 f"`strategy` {self.strategy} searches, as it was published, for drafts that share the model's cache. "
@@ -71,6 +73,7 @@ class CompareRequest:
     early_strategies: frozenset[StrategyName] = frozenset({StrategyName.STAGED})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(set(self.strategies)) < max(2, len(self.strategies)):
             names = ", ".join(self.strategies) or "none"
             raise UsageError(f"`strategies` {names}: expected at least two different ones.")

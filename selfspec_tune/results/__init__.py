@@ -2,6 +2,7 @@
 
 record         what all of them share
 runs           raw paired runs
+logs           what the logs that keep such runs share
 metrics        from raw runs to figures
 bench          bench.json and sweep.json
 skip_config    skip.json
@@ -26,6 +27,7 @@ from selfspec_tune.results.bench import (
     SweepResult,
     TaskResult,
 )
+from selfspec_tune.results.export_manifest import MANIFEST, ExportManifest, Verification
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
 from selfspec_tune.results.runtime_bench import RuntimeBench, RuntimeRun
@@ -34,10 +36,12 @@ from selfspec_tune.results.study import StudyConfig
 from selfspec_tune.results.transfer import RouterResult, TransferResult, TransferRow
 
 __all__ = [
+    "MANIFEST",
     "ArmRun",
     "BenchResult",
     "Document",
     "DraftSettings",
+    "ExportManifest",
     "Lossless",
     "LosslessCount",
     "MethodResult",
@@ -59,4 +63,5 @@ __all__ = [
     "TaskResult",
     "TransferResult",
     "TransferRow",
+    "Verification",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +15,8 @@ from selfspec_tune.errors import UsageError
 from selfspec_tune.intervals import Verdict
 from selfspec_tune.results.bench import ModelInfo, Ratio, SkipLayers, TaskResult
 from selfspec_tune.results.record import Document, Record, check_provenance
+
+SKIP_FILE = "skip.json"
 
 
 class DraftSettings(Record):
@@ -58,6 +61,11 @@ class Score(Record):
     degenerate_share: float | None = Field(default=None, ge=0, le=1)
     num_too_short: int = Field(default=0, ge=0)
     without_degenerate: TaskResult | None = None
+
+
+def newest_skip_file(studies: Path) -> Path | None:
+    """The skip.json that was written last under ``studies``; None where there is none."""
+    return max(studies.glob(f"**/{SKIP_FILE}"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 class SkipConfig(Document):

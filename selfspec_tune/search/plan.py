@@ -15,7 +15,7 @@ from selfspec_tune.search import budget
 from selfspec_tune.search.fitting import Fit, new_fit
 from selfspec_tune.search.setup import SearchSetup, open_setup, tell_starts
 from selfspec_tune.search.stages.importance import num_steps
-from selfspec_tune.search.stages.ranking import NUM_PREFIXES
+from selfspec_tune.search.stages.ranker import NUM_PREFIXES
 from selfspec_tune.search.starts import check_starts, to_predict
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune import arguments
+from selfspec_tune.checks import checked_arguments, path_or_none, text_or_none
 from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import BudgetError
@@ -23,7 +24,7 @@ from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.measure.lossless import LosslessCheck, make_check
 from selfspec_tune.measure.pairs import judged
 from selfspec_tune.measure.run_log import measurement_provenance
-from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter, SilentReporter
 from selfspec_tune.requests import EXACT_MATCH, Objective, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
@@ -40,14 +41,14 @@ from selfspec_tune.search.conclusion import (
 from selfspec_tune.search.fitting import fit_search
 from selfspec_tune.search.session import Session, Sessions
 from selfspec_tune.search.setup import open_setup, tell_starts
-from selfspec_tune.search.stages.calibration import Answer, calibrate, trial_items
+from selfspec_tune.search.stages.calibration import Answer, trial_items
 from selfspec_tune.search.stages.finalists import choose_finalists, measure_winner, select_winner
 from selfspec_tune.search.stages.optuna_study import STOPPED_EARLY, MeasuredStudy
 from selfspec_tune.search.stages.proxy import predict_standalone
-from selfspec_tune.search.stages.ranking import Ranker, Ranking
-from selfspec_tune.search.stages.ranking_file import read_ranking, write_ranking
+from selfspec_tune.search.stages.ranker import rank
+from selfspec_tune.search.stages.ranking import Ranking
 from selfspec_tune.search.stages.trials import open_study, run_trials
-from selfspec_tune.search.starts import check_starts, to_predict
+from selfspec_tune.search.starts import check_starts
 from selfspec_tune.search.study import StudyFolder
 
 
@@ -102,7 +103,7 @@ def _search(session: Session) -> SearchOutcome:
     count = len(setting.calibration)
     first = f", the first {budget.TRIAL_ITEMS} now" if count > budget.TRIAL_ITEMS else ""
     session.reporter.stage("calibrate", f"the model's own answers to {count} prompts{first}")
-    answers = _answers(session, setting.calibration[: budget.TRIAL_ITEMS])
+    answers = session.answers(setting.calibration[: budget.TRIAL_ITEMS])
     session.tick()
     if not trial_items(answers, length=budget.TRIAL_TOKENS, most=1, seed=session.seed):
         raise BudgetError(
@@ -111,10 +112,9 @@ def _search(session: Session) -> SearchOutcome:
         )
     session = _with_time_for_sound(session, answers)
     check = make_check(session.workload, setting.calibration)
-    ranking = _rank(session)
-    session.workload.costs = ranking.costs
+    ranking = rank(session)
+    session = session.with_costs(ranking.costs)
     session.tick()
-    session = replace(session, estimates=session.estimates.at_step(ranking.costs.verify[0]))
     study = open_study(session, ranking)
     try:
         run_trials(session, study, answers, ranking, check)
@@ -157,54 +157,6 @@ def _interrupted(session: Session, study: MeasuredStudy, ranking: Ranking, check
     return SearchOutcome(config, None, session.folder.path, interrupted=True)
 
 
-def _answers(session: Session, items: Sequence[WorkItem]) -> list[Answer]:
-    draft, file = session.setting.first_draft(), session.folder.calibration
-    return calibrate(session.workload, items, draft, file, session.reporter)
-
-
-def _rank(session: Session) -> Ranking:
-    setting, folder = session.setting, session.folder
-    if folder.ranking.exists():
-        return read_ranking(folder.ranking, session.workload.loaded.num_layers)
-    schedule, timeout = session.schedule, session.request.timeout_seconds
-    options, held_out = session.request.draft, setting.selection[: schedule.num_held_out]
-    ranker = Ranker(
-        session.workload,
-        setting.space,
-        lambda count: _answers(session, setting.calibration[:count]),
-        options if session.predicts or not session.strategy.has_proxy else replace(options, vocabulary="full"),
-        session.seed,
-        session.reporter,
-        held_out=(lambda count: _answers(session, held_out[:count])) if held_out else None,
-        starts=to_predict(setting.starts),
-        log=folder.proxy,
-        prepared=folder.preparation,
-        num_texts=schedule.num_texts,
-        importance_seconds=budget.importance_seconds(timeout),
-        seconds_left=lambda: _left_for_proxy(session, num_trials=1),
-        on_best=lambda best: session.note(best.draft, best.speedup, "proxy"),
-        on_new=session.tick,
-    )
-    for_costs = budget.costs_seconds(timeout)
-    if session.predicts:
-        before = session.estimates.importance() + session.estimates.cost_model()
-        spare = _left_for_proxy(session, schedule.num_trials) - before
-        ranking = ranker.rank(budget.proxy_seconds(timeout, spare), for_costs)
-    else:
-        ranking = ranker.costs_alone(for_costs)
-    write_ranking(folder.ranking, ranking)
-    return ranking
-
-
-def _left_for_proxy(session: Session, num_trials: int) -> float:
-    """Seconds that predictions leave to so many trials and what follows, once their texts are read."""
-    estimates, schedule = session.estimates, session.schedule
-    still_unread = max(schedule.num_calibration - budget.TRIAL_ITEMS, 0) + schedule.num_held_out
-    reading = estimates.answers(schedule, still_unread) + estimates.opening(schedule)
-    later = num_trials * estimates.trial(schedule) + estimates.reserved(schedule)
-    return max(session.clock.left - reading - later, 0.0)
-
-
 def _conclude(
     session: Session,
     winner: Draft,
@@ -242,7 +194,7 @@ def _as_standalone(session: Session, winner: Draft, ranking: Ranking) -> dict[st
     """What the winner, which shares the model's cache, would be worth in a runtime where it cannot."""
     setting = session.setting
     few = setting.selection[: session.schedule.num_held_out]
-    answers = _answers(session, few or setting.calibration[: budget.TRIAL_ITEMS])
+    answers = session.answers(few or setting.calibration[: budget.TRIAL_ITEMS])
     return predict_standalone(session.workload, answers, winner.skip_set, ranking.costs, session.seed)
 
 
@@ -259,14 +211,15 @@ def _search_record(session: Session, study: MeasuredStudy) -> dict[str, Any]:
     }
 
 
+@checked_arguments
 def search(
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
-    prompts: str | None = None,
+    prompts: str | os.PathLike[str] | None = None,
     timeout: str | float | None = None,
     trials: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    start_from: Sequence[str] | None = None,
+    start_from: Sequence[str | os.PathLike[str]] | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> SearchOutcome:
@@ -287,12 +240,12 @@ def search(
         SelfSpecError: the model cannot be had or cannot run here, or a result cannot be written.
     """
     request = arguments.search_request(
-        model=model,
-        prompts=prompts,
+        model=text_or_none(model),
+        prompts=text_or_none(prompts),
         timeout=timeout,
         trials=trials,
-        out=None if out is None else Path(out),
-        start_from=None if start_from is None else tuple(start_from),
+        out=path_or_none("out", out),
+        start_from=None if start_from is None else tuple(os.fspath(start) for start in start_from),
         **options,
     )
     return run_search(request, reporter or SilentReporter())

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.files import append_jsonl, read_jsonl
-from selfspec_tune.measure.workload import Workload
+from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.provenance import load_average
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import PairedRun
-from selfspec_tune.results.runs import first_difference
-from selfspec_tune.search.budget import Clock, Schedule
+from selfspec_tune.results.logs import first_difference
+from selfspec_tune.search.budget import TRIAL_ITEMS, Clock, Schedule
 from selfspec_tune.search.estimates import Estimates
 from selfspec_tune.search.setup import SearchSetup
+from selfspec_tune.search.stages.calibration import Answer, calibrate
 from selfspec_tune.search.strategies import Strategy, strategy_for
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import Incumbent, Trajectory
@@ -160,6 +162,24 @@ class Session:
     def seed(self) -> int:
         """Of every draw."""
         return self.request.prompts.seed
+
+    def answers(self, items: Sequence[WorkItem]) -> list[Answer]:
+        """The full model's answers to ``items``; kept in the folder, and made where they are not there yet."""
+        return calibrate(self.workload, items, self.setting.first_draft(), self.folder.calibration, self.reporter)
+
+    def seconds_for_predictions(self, num_trials: int) -> float:
+        """Seconds that predictions leave to so many trials and what follows, once their texts are read."""
+        estimates, schedule = self.estimates, self.schedule
+        still_unread = max(schedule.num_calibration - TRIAL_ITEMS, 0) + schedule.num_held_out
+        reading = estimates.answers(schedule, still_unread) + estimates.opening(schedule)
+        later = num_trials * estimates.trial(schedule) + estimates.reserved(schedule)
+        return max(self.clock.left - reading - later, 0.0)
+
+    def with_costs(self, costs: CostModel) -> Session:
+        """What goes on once the steps are timed: cost-aware drafts count on ``costs``, and so do the estimates."""
+        workload = replace(self.workload, costs=costs)
+        estimates = self.estimates.at_step(costs.verify[0])
+        return replace(self, setting=replace(self.setting, workload=workload), estimates=estimates)
 
     def note(self, best: Draft, score: float, stage: str) -> None:
         """Keep a new best of the search."""

@@ -14,7 +14,15 @@ from selfspec_tune.errors import PromptError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.workload import WorkItem, Workload, load_some, open_workload, shortened
 from selfspec_tune.models.origin import find_origin
-from selfspec_tune.prompts import Prompt, Splits, Template, default_split_sizes, split_each_task, split_prompts
+from selfspec_tune.prompts import (
+    Prompt,
+    Splits,
+    Template,
+    default_split_sizes,
+    split_each_task,
+    split_prompts,
+    tokens_hash,
+)
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import DraftOptions, Objective, PromptOptions, SearchRequest
 from selfspec_tune.results import StudyConfig
@@ -23,7 +31,7 @@ from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages.calibration import lookup_alone
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
-from selfspec_tune.search.study import StudyFolder, template_hash, tokens_hash, vocabulary_hash
+from selfspec_tune.search.study import StudyFolder, template_hash, vocabulary_hash
 
 AUTO = "auto"
 
@@ -133,7 +141,7 @@ def open_setup(request: SearchRequest, reporter: Reporter, workload: Workload | 
         test = left_out + len(splits.test)
         reporter.notice(f"{left_out} of {test} test prompts are left out: a start's search has read them")
     if request.draft.objective is Objective.STANDALONE:
-        workload.stand_alone()
+        workload = workload.standing_alone()
     space = _open_space(workload, request.draft)
     return SearchSetup(
         request,

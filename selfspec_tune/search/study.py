@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from selfspec_tune.checks import number
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import StorageError, UsageError
 from selfspec_tune.files import (
     read_jsonl,
     read_object,
     short_hash,
-    storage_error,
     sweep_temporaries,
     taken_apart,
     write_json_atomic,
@@ -25,6 +22,7 @@ from selfspec_tune.files import (
 from selfspec_tune.prompts import Template
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import SkipConfig, StudyConfig
+from selfspec_tune.results.logs import owned
 
 # What may change between a search and its resumption without changing what it measures.
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
@@ -40,11 +38,6 @@ _OF_TOKENS = {
 }
 # What a provenance says of where a session measured.
 _OF_PLACE = ("created", "command", "selfspec_tune", "python", "packages", "hardware", "numerics", "numeric_floor")
-
-
-def tokens_hash(*texts: Sequence[int]) -> str:
-    """Of token ids, text by text."""
-    return short_hash("\n".join(" ".join(map(str, tokens)) for tokens in texts))
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
@@ -89,21 +82,15 @@ class StudyFolder:
 
         ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner.
         """
-        lock = FileLock(str(self.path / "study.lock"))
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(f"{self.path} is in use by another search. Wait for it, or give another `out`.") from None
-        except OSError as error:
-            if not is_read:
-                raise storage_error(self.path, error) from error
-        else:
-            sweep_temporaries(*(file for file in vars(self).values() if file != self.path))
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(owned(self.path, "search", self.path / "study.lock"))
+            except StorageError:
+                if not is_read:
+                    raise
+            else:
+                sweep_temporaries(*(file for file in vars(self).values() if file != self.path))
             yield
-        finally:
-            lock.release()
 
     def check_is_no_search(self) -> None:
         """Raise `UsageError` where a single search lies: what several leave would overwrite its files."""

@@ -87,14 +87,12 @@ def incumbent_at(incumbents: Sequence[Incumbent], seconds: float) -> Incumbent |
 
 
 class ProxyLog:
-    """Predictions by the text that they were made on, in ``file``; None: kept nowhere."""
+    """Predictions by the text that they were made on, in ``file``."""
 
-    def __init__(self, file: Path | None, num_layers: int) -> None:
+    def __init__(self, file: Path, num_layers: int) -> None:
         self._file = file
         self._predictions: defaultdict[str, list[Prediction]] = defaultdict(list)
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        if file is None:
-            return
         records = read_jsonl(file)
         with taken_apart(file):
             for record in records:
@@ -116,5 +114,4 @@ class ProxyLog:
     def add(self, text: str, prediction: Prediction, seconds: float) -> None:
         """Keep a prediction that took ``seconds``."""
         self._seconds[text].append(seconds)
-        if self._file is not None:
-            append_jsonl(self._file, {"text": text, **prediction_record(prediction), "seconds": round(seconds, 3)})
+        append_jsonl(self._file, {"text": text, **prediction_record(prediction), "seconds": round(seconds, 3)})

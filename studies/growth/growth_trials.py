@@ -94,7 +94,7 @@ class FakeScoring:
     def __post_init__(self) -> None:
         self._worth = [{choice: self._random.random() for choice in (None, *_CHOICES)} for _ in range(self.sublayers)]
 
-    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
+    def score(self, trial: Trial, draft: Draft) -> TrialScore:
         begun = perf_counter()
         worth = sum(worth[choice] for worth, choice in zip(self._worth, draft.sublayers, strict=True))
         score = TrialScore(1 + worth / self.sublayers + self._random.gauss(0, _NOISE))
@@ -131,7 +131,9 @@ def _run_cell(cell: Cell, folder: Path, log: Path, most_trials: int, most_second
     cost, number = 0.0, len(study.ended)
     while number < most_trials and cost <= most_seconds:
         begun, in_sampler, in_scoring = perf_counter(), sampler.seconds, scoring.seconds
-        study.run_trial(scoring)
+        with study.trial():
+            trial, draft = study.ask()
+            study.tell(trial, scoring.score(trial, draft))
         cost = perf_counter() - begun - (scoring.seconds - in_scoring)
         row = {"trial": number, "seconds": cost, "sampler_seconds": sampler.seconds - in_sampler}
         append_jsonl(log, cell.key | row | {"journal_bytes": (journals / "journal.log").stat().st_size})

@@ -39,7 +39,7 @@ from selfspec_tune.report.text import headline_method
 from selfspec_tune.results import BenchResult, PairedRun, SkipConfig
 from selfspec_tune.results.metrics import decode_times
 from selfspec_tune.search.conclusion import predicted_from_counts
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 
 NEVER_BELOW, WORST = 0.97, 8
 

@@ -19,7 +19,7 @@ from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages.candidates import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.stages.importance import Importance, by_worth
 from selfspec_tune.search.stages.proxy import Prediction, Proxy
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import read_prediction
 

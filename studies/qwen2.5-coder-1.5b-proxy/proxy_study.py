@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from plain_text import Text, plain_text
 
 from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import Window, make_scorer
@@ -27,7 +29,7 @@ from selfspec_tune.measure.run_log import measurement_provenance
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.report.progress import PlainReporter
 from selfspec_tune.results import PairedRun
-from selfspec_tune.results.metrics import acceptance_rate, count_lossless, decode_times
+from selfspec_tune.results.metrics import count_lossless, decode_times, rounds_of
 from selfspec_tune.search.conclusion import predicted_from_counts
 from selfspec_tune.search.setup import SearchSetup
 from selfspec_tune.search.space import SearchSpace
@@ -58,7 +60,7 @@ class ProxyStudy:
         same, answers = self._text("calibration", self._setting.calibration)
         held_out, _ = self._text("held-out", self._setting.selection)
         known = self._prepare(same, answers)
-        self._workload.costs = known.costs
+        self._workload = replace(self._workload, costs=known.costs)
         space = self._setting.space.with_vocabulary(known.vocabulary).costed_by(known.costs)
         pool, picked = self._picked(same, space, known)
         if isinstance(self._workload.runner, FastRunner):
@@ -208,9 +210,8 @@ class ProxyStudy:
         runner = StandaloneRunner.of(ours.runner, ours.loaded)
         workload = Workload(ours.loaded, runner, ours.options, costs=ours.costs)
         arms = [contender_arm(workload, draft) for draft in drafts]
-        return _by_method(
-            Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl").run(self._reporter)
-        )
+        contest = Contest(workload, check, text.items, arms, log=self._out / "standalone.jsonl")
+        return _by_method(run_together([contest], self._reporter)[0])
 
     @staticmethod
     def _record(variant: str, found: Prediction, known: Preparation, runs: Sequence[PairedRun]) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class ProxyStudy:
             **draft_record(found.draft),
             "predicted": found.speedup,
             **_figures("", runs, found.draft, known),
-            "acceptance_rate": acceptance_rate(runs),
+            "acceptance_rate": acceptance_rate(rounds_of(runs)),
             "lossy": bool(count_lossless(runs).mismatches),
         }
 

@@ -53,6 +53,33 @@ def test_the_entry_point_survives_a_terminal_without_block_characters(
     assert b"llama-2-13b" in buffer.getvalue()
 
 
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device here is always full")
+@pytest.mark.parametrize(("arguments", "is_buffered"), [(["models", "--json"], True), (["--version"], False)])
+def test_a_full_standard_output_is_named(arguments: list[str], is_buffered: bool) -> None:
+    command = [sys.executable, *["-u"] * (not is_buffered), "-m", "selfspec_tune", *arguments]
+    with FULL.open("wb") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "error: Standard output cannot be written: No space left on device. Make room, or send it elsewhere.\n"
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_takes_what_is_its_own_and_the_other_does_not(closed: str) -> None:
+    shell = f"'{sys.executable}' -m selfspec_tune models {closed}"
+    ran = subprocess.run(shell, shell=True, capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr, bool(ran.stdout)) == (0, b"", closed == "2>&-")
+
+
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly() -> None:
+    shell = f"'{sys.executable}' -m selfspec_tune models --json | true"
+    assert subprocess.run(shell, shell=True, capture_output=True, check=False).stderr == b""
+
+
 def test_no_other_librarys_bars_stand_between_our_lines(tiny_llama_dir: Path, tmp_path: Path) -> None:
     file = kit.tiny_gguf(tiny_llama_dir, tmp_path / "tiny.gguf")
     rows = prompt_file(tmp_path / "set.jsonl", 8)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,6 +181,22 @@ def test_a_conversation_that_fills_the_context_begins_anew(
     said, errors = terminal("z" * 2000, "the sun", source=str(study), runner="fast", max_new_tokens=4)
     assert "A new one begins here." in errors
     assert said.count(">") >= 3
+
+
+def test_what_was_typed_to_a_conversation_that_is_full_stands_in_the_line_again(
+    study: Path, terminal: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks: list[Callable[[], None] | None] = []
+    offered: list[str] = []
+    readline = SimpleNamespace(set_startup_hook=lambda hook=None: hooks.append(hook), insert_text=offered.append)
+    monkeypatch.setitem(sys.modules, "readline", readline)
+    long = "z" * 500
+    _, errors = terminal(long, long, "the sun", source=str(study), runner="fast", max_new_tokens=600)
+    assert errors.count("What was typed stands in the line again.") == 1
+    (hook,) = [hook for hook in hooks if hook is not None]
+    hook()
+    assert offered == [long]
+    assert hooks[-1] is None  # the line after it begins empty
 
 
 def test_what_no_tokenizer_reads_does_not_end_a_conversation(

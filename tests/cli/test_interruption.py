@@ -61,7 +61,7 @@ def put(temporary, out):
     print("ready", flush=True)
     time.sleep(300)
 
-write._put = put
+write.put = put
 app.main()
 """
 

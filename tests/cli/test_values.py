@@ -24,7 +24,6 @@ from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import (
     BenchRequest,
     CompareRequest,
-    DraftFormat,
     DraftOptions,
     Dtype,
     ExportRequest,
@@ -239,9 +238,12 @@ def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) ->
 
 
 def test_a_request_looks_at_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("stat", "lstat", "readlink", "scandir", "open", "mkdir"):
-        monkeypatch.setattr(f"os.{name}", lambda *_, **__: pytest.fail("it touched a file"))
-    request = search_request(model="m", prompts="p.jsonl", out=Path("s"), start_from=["s"], trials=1)
-    CompareRequest(request, (StrategyName.STAGED, StrategyName.TPE))
-    bench_request(skip_files=[Path("s/skip.json")], skip_sets=["s"], log=Path("s/bench.json"))
-    ExportRequest(Path("s"), DraftFormat.GGUF, Path("d"), gguf=Path("m.gguf"))
+    touched: list[object] = []
+    with monkeypatch.context() as patch:
+        for name in ("stat", "lstat", "readlink", "scandir", "open", "mkdir"):
+            patch.setattr(f"os.{name}", lambda *what, **_: touched.append(what))
+        request = search_request(model="m", prompts="p.jsonl", out=Path("s"), start_from=["s"], trials=1)
+        CompareRequest(request, (StrategyName.STAGED, StrategyName.TPE))
+        bench_request(skip_files=[Path("s/skip.json")], skip_sets=["s"], log=Path("s/bench.json"))
+        ExportRequest(Path("s"), "gguf", Path("d"), gguf=Path("m.gguf"))
+    assert touched == []

@@ -15,11 +15,9 @@ from typer.testing import CliRunner
 from selfspec_tune.cli.app import app
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.export import verify
+from selfspec_tune.export.formats import FORMATS
 from selfspec_tune.export.runtimes import llamacpp
-from selfspec_tune.export.verify import Verification
-from selfspec_tune.export.write import MANIFEST
-from selfspec_tune.requests import DraftFormat
-from selfspec_tune.results import SkipConfig
+from selfspec_tune.results import MANIFEST, SkipConfig, Verification
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 
@@ -46,12 +44,12 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kit.tiny_llama(tmp_path_factory.mktemp("long"), context=4096)
 
 
-@pytest.mark.parametrize("format_", DraftFormat)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_a_draft_is_written_and_verified(
-    format_: DraftFormat, long_model: Path, skip_file: Callable[..., Path], tmp_path: Path
+    format_: str, long_model: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, options = tmp_path / "draft", ["--model", long_model]
-    if format_ is DraftFormat.GGUF:
+    if format_ == "gguf":
         options = ["--gguf", save_gguf(long_model, tmp_path / "target.gguf"), "--weights", "f32"]
     run = export(skip_file(long_model, WHOLE), "--to", format_, *options, "--out", out, "--draft-tokens", 3, "--verify")
     assert run.exit_code == 0, run.output
@@ -101,7 +99,10 @@ def test_json_is_the_manifest(source: Path, tiny_llama_dir: Path, tmp_path: Path
 def test_a_draft_that_computes_something_else_fails(
     source: Path, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = Verification("some runtime", 4, 100, 40, 3.0, 4, 90, 10, 90, 40)
+    wrong = Verification(
+        **{"runtime": "some runtime", "prompts": 4, "tokens": 100, "equal_tokens": 40, "logprob_difference": 3.0},
+        **{"same_texts": 4, "drafted": 90, "accepted": 10, "expected_drafted": 90, "expected_accepted": 40},
+    )
     monkeypatch.setattr(verify, "verify_export", lambda *_: wrong)
     run = export(source, "--to", "nas", "--model", tiny_llama_dir, "--out", tmp_path / "draft", "--verify")
     assert run.exit_code == 1

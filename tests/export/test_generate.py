@@ -20,12 +20,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, self_speculative
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import load_model
-from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.requests import ExportRequest
 from tests.covering import cover
 from tests.engine_kit import prompt_tokens
 from tests.enumeration import EveryWay, distribution
@@ -52,7 +53,7 @@ def directory(request: pytest.FixtureRequest) -> Path:
 def exported(directory: Path, skip_set: SkipSet, skip_file: Callable[..., Path], tmp_path: Path, **draft: Any) -> Path:
     out = tmp_path / "generate"
     file = skip_file(directory, skip_set, **draft)
-    export_draft(ExportRequest(file, DraftFormat.TRANSFORMERS_GENERATE, out, str(directory), force=True))
+    export_draft(ExportRequest(file, "transformers-generate", out, str(directory), force=True))
     return out
 
 
@@ -81,7 +82,7 @@ def test_it_generates_and_drafts_as_our_engine_does(
     draft = Draft(SETS[name], POLICIES[policy])
     ours = self_speculative(FastRunner(loaded), prompt_tokens(12, seed=2), limits, Sampler(), draft)
     if ours.stop_reason != "eos":  # ours drafts no further past an end of sequence
-        assert (counts["drafted"], counts["accepted"]) == (sum(ours.drafted), sum(ours.accepted))
+        assert (counts["drafted"], counts["accepted"]) == (num_drafted(ours.rounds), num_accepted(ours.rounds))
     assert torch.equal(generated(model), plain)  # nothing of it stays in the model
 
 
@@ -276,8 +277,8 @@ def test_what_the_models_own_configuration_asks_for_counts(
 
 def test_no_draft_is_longer_than_was_asked_for(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
     out, file = tmp_path / "short", skip_file(directory, SETS["an MLP"], policy=POLICIES["fixed"])
-    manifest = export_draft(ExportRequest(file, DraftFormat.TRANSFORMERS_GENERATE, out, str(directory), draft_tokens=2))
-    assert manifest["draft_tokens"] == manifest["settings"]["max_draft_tokens"] == 2
+    manifest = export_draft(ExportRequest(file, "transformers-generate", out, str(directory), draft_tokens=2))
+    assert manifest.draft_tokens == manifest.settings["max_draft_tokens"] == 2
     counts: dict[str, int] = {}
     generated(loaded_from(directory), out, draft_counts=counts)
     assert 0 < counts["drafted"] <= 2 * counts["rounds"]

@@ -14,12 +14,14 @@ from gguf.quants import dequantize
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError
 from selfspec_tune.export.formats import gguf as gguf_export
-from selfspec_tune.export.formats.gguf import FILE, write_gguf
-from selfspec_tune.export.formats.gguf_file import GgufFile, MetadataEntry, full, write_gguf_file
+from selfspec_tune.export.formats.gguf import FILE, FORMAT
+from selfspec_tune.export.formats.gguf_file import GgufFile, GgufTarget, MetadataEntry, full, write_gguf_file
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtimes.llamacpp import LlamaCpp, LlamaCppPair
-from selfspec_tune.export.verify import EXACT_LOGPROB, along, server_loop
+from selfspec_tune.export.simulation import server_loop
+from selfspec_tune.export.verify import along
 from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.results.export_manifest import EXACT_LOGPROB
 from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.export.gguf_kit import save_gguf
@@ -44,7 +46,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def written(target: Path, skip_set: SkipSet, folder: Path, weights: str = "f32") -> Path:
     folder.mkdir(exist_ok=True)
-    write_gguf(Job(skip_set, "tiny", None, target, weights, DRAFT_TOKENS), folder, folder)
+    FORMAT.write(Job(skip_set, GgufTarget("tiny", target), weights, DRAFT_TOKENS), folder, folder)
     return folder / FILE
 
 

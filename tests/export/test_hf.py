@@ -17,9 +17,10 @@ from selfspec_tune.engine.runners.reference import skipped
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
 from selfspec_tune.export.checkpoint import INDEX, Checkpoint, write_checkpoint
 from selfspec_tune.export.verify import verify_export
-from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import load_model
-from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.requests import ExportRequest
+from selfspec_tune.results import MANIFEST, ExportManifest, SkipLayers
 from tests.engine_kit import prompt_tokens
 from tests.export.sets import HALVES
 
@@ -39,9 +40,9 @@ def directory(request: pytest.FixtureRequest) -> Path:
 
 def exported(
     format_: str, directory: Path, skip_set: SkipSet, skip_file: Callable[..., Path], tmp_path: Path
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, ExportManifest]:
     out = tmp_path / "draft"
-    request = ExportRequest(skip_file(directory, skip_set), DraftFormat(format_), out, str(directory))
+    request = ExportRequest(skip_file(directory, skip_set), format_, out, str(directory))
     return out, export_draft(request)
 
 
@@ -66,7 +67,8 @@ def test_whole_layers_compute_what_the_skipped_model_does(
 ) -> None:
     out, manifest = exported("hf-draft", directory, WHOLE[name], skip_file, tmp_path)
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, WHOLE[name]))
-    assert manifest["draft_bytes"] < manifest["target_bytes"]
+    assert manifest.target_bytes is not None
+    assert manifest.draft_bytes < manifest.target_bytes
     assert AutoTokenizer.from_pretrained(out).encode("a b")
 
 
@@ -77,7 +79,7 @@ def test_zeroed_sublayers_compute_what_the_skipped_model_does(
     skip_set = (WHOLE | HALVES)[name]
     out, manifest = exported("hf-zero", directory, skip_set, skip_file, tmp_path)
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
-    assert any("as slow as its target" in note for note in manifest["notes"])
+    assert any("as slow as its target" in note for note in manifest.notes)
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *HALVES])
@@ -90,10 +92,10 @@ def test_a_nas_directory_computes_what_the_skipped_model_does(
     assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["block_configs"])
-    assert {"transformers", "vllm", "sglang"} <= set(manifest["launch"])
+    assert {"transformers", "vllm", "sglang"} <= set(manifest.launch)
     has_biases = "qwen2" in str(directory)
-    assert ("tensorrt-llm" in manifest["launch"]) == (out / "trtllm.yaml").exists() == (not has_biases)
-    assert any("Not for TensorRT-LLM" in note for note in manifest["notes"]) == has_biases
+    assert ("tensorrt-llm" in manifest.launch) == (out / "trtllm.yaml").exists() == (not has_biases)
+    assert any("Not for TensorRT-LLM" in note for note in manifest.notes) == has_biases
 
 
 ROPES = {
@@ -198,11 +200,11 @@ def test_an_export_is_not_overwritten_without_force(
     directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     file = skip_file(directory, SkipSet(4, (1,), (1,)))
-    request = ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(directory))
+    request = ExportRequest(file, "hf-draft", tmp_path / "draft", str(directory))
     export_draft(request)
     with pytest.raises(UsageError, match="`force`"):
         export_draft(request)
-    export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "draft", str(directory), force=True))
+    export_draft(ExportRequest(file, "nas", tmp_path / "draft", str(directory), force=True))
     assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["format"] == "nas"
     assert not list(tmp_path.glob(".draft*"))
 
@@ -211,7 +213,7 @@ def test_what_users_put_beside_an_export_is_not_deleted(
     directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     file = skip_file(directory, SkipSet(4, (1,), (1,)))
-    request = ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(directory), force=True)
+    request = ExportRequest(file, "hf-draft", tmp_path / "draft", str(directory), force=True)
     export_draft(request)
     (tmp_path / "draft" / "bench.json").write_text("{}")
     with pytest.raises(UsageError, match=r"files that no export wrote \(bench\.json\)"):
@@ -236,7 +238,7 @@ def test_an_export_is_verified_in_transformers(
     format_: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, manifest = exported(format_, directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
-    found = verify_export(out, manifest, MANIFEST)
+    found = verify_export(out, manifest)
     assert found.verdict == "exact", found
     assert json.loads((out / MANIFEST).read_text())["verified"]["verdict"] == "exact"
 
@@ -245,8 +247,8 @@ def test_a_draft_that_computes_something_else_is_told(
     directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, manifest = exported("hf-draft", directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
-    wrong = manifest | {"skip": {"attention": [2], "mlp": [0]}}
-    assert verify_export(out, wrong, MANIFEST).verdict == "different"
+    wrong = manifest.model_copy(update={"skip": SkipLayers(attention=[2], mlp=[0])})
+    assert verify_export(out, wrong).verdict == "different"
 
 
 def test_skipping_nothing_is_refused(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -259,10 +261,10 @@ def test_force_replaces_nothing_but_exports(directory: Path, skip_file: Callable
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="no export of ours"):
-        export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "mine", str(directory), force=True))
+        export_draft(ExportRequest(file, "nas", tmp_path / "mine", str(directory), force=True))
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     with pytest.raises(UsageError, match="symbolic link"):
-        export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "link", str(directory), force=True))
+        export_draft(ExportRequest(file, "nas", tmp_path / "link", str(directory), force=True))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
@@ -274,10 +276,10 @@ def test_another_model_than_the_searched_one_is_refused(
     file = skip_file(tiny_llama_dir, SkipSet(4, (1,), (1,)))
     other = kit.tiny_llama(tmp_path / "other", seed=5)
     with pytest.raises(SkipSetError, match="another model"):
-        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(other)))
+        export_draft(ExportRequest(file, "hf-draft", tmp_path / "draft", str(other)))
     deeper = kit.tiny_llama(tmp_path / "deeper", layers=6)
     with pytest.raises(SkipSetError, match="has 6 layers"):
-        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(deeper)))
+        export_draft(ExportRequest(file, "hf-draft", tmp_path / "draft", str(deeper)))
 
 
 def test_pickled_weights_are_never_read(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -287,7 +289,7 @@ def test_pickled_weights_are_never_read(tiny_llama_dir: Path, skip_file: Callabl
     (pickled / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(FileFormatError, match="pickled weights are never read"):
-        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(pickled)))
+        export_draft(ExportRequest(file, "hf-draft", tmp_path / "draft", str(pickled)))
 
 
 def test_everything_skipped_leaves_nothing_to_export(
@@ -348,8 +350,8 @@ def test_experts_that_files_name_otherwise_go_by_code_only(skip_file: Callable[.
     with pytest.raises(UnsupportedModelError, match=r"under other names.*save it again.*`to` transformers-generate"):
         exported("hf-draft", directory, skip_set, skip_file, tmp_path)
     out, manifest = exported("transformers-generate", directory, skip_set, skip_file, tmp_path)
-    assert verify_export(out, manifest, MANIFEST).verdict == "exact"
-    assert any("could not be compared" in note for note in manifest["notes"])
+    assert verify_export(out, manifest).verdict == "exact"
+    assert any("could not be compared" in note for note in manifest.notes)
 
 
 def test_kinds_of_layers_go_with_them(skip_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -395,7 +397,7 @@ def test_a_model_by_code_of_its_own_is_refused(
     own = {"model_type": "somebodys", "auto_map": {"AutoConfig": "theirs.Config"}}
     (copied / "config.json").write_text(json.dumps(config | own))
     with pytest.raises(UnsupportedModelError, match="by code that comes with it"):
-        export_draft(ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(copied)))
+        export_draft(ExportRequest(file, "hf-draft", tmp_path / "draft", str(copied)))
 
 
 def test_lines_for_servers_name_no_gguf_file(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -403,6 +405,6 @@ def test_lines_for_servers_name_no_gguf_file(tiny_llama_dir: Path, tmp_path: Pat
 
     target, skips = kit.tiny_gguf(tiny_llama_dir, tmp_path / "model.gguf"), tmp_path / "skip_layers.json"
     skips.write_text('{"tiny": {"attention": [1], "mlp": [1]}}')
-    manifest = export_draft(ExportRequest(skips, DraftFormat.NAS, tmp_path / "draft", str(target)))
-    assert not [line for line in manifest["launch"].values() if "model.gguf" in line]
-    assert any("CHECKPOINT in the lines stands for" in note for note in manifest["notes"])
+    manifest = export_draft(ExportRequest(skips, "nas", tmp_path / "draft", str(target)))
+    assert not [line for line in manifest.launch.values() if "model.gguf" in line]
+    assert any("CHECKPOINT in the lines stands for" in note for note in manifest.notes)

@@ -13,9 +13,9 @@ import pytest
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
-from selfspec_tune.export.manifest import MANIFEST
 from selfspec_tune.export.write import export_draft
-from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.requests import ExportRequest
+from selfspec_tune.results import MANIFEST
 
 SECRET = "a private file's text"
 Export = Callable[..., Path]
@@ -41,7 +41,7 @@ def export(model: Path, skips: Path, tmp_path: Path) -> Export:
 
     def run(format_: str = "hf-draft", *, force: bool = False) -> Path:
         out = tmp_path / "draft"
-        export_draft(ExportRequest(skips, DraftFormat(format_), out, str(model), force=force))
+        export_draft(ExportRequest(skips, format_, out, str(model), force=force))
         return out
 
     return run
@@ -110,7 +110,7 @@ def test_links_within_the_model_and_into_a_hub_cache_are_followed(model: Path, t
 
 def test_a_model_by_a_link_to_its_folder_is_exported(model: Path, tmp_path: Path, skips: Path) -> None:
     (tmp_path / "alias").symlink_to(model)
-    export_draft(ExportRequest(skips, DraftFormat.HF_DRAFT, tmp_path / "draft", str(tmp_path / "alias")))
+    export_draft(ExportRequest(skips, "hf-draft", tmp_path / "draft", str(tmp_path / "alias")))
 
 
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

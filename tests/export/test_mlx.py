@@ -13,7 +13,7 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.runners.reference import skipped
 from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import load_model
-from selfspec_tune.requests import DraftFormat, ExportRequest
+from selfspec_tune.requests import ExportRequest
 from tests.engine_kit import prompt_tokens
 
 mlx = pytest.importorskip("mlx.core")
@@ -29,10 +29,8 @@ def test_mlx_computes_and_drafts_with_it(
     name: str, tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, skip_set = tmp_path / "draft", SETS[name]
-    manifest = export_draft(
-        ExportRequest(skip_file(tiny_llama_dir, skip_set), DraftFormat.NAS, out, str(tiny_llama_dir))
-    )
-    assert "mlx" in manifest["launch"]
+    manifest = export_draft(ExportRequest(skip_file(tiny_llama_dir, skip_set), "nas", out, str(tiny_llama_dir)))
+    assert "mlx" in manifest.launch
     draft, target = opened(out), opened(tiny_llama_dir)
     prompt = prompt_tokens(14, seed=6)
     theirs = torch.tensor(draft(mlx.array([prompt])).astype(mlx.float32).tolist())
@@ -54,12 +52,10 @@ def test_where_mlx_would_lose_count_no_line_is_given(
     for number, (directory, skip_set) in enumerate(
         ((tiny_llama_dir, SkipSet(4, (2,))), (tiny_qwen2_dir, SkipSet(4, (), (1,))))
     ):
-        request = ExportRequest(
-            skip_file(directory, skip_set), DraftFormat.NAS, tmp_path / f"draft-{number}", str(directory)
-        )
+        request = ExportRequest(skip_file(directory, skip_set), "nas", tmp_path / f"draft-{number}", str(directory))
         manifest = export_draft(request)
-        assert "mlx" not in manifest["launch"]
-        assert any(note.startswith("Not for MLX-LM") for note in manifest["notes"])
+        assert "mlx" not in manifest.launch
+        assert any(note.startswith("Not for MLX-LM") for note in manifest.notes)
 
 
 def opened(folder: Path) -> Any:

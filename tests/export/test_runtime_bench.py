@@ -15,18 +15,19 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.engine import Limits
 from selfspec_tune.errors import ContextError, FileFormatError, UsageError
 from selfspec_tune.export import runtime_bench
-from selfspec_tune.export.manifest import check_own_code
+from selfspec_tune.export.folder import check_own_code
+from selfspec_tune.export.formats import export_format
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.completion import Completion
-from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.intervals import Interval
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.provenance import collect
 from selfspec_tune.report.bench import print_runtime_bench
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
-from selfspec_tune.results import RuntimeBench
+from selfspec_tune.requests import ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.results import MANIFEST, RuntimeBench
 from tests import kit
 from tests.export.gguf_kit import save_gguf
 from tests.search_kit import Listener
@@ -62,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
     skips = tmp_path / "skip_layers.json"
     skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [1]}}))
     out = tmp_path / "draft"
-    export_draft(ExportRequest(Path(f"{skips}#tiny"), DraftFormat.GGUF, out, "tiny", target, "f32", 3))
+    export_draft(ExportRequest(Path(f"{skips}#tiny"), "gguf", out, "tiny", target, "f32", 3))
     return out
 
 
@@ -165,8 +166,8 @@ def test_what_only_our_engine_does_is_refused(folder: Path) -> None:
         assert reason in " ".join(run.output.split())
 
 
-@pytest.mark.parametrize("format_", [DraftFormat.TRANSFORMERS_GENERATE, DraftFormat.HF_DRAFT])
-def test_transformers_answers_as_it_does_alone(format_: DraftFormat, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_", ["transformers-generate", "hf-draft"])
+def test_transformers_answers_as_it_does_alone(format_: str, tmp_path: Path) -> None:
     directory = kit.tiny_llama(tmp_path / "hf", context=4096)
     skips = tmp_path / "skip_layers.json"
     skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [2]}}))
@@ -259,14 +260,14 @@ def test_show_prints_a_bench_of_a_runtime(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["same_texts"] == 31
 
 
-@pytest.mark.parametrize("format_", [DraftFormat.TRANSFORMERS_GENERATE, DraftFormat.NAS])
-def test_code_that_no_export_wrote_is_not_run(format_: DraftFormat, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_", ["transformers-generate", "nas"])
+def test_code_that_no_export_wrote_is_not_run(format_: str, tmp_path: Path) -> None:
     directory = kit.tiny_llama(tmp_path / "hf")
     skips = tmp_path / "skip_layers.json"
     skips.write_text(json.dumps({"tiny": {"attention": [2], "mlp": [2]}}))
     out = tmp_path / "draft"
     export_draft(ExportRequest(skips, format_, out, str(directory)))
-    check_own_code(out, format_)
+    check_own_code(out, export_format(format_))
     file = next(out.rglob("*.py"))
     code = file.read_text()
     file.write_text(code + "\nimport os\n")
@@ -275,7 +276,7 @@ def test_code_that_no_export_wrote_is_not_run(format_: DraftFormat, tmp_path: Pa
     file.write_text(code)
     (out / "more.py").write_text("")
     with pytest.raises(FileFormatError, match=r"more\.py is not what this version"):
-        check_own_code(out, format_)
+        check_own_code(out, export_format(format_))
     (out / "more.py").unlink()
     if file.parent == out:
         file.unlink()
@@ -283,7 +284,7 @@ def test_code_that_no_export_wrote_is_not_run(format_: DraftFormat, tmp_path: Pa
         (out / "custom_generate").rename(tmp_path / "elsewhere")
         (out / "custom_generate").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(FileFormatError, match="custom_generate is not what this version"):
-            check_own_code(out, format_)
+            check_own_code(out, export_format(format_))
         (out / "custom_generate").unlink()
     with pytest.raises(FileFormatError, match=r"lacks .*Export it again"):
-        check_own_code(out, format_)
+        check_own_code(out, export_format(format_))

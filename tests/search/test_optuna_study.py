@@ -20,8 +20,9 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import StorageError
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.reporting import Candidate
+from selfspec_tune.requests import StrategyName
+from selfspec_tune.search import strategies as strategies_module
 from selfspec_tune.search.space import Encoding, SearchSpace
-from selfspec_tune.search.stages import optuna_study as optuna_study_module
 from selfspec_tune.search.stages import scoring as scoring_module
 from selfspec_tune.search.stages.optuna_study import (
     LOSSY,
@@ -33,6 +34,7 @@ from selfspec_tune.search.stages.optuna_study import (
 )
 from selfspec_tune.search.stages.proxy import Prediction
 from selfspec_tune.search.stages.scoring import PairedScoring
+from selfspec_tune.search.strategies import STRATEGIES
 from tests.search_kit import ScriptedEngine, hurry, make_item, read_rows, steady
 
 SPACE = SearchSpace.of_skips(Draft(SkipSet.empty(4)))
@@ -54,8 +56,12 @@ def loud_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def settings(encoding: Encoding, seed: int = 0) -> TrialSettings:
+    return TrialSettings(encoding, seed, STRATEGIES[StrategyName.STAGED].sampler)
+
+
 def open_study(folder: Path, *, kind: PolicyKind = PolicyKind.THRESHOLD, seed: int = 0) -> MeasuredStudy:
-    return MeasuredStudy(folder, TrialSettings(Encoding(SPACE, (kind,)), seed))
+    return MeasuredStudy(folder, settings(Encoding(SPACE, (kind,)), seed))
 
 
 def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction]:
@@ -64,7 +70,10 @@ def predictions(*sets: SkipSet, policy: DraftPolicy = POLICY) -> list[Prediction
 
 def run_trial(study: MeasuredStudy, items: Sequence[WorkItem] = ITEMS) -> Candidate:
     nobody: Any = None
-    return study.run_trial(PairedScoring(nobody, items, nobody, study.folder / "trials.jsonl"))
+    scoring = PairedScoring(nobody, items, nobody, study.folder / "trials.jsonl")
+    with study.trial():
+        trial, draft = study.ask()
+        return study.tell(trial, scoring.score(trial, draft))
 
 
 def skip_sets(trials: Sequence[FrozenTrial], study: MeasuredStudy) -> list[SkipSet]:
@@ -305,7 +314,7 @@ def test_a_study_without_candidates_draws_its_first_trial_too(tmp_path: Path, mo
 
 def test_every_draft_of_a_study_has_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(steady(1.0)).install(monkeypatch)
-    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE.with_vocabulary(77), (PolicyKind.FIXED,)), 0))
+    study = MeasuredStudy(tmp_path, settings(Encoding(SPACE.with_vocabulary(77), (PolicyKind.FIXED,))))
     run_trial(study, ITEMS[:1])
     assert engine.drafts[0].vocabulary == 77
 
@@ -446,13 +455,13 @@ def test_repairing_leaves_a_whole_journal_alone(tmp_path: Path) -> None:
 def test_a_resumed_study_draws_from_another_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedEngine(steady(1.0)).install(monkeypatch)
     seeds: list[int] = []
-    real = optuna_study_module.TPESampler
+    real = strategies_module.TPESampler
 
     def sampler(*, seed: int, **options: Any) -> Any:
         seeds.append(seed)
         return real(seed=seed, **options)
 
-    monkeypatch.setattr(optuna_study_module, "TPESampler", sampler)
+    monkeypatch.setattr(strategies_module, "TPESampler", sampler)
     for _ in range(4):
         run_trial(open_study(tmp_path, seed=11), ITEMS[:1])
     assert seeds[0] == 11
@@ -573,7 +582,7 @@ def test_a_draft_length_and_threshold_off_the_grid_can_be_tried(
 ) -> None:
     ScriptedEngine(steady(1.2)).install(monkeypatch)
     policy = DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)
-    study = MeasuredStudy(tmp_path, TrialSettings(Encoding(SPACE, (policy.kind,), (7,), (0.25,)), 0))
+    study = MeasuredStudy(tmp_path, settings(Encoding(SPACE, (policy.kind,), (7,), (0.25,))))
     study.enqueue(predictions(A, policy=policy))
     for _ in range(3):
         run_trial(study, ITEMS[:1])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
+from math import inf
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.cost_fit import CostPlan
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 from selfspec_tune.errors import BudgetError
-from selfspec_tune.requests import DraftOptions
+from selfspec_tune.requests import DraftOptions, StrategyName
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages import preparation as preparation_module
 from selfspec_tune.search.stages import proxy as proxy_module
@@ -28,9 +29,11 @@ from selfspec_tune.search.stages.calibration import TEXTS, Answer, spread_window
 from selfspec_tune.search.stages.candidates import Moves, greedy_path, local_moves, prefixes
 from selfspec_tune.search.stages.importance import Importance, by_worth, measure_importance, num_steps
 from selfspec_tune.search.stages.proxy import Overfit, Prediction, Proxy, distance, diverse
-from selfspec_tune.search.stages.ranking import NUM_PREFIXES, Ranker
+from selfspec_tune.search.stages.ranker import NUM_PREFIXES, Ranker
 from selfspec_tune.search.starts import START
-from tests.search_kit import SKIPPING_ALONE, Listener, make_item, read_rows
+from selfspec_tune.search.strategies import STRATEGIES
+from selfspec_tune.search.study import StudyFolder
+from tests.search_kit import SKIPPING_ALONE, Listener, hurry, make_item, read_rows
 
 pytestmark = pytest.mark.no_cover  # tracing its many small steps takes several times as long as they do
 
@@ -375,15 +378,22 @@ def test_trial_items_go_on_from_a_verified_prefix_for_a_windows_length() -> None
 
 def ranker(
     monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
     scorer: FakeScorer,
     num_layers: int,
     *,
     options: DraftOptions | None = None,
     whole_head: float = 0.05,
     listener: Listener | None = None,
-    **fields: Any,
+    starts: Sequence[Draft] = (),
+    calibration: Sequence[Answer] | None = None,
+    held_out: Sequence[Answer] = (),
+    **session: Any,
 ) -> Ranker:
-    """A ranker whose scorer and step times are given; the head's share shrinks with the vocabulary."""
+    """A ranker whose scorer and step times are given; the head's share shrinks with the vocabulary.
+
+    Its prompts are answers already. ``session``: what else its session does.
+    """
 
     def measure_costs(runner: Any, context: Any, plan: CostPlan) -> CostModel:
         sizes = [size or 1024 for size in plan.vocabularies]
@@ -391,25 +401,44 @@ def ranker(
         costs = cost_model(num_layers, draft_base=heads[sizes[0]])
         return replace(costs, vocabularies=heads, vocabulary=sizes[0])
 
+    hurry(monkeypatch)
     monkeypatch.setattr(preparation_module, "measure_costs", measure_costs)
     ticks = count()
     monkeypatch.setattr(proxy_module, "monotonic", lambda: next(ticks) / 1000)  # 1000 candidates a second
-    workload: Any = SimpleNamespace(
-        loaded=SimpleNamespace(num_layers=num_layers, context_length=512),
-        runner=SimpleNamespace(vocabulary_size=1024),
-        scorer=lambda windows, depths: scorer,
-    )
-    answers = [answer(number, 60) for number in range(6)]
-    options = options or DraftOptions(**SKIPPING_ALONE)
-    return Ranker(workload, skips(num_layers), lambda n: answers[:n], options, 0, listener or Listener(), **fields)
+    default: dict[str, Any] = {
+        "workload": SimpleNamespace(
+            loaded=SimpleNamespace(num_layers=num_layers, context_length=512),
+            runner=SimpleNamespace(vocabulary_size=1024),
+            scorer=lambda windows, depths: scorer,
+        ),
+        "setting": SimpleNamespace(
+            space=skips(num_layers),
+            starts=[SimpleNamespace(drafts=starts, predicted=())],
+            calibration=[answer(number, 60) for number in range(6)] if calibration is None else calibration,
+            selection=held_out,
+        ),
+        "request": SimpleNamespace(draft=options or DraftOptions(**SKIPPING_ALONE), timeout_seconds=None),
+        "strategy": STRATEGIES[StrategyName.STAGED],
+        "predicts": True,
+        "schedule": SimpleNamespace(num_held_out=len(held_out), num_texts=3),
+        "folder": StudyFolder(folder),
+        "seed": 0,
+        "reporter": listener or Listener(),
+        "answers": lambda items: items,
+        "seconds_for_predictions": lambda num_trials: inf,
+        "note": lambda best, score, stage: None,
+        "tick": lambda: None,
+    }
+    made: Any = SimpleNamespace(**default | session)
+    return Ranker(made)
 
 
 HARMS = [0.3 if index % 4 == 0 else 0.004 for index in range(24)]
 
 
-def test_a_ranking_holds_the_best_and_most_diverse_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ranking_holds_the_best_and_most_diverse_predictions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listener = Listener()
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, listener=listener).rank(0.6, 0.1)
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, listener=listener).rank(0.6, 0.1)
     harmful = [found.importance.rises[i] for i, harm in enumerate(HARMS) if harm > 0.1]
     assert min(harmful) > max(found.importance.rises[i] for i, harm in enumerate(HARMS) if harm < 0.1)
     drafts = [candidate.draft for candidate in found.candidates]
@@ -423,24 +452,25 @@ def test_a_ranking_holds_the_best_and_most_diverse_predictions(monkeypatch: pyte
     assert not listener.notices
 
 
-def test_an_approximate_scorer_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_approximate_scorer_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listener = Listener()
     scorer = FakeScorer(HARMS, approximation="drafts are guessed")
-    assert ranker(monkeypatch, scorer, 12, listener=listener).rank(0.3, 0.1).candidates
+    assert ranker(monkeypatch, tmp_path, scorer, 12, listener=listener).rank(0.3, 0.1).candidates
     assert any("approximate for this architecture: drafts are guessed." in notice for notice in listener.notices)
 
 
 def test_a_killed_ranking_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files: dict[str, Any] = {"log": tmp_path / "proxy.jsonl", "prepared": tmp_path / "preparation.json"}
-    whole = ranker(monkeypatch, FakeScorer(HARMS), 12, **files).rank(0.3, 0.1)
+    whole = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12).rank(0.3, 0.1)
     again = FakeScorer(HARMS)
-    assert ranker(monkeypatch, again, 12, **files).rank(0.3, 0.1) == whole
+    assert ranker(monkeypatch, tmp_path, again, 12).rank(0.3, 0.1) == whole
     assert len(again.asked) <= 30  # of hundreds: those that begin the local moves anew
 
 
-def test_starts_are_predicted_first_and_the_best_three_stay_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_are_predicted_first_and_the_best_three_stay_candidates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     bad = [Draft(SkipSet(12, (0, 2, 4), (2 * i,))) for i in range(5)]  # nobody would keep these
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, starts=bad).rank(0.6, 0.1)
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, starts=bad).rank(0.6, 0.1)
     starts = [candidate for candidate in found.candidates if candidate.origin == START]
     assert len(starts) == 3
     assert all(0 not in candidate.draft.skip_set.attention for candidate in starts)
@@ -452,55 +482,57 @@ def test_starts_are_predicted_first_and_the_best_three_stay_candidates(monkeypat
 
 def test_every_start_is_predicted_however_little_time_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     starts = [Draft(SkipSet(12, (i,), (11,))) for i in range(1, 11)]
-    log = tmp_path / "proxy.jsonl"
-    ranker(monkeypatch, FakeScorer(HARMS), 12, starts=starts, log=log).rank(0.001, 0.1)
-    narrow = [row for row in read_rows(log) if row["text"] == "narrow"]
+    ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, starts=starts).rank(0.001, 0.1)
+    narrow = [row for row in read_rows(tmp_path / "proxy.jsonl") if row["text"] == "narrow"]
     assert [row["origin"] for row in narrow[:11]] == [START] * 10 + ["base"]
 
 
-def test_a_start_that_nothing_beats_comes_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_nothing_beats_comes_out_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     harmless = tuple(i for i in range(12) if i % 2)
     best = Draft(SkipSet(12, harmless, tuple(range(12))))
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, starts=[best]).rank(0.05, 0.1)
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, starts=[best]).rank(0.05, 0.1)
     assert found.queue[0].draft.skip_set == best.skip_set
     assert found.queue[0].origin == START
 
 
-def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_learns_its_text_by_heart_ends_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held_out = [answer(100 + number, 60) for number in range(3)]
     endless = FakeScorer([0.001] * 24)
     limit = 20.0
-    alone = ranker(monkeypatch, endless, 12).rank(limit, 0.1)
+    alone = ranker(monkeypatch, tmp_path / "alone", endless, 12).rank(limit, 0.1)
     assert alone.candidates
     fewer = FakeScorer([0.001] * 24)
-    assert ranker(monkeypatch, fewer, 12, held_out=lambda n: held_out[:n]).rank(limit, 0.1).candidates
+    assert ranker(monkeypatch, tmp_path / "told", fewer, 12, held_out=held_out).rank(limit, 0.1).candidates
 
 
-def test_held_out_answers_too_short_to_tell_anything_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_answers_too_short_to_tell_anything_end_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     mute = [answer(100 + number, 5) for number in range(3)]
-    made = ranker(monkeypatch, FakeScorer(HARMS), 12, held_out=lambda n: mute[:n])
+    made = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, held_out=mute)
     assert made.rank(0.6, 0.1).candidates
 
 
-def test_calibration_answers_too_short_for_a_text_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = ranker(monkeypatch, FakeScorer(HARMS), 12)
+def test_calibration_answers_too_short_for_a_text_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     mute = [answer(number, 5) for number in range(6)]
-    monkeypatch.setattr(made, "_answers", lambda count: mute[:count])
+    made = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, calibration=mute)
     with pytest.raises(BudgetError, match="too short for the narrow text"):
         made.rank(0.3, 0.1)
 
 
 def test_an_interrupted_ranking_tells_no_best_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files: dict[str, Any] = {"log": tmp_path / "proxy.jsonl", "prepared": tmp_path / "preparation.json"}
     events: list[str] = []
 
     def run(stop_after: int) -> None:
-        def note() -> None:
+        def tick() -> None:
             events.append("new")
             if events.count("new") == stop_after:
                 raise KeyboardInterrupt
 
-        made = ranker(monkeypatch, FakeScorer(HARMS), 12, on_best=lambda _: events.append("best"), on_new=note, **files)
+        told: dict[str, Any] = {"note": lambda *_: events.append("best"), "tick": tick}
+        made = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, **told)
         with suppress(KeyboardInterrupt):
             made.rank(0.3, 0.1)
 
@@ -512,53 +544,59 @@ def test_an_interrupted_ranking_tells_no_best_twice(monkeypatch: pytest.MonkeyPa
     assert "best" in events
 
 
-def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary="full")).rank(
-        0.05, 0.1
-    )
+def test_the_whole_vocabulary_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = ranker(
+        monkeypatch, tmp_path, FakeScorer(HARMS), 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary="full")
+    ).rank(0.05, 0.1)
     assert found.vocabulary is None
 
 
-def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_given_as_a_number_is_capped_at_the_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for option, expected in (("300", 300), ("5000", 1024)):
         scorer = FakeScorer(HARMS)
-        found = ranker(monkeypatch, scorer, 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary=option)).rank(
-            0.05, 0.1
-        )
+        found = ranker(
+            monkeypatch, tmp_path / option, scorer, 12, options=DraftOptions(**SKIPPING_ALONE, vocabulary=option)
+        ).rank(0.05, 0.1)
         assert found.vocabulary == expected
         assert all(candidate.draft.vocabulary == expected for candidate in found.candidates)
 
 
 def test_a_smaller_vocabulary_is_chosen_where_the_head_is_dear_and_the_tokens_suffice(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=200), 12, whole_head=0.5).rank(0.05, 0.1)
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS, fewest_tokens=200), 12, whole_head=0.5).rank(0.05, 0.1)
     assert found.vocabulary == 256
 
 
-def test_the_whole_vocabulary_is_chosen_where_a_part_would_miss_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ranker(monkeypatch, FakeScorer(HARMS, fewest_tokens=1000), 12, whole_head=0.2).rank(0.05, 0.1)
+def test_the_whole_vocabulary_is_chosen_where_a_part_would_miss_tokens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS, fewest_tokens=1000), 12, whole_head=0.2).rank(0.05, 0.1)
     assert found.vocabulary is None
 
 
-def test_a_given_draft_length_and_threshold_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_draft_length_and_threshold_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = DraftOptions(**SKIPPING_ALONE, max_draft_tokens=7, exit_threshold=0.25)
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options).rank(0.05, 0.1)
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, options=options).rank(0.05, 0.1)
     policies = {candidate.draft.policy for candidate in found.candidates}
     assert policies == {DraftPolicy(PolicyKind.THRESHOLD, 7, 0.25)}
 
 
 def test_proposing_ends_before_its_time_once_a_small_models_sets_are_used_up(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     scorer = FakeScorer([0.01] * 6)
-    assert ranker(monkeypatch, scorer, 3).rank(3600.0, 0.1).candidates
+    assert ranker(monkeypatch, tmp_path, scorer, 3).rank(3600.0, 0.1).candidates
     assert len({skip_set for skip_set, _ in scorer.asked}) <= 2**6
 
 
 @pytest.mark.parametrize("num_layers", [2, 3])
-def test_a_very_shallow_model_is_ranked_too(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
-    found = ranker(monkeypatch, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05, 0.1)
+def test_a_very_shallow_model_is_ranked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_layers: int) -> None:
+    found = ranker(monkeypatch, tmp_path, FakeScorer([0.01] * 2 * num_layers), num_layers).rank(0.05, 0.1)
     assert found.candidates
 
 
@@ -607,26 +645,32 @@ def test_the_running_overfit_tells_when_only_the_searchs_own_text_gains() -> Non
     assert overfit.gap == pytest.approx(2.0 / 1.09 - 1)
 
 
-def test_a_cost_aware_search_begins_by_a_threshold_and_ends_by_its_own_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    bests: list[Prediction] = []
+def test_a_cost_aware_search_begins_by_a_threshold_and_ends_by_its_own_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bests: list[Draft] = []
     options = DraftOptions(**SKIPPING_ALONE | {"policy": "cost-aware"})
-    found = ranker(monkeypatch, FakeScorer(HARMS), 12, options=options, on_best=bests.append).rank(0.6, 0.1)
-    assert {best.draft.policy.kind for best in bests} == {PolicyKind.COST_AWARE}
+
+    def note(best: Draft, score: float, stage: str) -> None:
+        bests.append(best)
+
+    found = ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, options=options, note=note).rank(0.6, 0.1)
+    assert {best.policy.kind for best in bests} == {PolicyKind.COST_AWARE}
     assert {candidate.draft.policy.kind for candidate in found.candidates} == {PolicyKind.COST_AWARE}
     assert all(candidate.draft.policy.prior is not None for candidate in found.candidates)
     assert found.candidates[0].draft.skip_set.num_skipped > 4
 
 
-def test_calibration_prompts_are_answered_when_a_text_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_prompts_are_answered_when_a_text_needs_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[int] = []
     answers = [answer(number, 60) for number in range(40)]
 
-    def first(count: int) -> list[Answer]:
-        asked.append(count)
-        return answers[:count]
+    def made(items: Sequence[Answer]) -> Sequence[Answer]:
+        asked.append(len(items))
+        return items
 
-    made = ranker(monkeypatch, FakeScorer(HARMS), 12)
-    monkeypatch.setattr(made, "_answers", first)
-    made.rank(0.3, 0.1)
+    ranker(monkeypatch, tmp_path, FakeScorer(HARMS), 12, calibration=answers, answers=made).rank(0.3, 0.1)
     assert list(dict.fromkeys(asked)) == [text.num_answers for text in TEXTS]
     assert sorted(asked) == asked

@@ -7,13 +7,14 @@ from pathlib import Path
 from selfspec_tune.cli.options.option import Option, Panel
 from selfspec_tune.cli.options.shared import complete_model
 from selfspec_tune.draft.dialects import Dialect
-from selfspec_tune.requests import GGUF_WEIGHTS, DoctorRequest, DraftFormat, ExportRequest
+from selfspec_tune.export.formats import FORMATS
+from selfspec_tune.requests import GGUF_WEIGHTS, DoctorRequest, ExportRequest
 
 _SHOW = (
     Option(
         "path",
         Path,
-        "A study's folder, a skip.json, a bench's or a sweep's result; with --model any dialect's file.",
+        "A study's or an export's folder, a skip.json, a bench's or a sweep's result; with --model any dialect's file.",
         ("show",),
         metavar="PATH",
         default="the newest study",
@@ -43,7 +44,7 @@ _EXPORT = (
     Option(
         "to",
         str,
-        f"A skip-set dialect ({', '.join(Dialect)}), or a draft that runs ({', '.join(DraftFormat)}).",
+        f"A skip-set dialect ({', '.join(Dialect)}), or a draft that runs ({', '.join(FORMATS)}).",
         ("export",),
         ExportRequest,
         metavar="FORMAT",
@@ -102,6 +103,7 @@ _EXPORT = (
         ExportRequest,
         metavar="W",
         panel=Panel.OTHER_RUNTIMES,
+        default="copy",
     ),
     Option(
         "draft_tokens",

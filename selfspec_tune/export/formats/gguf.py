@@ -12,16 +12,33 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.errors import SkipSetError, UnsupportedModelError
-from selfspec_tune.export.formats.gguf_file import GgufFile, MetadataEntry, Piece, full, write_gguf_file
-from selfspec_tune.export.job import Job, Written
+from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
+from selfspec_tune.export.format import AGAIN, ExportFormat, Written
+from selfspec_tune.export.formats.gguf_file import (
+    GgufFile,
+    GgufTarget,
+    MetadataEntry,
+    Piece,
+    full,
+    gguf_of,
+    write_gguf_file,
+)
+from selfspec_tune.export.job import Job, stated_model
 from selfspec_tune.export.layout import LayerBlock, partial
+from selfspec_tune.reporting import Reporter
+from selfspec_tune.requests import GGUF_WEIGHTS, ExportRequest, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.results import MANIFEST, ExportManifest, SkipConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from selfspec_tune.export.runtimes.completion import Runtime, TimedRuntime
+    from selfspec_tune.export.simulation import Simulation
+    from selfspec_tune.models import LoadedModel
 
 FILE = "draft.gguf"
 _DECI = "deci"
@@ -63,32 +80,86 @@ _MLP = frozenset({"ffn_norm", "ffn_gate", "ffn_up", "ffn_down"})
 _BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "block_count")
 
 
-def write_gguf(job: Job, folder: Path, final: Path) -> Written:
-    """``draft.gguf``.
+class Gguf(ExportFormat[GgufTarget]):
+    """``draft.gguf``, made from the target's GGUF file."""
 
-    Raises `SkipSetError` where the file has another depth, `UnsupportedModelError` where it holds what neither
-    architecture computes.
-    """
-    assert job.gguf is not None
-    source = GgufFile(job.gguf)
-    if source.num_layers != job.skip_set.num_layers:
-        raise SkipSetError(
-            f"{job.gguf} has {source.num_layers} layers, the skip set is for a model of {job.skip_set.num_layers}. "
-            "Give the GGUF file of the model that was searched."
+    name = "gguf"
+    about = "llama.cpp; made from the target's GGUF file"
+    made_from = "a GGUF file"
+    options = frozenset({"gguf", "weights"})
+    files = frozenset({FILE})
+    runtime = RuntimeName.LLAMACPP
+
+    def check(self, request: ExportRequest) -> None:
+        super().check(request)
+        if request.weights not in (None, *GGUF_WEIGHTS):
+            raise UsageError(f"`weights` {request.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
+
+    def target(self, request: ExportRequest, config: SkipConfig | None, stack: ExitStack) -> GgufTarget:
+        file = request.gguf or gguf_of(request.model or (config.model.id if config else ""))
+        model = stated_model(request, config, file)
+        if file is None:
+            raise UsageError(
+                f"`to` {self.name} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
+                "`gguf` FILE."
+            )
+        return GgufTarget(model, file)
+
+    def write(self, job: Job[GgufTarget], folder: Path, final: Path) -> Written:
+        """``draft.gguf``.
+
+        Raises `SkipSetError` where the file has another depth, `UnsupportedModelError` where it holds what neither
+        architecture computes.
+        """
+        source, depth = job.target.opened, job.skip_set.num_layers
+        if source.num_layers != depth:
+            raise SkipSetError(
+                f"{source.path} has {source.num_layers} layers, the skip set is for a model of {depth}. Give the GGUF "
+                "file of the model that was searched."
+            )
+        blocks = job.blocks
+        _check_alike(source)
+        _check_joined(source, blocks)
+        is_native = not partial(blocks)
+        architecture = source.architecture if is_native else _DECI
+        entries = _native_entries(source, blocks) if is_native else _deci_entries(source, blocks)
+        pieces = list(_pieces(source, blocks, job.weights, is_native=is_native))
+        size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
+        line = (
+            f"llama-server -m {shlex.quote(job.target.in_lines)} -md {shlex.quote(str(final / FILE))} "
+            f"--spec-type draft-simple --spec-draft-n-max {job.draft_tokens} --spec-draft-p-min "
+            f"{job.exit_threshold:g} {job.sampling.llamacpp}"
         )
-    blocks = job.blocks
-    _check_alike(source)
-    _check_joined(source, blocks)
-    is_native = not partial(blocks)
-    architecture = source.architecture if is_native else _DECI
-    entries = _native_entries(source, blocks) if is_native else _deci_entries(source, blocks)
-    pieces = list(_pieces(source, blocks, job.weights, is_native=is_native))
-    size = write_gguf_file(folder / FILE, architecture, entries, pieces, job.weights)
-    line = (
-        f"llama-server -m {shlex.quote(str(job.gguf))} -md {shlex.quote(str(final / FILE))} --spec-type draft-simple "
-        f"--spec-draft-n-max {job.draft_tokens} --spec-draft-p-min {job.exit_threshold:g} {job.sampling.llamacpp}"
-    )
-    return Written(size, {"llama.cpp": line}, settings={"exit_threshold": job.exit_threshold})
+        return Written(size, {"llama.cpp": line}, settings={"exit_threshold": job.exit_threshold})
+
+    def require_runtime(self) -> None:
+        from selfspec_tune.export.runtimes.llamacpp import library
+
+        library()
+
+    def pair(self, loaded: LoadedModel, folder: Path, manifest: ExportManifest) -> tuple[Runtime, Simulation]:
+        from selfspec_tune.export.runtimes.llamacpp import LlamaCppPair
+        from selfspec_tune.export.simulation import server_loop
+
+        tokens = manifest.draft_tokens
+        pair = LlamaCppPair(Path(manifest.target[0]), folder / FILE, tokens)
+        return pair, server_loop(loaded, manifest.skip_set(), tokens, first_is_plain=True)
+
+    def timed(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> TimedRuntime:
+        from selfspec_tune.export.runtimes.llamacpp import TimedLlamaCpp
+
+        if manifest.gguf is None:
+            raise FileFormatError(f"{request.folder / MANIFEST} names no GGUF file. {AGAIN}")
+        return TimedLlamaCpp(
+            request,
+            Path(manifest.gguf),
+            request.folder / FILE,
+            draft_tokens=manifest.draft_tokens,
+            exit_threshold=manifest.exit_threshold,
+        )
+
+
+FORMAT = Gguf()
 
 
 def _check_alike(source: GgufFile) -> None:
@@ -145,7 +216,7 @@ def _deci_entries(source: GgufFile, blocks: list[LayerBlock]) -> dict[str, Metad
             entries[name] = entry
         elif own not in _BY_LAYER:
             entries[f"{_DECI}.{own}"] = entry
-    heads, heads_kv, size = _heads(source)
+    heads, heads_kv, size = source.heads
     counts = [_head_counts(number, block, heads, heads_kv) for number, block in enumerate(blocks)]
     inner = int(source.own("feed_forward_length"))
     return entries | {
@@ -159,14 +230,6 @@ def _deci_entries(source: GgufFile, blocks: list[LayerBlock]) -> dict[str, Metad
         f"{_DECI}.attention.head_count_kv": by_layer([count for _, count in counts]),
         f"{_DECI}.feed_forward_length": by_layer([_EMPTY_FFN if b.mlp is None else inner for b in blocks]),
     }
-
-
-def _heads(source: GgufFile) -> tuple[int, int, int]:
-    """Query heads, key heads, and the size of a head."""
-    heads = int(source.own("attention.head_count"))
-    heads_kv = int(source.own("attention.head_count_kv", heads))
-    size = int(source.own("attention.key_length", int(source.own("embedding_length")) // heads))
-    return heads, heads_kv, size
 
 
 def _head_counts(number: int, block: LayerBlock, heads: int, heads_kv: int) -> tuple[int, int]:
@@ -205,7 +268,7 @@ def _same(rows: NDArray[Any]) -> NDArray[Any]:
 
 def _order(source: GgufFile, name: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """deci rotates neighbouring rows of a head; where the source rotates its halves, queries and keys are reordered."""
-    heads, heads_kv, _ = _heads(source)
+    heads, heads_kv, _ = source.heads
     part = name.split(".")[0]
     if _INTERLEAVED[source.architecture] or part not in ("attn_q", "attn_k"):
         return _same
@@ -227,7 +290,7 @@ def _empty_ffn(source: GgufFile, prefix: str) -> Iterator[Piece]:
 
 
 def _empty_attention(source: GgufFile, prefix: str) -> Iterator[Piece]:
-    width, size = int(source.own("embedding_length")), _heads(source)[2]
+    width, size = int(source.own("embedding_length")), source.heads[2]
     yield full(f"{prefix}attn_norm.weight", (width,), 1.0)
     for name in ("attn_q", "attn_k", "attn_v"):
         yield full(f"{prefix}{name}.weight", (size, width), 0.0)

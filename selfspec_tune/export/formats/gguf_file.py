@@ -1,21 +1,35 @@
-"""GGUF files read lazily and written tensor by tensor."""
+"""GGUF files read lazily and written tensor by tensor, and such a file as the model that a draft is made from."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspec_tune.errors import FileFormatError
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.errors import FileFormatError, SkipSetError
+from selfspec_tune.export.job import Target
 from selfspec_tune.files import storage_error
+from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.model_files import open_gguf
+from selfspec_tune.models.origin import find_origin
+from selfspec_tune.results import SkipConfig
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
     from numpy.typing import NDArray
 
+_SAMPLING = {  # the file's keys, which llama.cpp follows, by the names of a generation_config
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}  # of general.file_type
 
@@ -77,6 +91,13 @@ class GgufFile:
     def num_layers(self) -> int:
         """Layers of the model."""
         return int(self.own("block_count"))
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key heads, and the size of a head."""
+        heads = int(self.own("attention.head_count"))
+        heads_kv = int(self.own("attention.head_count_kv", heads))
+        return heads, heads_kv, int(self.own("attention.key_length", int(self.own("embedding_length")) // heads))
 
     def of_layer(self, layer: int) -> dict[str, ReaderTensor]:
         """A layer's tensors by their name within it."""
@@ -153,3 +174,60 @@ def write_gguf_file(
     finally:
         writer.close()
     return sum(piece.num_bytes for piece in pieces)
+
+
+@dataclass(frozen=True)
+class GgufTarget(Target):
+    """The target's GGUF file, at ``path``."""
+
+    path: Path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "gguf": str(self.path.absolute())}
+
+    @property
+    def in_lines(self) -> str:
+        return str(self.path)
+
+    @property
+    def num_layers(self) -> int:
+        return self.opened.num_layers
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        entries = self.opened.entries
+        return own_settings({name: entries[key].value for name, key in _SAMPLING.items() if key in entries})
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @cached_property
+    def opened(self) -> GgufFile:
+        """Its metadata and tensors. Raises `FileFormatError`."""
+        return GgufFile(self.path)
+
+    def fingerprint(self, config: SkipConfig | None) -> str | None:
+        """That of the model that was searched: it is of other bytes than these."""
+        return config.model.fingerprint if config else None
+
+    def check(self, skip_set: SkipSet, config: SkipConfig | None) -> None:
+        """That the file holds as many weights as the model that was searched; its depth is checked on writing."""
+        stated = config.model.parameters if config else None
+        if config is None or stated is None:
+            return
+        tensors = self.opened.tensors
+        found = sum(int(tensor.n_elements) for name, tensor in tensors.items() if not name.startswith("rope_"))
+        head = tensors.get("output.weight")  # which a file may hold beside an embedding that it is tied to
+        if stated not in (found, found - (int(head.n_elements) if head is not None else 0)):
+            raise SkipSetError(
+                f"{self.path} holds {found} weights; {config.model.id}, which was searched, has {stated}. Give the "
+                "GGUF file of that model."
+            )
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file that ``name`` is; None for anything else."""
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.isfile(path) and find_origin(name).source == "gguf" else None

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.export.checkpoint import write_checkpoint
-from selfspec_tune.export.formats.hf import assisted_launch, copy_beside
-from selfspec_tune.export.job import Job, Written
+from selfspec_tune.export.checkpoint import FILES, write_checkpoint
+from selfspec_tune.export.format import Written, not_ours
+from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
+from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import LayerBlock
-from selfspec_tune.files import read_text, write_atomic
+from selfspec_tune.files import read_settings, read_text, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,42 +28,59 @@ _FILES = Path(__file__).parent / "nas_files"
 _LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
 _VLLM_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 _TRTLLM = "trtllm.yaml"
-AUTO_MAP = {
+_CODE = ("configuration_decilm.py", "modeling_decilm.py")
+_AUTO_MAP = {
     "AutoConfig": "configuration_decilm.DeciLMConfig",
     "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
 }
 _MULTIPLE = 256  # runtimes round the width of an FFN up to it
 
 
-def write_nas(job: Job, folder: Path, final: Path) -> Written:
-    """A Llama with layers as `surviving_blocks` leaves them.
+class Nas(AssistedFormat):
+    """Layers without attention or MLP, with the code that transformers runs them by."""
 
-    Raises `UnsupportedModelError` for a model that a Llama with biases is not.
-    """
-    check_is_llama(job)
-    blocks = job.blocks
-    if blocks[0].attention is None:
-        # vLLM takes the first layer's cache for granted: it gets an attention that adds nothing.
-        blocks = [LayerBlock(0, blocks[0].mlp), *blocks[1:]]
-    config = _config(job, blocks)
-    size = write_checkpoint(folder, _tensors(job, blocks), config)
-    for name, code in model_code().items():
-        write_atomic(folder / name, code)
-    if not _has_biases(job):
-        write_atomic(folder / _TRTLLM, _trtllm_options(job, final))
-    copy_beside(job, folder)
-    launch = assisted_launch(job, final, remote_code=True) | _launch(job, blocks, final)
-    return Written(size, launch, _notes(job, blocks, final), {"exit_threshold": job.exit_threshold})
+    name = "nas"
+    about = "layers without attention or MLP: vLLM, SGLang, MLX-LM, transformers"
+    files = FILES | {*_CODE, _TRTLLM}
+    has_own_code = True
+
+    def write(self, job: Job[CheckpointTarget], folder: Path, final: Path) -> Written:
+        """A Llama with layers as `surviving_blocks` leaves them.
+
+        Raises `UnsupportedModelError` for a model that a Llama with biases is not.
+        """
+        _check_is_llama(job)
+        blocks = job.blocks
+        if blocks[0].attention is None:
+            # vLLM takes the first layer's cache for granted: it gets an attention that adds nothing.
+            blocks = [LayerBlock(0, blocks[0].mlp), *blocks[1:]]
+        config = _config(job, blocks)
+        size = write_checkpoint(folder, _tensors(job, blocks), config)
+        for name, code in _model_code().items():
+            write_atomic(folder / name, code)
+        if not _has_biases(job):
+            write_atomic(folder / _TRTLLM, _trtllm_options(job, final))
+        copy_beside(job, folder)
+        launch = assisted_launch(job, final, remote_code=True) | _launch(job, blocks, final)
+        return Written(size, launch, _notes(job, blocks, final), {"exit_threshold": job.exit_threshold})
+
+    def code(self, folder: Path) -> Mapping[str, str]:
+        if read_settings(folder / "config.json").get("auto_map") != _AUTO_MAP:
+            raise not_ours(folder / "config.json")
+        return _model_code()
 
 
-def model_code() -> dict[str, str]:
+FORMAT = Nas()
+
+
+def _model_code() -> dict[str, str]:
     """The files that come with a draft, by name."""
-    return {name: read_text(_FILES / name) for name in ("configuration_decilm.py", "modeling_decilm.py")}
+    return {name: read_text(_FILES / name) for name in _CODE}
 
 
-def check_is_llama(job: Job) -> None:
+def _check_is_llama(job: Job[CheckpointTarget]) -> None:
     """Raises `UnsupportedModelError` unless the target computes what a Llama with biases does."""
-    kind, layout = job.checkpoint.config.get("model_type"), job.layout
+    kind, layout = job.target.checkpoint.config.get("model_type"), job.target.layout
     reason = f"its layers are of the type {kind}"
     if kind in _LLAMAS:
         reason = f"a layer of it {layout.difference}" if layout.difference else ""
@@ -72,25 +90,25 @@ def check_is_llama(job: Job) -> None:
             reason = "it has biases in its output projections or its MLPs"
     if reason:
         raise UnsupportedModelError(
-            f"{job.model} cannot be written as a Llama without some sub-layers: {reason}. Expected one of the types "
-            f"{', '.join(_LLAMAS)}. Use `to` hf-draft for whole layers, or `to` hf-zero."
+            f"{job.target.model} cannot be written as a Llama without some sub-layers: {reason}. Expected one of "
+            f"the types {', '.join(_LLAMAS)}. Use `to` hf-draft for whole layers, or `to` hf-zero."
         )
 
 
-def _slides(job: Job) -> bool:
-    config = job.layout.config
+def _slides(job: Job[CheckpointTarget]) -> bool:
+    config = job.target.layout.config
     return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
 
 
-def _tensors(job: Job, blocks: list[LayerBlock]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> Iterator[tuple[str, Tensor]]:
     import torch
 
-    is_tied = job.layout.config.get("tie_word_embeddings")
+    is_tied = job.target.layout.config.get("tie_word_embeddings")
     is_first_empty = job.blocks[0].attention is None
-    for new, old in job.layout.renamed(blocks):
+    for new, old in job.target.layout.renamed(blocks):
         if is_tied and new == "lm_head.weight":
             continue
-        tensor = job.checkpoint.read(old)
+        tensor = job.target.checkpoint.read(old)
         adds_nothing = is_first_empty and new == "model.layers.0.self_attn.o_proj.weight"
         yield new, torch.zeros_like(tensor) if adds_nothing else _padded(new, tensor)
 
@@ -106,8 +124,8 @@ def _padded(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _config(job: Job, blocks: list[LayerBlock]) -> dict[str, Any]:
-    full, given = job.layout.config, job.checkpoint.config
+def _config(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> dict[str, Any]:
+    full, given = job.target.layout.config, job.target.checkpoint.config
     heads, width, inner = full["num_attention_heads"], full["hidden_size"], padded(full["intermediate_size"])
     rope = full["rope_parameters"]
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
@@ -118,7 +136,7 @@ def _config(job: Job, blocks: list[LayerBlock]) -> dict[str, Any]:
     return {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
-        "auto_map": AUTO_MAP,
+        "auto_map": _AUTO_MAP,
         **{name: full.get(name) for name in names},
         "intermediate_size": inner,
         "head_dim": full.get("head_dim") or width // heads,
@@ -171,8 +189,8 @@ def ffn_mult(inner: int, width: int) -> float:
     return (inner - _MULTIPLE // 4) * 1.5 / width
 
 
-def _launch(job: Job, blocks: list[LayerBlock], final: Path) -> dict[str, str]:
-    target, draft = shlex.quote(job.target), shlex.quote(str(final))
+def _launch(job: Job[CheckpointTarget], blocks: list[LayerBlock], final: Path) -> dict[str, str]:
+    target, draft = shlex.quote(job.target.in_lines), shlex.quote(str(final))
     speculative = {"method": "draft_model", "model": str(final), "num_speculative_tokens": job.draft_tokens}
     lines = {
         "vllm": f"vllm serve {target} --trust-remote-code {job.sampling.vllm} "
@@ -194,7 +212,7 @@ def _launch(job: Job, blocks: list[LayerBlock], final: Path) -> dict[str, str]:
     return lines
 
 
-def _trtllm_options(job: Job, final: Path) -> str:
+def _trtllm_options(job: Job[CheckpointTarget], final: Path) -> str:
     """What trtllm-serve reads in place of options; JSON strings are YAML."""
     return (
         "disable_overlap_scheduler: true\n"
@@ -205,7 +223,7 @@ def _trtllm_options(job: Job, final: Path) -> str:
     )
 
 
-def _notes(job: Job, blocks: list[LayerBlock], final: Path) -> tuple[str, ...]:
+def _notes(job: Job[CheckpointTarget], blocks: list[LayerBlock], final: Path) -> tuple[str, ...]:
     trouble = _mlx_trouble(job, blocks)
     notes = [f"Not for MLX-LM: {trouble}."] if trouble else []
     if _has_biases(job):
@@ -221,7 +239,7 @@ def _notes(job: Job, blocks: list[LayerBlock], final: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _asked(job: Job) -> str:
+def _asked(job: Job[CheckpointTarget]) -> str:
     """What requests should state to be decoded as it was measured; -1 is their way to draw from all tokens."""
     values = job.sampling.of_request
     if values.get("top_k") == 0:
@@ -231,14 +249,14 @@ def _asked(job: Job) -> str:
     return f"send {', '.join(first)} and {last}" if first else f"send {last}"
 
 
-def _has_biases(job: Job) -> bool:
+def _has_biases(job: Job[CheckpointTarget]) -> bool:
     """On queries, keys and values."""
-    return any(name.endswith(".q_proj.bias") for name in job.layout.names)
+    return any(name.endswith(".q_proj.bias") for name in job.target.layout.names)
 
 
-def _mlx_trouble(job: Job, blocks: list[LayerBlock]) -> str:
+def _mlx_trouble(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> str:
     """What keeps MLX-LM from drafting with it; empty where nothing does."""
-    config = job.layout.config
+    config = job.target.layout.config
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if any(block.attention is None for block in blocks):
         return "it takes no rejected token back from a draft in which a layer has no attention"

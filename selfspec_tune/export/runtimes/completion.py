@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,26 @@ class RuntimeAnswer:
     logprobs: tuple[float, ...] = ()
     drafted: int = 0
     accepted: int = 0
+
+
+class Runtime(Protocol):
+    """A runtime with the target and the exported draft.
+
+    ``rounds``: whether it computes several tokens at once with other roundings than one, as of quantised weights, so
+    that its text by speculation need not be its plain text.
+    """
+
+    name: str
+    rounds: bool
+
+    def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        """The draft by itself, as a model; nothing where it is none."""
+
+    def plain(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        """The target by itself."""
+
+    def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
+        """The target with the draft."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.export.runtimes.completion import Completion, RuntimeAnswer
 from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
 from selfspec_tune.measure.workload import WorkItem, open_workload
@@ -17,7 +19,8 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import DraftFormat, ModelOptions, RuntimeBenchRequest
+from selfspec_tune.requests import ModelOptions, RuntimeBenchRequest
+from selfspec_tune.results import ExportManifest
 
 
 class AssistedGeneration:
@@ -43,7 +46,7 @@ class AssistedGeneration:
     def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         with counted_rounds(self._model) as rounds:
             answer = _generate(self._model, prompt, num_tokens, assistant_model=self._draft)
-        return RuntimeAnswer(_new_tokens(answer, prompt), (), sum(rounds.drafted), sum(rounds.accepted))
+        return RuntimeAnswer(_new_tokens(answer, prompt), (), num_drafted(rounds), num_accepted(rounds))
 
 
 class CustomGeneration:
@@ -54,7 +57,7 @@ class CustomGeneration:
     def __init__(self, loaded: LoadedModel, folder: Path) -> None:
         self.name = f"transformers {transformers.__version__}, custom_generate"
         self._model: Any = loaded.model
-        self._how = {"custom_generate": str(folder), "trust_remote_code": True}
+        self._how = _custom(folder)
 
     def draft_alone(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         return RuntimeAnswer(())
@@ -68,55 +71,76 @@ class CustomGeneration:
         return RuntimeAnswer(_new_tokens(answer, prompt), (), counts["drafted"], counts["accepted"])
 
 
-class TimedTransformers:
-    """The target of an export for transformers by ``generate`` alone, and with the export; for a bench in it."""
+class _Timed(ABC):
+    """The target of an export by ``generate`` alone, and with the export; for a bench in it."""
 
-    def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> None:
-        """Raises what loading the target or the draft raises."""
-        options = ModelOptions(
-            manifest["model"], request.dtype, request.device, "reference", revision=manifest.get("revision")
-        )
+    def __init__(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> None:
+        """Raises what loading the target raises."""
+        options = ModelOptions(manifest.model, request.dtype, request.device, "reference", revision=manifest.revision)
         self._workload = open_workload(options, request.prompts, reporter)
         loaded = self._workload.loaded
         self.name = f"transformers {transformers.__version__}"
-        self.target = Path(manifest["model"]).name
+        self.target = Path(manifest.model).name
         self.measured: Mapping[str, Any] = {
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "device": str(loaded.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        self._is_code = manifest["format"] == DraftFormat.TRANSFORMERS_GENERATE
-        self._with_draft: dict[str, Any] = {"custom_generate": str(request.folder), "trust_remote_code": True}
-        if not self._is_code:
-            is_nas = manifest["format"] == DraftFormat.NAS
-            draft = _assistant(
-                loaded,
-                request.folder,
-                manifest["draft_tokens"],
-                manifest["settings"]["exit_threshold"],
-                has_own_code=is_nas,
-            )
-            self._with_draft = {"assistant_model": draft}
 
     def read(self, prompt: Prompt) -> WorkItem:
         return self._workload.items([prompt])[0]
 
     def answer(self, item: WorkItem, *, with_draft: bool) -> Completion:
         counts: dict[str, int] = {}
-        how = self._with_draft if with_draft else {}
-        made = hf_generate(self._workload, item, **how, **({"draft_counts": counts} if how and self._is_code else {}))
+        made = hf_generate(self._workload, item, **(self._drafting(counts) if with_draft else {}))
         return Completion(
             str(self._workload.loaded.tokenizer.decode(made.tokens)),
             len(made.tokens),
             tuple(made.tokens),
             (),
-            counts.get("drafted", sum(made.drafted)),
-            counts.get("accepted", sum(made.accepted)),
+            counts.get("drafted", num_drafted(made.rounds)),
+            counts.get("accepted", num_accepted(made.rounds)),
             made.decode_seconds,
             made.prefill_seconds,
             made.first_tokens,
         )
+
+    @abstractmethod
+    def _drafting(self, counts: dict[str, int]) -> dict[str, Any]:
+        """How ``generate`` is told to draft; what counts drafted and accepted tokens itself does so in ``counts``."""
+
+
+class TimedAssisted(_Timed):
+    """With the export as ``assistant_model``."""
+
+    def __init__(
+        self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter, *, has_own_code: bool
+    ) -> None:
+        """Raises what loading the target or the draft raises. ``has_own_code`` as in `AssistedGeneration`."""
+        super().__init__(request, manifest, reporter)
+        tokens, threshold = manifest.draft_tokens, manifest.exit_threshold
+        loaded = self._workload.loaded
+        self._draft = _assistant(loaded, request.folder, tokens, threshold, has_own_code=has_own_code)
+
+    def _drafting(self, counts: dict[str, int]) -> dict[str, Any]:
+        return {"assistant_model": self._draft}
+
+
+class TimedCustomGeneration(_Timed):
+    """With the export as ``custom_generate``."""
+
+    def __init__(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> None:
+        super().__init__(request, manifest, reporter)
+        self._how = _custom(request.folder)
+
+    def _drafting(self, counts: dict[str, int]) -> dict[str, Any]:
+        return {**self._how, "draft_counts": counts}
+
+
+def _custom(folder: Path) -> dict[str, Any]:
+    """How ``generate`` is told to run the code in an export."""
+    return {"custom_generate": str(folder), "trust_remote_code": True}
 
 
 def _assistant(

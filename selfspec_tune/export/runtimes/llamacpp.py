@@ -10,7 +10,6 @@ from typing import Any
 
 from selfspec_tune.engine import Limits
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
-from selfspec_tune.export.formats.gguf import FILE
 from selfspec_tune.export.formats.gguf_file import GgufFile
 from selfspec_tune.export.runtimes.completion import Completion, NotComparableError, RuntimeAnswer
 from selfspec_tune.measure.workload import WorkItem
@@ -89,19 +88,21 @@ class LlamaCpp:
 
 
 class TimedLlamaCpp:
-    """The target of a GGUF export alone, and with the draft; for a bench with ``runtime``.
+    """A GGUF file alone, and with its draft; for a bench with ``runtime``.
 
     Raises `FileFormatError` where the target is gone, and what `LlamaCpp` raises.
     """
 
-    def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, request: RuntimeBenchRequest, target: Path, draft: Path, *, draft_tokens: int, exit_threshold: float
+    ) -> None:
         import torch
 
-        self._file, draft = Path(manifest["gguf"]), request.folder / FILE
+        self._file = target
         if not self._file.is_file():
             raise FileFormatError(f"The target of {request.folder} is gone: {self._file}. Export again with `gguf`.")
         self._options, self._context = request.prompts, request.context
-        tokens, threads = manifest["draft_tokens"], torch.get_num_threads()
+        threads = torch.get_num_threads()
         self.name = _name()
         self.target = self._file.name
         self.measured: Mapping[str, Any] = {
@@ -115,8 +116,8 @@ class TimedLlamaCpp:
         self._both = LlamaCpp(
             self._file,
             draft,
-            draft_tokens=tokens,
-            exit_threshold=manifest["settings"]["exit_threshold"],
+            draft_tokens=draft_tokens,
+            exit_threshold=exit_threshold,
             context=request.context,
             threads=threads,
         )

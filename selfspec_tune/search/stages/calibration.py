@@ -7,7 +7,7 @@ answers begin (they restate the prompt) disappoints where the body is written.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, Window
 from selfspec_tune.errors import BudgetError
 from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.measure.workload import WorkItem, Workload
+from selfspec_tune.prompts import tokens_hash
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import Objective
 from selfspec_tune.results.record import read_versioned
 from selfspec_tune.search.budget import NUM_HELD_OUT, TRIAL_ITEMS, WIDE_WINDOWS
-from selfspec_tune.search.study import tokens_hash
 
 _SCHEMA, _VERSION = "selfspec-tune/calibration", 2
 _SHORTEST_ANSWER = 8
@@ -37,10 +37,6 @@ class Answer:
 
     item: WorkItem
     tokens: tuple[int, ...]
-
-
-FirstAnswers = Callable[[int], Sequence[Answer]]
-"""The answers to the first so many prompts, continued when first asked for."""
 
 
 def calibrate(

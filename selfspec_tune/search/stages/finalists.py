@@ -16,7 +16,7 @@ from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.intervals import FEWEST_TESTED, Interval
 from selfspec_tune.measure.arms import contender_arm, reference_arms
 from selfspec_tune.measure.bench_result import bench_result
-from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts
+from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts, run_together
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.workload import shortened
 from selfspec_tune.requests import Objective
@@ -179,7 +179,8 @@ def select(
     limit = TimeLimit(lambda: session.clock.left - for_test, FEWEST_SELECTION)
     log, number = session.folder.selection, session.sessions.number
     contest = Contest(session.workload, check, short, arms, log=log, session=number, limit=limit)
-    runs = on_common_prompts(contest.run(session.reporter))
+    (measured,) = run_together([contest], session.reporter)
+    runs = on_common_prompts(measured)
     session.tick()
     runs_of = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
     summaries = {name: summarise("runs", "runs", own) for name, own in runs_of.items()}
@@ -231,7 +232,7 @@ def measure_winner(
         session=session.sessions.number,
         limit=TimeLimit(lambda: session.clock.left - session.estimates.conclusion(), FEWEST_TESTED),
     )
-    runs = contest.run(session.reporter)
+    (runs,) = run_together([contest], session.reporter)
     num_tested = len({run.prompt_hash for run in runs})
     if num_tested < len(items):
         session.reporter.notice(f"the time was up, so the test ended after {tested(num_tested, len(items))}")

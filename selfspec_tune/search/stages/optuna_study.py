@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from selfspec_tune.checks import number
 from selfspec_tune.draft import Draft
@@ -24,7 +24,7 @@ from selfspec_tune.intervals import Interval
 from selfspec_tune.reporting import Candidate
 from selfspec_tune.search.space import Encoding
 from selfspec_tune.search.stages.proxy import Prediction
-from selfspec_tune.search.stages.scoring import Scoring, pruner
+from selfspec_tune.search.stages.scoring import TrialScore, pruner
 
 STOPPED_EARLY = "stopped_early"
 LOSSY = "lossy"
@@ -33,10 +33,6 @@ _SESSION = "session"
 _IS_SPEEDUP = "is_speedup"  # whether its value is one, or what else the strategy scores by
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class TrialSettings:
 
     encoding: Encoding
     seed: int
-    sampler: Callable[[int], BaseSampler] = _tpe
+    sampler: Callable[[int], BaseSampler]
     origin: str = "tpe"
     session: int | None = None
 
@@ -133,32 +129,40 @@ class MeasuredStudy:
         """Whether a trial of ``draft`` had a mismatch."""
         return any(trial.user_attrs.get(LOSSY) and self.draft_of(trial.params) == draft for trial in self.ended)
 
-    def run_trial(self, scoring: Scoring) -> Candidate:
-        """Ask for a draft, score it, tell its value.
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """A trial runs within it, from `ask` to `tell`: a failed write of the journal is a `StorageError` there."""
+        with storage_errors(self._journal), _quiet():
+            yield
 
-        A trial that was ended early is told as complete with its partial score: the sampler
+    def ask(self) -> tuple[Trial, Draft]:
+        """The next trial and the draft that it scores: what is enqueued first, then what the sampler proposes."""
+        trial = self._study.ask(self._settings.encoding.distributions)
+        draft = self.draft_of(trial.params)
+        trial.set_user_attr("skip_set", str(draft.skip_set))
+        trial.set_user_attr(_SESSION, self._settings.session)
+        return trial, draft
+
+    def tell(self, trial: Trial, score: TrialScore) -> Candidate:
+        """End a trial with its score; what it was, for display.
+
+        One that was ended early is told as complete with its partial score: the sampler
         learns from it, and being infeasible it can never be the best.
         """
-        with storage_errors(self._journal), _quiet():
-            trial = self._study.ask(self._settings.encoding.distributions)
-            draft = self.draft_of(trial.params)
-            trial.set_user_attr("skip_set", str(draft.skip_set))
-            trial.set_user_attr(_SESSION, self._settings.session)
-            score = scoring(trial, draft)
-            # Among infeasible trials Optuna prefers the smaller violation: the nearer to the best, the better.
-            best = max((other.value or 0.0 for other in self.ranking), default=score.value)
-            trial.set_constraint(STOPPED_EARLY, max(best - score.value, 1e-6) if score.stopped_early else -1.0)
-            trial.set_constraint(LOSSY, 1.0 if score.is_lossy else -1.0)
-            trial.set_user_attr(STOPPED_EARLY, score.stopped_early)
-            trial.set_user_attr(LOSSY, score.is_lossy)
-            trial.set_user_attr(_IS_SPEEDUP, score.speedup is not None)
-            trial.set_user_attr("acceptance_rate", score.acceptance_rate)
-            trial.set_user_attr("decode_speedup_from_counts", score.decode_speedup_from_counts)
-            self._study.tell(trial, score.value)
+        # Among infeasible trials Optuna prefers the smaller violation: the nearer to the best, the better.
+        best = max((other.value or 0.0 for other in self.ranking), default=score.value)
+        trial.set_constraint(STOPPED_EARLY, max(best - score.value, 1e-6) if score.stopped_early else -1.0)
+        trial.set_constraint(LOSSY, 1.0 if score.is_lossy else -1.0)
+        trial.set_user_attr(STOPPED_EARLY, score.stopped_early)
+        trial.set_user_attr(LOSSY, score.is_lossy)
+        trial.set_user_attr(_IS_SPEEDUP, score.speedup is not None)
+        trial.set_user_attr("acceptance_rate", score.acceptance_rate)
+        trial.set_user_attr("decode_speedup_from_counts", score.decode_speedup_from_counts)
+        self._study.tell(trial, score.value)
         return Candidate(
             trial.number,
             trial.user_attrs.get(_ORIGIN, self._settings.origin),
-            draft.skip_set,
+            self.draft_of(trial.params).skip_set,
             score.speedup,
             score.acceptance_rate,
             score.stopped_early,

@@ -47,7 +47,7 @@ class Preparer:
         answers: Sequence[Answer],
         vocabulary: str,
         reporter: Reporter,
-        file: Path | None = None,
+        file: Path,
         seed: int = 0,
         importance_seconds: float = inf,
     ) -> None:
@@ -59,7 +59,7 @@ class Preparer:
         self._file = file
         self._seed = seed
         self._importance_seconds = importance_seconds
-        self._known = _read(file, space.num_layers) if file is not None and file.exists() else {}
+        self._known = _read(file, space.num_layers) if file.exists() else {}
 
     def prepare(
         self,
@@ -178,8 +178,7 @@ class Preparer:
 
     def _keep(self, name: str, value: Any) -> None:
         self._known = {**self._known, name: value}
-        if self._file is not None:
-            write_json_atomic(self._file, {"schema": _SCHEMA, "version": _VERSION, **self._known})
+        write_json_atomic(self._file, {"schema": _SCHEMA, "version": _VERSION, **self._known})
 
 
 def _read(file: Path, num_layers: int) -> dict[str, Any]:

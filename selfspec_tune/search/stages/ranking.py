@@ -1,40 +1,26 @@
-"""Candidates without decoding: proposed on little text, the best of them tried on more and more."""
+"""What the trials start from: step costs, importance, and the drafts that are predicted to be best."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from math import inf
 from pathlib import Path
-from statistics import mean
+from typing import Any
 
-from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
+from selfspec_tune.checks import whole
+from selfspec_tune.draft import MOST_TOKEN_IDS, AcceptancePrior, Draft, Precision
 from selfspec_tune.draft.costs import CostModel
-from selfspec_tune.engine.teacher_forcing import DraftScorer, TokenExactScorer
-from selfspec_tune.errors import BudgetError
-from selfspec_tune.intervals import Interval
-from selfspec_tune.measure.workload import Workload
-from selfspec_tune.reporting import Candidate, Progress, Reporter
-from selfspec_tune.requests import DraftOptions, Objective
-from selfspec_tune.search.budget import FEWEST_SCORED
-from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.search.stages.calibration import Answer, FirstAnswers, Text, texts_of
-from selfspec_tune.search.stages.candidates import Moves, greedy_path, knapsack, local_moves, prefixes
-from selfspec_tune.search.stages.importance import Importance, by_worth
-from selfspec_tune.search.stages.preparation import Preparation, Preparer
-from selfspec_tune.search.stages.proxy import Judge, Overfit, Prediction, Proxy, diverse
-from selfspec_tune.search.stages.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
+from selfspec_tune.files import taken_apart, write_json_atomic
+from selfspec_tune.requests import Objective
+from selfspec_tune.results.record import read_versioned
+from selfspec_tune.search.stages.importance import Importance
+from selfspec_tune.search.stages.proxy import Prediction
+from selfspec_tune.search.stages.replay import with_prior
 from selfspec_tune.search.starts import START
-from selfspec_tune.search.study_files import ProxyLog
+from selfspec_tune.search.study_files import prediction_record, read_prediction
 
-NUM_PREFIXES = 12
-_MOST_REPEATS = 200  # moves in a row that lead nowhere new: a small model's drafts are used up
-_MOST_BUDGETS = 32  # latencies of the dynamic programme
-_KNAPSACK_SHARE = 0.2  # of the first text's time
-_FEWEST_BUDGETS = 8
-_CHECK_EVERY = 20  # candidates at least between two looks at the held-out text
-_KEPT_STARTS = 3  # of those given, to be predicted on every text and measured before all others
+_SCHEMA, _VERSION = "selfspec-tune/ranking", 3
+KEPT_STARTS = 3  # of those given, to be predicted on every text and measured before all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,257 +35,7 @@ class Ranking:
     @property
     def queue(self) -> list[Prediction]:
         """The candidates in the order to measure them: the best starts, then by what is predicted."""
-        return _starts_first(self.candidates)
-
-
-class Ranker:
-    """Runs the stages before the trials on calibration answers.
-
-    ``answers``: of the first so many prompts; those that only later texts read are asked for then.
-    ``held_out``: the same of other prompts, by which overfitting is told; without them it is not.
-    ``starts``: drafts to predict before any other; the best of them stay candidates in any case.
-    ``log`` and ``prepared``: files that keep what was found, from which a killed search resumes.
-    ``num_texts``: how many of the texts candidates are predicted on, the narrowest first.
-    ``importance_seconds``: most time for importance; ``seconds_left``: for candidates, asked when they begin.
-    ``on_best`` gets every new best, ``on_new`` is called after every prediction.
-    """
-
-    def __init__(
-        self,
-        workload: Workload,
-        space: SearchSpace,
-        answers: FirstAnswers,
-        options: DraftOptions,
-        seed: int,
-        reporter: Reporter,
-        *,
-        held_out: FirstAnswers | None = None,
-        starts: Sequence[Draft] = (),
-        log: Path | None = None,
-        prepared: Path | None = None,
-        num_texts: int = 3,
-        importance_seconds: float = inf,
-        seconds_left: Callable[[], float] = lambda: inf,
-        on_best: Callable[[Prediction], None] = lambda _: None,
-        on_new: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._workload = workload
-        self._space = space
-        self._answers = answers
-        self._options = options
-        self._seed = seed
-        self._reporter = reporter
-        self._held_out = held_out
-        self._given = starts
-        self._log = ProxyLog(log, space.num_layers)
-        self._prepared = prepared
-        self._texts = texts_of(options.objective).narrowest(num_texts)
-        self._importance_seconds = importance_seconds
-        self._seconds_left = seconds_left
-        self._on_best = on_best
-        self._on_new = on_new
-
-    @property
-    def _narrow(self) -> Text:
-        """The first text."""
-        return self._texts.candidates[0]
-
-    def costs_alone(self, cost_seconds: float) -> Ranking:
-        """Step costs and the vocabulary, for a study that begins with no candidates."""
-        known = self._prepare(lambda: self._scorer(self._narrow), cost_seconds, ranks=False)
-        return Ranking(known.costs, known.importance, known.vocabulary, [])
-
-    def _prepare(self, scorer: Callable[[], DraftScorer], cost_seconds: float, *, ranks: bool = True) -> Preparation:
-        answers = self._answers(self._narrow.num_answers)
-        preparer = Preparer(
-            self._workload,
-            self._space,
-            answers,
-            self._options.vocabulary,
-            self._reporter,
-            self._prepared,
-            self._seed,
-            self._importance_seconds,
-        )
-        importance = self._scorer(self._texts.importance) if ranks else None
-        return preparer.prepare(scorer, self._grid(self._narrow), cost_seconds, importance)
-
-    def rank(self, seconds: float, cost_seconds: float) -> Ranking:
-        """Importance, step costs in about ``cost_seconds``, then candidates by proxy for about ``seconds``."""
-        scorer = self._scorer(self._narrow)
-        if scorer.approximation:
-            self._reporter.notice(f"Predictions are approximate for this architecture: {scorer.approximation}.")
-        known = self._prepare(lambda: scorer, cost_seconds)
-        space = self._space.with_vocabulary(known.vocabulary).costed_by(known.costs)
-        self._reporter.stage("proxy", "candidates predicted without decoding")
-        pool, wide = self._narrow_down(scorer, space, known, min(seconds, self._seconds_left()))
-        if PolicyKind.COST_AWARE in self._options.policy_kinds:
-            pool = all_with_prior(pool, wide.prior(pool[0].draft))
-        return Ranking(known.costs, known.importance, known.vocabulary, pool)
-
-    def _narrow_down(
-        self, scorer: DraftScorer, space: SearchSpace, known: Preparation, seconds: float
-    ) -> tuple[list[Prediction], Proxy]:
-        """The best and most diverse candidates, as the last and widest text ranks them; and the proxy of that text."""
-        held_out = self._on_held_out(known.costs) if self._held_out else None
-        moves = Moves(space, known.importance, self._seed)
-        pool: list[Prediction] = []
-        left = seconds
-        for text in self._texts.candidates:
-            proxy = self._proxy(text, known.costs, scorer if text is self._narrow else None)
-            stream = self._tried_again(proxy, pool) if pool else self._starts(proxy, space, known, seconds)
-            stream = chain(stream, local_moves(proxy, moves))
-            self._climb(text, proxy, stream, text.share * left, Overfit(held_out) if held_out else None)
-            left -= self._log.seconds(text.name)
-            pool = self._kept(proxy, text)
-        return pool, proxy
-
-    def _kept(self, proxy: Proxy, text: Text) -> list[Prediction]:
-        """The best and most diverse, and the best starts, the best first."""
-        predictions = self._winnable(proxy)
-        kept = {*diverse(predictions, text.keep, least_distance=2), *_best_starts(predictions)}
-        return [prediction for prediction in predictions if prediction in kept]
-
-    def _winnable(self, proxy: Proxy) -> list[Prediction]:
-        """Predictions of drafts that the search may end with, the best first."""
-        return [prediction for prediction in proxy.predictions if may_win(prediction.draft, self._options.objective)]
-
-    @staticmethod
-    def _tried_again(proxy: Proxy, pool: Sequence[Prediction]) -> Iterator[Prediction]:
-        """The best so far first, so that no worse one passes for it; then starts, for which there is always time."""
-        order = dict.fromkeys([pool[0], *_starts_first(pool)])
-        return (proxy(prediction.draft, prediction.origin) for prediction in order)
-
-    def _starts(self, proxy: Proxy, space: SearchSpace, known: Preparation, seconds: float) -> Iterator[Prediction]:
-        """What was given to begin from, the base, prefixes, what the dynamic programme finds, and a greedy path on."""
-        order, text = by_worth(known.importance, space, known.costs), self._narrow
-        for draft in self._given:
-            yield proxy(space.projected(draft), START)
-        found = [proxy(space.base, "base")]
-        yield found[0]
-        for draft in prefixes(order, space, NUM_PREFIXES):
-            found.append(proxy(draft, "prefix"))
-            yield found[-1]
-        earlier = [p.draft for p in self._log.predictions(text.name) if p.origin == "knapsack"]
-        affordable = int(_KNAPSACK_SHARE * text.share * seconds / max(self._log.seconds_each(text.name), 1e-3))
-        for draft in earlier or self._knapsack(proxy.scorer, space, known.costs, affordable):
-            found.append(proxy(draft, "knapsack"))
-            yield found[-1]
-        yield from greedy_path(proxy, order, max(found, key=lambda prediction: prediction.speedup).draft)
-
-    @staticmethod
-    def _knapsack(scorer: DraftScorer, space: SearchSpace, costs: CostModel, affordable: int) -> list[Draft]:
-        """As many drafts as ``affordable`` passes allow, half of them for scoring what is found."""
-        num_budgets = min(_MOST_BUDGETS, affordable // 2)
-        if not isinstance(scorer, TokenExactScorer) or num_budgets < _FEWEST_BUDGETS:
-            return []
-        return knapsack(scorer, space, costs, num_budgets)
-
-    def _climb(
-        self, text: Text, proxy: Proxy, stream: Iterable[Prediction], seconds: float, overfit: Overfit | None
-    ) -> None:
-        """Follow ``stream`` for ``seconds`` of scoring, or until it only learns the text by heart."""
-        # What an interrupted run found was told then; here it only comes by again.
-        best, unchecked, num_earlier = (
-            max((p.speedup for p in self._winnable(proxy)), default=0.0),
-            None,
-            proxy.num_known,
-        )
-        fewest = FEWEST_SCORED + (len(self._given) if text is self._narrow else min(len(self._given), _KEPT_STARTS))
-        num_known, repeats, last_check = num_earlier, 0, 0
-        for count, prediction in enumerate(stream, 1):
-            repeats = 0 if proxy.num_known > num_known or count <= num_earlier else repeats + 1
-            num_known = proxy.num_known
-            if prediction.speedup > best and may_win(prediction.draft, self._options.objective):
-                best, unchecked = prediction.speedup, prediction
-                self._report_best(count, self._as_asked(prediction, proxy))
-            spent = self._log.seconds(text.name)
-            may_check = text is not self._narrow or spent > seconds / 2  # held-out answers cost time: first a search
-            if overfit is not None and unchecked is not None and may_check and count >= last_check + _CHECK_EVERY:
-                overfit.check(unchecked)
-                unchecked, last_check = None, count
-            self._report(text, count, best, seconds, overfit)
-            is_enough = spent > seconds or repeats > _MOST_REPEATS or (overfit is not None and overfit.is_growing)
-            if count >= fewest and is_enough:
-                return
-
-    def _report(self, text: Text, count: int, best: float, seconds: float, overfit: Overfit | None) -> None:
-        spent = self._log.seconds(text.name)
-        detail = f"{count} candidates on {text.name} text, best predicted {best:.3f}× decode"
-        if overfit is not None and overfit.best is not None:
-            detail += f", {overfit.gap:+.1%} over held-out text"
-        self._reporter.progress(Progress(int(spent), int(seconds), seconds - spent, detail))
-
-    def _report_best(self, count: int, prediction: Prediction) -> None:
-        self._on_best(prediction)
-        speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
-        self._reporter.best(Candidate(count, "predicted", prediction.draft.skip_set, speedup))
-
-    def _on_held_out(self, costs: CostModel) -> Callable[[Draft], float | None]:
-        """Predictions on held-out answers, which are asked for by the first one; None where these are too short."""
-        made: list[Judge | None] = []
-
-        def predict(draft: Draft) -> float | None:
-            if not made:
-                try:
-                    made.append(Judge(self._scorer(self._texts.held_out), self._answer_tokens(self._texts.held_out)))
-                except BudgetError:
-                    made.append(None)
-            return None if made[0] is None else made[0].speedup(draft, costs)
-
-        return predict
-
-    def _as_asked(self, prediction: Prediction, proxy: Proxy) -> Prediction:
-        """With a policy of a kind that is searched, whatever led the first steps."""
-        policy, options = prediction.draft.policy, self._options
-        if policy.kind in options.policy_kinds:
-            return prediction
-        asked = DraftPolicy(options.policy_kinds[0], options.max_draft_tokens or max(DRAFT_LENGTHS))
-        asked = with_prior(asked, proxy.prior(prediction.draft))
-        return replace(prediction, draft=replace(prediction.draft, policy=asked))
-
-    def _proxy(self, text: Text, costs: CostModel, scorer: DraftScorer | None = None) -> Proxy:
-        def keep(prediction: Prediction, seconds: float) -> None:
-            self._log.add(text.name, prediction, seconds)
-            self._on_new()
-
-        return Proxy(
-            scorer or self._scorer(text),
-            costs,
-            self._grid(text),
-            answer_tokens=self._answer_tokens(text),
-            earlier=self._log.predictions(text.name),
-            on_new=keep,
-        )
-
-    def _answer_tokens(self, text: Text) -> int:
-        """How long a typical answer of the text is."""
-        return round(mean(len(answer.tokens) for answer in self._answers_of(text)))
-
-    def _scorer(self, text: Text) -> DraftScorer:
-        return text.scorer(self._workload, self._answers_of(text), self._seed)
-
-    def _answers_of(self, text: Text) -> Sequence[Answer]:
-        source = self._held_out if text is self._texts.held_out and self._held_out else self._answers
-        return source(text.num_answers)
-
-    def _grid(self, text: Text) -> list[DraftPolicy]:
-        """The policies that a trace is replayed through: few on little text that others follow.
-
-        There a threshold stands for a cost-aware policy, which drafts nothing where drafting does not pay: all
-        drafts far from a gain would be alike, and no move from them an improvement.
-        """
-        options, is_coarse = self._options, text in self._texts.candidates[:-1][:1]
-        kinds = options.policy_kinds
-        if is_coarse and PolicyKind.COST_AWARE in kinds:
-            kinds = (PolicyKind.THRESHOLD,)
-        lengths: Sequence[int] = (3, 4, 6, 8) if is_coarse else DRAFT_LENGTHS
-        thresholds: Sequence[float] = (0.4, 0.6, 0.8) if is_coarse else EXIT_THRESHOLDS
-        if options.max_draft_tokens is not None:
-            lengths = (options.max_draft_tokens,)
-        if options.exit_threshold is not None:
-            thresholds = (options.exit_threshold,)
-        return [policy for kind in kinds for policy in policies(kind, lengths, thresholds)]
+        return starts_first(self.candidates)
 
 
 def may_win(draft: Draft, objective: Objective) -> bool:
@@ -307,17 +43,66 @@ def may_win(draft: Draft, objective: Objective) -> bool:
     return objective is Objective.SHARED or not draft.skip_set.is_empty
 
 
-def _best_starts(predictions: Sequence[Prediction]) -> list[Prediction]:
+def best_starts(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The first starts of ``predictions``, which are sorted."""
-    return [prediction for prediction in predictions if prediction.origin == START][:_KEPT_STARTS]
+    return [prediction for prediction in predictions if prediction.origin == START][:KEPT_STARTS]
 
 
-def _starts_first(predictions: Sequence[Prediction]) -> list[Prediction]:
+def starts_first(predictions: Sequence[Prediction]) -> list[Prediction]:
     """``predictions``, sorted, with the best starts in front."""
-    return list(dict.fromkeys([*_best_starts(predictions), *predictions]))
+    return list(dict.fromkeys([*best_starts(predictions), *predictions]))
 
 
 def all_with_prior(candidates: Sequence[Prediction], prior: AcceptancePrior) -> list[Prediction]:
     """The candidates with one prior for all: a study's drafts then differ in what it searches only."""
     drafts = (replace(c.draft, policy=with_prior(c.draft.policy, prior)) for c in candidates)
     return [replace(c, draft=draft) for c, draft in zip(candidates, drafts, strict=True)]
+
+
+def write_ranking(file: Path, ranking: Ranking) -> None:
+    """Keep a ranking, so that a resumed search need not repeat it."""
+    write_json_atomic(
+        file,
+        {
+            "schema": _SCHEMA,
+            "version": _VERSION,
+            "vocabulary": ranking.vocabulary,
+            "importance": ranking.importance.to_dict(),
+            "cost_model_seconds": ranking.costs.to_dict(),
+            "candidates": [prediction_record(prediction) for prediction in ranking.candidates],
+        },
+    )
+
+
+def read_ranking(file: Path, num_layers: int) -> Ranking:
+    """The inverse of `write_ranking`; older versions, too. Raises `FileFormatError`."""
+    value = read_versioned(file, _SCHEMA, _VERSION)
+    with taken_apart(file):
+        version, vocabulary = value["version"], value["vocabulary"]
+        if vocabulary is not None:
+            whole("vocabulary", vocabulary, 1, MOST_TOKEN_IDS)
+        candidates = [read_prediction(record, num_layers) for record in value["candidates"]]
+        ranking = Ranking(_costs(value, version, num_layers), _importance(value, version), vocabulary, candidates)
+        whole("cost_model_seconds.num_layers", ranking.costs.num_layers, num_layers, num_layers)
+        for kept in (ranking.importance.rises, ranking.importance.reliefs):
+            if kept:  # none, where nothing was told
+                whole("the number of sub-layers in importance", len(kept), 2 * num_layers, 2 * num_layers)
+        return ranking
+
+
+def _importance(value: dict[str, Any], version: int) -> Importance:
+    """Versions 1 and 2 kept the rises alone."""
+    kept = value["importance"]
+    return Importance.from_dict(kept if version > 2 else {"rises": kept, "reliefs": [0.0] * len(kept)})
+
+
+def _costs(value: dict[str, Any], version: int, num_layers: int) -> CostModel:
+    """The cost model; version 1 kept one cost of each kind, at one precision and one context."""
+    costs = value["cost_model_seconds"]
+    if version > 1:
+        return CostModel.from_dict(costs)
+    one_each = {
+        new: {Precision.SAME: costs[old]}
+        for new, old in (("heads", "draft_base"), ("attention", "attention"), ("mlp", "mlp"))
+    }
+    return CostModel.from_dict({"verify": costs["verify"], "num_layers": num_layers, **one_each})

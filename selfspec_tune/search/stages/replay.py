@@ -19,9 +19,10 @@ from selfspec_tune.draft import (
     NgramLookup,
     PolicyKind,
     PolicyState,
+    Round,
     Source,
 )
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.engine.drafting import NgramIndex, common_prefix
 from selfspec_tune.engine.teacher_forcing import Trace, Window
@@ -50,7 +51,7 @@ def replay(
     lookups: Sequence[Sequence[LookedUp]] | None = None,
     ngram: NgramLookup | None = None,
     answer_tokens: int = 0,
-) -> Counts:
+) -> list[Round]:
     """Run ``policy`` over every window of ``trace``.
 
     ``lookups`` say what ``ngram`` finds at every position of every window. A generation goes
@@ -58,7 +59,8 @@ def replay(
     in real answers, not as in so many beginnings. 0: each window is a generation. Raises
     ValueError for a cost-aware policy without ``costs``.
     """
-    counts, state, num_tokens = Counts(), None, 0
+    rounds: list[Round] = []
+    state, num_tokens = None, 0
     depths = (trace, *trace.later)
     found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
     draft_tokens = 0 if ngram is None else ngram.draft_tokens
@@ -68,9 +70,9 @@ def replay(
         window = _Window(match, confidence, looked_up, draft_tokens)
         if state is None or num_tokens >= answer_tokens:
             state, num_tokens = fresh_state(policy, costs, ngram=ngram), 0
-        _replay_window(counts, state, window)
+        rounds += _replay_window(state, window)
         num_tokens += len(looked_up)
-    return counts
+    return rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +103,22 @@ class _Window:
         return tried, next((n for n in range(right) if not self.matches(begun, drafted + n)), right)
 
 
-def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
+def _replay_window(state: PolicyState, window: _Window) -> Iterator[Round]:
     position, last = 0, len(window.lookups)
     while position < last:
         found = window.lookups[position]
         plan = state.begin(last - position, found.num_found, found.match_length)
-        drafted = accepted = passes = guesses = 0
-        if plan.source is Source.NGRAM:
-            drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
-        elif plan.source is Source.MODEL:
-            drafted, accepted, passes, guesses = _replay_draft(state, window, position, plan.num_tokens)
-        counts.drafted.append(drafted)
-        counts.accepted.append(accepted)
-        counts.sources.append(plan.source.value)
-        counts.passes.append(passes)
-        counts.guesses.append(guesses)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes, guesses)
-        position += accepted + 1
+        if plan.source is Source.MODEL:
+            round_ = _replay_draft(state, window, position, plan.num_tokens)
+        else:
+            round_ = Round(plan.num_tokens, min(found.num_right, plan.num_tokens), plan.source, 0, 0)
+        state.update(round_, min(found.num_right, round_.num_tokens))
+        position += round_.num_tokens
+        yield round_
 
 
-def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int, int]:
-    """Tokens drafted by the model from ``position``, those accepted, the passes that it took and what these tried.
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> Round:
+    """The round that the model drafts from ``position``.
 
     After a wrong token nobody knows what the lookup would find: every further one takes a pass.
     """
@@ -140,7 +137,7 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
         drafted += 1
         if not state.wants_more(drafted, confidence, ahead):
             break
-    return drafted, accepted, passes, guesses
+    return Round(drafted, accepted, Source.MODEL, passes, guesses)
 
 
 def acceptance_prior(trace: Trace) -> AcceptancePrior:
@@ -192,7 +189,7 @@ def best_policy(
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
     replays = (replay(trace, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
-    scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
+    scored = ((steps.speedup(rounds), index) for index, rounds in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup
 

@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.files import append_jsonl
 from selfspec_tune.intervals import Interval, ratio_of_totals
@@ -24,6 +25,7 @@ from selfspec_tune.measure.pairs import Block, measure_block
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.results import PairedRun
 from selfspec_tune.results.metrics import end_to_end_times, summarise
+from selfspec_tune.search import budget
 from selfspec_tune.search.conclusion import LARGEST_GAP, plain_drift, predicted_from_counts, why_apart
 
 # The pruner's test cannot reach 5 % with fewer pairs than five.
@@ -47,91 +49,105 @@ class TrialScore:
 
 
 class Scoring(Protocol):
-    """Scores drafts, one a trial."""
+    """Scores the drafts of a study, one a trial."""
 
-    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
+    @property
+    def about(self) -> str:
+        """What a trial measures, in words."""
+
+    def score(self, trial: Trial, draft: Draft) -> TrialScore:
         """Score ``draft``; a trial may be ended early."""
 
 
+@dataclass(frozen=True, slots=True)
 class PairedScoring:
-    """The measured end-to-end speedup over ``items``, each decoded by both arms; hopeless trials end early."""
+    """The measured end-to-end speedup over ``items``, each decoded by both arms; hopeless trials end early.
 
-    def __init__(
-        self,
-        workload: Workload,
-        items: Sequence[WorkItem],
-        check: LosslessCheck,
-        runs_file: Path,
-        costs: CostModel | None = None,
-        session: int | None = None,
-    ) -> None:
-        self._workload = workload
-        self._items = items
-        self._check = check
-        self._runs_file = runs_file
-        self._costs = costs
-        self._session = session
+    Every pair is appended to ``runs_file``, with the number of the search's ``session``.
+    """
 
-    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
-        runs, stopped = self._measure(trial, draft)
+    workload: Workload
+    items: Sequence[WorkItem]
+    check: LosslessCheck
+    runs_file: Path
+    costs: CostModel | None = None
+    session: int | None = None
+
+    @property
+    def about(self) -> str:
+        """What a trial measures, in words."""
+        longest = max(item.limits.max_new_tokens for item in self.items)
+        return f"{len(self.items)} windows of {longest} tokens each"
+
+    def score(self, trial: Trial, draft: Draft) -> TrialScore:
+        """Decode item by item, until the pruner finds the draft surely worse than the best trial's."""
+        baseline, candidate = autoregressive_arm(self.workload), self_speculative_arm(self.workload, draft)
+        runs: list[PairedRun] = []
+        for index, item in enumerate(self.items):
+            # Trials alternate who goes first on an item, so that no prompt favours either arm.
+            block = Block(item, 0, index, index + trial.number)
+            (run,) = measure_block(self.workload, baseline, [candidate], block, self.check)
+            runs.append(run.model_copy(update={"session": self.session}))
+            append_jsonl(self.runs_file, {"trial": trial.number, **runs[-1].to_dict()})
+            times = end_to_end_times(runs[-1:])
+            trial.report(math.log(times.baseline[0] / times.candidate[0]), index)
+            if _is_hopeless(trial, runs):
+                break
+        return self._score_of(runs, draft)
+
+    def _score_of(self, runs: Sequence[PairedRun], draft: Draft) -> TrialScore:
         summary = summarise("trial", "trial", runs)
         counted = disagreement = None
-        if self._costs is not None:
-            counted = predicted_from_counts(runs, draft, self._costs)
-            drift = plain_drift(runs, draft, self._costs)
+        if self.costs is not None:
+            counted = predicted_from_counts(runs, draft, self.costs)
+            drift = plain_drift(runs, draft, self.costs)
             disagreement = _disagreement(summary.decode_speedup, counted, drift)
         return TrialScore(
             ratio_of_totals(*end_to_end_times(runs)[:2]),
             summary.end_to_end_speedup,
             summary.acceptance_rate,
-            stopped,
+            len(runs) < len(self.items),
             any(run.lossless == "mismatch" for run in runs),
             counted,
             disagreement,
         )
 
-    def _measure(self, trial: Trial, draft: Draft) -> tuple[list[PairedRun], bool]:
-        """Pairs of the trial, and whether the pruner ended it before the last item."""
-        baseline, candidate = autoregressive_arm(self._workload), self_speculative_arm(self._workload, draft)
-        runs: list[PairedRun] = []
-        for index, item in enumerate(self._items):
-            # Trials alternate who goes first on an item, so that no prompt favours either arm.
-            block = Block(item, 0, index, index + trial.number)
-            measured = measure_block(self._workload, baseline, [candidate], block, self._check)
-            runs += [run.model_copy(update={"session": self._session}) for run in measured]
-            append_jsonl(self._runs_file, {"trial": trial.number, **runs[-1].to_dict()})
-            times = end_to_end_times(runs[-1:])
-            trial.report(math.log(times.baseline[0] / times.candidate[0]), index)
-            if index + 1 < len(self._items) and _is_hopeless(trial, runs):
-                return runs, True
-        return runs, False
 
-
+@dataclass(frozen=True, slots=True)
 class TimedScoring:
     """Tokens a second over ``items``, prompts included, with no baseline beside it: as Self-SD's own search scores."""
 
-    def __init__(self, workload: Workload, items: Sequence[WorkItem]) -> None:
-        self._workload = workload
-        self._items = items
+    workload: Workload
+    items: Sequence[WorkItem]
 
-    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
-        arm = self_speculative_arm(self._workload, draft)
-        generations = [arm.decode(item) for item in self._items]
+    @property
+    def about(self) -> str:
+        """What a trial measures, in words."""
+        return f"{len(self.items)} prompts, {budget.SELF_SD_TOKENS} tokens each, alone"
+
+    def score(self, trial: Trial, draft: Draft) -> TrialScore:
+        """Decode every item with ``draft`` alone."""
+        arm = self_speculative_arm(self.workload, draft)
+        generations = [arm.decode(item) for item in self.items]
         seconds = sum(generation.total_seconds for generation in generations)
-        drafted = sum(sum(generation.drafted) for generation in generations)
-        accepted = sum(sum(generation.accepted) for generation in generations)
-        rate = accepted / drafted if drafted else None
+        rate = acceptance_rate([one for generation in generations for one in generation.rounds])
         return TrialScore(sum(len(generation.tokens) for generation in generations) / seconds, acceptance_rate=rate)
 
 
+@dataclass(frozen=True, slots=True)
 class MatchScoring:
     """The share of a text's tokens that the draft finds most probable too: as SWIFT scores, without decoding."""
 
-    def __init__(self, scorer: DraftScorer) -> None:
-        self._scorer = scorer
+    scorer: DraftScorer
 
-    def __call__(self, trial: Trial, draft: Draft) -> TrialScore:
-        return TrialScore(self._scorer.trace(draft).match_rate)
+    @property
+    def about(self) -> str:
+        """What a trial measures, in words."""
+        return f"matches in {budget.SWIFT_TOKENS} tokens of text"
+
+    def score(self, trial: Trial, draft: Draft) -> TrialScore:
+        """Trace ``draft`` over the scorer's text."""
+        return TrialScore(self.scorer.trace(draft).match_rate)
 
 
 def pruner() -> WilcoxonPruner:

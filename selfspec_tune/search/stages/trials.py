@@ -64,10 +64,10 @@ def run_trials(
     num_windows = session.schedule.num_windows
     items = trial_items(answers, length=budget.TRIAL_TOKENS, most=num_windows, seed=session.seed + 1)
     reserved, one = session.estimates.reserved(session.schedule), session.estimates.trial(session.schedule)
-    scoring, said = _scoring(session, answers, items, ranking, check)
-    reporter.stage("trials", said)
-    for trial in study.ended:
-        reporter.trial(study.as_candidate(trial))
+    scoring = _scoring(session, answers, items, ranking, check)
+    reporter.stage("trials", scoring.about)
+    for ended in study.ended:
+        reporter.trial(study.as_candidate(ended))
     for arm in (autoregressive_arm(session.workload), contender_arm(session.workload, first_draft(session, ranking))):
         arm.decode(items[0])  # a warm-up: the first trial is timed like every other
     drafts = session.strategy.starts(session.setting.space, session.seed)
@@ -79,7 +79,9 @@ def run_trials(
             _enqueue_next(study, drafts, request.strategy.value)
         left = clock.left - reserved
         reporter.progress(Progress(number, most, left if isfinite(left) else None))
-        candidate = study.run_trial(scoring)
+        with study.trial():
+            trial, draft = study.ask()
+            candidate = study.tell(trial, scoring.score(trial, draft))
         reporter.trial(candidate)
         if candidate.disagreement:
             apart.append(candidate)
@@ -107,20 +109,16 @@ def first_draft(session: Session, ranking: Ranking) -> Draft:
 
 def _scoring(
     session: Session, answers: Sequence[Answer], items: Sequence[WorkItem], ranking: Ranking, check: LosslessCheck
-) -> tuple[Scoring, str]:
-    """How the strategy scores a trial, and that in words."""
+) -> Scoring:
+    """How the strategy scores a trial."""
     workload = session.workload
     if session.strategy.scored_by is ScoredBy.TIME:
         whole = [shortened(answer.item, budget.SELF_SD_TOKENS) for answer in answers[: budget.TRIAL_ITEMS]]
-        return TimedScoring(workload, whole), f"{len(whole)} prompts, {budget.SELF_SD_TOKENS} tokens each, alone"
+        return TimedScoring(workload, whole)
     if session.strategy.scored_by is ScoredBy.MATCHES:
         spread = spread_windows(answers, length=budget.SWIFT_TOKENS, most=1, seed=session.seed)
-        scorer = workload.scorer([window for _, window in spread])
-        return MatchScoring(scorer), f"matches in {budget.SWIFT_TOKENS} tokens of text"
-    longest = max(item.limits.max_new_tokens for item in items)
-    said = f"{len(items)} windows of {longest} tokens each"
-    scoring = PairedScoring(workload, items, check, session.folder.trials, ranking.costs, session.sessions.number)
-    return scoring, said
+        return MatchScoring(workload.scorer([window for _, window in spread]))
+    return PairedScoring(workload, items, check, session.folder.trials, ranking.costs, session.sessions.number)
 
 
 def _may_try(study: MeasuredStudy, spare: float) -> bool:

@@ -11,7 +11,7 @@ from selfspec_tune.reporting import Candidate
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.search import budget, run_search
 from selfspec_tune.search import run as run_module
-from selfspec_tune.search.stages import finalists
+from selfspec_tune.search.stages import finalists, ranker
 from selfspec_tune.search.study import StudyFolder
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, search_request
 
@@ -138,7 +138,7 @@ def crash(*_: Any, **__: Any) -> Any:
     ("module", "broken", "num_ended"),
     [
         (run_module, "trial_items", 0),
-        (run_module, "write_ranking", 0),
+        (ranker, "write_ranking", 0),
         (finalists, "Contest", 3),
         (finalists, "bench_result", 3),
         (run_module, "skip_config", 3),

@@ -18,7 +18,8 @@ from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import BenchRequest, DraftOptions, ExtraMemory, Sampling, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import SearchOutcome, budget, plan_search, run_search
-from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search import run as run_module
+from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import StudyFolder
 from tests import kit
 from tests.search_kit import Listener, ScriptedEngine, read_rows, search_request, steady
@@ -187,6 +188,27 @@ def test_a_corrupt_study_file_is_named(finished: Finished, tmp_path: Path, model
 
 def run_scripted(request: SearchRequest, listener: Listener | None = None) -> SearchOutcome:
     return run_search(request, listener or Listener())
+
+
+def test_what_the_steps_cost_is_counted_on_from_the_trials_on(
+    make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    check, trials = run_module.make_check, run_module.run_trials
+
+    def before(workload: Any, items: Any) -> Any:
+        asked["before"] = workload
+        return check(workload, items)
+
+    def after(session: Any, *rest: Any) -> None:
+        asked["after"] = session.workload
+        trials(session, *rest)
+
+    monkeypatch.setattr(run_module, "make_check", before)
+    monkeypatch.setattr(run_module, "run_trials", after)
+    out = run_scripted(make_request()).out
+    assert asked["before"].costs is None
+    assert asked["after"].costs == read_ranking(out / "ranking.json", 4).costs
 
 
 def test_a_faster_set_is_called_faster(make_request: Any, engine: ScriptedEngine) -> None:

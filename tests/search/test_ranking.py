@@ -11,8 +11,7 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError
 from selfspec_tune.search.stages.importance import Importance
 from selfspec_tune.search.stages.proxy import Prediction
-from selfspec_tune.search.stages.ranking import Ranking
-from selfspec_tune.search.stages.ranking_file import read_ranking, write_ranking
+from selfspec_tune.search.stages.ranking import Ranking, read_ranking, write_ranking
 
 SAME = Precision.SAME
 VERIFY = (0.1, 0.11, 0.12)
