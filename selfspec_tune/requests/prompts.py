@@ -32,7 +32,6 @@ class PromptOptions(Sampling):
     template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
-        check_fields(self)
         are_names = isinstance(self.tasks, tuple | list) and all(isinstance(task, str) for task in self.tasks)
         if not are_names or not isinstance(self.source, str) or not isinstance(self.template, str):
             raise UsageError(
@@ -40,6 +39,7 @@ class PromptOptions(Sampling):
                 "skip.json says so, correct its provenance, or give `prompts`, `tasks` and `template`."
             )
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
+        check_fields(self)
         if self.num_prompts is not None:
             check_number("num_prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
         longest = f"at least 2, up to {MOST_TOKENS}"

@@ -103,7 +103,7 @@ def test_a_bad_option_exits_with_2(model: tuple[str, ...], options: str, message
 
 def test_the_help_tells_that_defaults_are_the_studys() -> None:
     page = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", "--help"]).stdout.split())
-    assert page.count("the study's; without one") == 10
+    assert page.count("the study's; without one") == 12
     assert "the study's test split; without a study 64" in page
     assert "256,512,1024,2048,4096" in page
     search = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["search", "--help"]).stdout

@@ -110,8 +110,8 @@ def test_a_shared_search_says_what_its_draft_is_worth_alone(tmp_path: Path, mode
     ("options", "message"),
     [
         ({"policy": "cost-aware"}, "not by `policy` cost-aware"),
-        ({"precision": "int4"}, "`draft_precision` int4 is lost"),
-        ({"vocabulary": "8192"}, "`draft_vocab` 8192 is lost"),
+        ({"precision": "int4"}, "`precision` int4 is lost"),
+        ({"vocabulary": "8192"}, "`vocabulary` 8192 is lost"),
     ],
 )
 def test_what_no_exported_draft_does_is_refused(options: dict[str, Any], message: str) -> None:
