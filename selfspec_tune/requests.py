@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from selfspec_tune.checks import MOST_TOKENS, check_fields, is_within
 from selfspec_tune.draft import PolicyKind
@@ -478,6 +478,7 @@ class RuntimeBenchRequest:
             )
 
 
+OF_SOME_FORMATS = ("gguf", "weights", "revision")  # fields of an `ExportRequest` that not every format takes
 GGUF_WEIGHTS = ("copy", "f32", "f16", "bf16")
 
 
@@ -495,10 +496,7 @@ class ExportRequest:
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
         revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
-        OF_SOME_FORMATS: fields that not every format takes.
     """
-
-    OF_SOME_FORMATS: ClassVar[tuple[str, ...]] = ("gguf", "weights", "revision")
 
     source: Path
     format: str
