@@ -16,6 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -97,11 +98,18 @@ def is_within(value: Any, least: float, most: float, *, whole: bool = False) -> 
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most
 
 
+def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
+    """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
+    if not is_within(value, least, most, whole=whole):
+        raise UsageError(f"`{option}` {value!r}: expected {expected}.")
+
+
 def check_fields(options: Any) -> None:
     """Raise `UsageError` unless each field of a dataclass of options is of the kind that its annotation states."""
     kind: Any = type(options)
-    for name, hint in _hints(kind).items():
-        check_kind(name, getattr(options, name), hint)
+    hints = _hints(kind)
+    for field in fields(options):
+        check_kind(field.name, getattr(options, field.name), hints[field.name])
 
 
 def check_kind(name: str, value: object, hint: Any) -> None:

@@ -13,7 +13,7 @@ from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
 from selfspec_tune.export.checkpoint import Checkpoint, checkpoint_folder, named_in_lines, own_file
-from selfspec_tune.export.decoding import Sampling, settings_of_folder
+from selfspec_tune.export.decoding import MeasuredSampling, settings_of_folder
 from selfspec_tune.export.layout import LayerBlock, Layout, Outline, read_layout, read_outline, surviving_blocks
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import ExportRequest
@@ -163,7 +163,7 @@ class Job(Generic[AnyTarget]):
     policy: DraftPolicy = field(default_factory=DraftPolicy)
     vocabulary: int | None = None
     is_standalone: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: MeasuredSampling = field(default_factory=MeasuredSampling)
 
     @property
     def exit_threshold(self) -> float:

@@ -12,7 +12,7 @@ from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.dialects import read_skip_set
 from selfspec_tune.errors import SkipSetError
 from selfspec_tune.export.checkpoint import PLACEHOLDER
-from selfspec_tune.export.decoding import Sampling, dropped
+from selfspec_tune.export.decoding import MeasuredSampling, dropped
 from selfspec_tune.export.folder import check_free, put, set_modes
 from selfspec_tune.export.format import ExportFormat, Written
 from selfspec_tune.export.formats import export_format
@@ -78,7 +78,7 @@ def _job(request: ExportRequest, made: ExportFormat[Any], target: Target, config
         policy,
         vocabulary,
         is_standalone,
-        Sampling.measured(config, target.own_settings),
+        MeasuredSampling.measured(config, target.own_settings),
     )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
@@ -111,7 +111,7 @@ def _manifest(
         target_bytes=target.num_bytes if made.is_alone else None,
         draft_tokens=job.draft_tokens,
         settings=dict(written.settings),
-        sampling=ExportSampling(**job.sampling.to_dict()),
+        sampling=ExportSampling(**job.sampling.recorded),
         generation_config=dict(job.sampling.ignored),
         launch=dict(written.launch),
         notes=notes,

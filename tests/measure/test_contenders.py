@@ -59,7 +59,7 @@ def test_without_any_study_the_message_says_what_to_give(tmp_path: Path) -> None
         gather(BenchRequest(studies=tmp_path / "studies"))
     message = str(caught.value)
     assert f"There is no skip.json under {tmp_path}/studies/" in message
-    assert "`skip_set` with `model`" in message
+    assert "`skip_sets` with `model`" in message
     assert "search first" in message
 
 
@@ -219,7 +219,7 @@ def test_a_file_for_another_model_of_the_same_depth_is_refused_with_a_way_out() 
     message = str(caught.value)
     assert "fingerprint 00ff00ff00ff00ff" in message
     assert "other is another model (fingerprint 1234)" in message
-    assert f"`skip_set` '{SKIP}'" in message
+    assert f"`skip_sets` '{SKIP}'" in message
     assert SkipSet.parse(str(SKIP), 12) == SKIP
 
 
@@ -227,7 +227,7 @@ def test_a_file_for_another_model_of_the_same_depth_is_refused_with_a_way_out() 
 
 
 def study_options(source: str, **fields: Any) -> PromptOptions:
-    return PromptOptions(source, num_prompts=16, max_new_tokens=24, **fields)
+    return PromptOptions(source=source, num_prompts=16, max_new_tokens=24, **fields)
 
 
 def study_config(source: str, seed: int = 0) -> tuple[SkipConfig, Splits]:
@@ -341,13 +341,13 @@ def test_with_several_files_no_prompt_that_any_search_read_is_used(source: str) 
 
 
 def test_without_a_study_every_prompt_is_unread(source: str) -> None:
-    options = PromptOptions(source, num_prompts=10)
+    options = PromptOptions(source=source, num_prompts=10)
     prompts, in_sample = choose_prompts(BenchRequest(), options, [])
     assert (len(prompts), in_sample) == (10, False)
 
 
 def test_without_a_number_a_source_of_fewer_than_64_prompts_is_used_whole(source: str) -> None:
-    prompts, _ = choose_prompts(BenchRequest(), PromptOptions(source), [])
+    prompts, _ = choose_prompts(BenchRequest(), PromptOptions(source=source), [])
     assert len(prompts) == 24
 
 

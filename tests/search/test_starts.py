@@ -193,7 +193,7 @@ def test_a_layer_that_the_model_lacks_is_refused_by_file_and_layer(tmp_path: Pat
     with pytest.raises(SkipSetError) as caught:
         fitted(file)
     for part in (
-        "--start-from",
+        "`start_from`",
         "theirs.json#llama-2-13b: attention layer 39 is out of range",
         "has 12 layers",
         "states no depth",
@@ -276,7 +276,7 @@ def test_precisions_that_the_search_does_not_have_give_way(tmp_path: Path) -> No
 
 
 def test_low_precision_alone_leaves_nothing_where_a_search_has_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* `draft_precision`"):
+    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* `precision`"):
         fitted(save(tmp_path / "skip.json", INT4_BASE))
 
 
@@ -296,7 +296,7 @@ def test_a_start_is_brought_within_the_memory(tmp_path: Path) -> None:
     (draft,) = start.drafts
     assert space.admits(draft)
     assert num_copies(draft) == 10
-    assert "brought within --extra-memory: 15 sub-layers at another precision" in start.about
+    assert "brought within `extra_memory`: 15 sub-layers at another precision" in start.about
 
 
 def test_another_policy_is_replaced_and_said_so(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_search_does_not_start_from_its_own_folder(ask: Callable[..., SearchRe
     run_search(ask(trials=1), Listener())
     for name in ("study", "./study/", "study/skip.json"):
         with pytest.raises(UsageError, match=r"own folder, where it resumes by itself"):
-            ask(start_from=(name,))
+            run_search(ask(start_from=(name,)), Listener())
 
 
 def test_the_plan_names_the_starts(ask: Callable[..., SearchRequest]) -> None:
