@@ -14,7 +14,7 @@ from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.export.decoding import Forecast, forecast
 from selfspec_tune.export.job import AnyTarget, Job
 from selfspec_tune.reporting import Reporter
-from selfspec_tune.requests import ExportRequest, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.requests import OF_SOME_FORMATS, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import ExportManifest, SkipConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
         name: as ``to`` has it.
         about: what it is, in a line.
         made_from: what of the target it takes, in words.
-        options: those of `ExportRequest.OF_SOME_FORMATS` that it takes.
+        options: those of `OF_SOME_FORMATS` that it takes.
         is_alone: whether the draft has weights, keys and values of its own.
         files: names of what it may write, and of nothing else: an export that is replaced is deleted.
         runtime: what verifies and benches it.
@@ -61,7 +61,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
 
     def check(self, request: ExportRequest) -> None:
         """Raise `UsageError` where an option is given that means nothing to the format, or a value that it lacks."""
-        for name in ExportRequest.OF_SOME_FORMATS:
+        for name in OF_SOME_FORMATS:
             if name not in self.options and getattr(request, name) is not None:
                 raise UsageError(
                     f"`to` {self.name} is made from {self.made_from}, so `{name}` means nothing. Leave it out."

@@ -22,7 +22,7 @@ from selfspec_tune.requests.draft import (
     Objective,
     PolicyChoice,
 )
-from selfspec_tune.requests.export import GGUF_WEIGHTS, ExportRequest, RuntimeBenchRequest, RuntimeName
+from selfspec_tune.requests.export import GGUF_WEIGHTS, OF_SOME_FORMATS, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.requests.model import DEFAULT_MODEL, DoctorRequest, Dtype, ModelOptions, RunnerChoice
 from selfspec_tune.requests.prompts import DEFAULT_NUM_PROMPTS, TEMPLATE_DATE, PromptOptions
 from selfspec_tune.requests.sampling import (
@@ -42,6 +42,7 @@ __all__ = [
     "LARGEST_SEED",
     "LARGEST_TEMPERATURE",
     "LONGEST_DRAFT",
+    "OF_SOME_FORMATS",
     "SEARCHED_POLICIES",
     "SHORTEST_CONTEXT",
     "SMALLEST_TEMPERATURE",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
 
 from selfspec_tune.checks import check_fields, check_number
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests.draft import LONGEST_DRAFT
 from selfspec_tune.requests.prompts import PromptOptions
 
+OF_SOME_FORMATS = ("gguf", "weights", "revision")  # fields of an `ExportRequest` that not every format takes
 GGUF_WEIGHTS = ("copy", "f32", "f16", "bf16")
 
 
@@ -29,10 +29,7 @@ class ExportRequest:
         draft_tokens: at most, of a draft; None: what the search found best.
         force: whether an earlier export in ``out`` is replaced.
         revision: branch, tag or commit of the target on the hub; None: that which was searched, as far as known.
-        OF_SOME_FORMATS: fields that not every format takes.
     """
-
-    OF_SOME_FORMATS: ClassVar[tuple[str, ...]] = ("gguf", "weights", "revision")
 
     source: Path
     format: str

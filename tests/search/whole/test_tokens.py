@@ -235,15 +235,15 @@ def test_a_finished_study_is_read_where_nothing_can_be_written(
     make_request: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from selfspec_tune.errors import StorageError
-    from selfspec_tune.results import runs
+    from selfspec_tune.results import logs
 
     finished = run_search(make_request(), Listener())
 
-    class ReadOnly(runs.FileLock):
+    class ReadOnly(logs.FileLock):
         def acquire(self, *_: Any, **__: Any) -> Any:
             raise OSError(30, "Read-only file system", self.lock_file)
 
-    monkeypatch.setattr(runs, "FileLock", ReadOnly)
+    monkeypatch.setattr(logs, "FileLock", ReadOnly)
     monkeypatch.setattr("selfspec_tune.files.write_atomic", lambda *_: pytest.fail("something was written"))
     assert run_search(make_request(), Listener()).skip_config == finished.skip_config
     with pytest.raises(StorageError, match="Read-only file system"):
