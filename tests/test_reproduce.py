@@ -133,7 +133,7 @@ def test_a_way_that_leads_nowhere_says_where_it_ends(way: list[Any], said: str) 
         ("bench --model", "bench --trust-remote-code --model", "other people's code"),
         ("{out}/bench.json", "/tmp/bench.json", "expected a place in {out}"),
         ("{out}/bench.json", "{out}/../bench.json", "expected a place in {out}"),
-        (" --out {out}/bench.json", "", "lacks --out"),
+        (" --out {out}/bench.json", "", "lacks `out`"),
         (" --out {out}", " --out={out}.json", "expected a place in {out}"),
         ("{model}", "{weights}", "names {weights}; expected one of out, study, model"),
         ("builtin", "'builtin", "cannot be split"),

@@ -247,3 +247,18 @@ def test_a_request_looks_at_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_request(skip_files=[Path("s/skip.json")], skip_sets=["s"], log=Path("s/bench.json"))
         ExportRequest(Path("s"), "gguf", Path("d"), gguf=Path("m.gguf"))
     assert touched == []
+
+
+@pytest.mark.parametrize("options", [{"ngram": True}, {"extra_memory": "1GiB"}])
+def test_what_only_this_engine_drafts_with_is_refused_of_a_standalone_search(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=f"`{name}` is for a draft in this program's engine"):
+        search_request(objective="standalone", **options)
+    search_request(objective="standalone", ngram=False)
+
+
+@pytest.mark.parametrize("options", [{"tasks": 3}, {"vocabulary": 5}, {"model": 5}, {"extra_memory": 1}])
+def test_options_of_another_kind_are_refused_by_their_own_names(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=f"^`{name}` .*: expected"):
+        search_request(**options)
