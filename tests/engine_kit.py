@@ -104,11 +104,11 @@ def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> Non
     assert len(accepted) == len(drafted) == len(generation.sources) == len(generation.passes)
     most = {
         Source.PLAIN: 0,
-        Source.NGRAM: draft.ngram.max_tokens if draft.ngram else 0,
+        **{source.name: source.max_tokens for source in draft.sources},
         Source.MODEL: draft.policy.max_draft_tokens if draft.model_drafts else 0,
     }
     for a, d, source in zip(accepted, drafted, generation.sources, strict=True):
-        assert 0 <= a <= d <= most[Source(source)]
+        assert 0 <= a <= d <= most[source]
         assert (d == 0) == (source == Source.PLAIN)
     for d, source, passes in zip(drafted, generation.sources, generation.passes, strict=True):
         assert (1 <= passes <= max(d, most[Source.MODEL])) if source == Source.MODEL else passes == 0

@@ -13,9 +13,9 @@ from typing import Any
 
 from selfspec_tune.checks import number, numbers, shown, whole
 from selfspec_tune.draft.draft import Draft
-from selfspec_tune.draft.policy import Source
 from selfspec_tune.draft.precision import Precision
 from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.draft.source import Source
 from selfspec_tune.errors import UsageError
 
 # What a file may state.

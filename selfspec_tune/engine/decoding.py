@@ -16,7 +16,8 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Source
 from selfspec_tune.draft.costs import Counts, StepCosts
 from selfspec_tune.draft.decisions import fresh_state
-from selfspec_tune.engine.drafting import Drafted, Drafter, common_prefix
+from selfspec_tune.draft.source import common_prefix
+from selfspec_tune.engine.drafting import Drafted, Drafter
 from selfspec_tune.engine.runner import (
     GreedySteps,
     Runner,
@@ -37,9 +38,9 @@ class RawGeneration:
     """Token ids and what producing them took; rates are derived from it later.
 
     ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
-    plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
+    plain decoding), ``sources`` who drafted in it (as `selfspec_tune.draft.Source` says; empty where
     that is not known), ``passes`` the draft's passes through the model in it, ``guesses`` how many
-    looked-up tokens these passes tried. Times are seconds
+    found tokens these passes tried. Times are seconds
     of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
     prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
     overhead included. ``prefilled`` tokens of the prompt were run: all but those that a cache held.
@@ -113,7 +114,7 @@ class Round:
     tokens: list[int]
     drafted: Sequence[int] = ()
     num_accepted: int = 0
-    source: Source = Source.PLAIN
+    source: str = Source.PLAIN
 
 
 def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> RawGeneration:
@@ -186,13 +187,13 @@ def speculative_rounds(
 ) -> Generator[Round]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
-    policy = fresh_state(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
+    policy = fresh_state(draft.policy, costs, sources=draft.sources, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
     steps = greedy_steps(runner, needs_probability=policy.needs_probability)
     greedy = steps if sampler.greedy else None
     drafter = Drafter(
-        runner, greedy if samples_drafts else steps, draft.ngram, policy, sampler, output.is_eos, [*prompt, token]
+        runner, greedy if samples_drafts else steps, draft.sources, policy, sampler, output.is_eos, [*prompt, token]
     )
     ended = output.emit([token])
     yield from clock.paused(Round([token]))
@@ -205,7 +206,7 @@ def speculative_rounds(
         record.verify_seconds += perf_counter() - drafted_at
         record.drafted.append(len(drafted.tokens))
         record.accepted.append(num_accepted)
-        record.sources.append(drafted.source.value)
+        record.sources.append(str(drafted.source))
         record.passes.append(drafted.num_passes)
         record.guesses.append(drafted.num_guesses)
         tokens = [*drafted.tokens[:num_accepted], token]

@@ -136,7 +136,7 @@ class Stream:
             tokens=tuple(record.tokens[: self._num_tokens]),
             prompt_tokens=self._prompt_tokens,
             prefilled_tokens=record.prefilled,
-            rounds=tuple(RoundCounts(Source(source), drafted, accepted) for source, drafted, accepted in counts),
+            rounds=tuple(RoundCounts(source, drafted, accepted) for source, drafted, accepted in counts),
             prefill_seconds=record.prefill_seconds,
             decode_seconds=record.decode_seconds,
             finish_reason=self._finish_reason,
@@ -179,7 +179,7 @@ class Stream:
         if own and self._text.stopped_by is None:
             yield self._piece_of(own)
 
-    def _piece_of(self, tokens: Sequence[int], source: Source = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
+    def _piece_of(self, tokens: Sequence[int], source: str = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
         """``tokens`` as far as no stop text ends the answer; one by one where one may come between two of them."""
         text, count = "", 0
         for group in [[token] for token in tokens] if self._sampling.stop else [tokens]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.drafting import common_prefix
+from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.engine.runner import Runner, greedy_steps
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.native import NativeRunner
