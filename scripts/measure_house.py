@@ -13,7 +13,7 @@ way       the fewest hops from the command ``search`` by way of its trials (`run
           (``engine_run``), and the files that it enters
 touched   modules in which an identifier, an import or an option's name matches a representative of its kind: what would
           have to be read, and mostly changed, to add another of that kind
-flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``
+flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _word(kind: type[Word], name: str, value: str) -> Word:
     try:
         return kind(value)
     except ValueError:
-        raise UsageError(f"{name} {value!r}: expected one of {', '.join(kind)}.") from None
+        raise UsageError(f"`{name}` {value!r}: expected one of {', '.join(kind)}.") from None
 
 
 def default_folder(model: str, prompts: str, ending: str = "") -> Path:
@@ -166,7 +166,7 @@ def parse_duration(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``45m``, ``1.5h`` or ``1h30m``. Raises `BudgetError`."""
     match = _DURATION.fullmatch(text.strip())
     if match is None or not any(match.groups()):
-        raise BudgetError(f"--timeout {text!r} is no duration; expected a form like 90, 90s, 45m, 2h or 1h30m.")
+        raise BudgetError(f"`timeout` {text!r} is no duration; expected a form like 90, 90s, 45m, 2h or 1h30m.")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds
 
@@ -175,7 +175,7 @@ def parse_vocabulary(text: str | None) -> str | None:
     """``auto``, ``full`` or a number of token ids, checked. Raises `UsageError`."""
     if text is None or text in ("auto", "full") or (_NUMBER.fullmatch(text) and int(text) > 0):
         return text
-    raise UsageError(f"--draft-vocab {text!r}: expected auto, full, or a positive number of token ids.")
+    raise UsageError(f"`draft_vocab` {text!r}: expected auto, full, or a positive number of token ids.")
 
 
 def parse_precision(text: str | None, *, auto: bool = False) -> str | None:
@@ -206,7 +206,7 @@ def parse_contexts(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(map(_NUMBER.fullmatch, parts)):
-        raise UsageError(f"--contexts {text!r}: expected numbers of tokens, separated by commas, such as 128,1024.")
+        raise UsageError(f"`contexts` {text!r}: expected numbers of tokens, separated by commas, such as 128,1024.")
     return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -217,4 +217,4 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--sweep-values {text!r}: expected numbers and commas, such as 256,512,1024.") from None
+        raise UsageError(f"`sweep_values` {text!r}: expected numbers and commas, such as 256,512,1024.") from None

@@ -17,8 +17,9 @@
     ├── StorageError           a result could not be written
     └── LosslessError          decoding gave other tokens than the model would
 
-Each message says what was given, what was expected and how to fix it. The CLI
-formats them once, at its edge; a traceback is shown with ``--debug`` only.
+Each message says what was given, what was expected and how to fix it. It names a field in
+backquotes, `max_new_tokens`, which the command line prints as its option. The CLI
+formats them once, at its edge; a traceback is shown with ``debug`` only.
 """
 
 from __future__ import annotations

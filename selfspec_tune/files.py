@@ -25,7 +25,7 @@ from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, U
 from selfspec_tune.temporary import hold, release, sweep, temporary_name
 
 HASH_LENGTH = 16
-DAMAGED = "It may be damaged: restore a copy, or begin again with another --out."
+DAMAGED = "It may be damaged: restore a copy, or begin again with another `out`."
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _ANY_ADVICE = "Choose a folder that you may write to."

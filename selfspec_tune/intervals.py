@@ -213,7 +213,7 @@ def _sample_warning(num_prompts: int | None) -> str | None:
         return None
     return (
         f"The result rests on {num_prompts} prompts; a figure to publish needs at least "
-        f"{FEWEST_PUBLISHED_PROMPTS}. Raise --num-prompts."
+        f"{FEWEST_PUBLISHED_PROMPTS}. Raise `num_prompts`."
     )
 
 

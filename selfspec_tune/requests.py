@@ -58,7 +58,7 @@ class ModelOptions:
 def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
     """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
     if not is_within(value, least, most, whole=whole):
-        raise UsageError(f"{option} {value!r}: expected {expected}.")
+        raise UsageError(f"`{option}` {value!r}: expected {expected}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +86,19 @@ class PromptOptions:
         if not are_names or not isinstance(self.source, str) or not isinstance(self.template, str):
             raise UsageError(
                 f"Prompts of {self.source!r}, tasks {self.tasks!r}, template {self.template!r}: expected names. If a "
-                "skip.json says so, correct its provenance, or give --prompts, --task and --template."
+                "skip.json says so, correct its provenance, or give `prompts`, `task` and `template`."
             )
         object.__setattr__(self, "tasks", tuple(sorted(set(self.tasks))))
         if self.num_prompts is not None:
-            check_number("--num-prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
+            check_number("num_prompts", self.num_prompts, 1, math.inf, "at least 1", whole=True)
         longest = f"at least 2, up to {MOST_TOKENS}"
-        check_number("--max-new-tokens", self.max_new_tokens, 2, MOST_TOKENS, longest, whole=True)
-        check_number("--seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
-        check_number("--temperature", self.temperature, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
+        check_number("max_new_tokens", self.max_new_tokens, 2, MOST_TOKENS, longest, whole=True)
+        check_number("seed", self.seed, 0, LARGEST_SEED, f"0 or more, up to {LARGEST_SEED}", whole=True)
+        check_number("temperature", self.temperature, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
         if self.temperature < SMALLEST_TEMPERATURE:
             object.__setattr__(self, "temperature", 0.0)
-        check_number("--top-p", self.top_p, math.ulp(0.0), 1, "above 0 and at most 1")
-        check_number("--top-k", self.top_k, 0, math.inf, "0 (off) or more", whole=True)
+        check_number("top_p", self.top_p, math.ulp(0.0), 1, "above 0 and at most 1")
+        check_number("top_k", self.top_k, 0, math.inf, "0 (off) or more", whole=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for our files, without ``tasks`` where prompts of all tasks are meant."""
@@ -119,12 +119,12 @@ class ExtraMemory:
         found = _MEMORY.fullmatch(text.strip())
         if found is None or (found["unit"] is None and float(found["number"]) != 0):
             raise UsageError(
-                f"--extra-memory {text!r}: expected a share of the weights such as 30%, a size such as 2GiB or 512MiB, "
+                f"`extra_memory` {text!r}: expected a share of the weights such as 30%, a size such as 2GiB or 512MiB, "
                 "or 0 for none."
             )
         number, unit = float(found["number"]), (found["unit"] or "").lower()
         if not math.isfinite(number * _UNITS.get(unit, 1)):
-            raise UsageError(f"--extra-memory {text!r}: no memory is so large.")
+            raise UsageError(f"`extra_memory` {text!r}: no memory is so large.")
         if unit == "%":
             return cls(share=number / 100)
         return cls(num_bytes=round(number * _UNITS.get(unit, 0)))
@@ -214,29 +214,29 @@ class DraftOptions:
             self._check_standalone()
         if self.max_draft_tokens is not None:
             length = f"1 to {LONGEST_DRAFT}"
-            check_number("--max-draft-tokens", self.max_draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
+            check_number("max_draft_tokens", self.max_draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
         if self.exit_threshold is not None:
-            check_number("--exit-threshold", self.exit_threshold, 0, 1, "a probability, 0 to 1")
+            check_number("exit_threshold", self.exit_threshold, 0, 1, "a probability, 0 to 1")
         if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
             raise UsageError(
-                f"--exit-threshold {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add --policy "
+                f"`exit_threshold` {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add `policy` "
                 f"{' or '.join(_THRESHOLD_POLICIES)}, or leave it out."
             )
 
     def _check_standalone(self) -> None:
         """Raise `UsageError` for what no other runtime's draft does, and leave out what it lacks by default."""
-        given = f"--objective {self.objective}: a draft of another runtime"
+        given = f"`objective` {self.objective}: a draft of another runtime"
         if self.policy not in (PolicyChoice.AUTO, PolicyChoice.FIXED, PolicyChoice.THRESHOLD):
             raise UsageError(
-                f"{given} goes by a fixed length or a threshold, not by --policy {self.policy}. Name one of these, or "
+                f"{given} goes by a fixed length or a threshold, not by `policy` {self.policy}. Name one of these, or "
                 "leave it out."
             )
         if self.precision not in ("auto", "same"):
             raise UsageError(
-                f"{given} has a precision of its own, so --draft-precision {self.precision} is lost. Leave it out."
+                f"{given} has a precision of its own, so `draft_precision` {self.precision} is lost. Leave it out."
             )
         if self.vocabulary not in ("auto", "full"):
-            raise UsageError(f"{given} covers all token ids, so --draft-vocab {self.vocabulary} is lost. Leave it out.")
+            raise UsageError(f"{given} covers all token ids, so `draft_vocab` {self.vocabulary} is lost. Leave it out.")
         alone = dict.fromkeys(self.source_choices, False)
         for name, value in {**alone, "precision": "same", "vocabulary": "full"}.items():
             object.__setattr__(self, name, value)
@@ -278,20 +278,20 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if self.draft.objective is Objective.STANDALONE and self.strategy in _PUBLISHED:
             raise UsageError(
-                f"--strategy {self.strategy} searches, as it was published, for drafts that share the model's cache. "
-                "Choose another strategy, or leave out --objective standalone."
+                f"`strategy` {self.strategy} searches, as it was published, for drafts that share the model's cache. "
+                "Choose another strategy, or leave out `objective` standalone."
             )
         own = {os.path.realpath(path) for path in (self.out, self.out / "skip.json")}
         for start in self.start_from:
             if os.path.realpath(start) in own:
                 raise UsageError(
-                    f"--start-from {start} is this search's own folder, where it resumes by itself. Leave it out, or "
-                    "give another --out."
+                    f"`start_from` {start} is this search's own folder, where it resumes by itself. Leave it out, or "
+                    "give another `out`."
                 )
         if self.trials is not None and self.trials < 1:
-            raise BudgetError(f"--trials {self.trials}: expected at least 1. A search measures at least one trial.")
+            raise BudgetError(f"`trials` {self.trials}: expected at least 1. A search measures at least one trial.")
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
-            raise BudgetError(f"--timeout {self.timeout_seconds:g}s: expected a positive duration such as 45m or 2h.")
+            raise BudgetError(f"`timeout` {self.timeout_seconds:g}s: expected a positive duration such as 45m or 2h.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,10 +309,10 @@ class CompareRequest:
     def __post_init__(self) -> None:
         if len(set(self.strategies)) < max(2, len(self.strategies)):
             names = ", ".join(self.strategies) or "none"
-            raise UsageError(f"--strategies {names}: expected at least two different ones.")
+            raise UsageError(f"`strategies` {names}: expected at least two different ones.")
         if self.early_seconds and not self.early_strategies & set(self.strategies):
             some = ", ".join(sorted(self.early_strategies))
-            raise UsageError(f"--early measures what {some} had found: name it in --strategies, or leave --early out.")
+            raise UsageError(f"`early` measures what {some} had found: name it in `strategies`, or leave `early` out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +329,9 @@ class DoctorRequest:
 
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.contexts):
-            raise UsageError(f"--contexts {min(self.contexts)}: expected lengths of at least 1 token.")
+            raise UsageError(f"`contexts` {min(self.contexts)}: expected lengths of at least 1 token.")
         if self.model is None and (self.skip_set is not None or self.contexts):
-            raise UsageError("--skip-set and --contexts are about a model's steps. Name the model with --model.")
+            raise UsageError("`skip_set` and `contexts` are about a model's steps. Name the model with `model`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,17 +372,17 @@ class BenchRequest:
     def __post_init__(self) -> None:
         if self.reference_prompts < 1:
             raise UsageError(
-                f"--reference-prompts {self.reference_prompts}: expected at least 1; without model.generate beside it "
+                f"`reference_prompts` {self.reference_prompts}: expected at least 1; without model.generate beside it "
                 "no speedup is stated."
             )
-        check_number("--rounds", self.rounds, 1, _MOST_ROUNDS, f"at least 1, up to {_MOST_ROUNDS}", whole=True)
+        check_number("rounds", self.rounds, 1, _MOST_ROUNDS, f"at least 1, up to {_MOST_ROUNDS}", whole=True)
         if self.early_exit is not None and self.early_exit < 1:
-            raise UsageError(f"--early-exit {self.early_exit}: expected at least 1, the number of layers that draft.")
-        for option, value in (("--draft-model", self.draft_model), ("--early-exit", self.early_exit)):
+            raise UsageError(f"`early_exit` {self.early_exit}: expected at least 1, the number of layers that draft.")
+        for option, value in (("draft_model", self.draft_model), ("early_exit", self.early_exit)):
             if value is not None and not self.rivals:
-                raise UsageError(f"{option} {value}: it sets up a rival; add --rivals to measure rivals at all.")
+                raise UsageError(f"`{option}` {value}: it sets up a rival; add `rivals` to measure rivals at all.")
         if self.fresh and self.log is None:
-            raise UsageError("--fresh measures again what a file holds; give that file with --out.")
+            raise UsageError("`fresh` measures again what a file holds; give that file with `out`.")
 
 
 def log_beside(result: Path) -> Path:
@@ -417,18 +417,18 @@ class SweepRequest:
 
     def __post_init__(self) -> None:
         if self.kind is SweepKind.TEMPERATURE and "temperature" in dict(self.bench.prompt_overrides):
-            raise UsageError("--sweep temperature sets the temperature itself; give --sweep-values, not --temperature.")
+            raise UsageError("`sweep` temperature sets the temperature itself; give `sweep_values`, not `temperature`.")
         if self.bench.rivals:
-            raise UsageError("--rivals run beside one bench; leave them out with --sweep.")
+            raise UsageError("`rivals` run beside one bench; leave them out with `sweep`.")
         if self.bench.parts:
-            raise UsageError("--parts run beside one bench; leave them out with --sweep.")
+            raise UsageError("`parts` run beside one bench; leave them out with `sweep`.")
         if self.values is None:
             return
         if self.kind is SweepKind.TEMPERATURE:
             greedy = tuple(0.0 if 0 < value < SMALLEST_TEMPERATURE else value for value in self.values)
             object.__setattr__(self, "values", greedy)
         if len(set(self.values)) < max(2, len(self.values)):
-            raise UsageError(f"--sweep-values {_joined(self.values)}: expected at least two values, all different.")
+            raise UsageError(f"`sweep_values` {_joined(self.values)}: expected at least two values, all different.")
         for value in self.values:
             self._check(value)
         object.__setattr__(self, "values", tuple(sorted(self.values)))
@@ -437,11 +437,11 @@ class SweepRequest:
         least, is_whole = _LEAST[self.kind], self.kind is not SweepKind.TEMPERATURE
         if not math.isfinite(value) or value < least or (is_whole and value != int(value)):
             kind = "whole numbers" if is_whole else "numbers"
-            raise UsageError(f"--sweep-values {value:g}: --sweep {self.kind} takes {kind} from {least} on.")
+            raise UsageError(f"`sweep_values` {value:g}: `sweep` {self.kind} takes {kind} from {least} on.")
         if self.kind is SweepKind.TEMPERATURE:
-            check_number("--sweep-values", value, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
+            check_number("sweep_values", value, 0, LARGEST_TEMPERATURE, _TEMPERATURE)
         if self.kind is SweepKind.MAX_DRAFT and value > LONGEST_DRAFT:
-            raise UsageError(f"--sweep-values {value:g}: expected drafts of at most {LONGEST_DRAFT} tokens.")
+            raise UsageError(f"`sweep_values` {value:g}: expected drafts of at most {LONGEST_DRAFT} tokens.")
 
 
 def _joined(values: tuple[float, ...]) -> str:
@@ -476,7 +476,7 @@ class RuntimeBenchRequest:
         asked = self.prompts.max_new_tokens
         if self.runtime is RuntimeName.LLAMACPP and asked >= self.context:
             raise UsageError(
-                f"--max-new-tokens {asked}: the runtime's context has {self.context} positions, for a prompt and its "
+                f"`max_new_tokens` {asked}: the runtime's context has {self.context} positions, for a prompt and its "
                 f"answer. Give less than {self.context}."
             )
 
@@ -521,7 +521,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.weights not in GGUF_WEIGHTS:
-            raise UsageError(f"--weights {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
+            raise UsageError(f"`weights` {self.weights}: expected {', '.join(GGUF_WEIGHTS)}.")
         if self.draft_tokens is not None:
             length = f"at least 1, up to {LONGEST_DRAFT}"
-            check_number("--draft-tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
+            check_number("draft_tokens", self.draft_tokens, 1, LONGEST_DRAFT, length, whole=True)

@@ -96,7 +96,7 @@ def exit_layer(asked: int | None, num_layers: int) -> int:
         return max(1, round(num_layers / EXIT_FRACTION))
     if not 1 <= asked < num_layers:
         raise UsageError(
-            f"--early-exit {asked}: the model has {num_layers} layers; expected 1 to {num_layers - 1}, "
+            f"`early_exit` {asked}: the model has {num_layers} layers; expected 1 to {num_layers - 1}, "
             "the number of layers that draft."
         )
     return asked

@@ -86,13 +86,13 @@ def split_searches(request: SearchRequest) -> dict[str, SearchRequest]:
     tasks = {prompt.task for prompt in load_prompts(options.source, tasks=options.tasks)}
     if len(tasks) < 2:
         raise UsageError(
-            f"--per-task needs prompts of several tasks; these are all of task {tasks.pop()}. Leave --per-task out, or "
+            f"`per_task` needs prompts of several tasks; these are all of task {tasks.pop()}. Leave `per_task` out, or "
             "give a set whose rows name their task."
         )
     if POOLED in tasks:
         raise UsageError(
-            f"--per-task calls the search over all tasks {POOLED!r}, and there is a task of that name. Give it another "
-            "name, or name the tasks to keep with --task."
+            f"`per_task` calls the search over all tasks {POOLED!r}, and there is a task of that name. Give it another "
+            "name, or name the tasks to keep with `task`."
         )
     drawn = load_some(options)
     split_each_task(drawn, tasks, seed=options.seed)
@@ -145,7 +145,7 @@ def _tell_of_few(searches: Mapping[str, SearchRequest], reporter: Reporter) -> N
     if min(numbers.values()) < _FEW_PROMPTS:
         reporter.notice(
             f"A task with fewer than {_FEW_PROMPTS} prompts is searched on a single one, which tells little; raise "
-            "--num-prompts."
+            "`num_prompts`."
         )
 
 

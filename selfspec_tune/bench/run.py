@@ -146,7 +146,7 @@ def choose_prompts(
     if len(unread) < wanted:
         raise PromptError(
             f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. "
-            "Lower --num-prompts, give other --prompts, or pass --allow-calibration (the result is then in-sample)."
+            "Lower `num_prompts`, give other `prompts`, or pass `allow_calibration` (the result is then in-sample)."
         )
     return unread, False
 

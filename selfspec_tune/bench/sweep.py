@@ -1,4 +1,4 @@
-"""``selfspec-tune bench --sweep``: the same bench at several values of one thing, interleaved."""
+"""One bench at several values of one thing (``sweep``), interleaved."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def sweep_points(request: SweepRequest, setting: BenchSetup, reporter: Reporter)
     if len(points) < 2:
         usual = ", ".join(f"{value:g}" for value in SWEEP_VALUES[request.kind])
         raise UsageError(
-            f"--sweep {request.kind}: fewer than two of its usual values ({usual}) are possible with this model, these "
-            "prompts and --max-new-tokens. Give --sweep-values."
+            f"`sweep` {request.kind}: fewer than two of its usual values ({usual}) are possible with this model, these "
+            "prompts and `max_new_tokens`. Give `sweep_values`."
         )
     return points
 
@@ -79,8 +79,8 @@ def _draft_points(asked: Sequence[float] | None, setting: BenchSetup, _: Reporte
     too_long = [value for value in asked or () if value > most]
     if too_long:
         raise UsageError(
-            f"--sweep-values {too_long[0]:g}: of {workload.options.max_new_tokens} new tokens at most {most} can be "
-            "drafted at once. Give smaller values, or raise --max-new-tokens."
+            f"`sweep_values` {too_long[0]:g}: of {workload.options.max_new_tokens} new tokens at most {most} can be "
+            "drafted at once. Give smaller values, or raise `max_new_tokens`."
         )
     values = asked or [value for value in SWEEP_VALUES[SweepKind.MAX_DRAFT] if value <= most]
     items = workload.items(setting.prompts)
@@ -97,9 +97,9 @@ def _context_points(asked: Sequence[float] | None, setting: BenchSetup, reporter
     too_long = [value for value in asked or () if value > room]
     if too_long:
         raise UsageError(
-            f"--sweep-values {too_long[0]:g}: with {workload.options.max_new_tokens} new tokens that does not fit the "
+            f"`sweep_values` {too_long[0]:g}: with {workload.options.max_new_tokens} new tokens that does not fit the "
             f"model's context of {workload.loaded.context_length}; expected at most {room}. Give smaller values, or "
-            "lower --max-new-tokens."
+            "lower `max_new_tokens`."
         )
     lengths = [len(render(p, workload.loaded.tokenizer, _template(workload))) for p in setting.prompts]
     values = [int(value) for value in asked or _usual_contexts(room, lengths)]
@@ -108,8 +108,8 @@ def _context_points(asked: Sequence[float] | None, setting: BenchSetup, reporter
     prompts = [p for p, length in zip(setting.prompts, lengths, strict=True) if length <= min(values)]
     if not prompts:
         raise PromptError(
-            f"--sweep-values {min(values)}: every prompt is longer than that (the shortest has {min(lengths)} tokens). "
-            "Raise the smallest value, or give other --prompts."
+            f"`sweep_values` {min(values)}: every prompt is longer than that (the shortest has {min(lengths)} tokens). "
+            "Raise the smallest value, or give other `prompts`."
         )
     if len(prompts) < len(lengths):
         reporter.notice(

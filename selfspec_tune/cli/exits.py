@@ -20,6 +20,7 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from selfspec_tune.checks import visible, visible_line
+from selfspec_tune.cli.fields import with_options
 from selfspec_tune.errors import SelfSpecError, UsageError
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # as far as the system has them
@@ -113,7 +114,7 @@ def at_edge(*, interrupted: str = "interrupted") -> Callable[[Callable[P, None]]
 def stop(message: str, exit_code: int) -> NoReturn:
     """Print ``message`` on standard error and end the command."""
     with suppress(OSError):  # there may be no terminal any more
-        print(visible_line(message), file=sys.stderr)
+        print(visible_line(with_options(message)), file=sys.stderr)
     raise typer.Exit(exit_code) from None
 
 

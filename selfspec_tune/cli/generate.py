@@ -136,7 +136,7 @@ class _Shown:
         self._show_drafts = show_drafts
         self._compare = compare
         self._quiet = quiet
-        self._console = output.result_console() if _is_terminal(sys.stdout) else None
+        self._console = output.SafeConsole(highlight=False) if _is_terminal(sys.stdout) else None
 
     def explain(self) -> None:
         """Say what the colours mean."""

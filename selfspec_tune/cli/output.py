@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from selfspec_tune.checks import visible
+from selfspec_tune.cli.fields import with_options
 from selfspec_tune.errors import UsageError
 from selfspec_tune.files import check_writable
 from selfspec_tune.reporting import Reporter, SilentReporter
@@ -38,14 +39,22 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
+class ReportConsole(SafeConsole):
+    """A console for what the program itself says: fields that it names are written as options."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(with_options(segment.text), segment.style)
+
+
 def result_console() -> Console:
     """The console that results are printed on."""
-    return SafeConsole(highlight=False)
+    return ReportConsole(highlight=False)
 
 
 def say(line: str, *, to_errors: bool = False) -> None:
-    """Print a line of text as it is, in which others' names may be, on standard output or standard error."""
-    print(visible(line), file=sys.stderr if to_errors else sys.stdout)
+    """Print a line of text, in which others' names may be, on standard output as it is or on standard error."""
+    print(visible(with_options(line) if to_errors else line), file=sys.stderr if to_errors else sys.stdout)
 
 
 def print_json(value: Any) -> None:
@@ -69,11 +78,11 @@ def prepare_outputs(*paths: Path | None) -> None:
 def _reporter(*, quiet: bool) -> AbstractContextManager[Reporter]:
     if quiet:
         return nullcontext(SilentReporter())
-    console = SafeConsole(file=sys.stderr, highlight=False)
+    console = ReportConsole(file=sys.stderr, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         from selfspec_tune.report.progress import LiveReporter
 
         return LiveReporter(console)
     from selfspec_tune.report.progress import PlainReporter
 
-    return nullcontext(PlainReporter(sys.stderr))
+    return nullcontext(PlainReporter(sys.stderr, spelled=with_options))

@@ -134,13 +134,13 @@ def _contexts(request: DoctorRequest, longest: int) -> list[int]:
     too_long = [length for length in request.contexts if length > longest]
     if too_long:
         raise UsageError(
-            f"--contexts {too_long[0]}: the model's context has {longest} positions. Give lengths up to {longest}."
+            f"`contexts` {too_long[0]}: the model's context has {longest} positions. Give lengths up to {longest}."
         )
     return list(request.contexts) or [length for length in CONTEXTS if length <= longest] or [longest]
 
 
 def _draft(request: DoctorRequest, workload: Workload) -> tuple[Draft, str]:
-    """The draft of ``--skip-set``; without one every third attention and MLP is left out, as an example."""
+    """The draft of ``skip_set``; without one every third attention and MLP is left out, as an example."""
     num_layers = workload.loaded.num_layers
     if request.skip_set is None:
         return Draft(SkipSet.uniform(num_layers, num_layers // 3, num_layers // 3)), "uniform, as an example"

@@ -250,7 +250,7 @@ def _layers(entry: dict[str, Any], name: str, origin: str) -> tuple[int, ...]:
 
 def _needed_depth(num_layers: int | None, origin: str) -> int:
     if num_layers is None:
-        raise SkipSetError(f"{origin} does not say how many layers the model has; name it with --model.")
+        raise SkipSetError(f"{origin} does not say how many layers the model has; name it with `model`.")
     return num_layers
 
 
@@ -285,7 +285,7 @@ def _known(dialect: Dialect | str) -> Dialect:
 
 def _needed(task: str | None, dialect: str) -> str:
     if task is None:
-        raise SkipSetError(f"{dialect} keys its skip sets by model and task; name one with --task.")
+        raise SkipSetError(f"{dialect} keys its skip sets by model and task; name one with `task`.")
     return task
 
 

@@ -83,7 +83,7 @@ def choose_runner(
     ``graphs`` on a CPU is a dry mode that replays by calling: for checks, not for speed.
     """
     if choice not in RUNNERS:
-        raise UsageError(f"--runner {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
+        raise UsageError(f"`runner` {choice}: expected {', '.join(RUNNERS[:-1])} or {RUNNERS[-1]}.")
     use_exact_float32()
     limit_threads(notice)
     reference = ReferenceRunner(loaded)
@@ -96,10 +96,10 @@ def choose_runner(
     runner, reason = _Judge(loaded, reference, notice, clock).open(_CANDIDATES[choice])
     if runner is None:
         raise UnsupportedModelError(
-            f"--runner {choice} cannot serve {loaded.name}: {reason}. Use --runner auto or reference."
+            f"`runner` {choice} cannot serve {loaded.name}: {reason}. Use `runner` auto or reference."
         )
     if choice == _GRAPHS.name and loaded.device.type != "cuda":
-        notice(f"--runner graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
+        notice(f"`runner` graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
     return runner
 
 

@@ -145,7 +145,7 @@ def check_room(needed: int, context_length: int) -> None:
     if needed > context_length:
         raise PromptError(
             f"prompt and answer need {needed} positions; the model's context has {context_length}. "
-            "Use shorter prompts or a smaller --max-new-tokens."
+            "Use shorter prompts or a smaller `max_new_tokens`."
         )
 
 
@@ -174,7 +174,7 @@ def check_largest(largest: Sequence[float], runner: Runner) -> None:
         if not isfinite(value):
             raise NonFiniteError(
                 f"{runner.about}: the logits at position {runner.length - len(largest) + place + 1} are no finite "
-                "numbers, so nothing that it decodes means anything, and no figure is given. Use another --dtype: "
+                "numbers, so nothing that it decodes means anything, and no figure is given. Use another `dtype`: "
                 "float16 ends at 65504, float32 holds most. If it stays in float32, the checkpoint is broken: get it "
                 "again."
             )

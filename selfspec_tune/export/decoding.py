@@ -141,7 +141,7 @@ def forecast(config: SkipConfig | None) -> Forecast:
         "The skip set was searched to share the model's cache, which an exported draft cannot. With keys and values of "
         f"its own it is predicted to decode {predicted['decode_speedup']:.2f}x as fast as the model alone, drafting "
         f"{predicted['draft_tokens']} tokens of which {_share(acceptance)} are accepted{_shared(config)}. "
-        f"`search --objective standalone` finds better ones.{_rule(config, exact=True)}",
+        f"A search with `objective` standalone finds better ones.{_rule(config, exact=True)}",
     )
 
 
@@ -201,6 +201,6 @@ def _share(rate: float | None) -> str:
 
 def _unknown(reason: str) -> str:
     return (
-        f"{reason}: what it is worth as a draft that stands alone is not known. `bench --runtime` measures it; "
-        "`search --objective standalone` finds sets for it."
+        f"{reason}: what it is worth as a draft that stands alone is not known. A bench with `runtime` measures "
+        "it; a search with `objective` standalone finds sets for it."
     )

@@ -118,7 +118,7 @@ class Layout(Outline):
         if self.difference and any(block.attention != block.mlp for block in blocks):
             raise UnsupportedModelError(
                 f"A layer of this model {self.difference}, unlike a Llama's, so its halves cannot be joined anew. "
-                "Skip whole layers, or use --to hf-zero."
+                "Skip whole layers, or use `to` hf-zero."
             )
         for name in self.outside:
             yield name, name
@@ -199,7 +199,7 @@ def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
         raise UnsupportedModelError(
             f"{checkpoint.folder} has no tensor {missing[0]}: its weights are stored under other names than the "
             "model's modules, so they cannot be taken apart. Load it with transformers and save it again, or, where "
-            "that changes nothing, use --to transformers-generate, which takes no weights."
+            "that changes nothing, use `to` transformers-generate, which takes no weights."
         )
     return layout
 

@@ -21,7 +21,7 @@ from selfspec_tune.results import Record, SkipLayers
 
 MANIFEST = "selfspec-export.json"
 SCHEMA, VERSION = "selfspec-tune/export", 1
-_AGAIN = "Export it again with --force."
+_AGAIN = "Export it again with `force`."
 _CODE = ("configuration_decilm.py", "modeling_decilm.py", "custom_generate/generate.py")
 _NAMES = frozenset({MANIFEST, WEIGHTS, INDEX, *BESIDE, *_CODE, "config.json", "trtllm.yaml", "draft.gguf"})
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
@@ -92,7 +92,7 @@ def check_own_code(folder: Path, format_: DraftFormat) -> None:
         name = str(Path("custom_generate") / "generate.py")
         wanted = {name: _rewritten(folder / name) if (folder / name).is_file() else ""}
     if missing := [name for name in wanted if not (folder / name).is_file()]:
-        raise FileFormatError(f"{folder} lacks {missing[0]}. Export it again with --force.")
+        raise FileFormatError(f"{folder} lacks {missing[0]}. Export it again with `force`.")
     for file in files:
         if file.suffix == ".py" and read_text(file) != wanted.get(str(file.relative_to(folder))):
             raise _not_ours(file)
@@ -110,5 +110,5 @@ def _rewritten(file: Path) -> str:
 def _not_ours(file: Path) -> FileFormatError:
     return FileFormatError(
         f"{file} is not what this version of the program writes, and no other code is run. Export it again with "
-        "--force."
+        "`force`."
     )

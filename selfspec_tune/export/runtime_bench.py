@@ -142,9 +142,9 @@ def _export(request: RuntimeBenchRequest) -> dict[str, Any]:
     made = manifest["format"]
     if made not in set(DraftFormat) or _RUNS_IN[DraftFormat(made)] is not request.runtime:
         fit = ", ".join(format_ for format_, runtime in _RUNS_IN.items() if runtime is request.runtime)
-        raise UsageError(f"{folder} is an export to {made}; --runtime {request.runtime} takes those to {fit}.")
+        raise UsageError(f"{folder} is an export to {made}; `runtime` {request.runtime} takes those to {fit}.")
     if request.runtime is RuntimeName.LLAMACPP and manifest["gguf"] is None:
-        raise FileFormatError(f"{folder / MANIFEST} names no GGUF file. Export it again with --force.")
+        raise FileFormatError(f"{folder / MANIFEST} names no GGUF file. Export it again with `force`.")
     return manifest
 
 
@@ -156,7 +156,7 @@ def _unread(options: PromptOptions, read: frozenset[str], reporter: Reporter) ->
     if wanted > len(unread) or not unread:
         raise PromptError(
             f"{options.source} has {len(unread)} prompts that the search did not read; {wanted} were asked for. Lower "
-            "--num-prompts or give other --prompts."
+            "`num_prompts` or give other `prompts`."
         )
     return draw_prompts(unread, wanted, seed=options.seed)
 

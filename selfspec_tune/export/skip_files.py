@@ -31,7 +31,7 @@ def export_dialect(source: Path, dialect: Dialect, *, task: str | None = None, m
     skip_set, _ = read_skip_set(source, num_layers=depth)
     name = model or (config and (config.model.name or config.model.id))
     if not name:
-        raise UsageError(f"{source} does not say which model it is for; name it with --model.")
+        raise UsageError(f"{source} does not say which model it is for; name it with `model`.")
     return to_dialect(skip_set, dialect, model_name=Path(name).name, task=task)
 
 
@@ -84,7 +84,7 @@ def import_skip_set(
     if out.is_symlink():
         raise UsageError(f"{out} is a symbolic link, which an import never follows. Give the file itself.")
     if out.exists() and not force:
-        raise UsageError(f"{out} is there already. Give another --out, or --force to replace it.")
+        raise UsageError(f"{out} is there already. Give another `out`, or `force` to replace it.")
     origin = find_origin(model, revision)
     with ExitStack() as stack:
         folder = stack.enter_context(checkpoint_folder(model, revision))

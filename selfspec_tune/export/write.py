@@ -80,13 +80,13 @@ def _check_free(request: ExportRequest) -> None:
     if not out.exists():
         return
     if not request.force:
-        raise UsageError(f"{out} is there already. Give another --out, or --force to replace an earlier export.")
+        raise UsageError(f"{out} is there already. Give another `out`, or `force` to replace an earlier export.")
     if not (out / MANIFEST).is_file() or read_object(out / MANIFEST).get("schema") != SCHEMA:
-        raise UsageError(f"{out} holds no export of ours, so --force does not replace it. Give another --out.")
+        raise UsageError(f"{out} holds no export of ours, so `force` does not replace it. Give another `out`.")
     if others := others_in(out):
         raise UsageError(
-            f"{out} holds files that no export wrote ({', '.join(others[:3])}), so --force does not replace it. Move "
-            "them, or give another --out."
+            f"{out} holds files that no export wrote ({', '.join(others[:3])}), so `force` does not replace it. Move "
+            "them, or give another `out`."
         )
 
 
@@ -97,11 +97,11 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
     gguf = request.gguf or gguf_of(model)
     model = model or (str(gguf) if made.needs_gguf and gguf else "")
     if not model:
-        raise UsageError(f"{request.source} does not say which model it is for; name it with --model.")
+        raise UsageError(f"{request.source} does not say which model it is for; name it with `model`.")
     if made.needs_gguf and gguf is None:
         raise UsageError(
-            f"--to {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
-            "--gguf FILE."
+            f"`to` {request.format} takes tokenizer and weights from the GGUF file that llama.cpp serves: give it with "
+            "`gguf` FILE."
         )
     revision = request.revision or (config.model.revision if config and request.model is None else None)
     folder = None if made.needs_gguf else stack.enter_context(checkpoint_folder(model, revision))
@@ -172,7 +172,7 @@ def _check_target(job: Job, config: SkipConfig | None, made: Format) -> None:
     if depth != job.skip_set.num_layers:
         raise SkipSetError(
             f"{job.model} has {depth} layers, the skip set is for a model of {job.skip_set.num_layers}. "
-            "Give the model that was searched with --model."
+            "Give the model that was searched with `model`."
         )
     if config is None:
         return
@@ -180,7 +180,7 @@ def _check_target(job: Job, config: SkipConfig | None, made: Format) -> None:
     if found not in (None, config.model.fingerprint):
         raise SkipSetError(
             f"The skip set was searched for {config.model.id} (fingerprint {config.model.fingerprint}); {job.model} is "
-            f"another model (fingerprint {found}). Give the model that was searched with --model."
+            f"another model (fingerprint {found}). Give the model that was searched with `model`."
         )
 
 

@@ -14,10 +14,10 @@ from selfspec_tune.results.metrics import end_to_end_times, summarise, summarise
 
 _EXCESS_TIES = (
     "Numerical ties are more than twice as frequent as with nothing skipped, so verification alone does not explain "
-    "them: the verdict is withheld. Run in --dtype float32, where every token must be equal."
+    "them: the verdict is withheld. Run in `dtype` float32, where every token must be equal."
 )
 
-_SOUNDER = "Try the model's chat template (--template chat), other prompts, or another model."
+_SOUNDER = "Try the model's chat template (`template` chat), other prompts, or another model."
 
 
 def bench_result(
@@ -53,7 +53,7 @@ def bench_result(
     if generate is not None and generate.lossless.mismatches:
         withheld.append(
             f"{generate.lossless.mismatches} of {generate.num_runs} answers of our baseline are not those of "
-            "model.generate, by more than a numerical tie: this runner computes another model. Use --runner "
+            "model.generate, by more than a numerical tie: this runner computes another model. Use `runner` "
             "reference, and report it."
         )
         ratio = None
@@ -119,7 +119,7 @@ def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, 
     if main.lossless.mismatches:
         reasons.append(
             f"{main.lossless.mismatches} of {main.num_runs} runs differ from the baseline by more than a numerical "
-            "tie: the output is not lossless, so no speedup is stated. Run in --dtype float32 to tell why."
+            "tie: the output is not lossless, so no speedup is stated. Run in `dtype` float32 to tell why."
         )
     elif main.sound_speedup is None:
         reasons.append(
@@ -131,7 +131,7 @@ def _reasons_to_withhold(main: MethodResult | None, empty: MethodResult | None, 
     if ratio is not None and ratio < 1.0:
         reasons.append(
             f"Our baseline took {1 / ratio:.2f} times as long as model.generate, so a speedup over it would flatter. "
-            "Run again on a quiet machine; if it stays, use --runner fast or report a bug."
+            "Run again on a quiet machine; if it stays, use `runner` fast or report a bug."
         )
     return reasons
 

@@ -239,7 +239,7 @@ def _warm_up(
 
 def _how_far(done: int, total: int, log: Path | None) -> str:
     if log is None:
-        return f"interrupted after {done} of {total} blocks; nothing was kept, --out FILE makes a bench resumable"
+        return f"interrupted after {done} of {total} blocks; nothing was kept, `out` FILE makes a bench resumable"
     return f"interrupted after {done} of {total} blocks, which {log} keeps; run the same command to resume"
 
 

@@ -141,7 +141,7 @@ class BenchLog:
         missing = [{arm.id for arm in arms} for contest in contests for _, arms in contest.missing(contest.logged())]
         pending = sum(bool(arms - self._left_out) for arms in missing)
         if not missing:
-            reporter.notice(f"{self.path} is finished: nothing was measured now. --fresh measures again.")
+            reporter.notice(f"{self.path} is finished: nothing was measured now. `fresh` measures again.")
         elif not pending:
             again = ", ".join(sorted(set().union(*missing)))
             reporter.notice(f"{self.path} is finished but for {again}, which could not run and is tried again")

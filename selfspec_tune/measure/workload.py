@@ -226,7 +226,7 @@ def _check_room(model: ModelOptions, prompts: PromptOptions) -> None:
     context = stated_context_length(model.name, model.revision)
     if context is not None and prompts.max_new_tokens >= context:
         raise UsageError(
-            f"--max-new-tokens {prompts.max_new_tokens}: the context of {model.name} has {context} positions, for a "
+            f"`max_new_tokens` {prompts.max_new_tokens}: the context of {model.name} has {context} positions, for a "
             f"prompt and its answer. Give less than {context}, or a model with a longer context."
         )
 

@@ -63,7 +63,7 @@ def explain_load_failure(origin: Origin, error: Exception, *, hub_was_asked: boo
     if "trust_remote_code" in text:
         return UsageError(
             f"The model {origin.name!r} brings its own Python code, which is not run unless asked. "
-            "Read that code, then pass --trust-remote-code."
+            "Read that code, then pass `trust_remote_code`."
         )
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
         return UnsupportedModelError(
@@ -179,7 +179,7 @@ def _no_safetensors(origin: Origin) -> SelfSpecError:
         )
     return UsageError(
         f"The model {origin.name!r} has no safetensors weights at {origin.location}; other formats can run "
-        "code when they are loaded. Use a safetensors version, or pass --allow-pickle if you trust it."
+        "code when they are loaded. Use a safetensors version, or pass `allow_pickle` if you trust it."
     )
 
 

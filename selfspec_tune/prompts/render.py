@@ -110,7 +110,7 @@ def render(
     if template is Template.CHAT and not tokenizer.chat_template:
         raise UsageError(
             "The chat template was asked for, but this model's tokenizer has none; "
-            "use --template raw (or auto), or an instruction-tuned model."
+            "use `template` raw (or auto), or an instruction-tuned model."
         )
     if template is Template.RAW or not tokenizer.chat_template:
         ids = _open_ended(_ids(tokenizer(prompt.text)), _ids(tokenizer(prompt.text, add_special_tokens=False)))
@@ -127,13 +127,13 @@ def _check_conversation(prompt: Prompt, tokenizer: Tokenizer, template: Template
         return
     if template is Template.RAW:
         raise PromptError(
-            f"Prompt {prompt.id} is a conversation of {len(prompt.messages)} turns, which --template raw cannot "
-            "render. Use --template auto, or give single texts."
+            f"Prompt {prompt.id} is a conversation of {len(prompt.messages)} turns, which `template` raw cannot "
+            "render. Use `template` auto, or give single texts."
         )
     if not tokenizer.chat_template:
         raise PromptError(
             f"Prompt {prompt.id} is a conversation, and this model's tokenizer has no chat template to render it by. "
-            "Use an instruction-tuned model, give single texts, or, where each is a single turn, use --template raw."
+            "Use an instruction-tuned model, give single texts, or, where each is a single turn, use `template` raw."
         )
 
 
@@ -156,7 +156,7 @@ def _chat_text(prompt: Prompt, tokenizer: Tokenizer, date: str) -> str:
     """The prompt in the chat template. Raises `UsageError`, naming the model, where the template does not serve."""
     today = _parsed(date)
     model = getattr(tokenizer, "name_or_path", "") or "this model"
-    advice = "Use --template raw, or mend the template in the model's directory."
+    advice = "Use `template` raw, or mend the template in the model's directory."
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "date_string": date}
     try:
         with _bounded(_TEMPLATE_SECONDS), _clock_at(today), _chance_of(prompt.hash):
@@ -277,7 +277,7 @@ def fit_context(ids: list[int], max_new_tokens: int, context_length: int, *, pro
     if len(ids) + max_new_tokens > context_length:
         raise ContextError(
             f"Prompt {prompt_id} has {len(ids)} tokens; with {max_new_tokens} new tokens it does not fit "
-            f"the model's context of {context_length}. Leave the prompt out, lower --max-new-tokens, "
+            f"the model's context of {context_length}. Leave the prompt out, lower `max_new_tokens`, "
             "or use a model with a longer context."
         )
     return ids

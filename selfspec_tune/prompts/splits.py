@@ -109,7 +109,7 @@ def split_prompts(
     if test and not unread:
         raise PromptError(
             f"Of {needed} prompts, those left to test on were all read by a search that this one starts from. "
-            "Raise --num-prompts, or give other --prompts."
+            "Raise `num_prompts`, or give other `prompts`."
         )
     return Splits(tuple(order[:second]), tuple(order[second:third]), unread)
 
@@ -129,8 +129,8 @@ def split_each_task(
         numbers = ", ".join(f"{task} {len(members)}" for task, members in by_task.items())
         raise PromptError(
             f"Each task needs at least {FEWEST_PROMPTS} prompts (to calibrate on, to select on and to test on); drawn "
-            f"were {numbers}. Raise --num-prompts, give a larger set with --prompts, or name the tasks to keep with "
-            "--task."
+            f"were {numbers}. Raise `num_prompts`, give a larger set with `prompts`, or name the tasks to keep with "
+            "`task`."
         )
     found = []
     for members in by_task.values():

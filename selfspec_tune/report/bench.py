@@ -235,7 +235,8 @@ def print_runtime_bench(console: Console, result: RuntimeBench) -> None:
     if result.same_texts < result.num_prompts:
         lines += [
             "warning: the others differ: a runtime that verifies several tokens at once may round otherwise than it "
-            "does for one. `export --verify` tells rounding from a wrong draft; for llama.cpp of a GGUF target in f32."
+            "does for one. An export with `verify` tells rounding from a wrong draft; for llama.cpp of a GGUF target "
+            "in f32."
         ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

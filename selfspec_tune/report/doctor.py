@@ -31,7 +31,7 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
     for sentence in found.findings:
         console.print(Text(f"→ {sentence}"))
     if found.model is None:
-        console.print(Text("\nAdd --model M to time a model's steps beside what this memory can deliver.", style="dim"))
+        console.print(Text("\nAdd `model` M to time a model's steps beside what this memory can deliver.", style="dim"))
 
 
 def _print_model(console: Console, found: Diagnosis) -> None:
@@ -48,7 +48,7 @@ def _print_model(console: Console, found: Diagnosis) -> None:
     if found.left_out:
         lengths = ", ".join(map(str, found.left_out))
         console.print(
-            Text(f"Not timed, for want of time: {lengths} tokens. Ask for them with --contexts.", style="dim")
+            Text(f"Not timed, for want of time: {lengths} tokens. Ask for them with `contexts`.", style="dim")
         )
     if found.cost_model is not None:
         console.print(Text("\nCost model, fitted to draft steps with several skip sets", style="bold"))

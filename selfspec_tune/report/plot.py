@@ -24,8 +24,8 @@ SUFFIXES = (".png", ".svg")
 def check_plot(path: Path) -> None:
     """Raise `UsageError` where no plot could be written in the end: another kind of file, or no matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {path}: expected a file that ends in {' or '.join(SUFFIXES)}.")
-    check_matplotlib("--plot", "Without --plot the result is printed alone.")
+        raise UsageError(f"`plot` {path}: expected a file that ends in {' or '.join(SUFFIXES)}.")
+    check_matplotlib("plot", "Without `plot` the result is printed alone.")
 
 
 def check_matplotlib(what: str, otherwise: str = "") -> None:

@@ -35,8 +35,12 @@ class PlainReporter:
     ``[calibrate] 16 prompts``, ``[trials] 3/40, 12:05 left``, ``note: …``.
     """
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic, spelled: Callable[[str], str] = str
+    ) -> None:
+        """``spelled``: how a line that names fields is written."""
         self._stream = stream
+        self._spelled = spelled
         self._clock = clock
         self._stage = "start"
         self._last_line = clock()
@@ -62,7 +66,7 @@ class PlainReporter:
     def _say(self, line: str) -> None:
         self._last_line = self._clock()
         with suppress(OSError):
-            print(visible_line(line), file=self._stream, flush=True)
+            print(visible_line(self._spelled(line)), file=self._stream, flush=True)
 
 
 def _progress_text(progress: Progress) -> str:

@@ -25,8 +25,13 @@ OWN_PLACES = ("out", "study")
 PLACE = re.compile(r"\{([^{}]*)\}")
 _WRITERS = ("search", "compare", "bench", "export", "import")
 _COMMANDS = (*_WRITERS, "doctor")
-_OUTPUTS = ("--out", "--plot", "--csv", "--parquet", "--spec-bench")
-_RUNS_CODE = ("--trust-remote-code", "--allow-pickle")
+_OUTPUTS = ("out", "plot", "csv", "parquet", "spec_bench")
+_RUNS_CODE = ("trust_remote_code", "allow_pickle")
+
+
+def field_of(word: str) -> str | None:
+    """The field that a word of a command line sets, ``max_new_tokens``; None where it is no option."""
+    return word[2:].replace("-", "_") if word.startswith("--") else None
 
 
 def _inside(path: str) -> str:
@@ -61,7 +66,7 @@ class Step(_Part):
     cpu_level: str | None = None
 
     def arguments(self) -> list[str]:
-        """The command's words, ``--option=value`` as two. Raises `UsageError`."""
+        """The command's words, an option and its value after ``=`` as two. Raises `UsageError`."""
         try:
             words = shlex.split(self.command)
         except ValueError as error:
@@ -75,18 +80,18 @@ class Step(_Part):
     def check(self, settings: dict[str, str]) -> None:
         """Raise `UsageError` where it runs a model's code, writes elsewhere, or names a setting that is not there."""
         words = self.arguments()
-        if found := next((word for word in words if word in _RUNS_CODE), None):
-            raise UsageError(f"step {self.name} asks for {found}; a study may not run other people's code")
+        if found := next((name for name in map(field_of, words) if name in _RUNS_CODE), None):
+            raise UsageError(f"step {self.name} asks for `{found}`; a study may not run other people's code")
         for place in (place for word in words for place in PLACE.findall(word)):
             if place not in (*OWN_PLACES, *settings):
                 known = ", ".join((*OWN_PLACES, *settings))
                 raise UsageError(f"step {self.name} names {{{place}}}; expected one of {known}")
-        outputs = [word for option, word in pairwise(words) if option in _OUTPUTS]
+        outputs = [word for option, word in pairwise(words) if field_of(option) in _OUTPUTS]
         for word in outputs:
             if not re.match(r"\{out\}(/|$)", word) or ".." in PurePosixPath(word).parts:
                 raise UsageError(f"step {self.name} writes to {word!r}; expected a place in {{out}}")
-        if words[0] in _WRITERS and "--out" not in words:
-            raise UsageError(f"step {self.name} lacks --out; expected one that begins with {{out}}")
+        if words[0] in _WRITERS and "out" not in map(field_of, words):
+            raise UsageError(f"step {self.name} lacks `out`; expected one that begins with {{out}}")
 
 
 class Claim(_Part):

@@ -20,7 +20,7 @@ from selfspec_tune.results.runs import first_difference, owned
 
 LOG = "reproduce.jsonl"
 _SCHEMA = "selfspec-tune/reproduction"
-_WAYS_OUT = "Give the same study and settings to go on, or another --out."
+_WAYS_OUT = "Give the same study and settings to go on, or another `out`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +182,9 @@ def _fingerprint(document: Any) -> str | None:
 def _check_free(out: Path) -> None:
     """Raise `UsageError` where something else lies than a reproduction."""
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; expected a folder to be made. Give another --out.")
+        raise UsageError(f"{out} is a file; expected a folder to be made. Give another `out`.")
     if out.is_dir() and not (out / LOG).exists() and any(file.suffix != ".lock" for file in out.iterdir()):
-        raise UsageError(f"{out} holds other files, and no reproduction that could go on. Give another --out.")
+        raise UsageError(f"{out} holds other files, and no reproduction that could go on. Give another `out`.")
 
 
 def _ended(log: Path, asked: Mapping[str, Any]) -> dict[str, float]:
@@ -194,7 +194,7 @@ def _ended(log: Path, asked: Mapping[str, Any]) -> dict[str, float]:
         return {}
     heading, *ended = rows
     if not isinstance(heading, dict) or (heading.get("schema"), heading.get("version")) != (_SCHEMA, 1):
-        raise FileFormatError(f"{log} is no log of a reproduction that this program reads. Give another --out.")
+        raise FileFormatError(f"{log} is no log of a reproduction that this program reads. Give another `out`.")
     with taken_apart(log):
         difference = first_difference(heading["asked"], asked)
         seconds = {str(row["step"]): float(row["seconds"]) for row in ended}

@@ -16,7 +16,7 @@ from selfspec_tune.errors import FileFormatError, ModelAccessError, SelfSpecErro
 from selfspec_tune.files import write_atomic
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.prompts import load_prompts
-from selfspec_tune.reproduce.plan import OWN_PLACES, PLACE, Plan, Step
+from selfspec_tune.reproduce.plan import OWN_PLACES, PLACE, Plan, Step, field_of
 
 _STANDARD_ERROR = 2
 _QUIET = ("search", "compare", "bench", "doctor")
@@ -37,12 +37,12 @@ class Command:
         level = f"{LEVEL_VARIABLE}={self.cpu_level} " if self.cpu_level else ""
         return f"{level}selfspec-tune {shlex.join(self.words)}" + (f" > {self.saves}" if self.saves else "")
 
-    def values(self, option: str) -> Iterator[tuple[str, str]]:
-        """Each value of an option, and how to give another one."""
+    def values(self, field: str) -> Iterator[tuple[str, str]]:
+        """Each value of a field, and how to give another one."""
         for index, word in enumerate(self.words[:-1]):
-            if word == option:
+            if field_of(word) == field:
                 settings = [name for name in self.places[index + 1] if name not in OWN_PLACES]
-                hint = f" Give another with --set {settings[0]}=…" if settings else ""
+                hint = f" Give another with `set` {settings[0]}=…" if settings else ""
                 yield self.words[index + 1], hint
 
 
@@ -67,14 +67,14 @@ def check_inputs(commands: list[Command]) -> None:
     Raises what a command would raise of the first that is missing: `UsageError` and its kin, `ModelAccessError`.
     """
     looks: dict[str, Callable[[str], object]] = {
-        "--model": _check_model,
-        "--draft-model": _check_model,
-        "--gguf": _check_file,
-        "--prompts": load_prompts,
+        "model": _check_model,
+        "draft_model": _check_model,
+        "gguf": _check_file,
+        "prompts": load_prompts,
     }
     for command in commands:
-        for option, look in looks.items():
-            for name, hint in command.values(option):
+        for field, look in looks.items():
+            for name, hint in command.values(field):
                 _check(command, hint, look, name)
         for word, places in zip(command.words, command.places, strict=True):
             if "study" in places:
@@ -111,7 +111,7 @@ def run_command(command: Command, *, quiet: bool) -> int:
     What it prints goes to the file that it saves, or else to standard error where not ``quiet``. The process is in a
     session of its own, so that it hears of Ctrl-C once, from here, and can keep what it has.
     """
-    words = [*command.words, *(["--quiet"] if quiet and command.words[0] in _QUIET else [])]
+    words = [*command.words, *(["-q"] if quiet and command.words[0] in _QUIET else [])]
     level = {LEVEL_VARIABLE: command.cpu_level} if command.cpu_level else {}
     with subprocess.Popen(
         [sys.executable, "-m", "selfspec_tune", *words],

@@ -6,7 +6,7 @@ metrics        from raw runs to figures
 bench          bench.json and sweep.json
 skip_config    skip.json
 study          study.toml
-runtime_bench  the result of bench --runtime
+runtime_bench  the result of a bench with ``runtime``
 transfer       transfer.json
 diagnosis      what doctor finds out
 

@@ -103,7 +103,7 @@ class DraftTiming(Record):
 
 
 class Diagnosis(Document):
-    """The ``--json`` object of doctor. Without a model everything from ``model`` on is empty.
+    """The ``json`` object of doctor. Without a model everything from ``model`` on is empty.
 
     ``cost_model`` is `selfspec_tune.draft.costs.CostModel.to_dict`; ``left_out`` the contexts that the
     time did not allow.

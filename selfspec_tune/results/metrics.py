@@ -240,7 +240,7 @@ def spec_bench_rows(
 
 
 def to_frame(result: BenchResult) -> pd.DataFrame:
-    """A row a method, intervals spread over three columns, for ``--csv`` and ``--parquet``."""
+    """A row a method, intervals spread over three columns, for ``csv`` and ``parquet``."""
     import pandas as pd
 
     return pd.DataFrame([_flat_row(method) for method in result.methods])

@@ -18,7 +18,7 @@ from selfspec_tune.results.record import Record
 
 StopReason = Literal["eos", "length", "stop_string"]
 Lossless = Literal["identical", "numerical_tie", "mismatch", "sampled"]
-WAYS_OUT = "Give the same options to resume it, --fresh to measure again (the old runs are kept), or another --out."
+WAYS_OUT = "Give the same options to resume it, `fresh` to measure again (the old runs are kept), or another `out`."
 
 
 class ArmRun(Record):
@@ -143,7 +143,7 @@ def owned(path: Path, owner: str = "bench") -> Iterator[None]:
         lock = FileLock(str(path.with_name(f".{path.name}.lock")))
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{path} is in use by another {owner}. Wait for it, or give another --out.") from None
+        raise UsageError(f"{path} is in use by another {owner}. Wait for it, or give another `out`.") from None
     except OSError as error:
         raise storage_error(path, error) from error
     try:
@@ -162,7 +162,7 @@ def heading_of(rows: Sequence[Any], path: Path, schema: str, version: int) -> di
     if type(heading.get("version")) is not int or heading["version"] != version:
         raise FileFormatError(
             f"{path} is version {shown(heading.get('version'))} of {schema}; this program reads {version}. "
-            "Update selfspec-tune, or give another --out."
+            "Update selfspec-tune, or give another `out`."
         )
     if not isinstance(heading.get("measurement"), dict):
         raise FileFormatError(f"{path} does not say in its first line what it measured. {WAYS_OUT}")

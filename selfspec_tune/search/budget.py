@@ -229,7 +229,7 @@ def told_kept(whole: Schedule, earlier: Schedule) -> Iterator[str]:
     }
     short = [words for name, words in kept.items() if getattr(earlier, name) < getattr(whole, name)]
     if short:
-        yield f"this search was begun with {', '.join(short)}, and keeps to that; a new --out begins with whole ones"
+        yield f"this search was begun with {', '.join(short)}, and keeps to that; a new `out` begins with whole ones"
 
 
 def tested(number: int, of: int) -> str:

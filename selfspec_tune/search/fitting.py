@@ -148,7 +148,7 @@ def fitting_schedule(estimates: Estimates, loading_seconds: float) -> Schedule:
     if schedule is None:
         step, least = 1000 * estimates.costs.decode_step, loading_seconds + estimates.least_seconds()
         raise BudgetError(
-            f"--timeout {timeout:.0f}s is too short: a token takes {step:.3g} ms here; one trial and a test on "
+            f"`timeout` {timeout:.0f}s is too short: a token takes {step:.3g} ms here; one trial and a test on "
             f"{min(FEWEST_TESTED, estimates.sizes.test)} prompts, all of them shortened, take about "
             f"{ceil(least / 5) * 5} s. Raise it to that or more."
         )

@@ -80,7 +80,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
         config = setting.config()
         folder.check(config)
         if folder.is_finished(request):
-            reporter.notice(f"{folder.path} is finished; raise --trials or --timeout to go on, or give another --out.")
+            reporter.notice(f"{folder.path} is finished; raise `trials` or `timeout` to go on, or give another `out`.")
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
         config.save(folder.config)
         tell_starts(setting.starts, reporter)

@@ -101,7 +101,7 @@ def _told(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[s
         return []
     return [
         f"this search has measured under other conditions: {', '.join(changes)}. Its step costs and trials are kept, "
-        "though ratios depend on these; a new --out measures all of it here. The results list every session."
+        "though ratios depend on these; a new `out` measures all of it here. The results list every session."
     ]
 
 
@@ -120,7 +120,7 @@ def _summary(number: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
 def _provenance(row: Any, file: Path) -> dict[str, Any]:
     found = row.get("provenance") if isinstance(row, dict) else None
     if not isinstance(found, dict):
-        raise FileFormatError(f"{file} holds a line that is no session of a search. Restore it, or give another --out.")
+        raise FileFormatError(f"{file} holds a line that is no session of a search. Restore it, or give another `out`.")
     return found
 
 

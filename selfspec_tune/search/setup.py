@@ -154,7 +154,7 @@ def _split(prompts: Sequence[Prompt], options: PromptOptions, read: Collection[s
     if not calibration:
         raise PromptError(
             f"A search needs at least 4 prompts (to calibrate on, to select on and to test on); {options.source} gave "
-            f"{len(prompts)}. Raise --num-prompts or give a larger set; 64 and more are better."
+            f"{len(prompts)}. Raise `num_prompts` or give a larger set; 64 and more are better."
         )
     if options.tasks:
         return split_each_task(prompts, options.tasks, seed=options.seed, read=read)

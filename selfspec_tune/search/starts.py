@@ -1,4 +1,4 @@
-"""Where a search may begin: skip sets of files, of earlier studies and of texts (``--start-from``)."""
+"""Where a search may begin: skip sets of files, of earlier studies and of texts (``start_from``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MANY_LAYERS = 1000  # more than any model has
 
 @dataclass(frozen=True, slots=True)
 class StartFile:
-    """What one ``--start-from`` names, read but not yet made to fit a model.
+    """What one ``start_from`` names, read but not yet made to fit a model.
 
     ``measured`` and ``predicted``: of a study the best drafts of its trials, the last found first, and its candidates.
     """
@@ -47,7 +47,7 @@ class StartFile:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One ``--start-from`` in a search's own space: its ``drafts``, and those that were only ``predicted`` to be good.
+    """One ``start_from`` in a search's own space: its ``drafts``, and those that were only ``predicted`` to be good.
 
     ``about`` says what became of it, in words.
     """
@@ -79,7 +79,7 @@ def read_start(name: str) -> StartFile:
     try:
         parse_skip_set(name, _MANY_LAYERS)
     except SkipSetError as error:
-        raise SkipSetError(f"--start-from {name!r} is no file or folder here, nor a skip set. {error}") from error
+        raise SkipSetError(f"`start_from` {name!r} is no file or folder here, nor a skip set. {error}") from error
     return StartFile(name, source, short_hash(name))
 
 
@@ -112,7 +112,7 @@ def fit_start(file: StartFile, loaded: LoadedModel, space: SearchSpace, policies
     predicted = _usable([rescaled(draft, space.num_layers) for draft in file.predicted], space)
     predicted = [draft for draft in predicted if draft not in drafts]
     if not drafts and not predicted:
-        raise UsageError(f"--start-from {file.name}: {_why_unusable(meant, file, space)}")
+        raise UsageError(f"`start_from` {file.name}: {_why_unusable(meant, file, space)}")
     facts = [*_origin(file, loaded), *_changes(meant, space)]
     if config is not None and config.draft.policy not in policies:
         facts.append(f"drafts by this search's {' or '.join(policies)} policy, not its {config.draft.policy}")
@@ -142,7 +142,7 @@ def _meant(file: StartFile, space: SearchSpace) -> Draft:
     depth = source.stated_depth or num_layers
     if max(depth, num_layers) > _FARTHEST * min(depth, num_layers):
         raise UsageError(
-            f"--start-from {file.name} is for a model of {depth} layers; this one has {num_layers}. Drafts are not "
+            f"`start_from` {file.name} is for a model of {depth} layers; this one has {num_layers}. Drafts are not "
             f"rescaled by a factor above {_FARTHEST}: start from a model of a nearer depth."
         )
     try:
@@ -150,7 +150,7 @@ def _meant(file: StartFile, space: SearchSpace) -> Draft:
     except SkipSetError as error:
         no_depth = "" if source.stated_depth else " It states no depth, so its layers are taken to be this model's."
         named = "" if file.name in str(error) else f"{file.name}: "
-        raise SkipSetError(f"--start-from {named}{error}{no_depth}") from error
+        raise SkipSetError(f"`start_from` {named}{error}{no_depth}") from error
     return meant if source.config is not None else space.skipping(meant.skip_set.indices)
 
 
@@ -174,7 +174,7 @@ def _why_unusable(meant: Draft, file: StartFile, space: SearchSpace) -> str:
     after = "" if depth in (None, space.num_layers) else f" after rescaling from {depth} to {space.num_layers} layers"
     if not _keeps_any(meant, space):
         return f"no layer is left to draft with{after}. Give a skip set that keeps some."
-    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its --draft-precision."
+    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its `draft_precision`."
     return (
         f"nothing is left of it in this search{after}: no sub-layer is skipped and none drafts at lower precision. "
         f"{remedy}"
@@ -203,7 +203,7 @@ def _changes(meant: Draft, space: SearchSpace) -> Iterator[str]:
     fitted = space.fitted(allowed)
     num_others = sum(a is not b for a, b in zip(allowed.sublayers, fitted.sublayers, strict=True))
     if fitted != allowed:
-        yield f"brought within --extra-memory: {num_others} sub-layers at another precision"
+        yield f"brought within `extra_memory`: {num_others} sub-layers at another precision"
 
 
 def _lost(meant: Draft, allowed: Draft) -> list[str]:

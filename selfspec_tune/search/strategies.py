@@ -142,7 +142,7 @@ def strategy_for(name: StrategyName) -> Strategy:
     strategy = STRATEGIES[name]
     if strategy.library is not None and find_spec(strategy.library) is None:
         raise UsageError(
-            f"--strategy {name} needs {strategy.library}, which is not installed: pip install "
+            f"`strategy` {name} needs {strategy.library}, which is not installed: pip install "
             "'selfspec-tune[search]', or choose another strategy."
         )
     return strategy

@@ -94,7 +94,7 @@ class StudyFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise UsageError(f"{self.path} is in use by another search. Wait for it, or give another --out.") from None
+            raise UsageError(f"{self.path} is in use by another search. Wait for it, or give another `out`.") from None
         except OSError as error:
             if not is_read:
                 raise storage_error(self.path, error) from error
@@ -108,19 +108,19 @@ class StudyFolder:
     def check_is_no_search(self) -> None:
         """Raise `UsageError` where a single search lies: what several leave would overwrite its files."""
         if self.config.exists():
-            raise UsageError(f"{self.path} holds a single search. Give another --out.")
+            raise UsageError(f"{self.path} holds a single search. Give another `out`.")
 
     def check_is_whole(self) -> None:
         """Raise `UsageError` where results of several searches lie, or files of a search without its study.toml."""
         if self.config.exists():
             return
         if any((self.path / name).exists() for name in _OF_SEVERAL):
-            raise UsageError(f"{self.path} holds the results of several searches. Give another --out.")
+            raise UsageError(f"{self.path} holds the results of several searches. Give another `out`.")
         found = [file.name for file in (*self._measured, self.skip, self.bench) if file.exists()]
         if found:
             raise UsageError(
                 f"{self.path} holds {', '.join(found)} of a search, but not its study.toml, without which nobody knows "
-                "what they were measured with. Put study.toml back, or give another --out."
+                "what they were measured with. Put study.toml back, or give another `out`."
             )
 
     def check(self, config: StudyConfig) -> None:
@@ -138,14 +138,14 @@ class StudyFolder:
             changed = ", ".join(f"{name} {old} → {new}" for name, (old, new) in options.items())
             raise UsageError(
                 f"{self.path} holds a search with another configuration ({changed}). "
-                "Use the same options to resume it, or give another --out."
+                "Use the same options to resume it, or give another `out`."
             )
         tokens = [name for name, (old, _) in differences.items() if old is not None]
         if tokens:
             raise UsageError(
                 f"{self.path} holds a search on other tokens: the model now has {_changed(differences, tokens)}. What "
                 "was measured cannot be mixed with these. Put the model's files back as they were to resume it, or "
-                "give another --out."
+                "give another `out`."
             )
 
     @property

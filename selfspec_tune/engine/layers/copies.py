@@ -75,7 +75,7 @@ class DraftCopies:
         if needed > self.limit:
             raise UsageError(
                 f"This draft needs {_mib(needed)} of low-precision copies; the extra memory allowed is "
-                f"{_mib(self.limit)}. Allow more (--extra-memory), or draft fewer sub-layers at low precision."
+                f"{_mib(self.limit)}. Allow more (`extra_memory`), or draft fewer sub-layers at low precision."
             )
         missing = sum(self.bytes_of(key) for key in keys if key not in self._copies)
         dropped: set[Key] = set()

@@ -112,7 +112,7 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     except RuntimeError as error:  # torch.OutOfMemoryError on a GPU, its parent on a CPU
         raise UsageError(
             f"No memory for a cache of {shape[2]} positions on {device}. Use shorter prompts, a smaller "
-            f"--max-new-tokens or --extra-memory, or a smaller model. ({str(error).splitlines()[0]})"
+            f"`max_new_tokens` or `extra_memory`, or a smaller model. ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -278,6 +278,6 @@ class NativeRunner(FastRunner):
         if not self._engine:
             state.capacity = 0  # so that no pass runs, and the next reservation tries again
             raise UsageError(
-                "No memory for the native kernels' scratch space. Use shorter prompts, a smaller --max-new-tokens or "
-                "--extra-memory, or --runner fast."
+                "No memory for the native kernels' scratch space. Use shorter prompts, a smaller `max_new_tokens` or "
+                "`extra_memory`, or `runner` fast."
             )

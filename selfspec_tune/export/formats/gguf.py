@@ -99,7 +99,7 @@ def _check_alike(source: GgufFile) -> None:
         reason = "looks back over a window" if kind in _ALIKE else f"is of the architecture {kind}, not known otherwise"
         raise UnsupportedModelError(
             f"{source.path} {reason}: llama.cpp may compute its layers by their place, and with fewer it would "
-            "compute others. Use --to hf-draft or --to nas for another runtime."
+            "compute others. Use `to` hf-draft or `to` nas for another runtime."
         )
 
 

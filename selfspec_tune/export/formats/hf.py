@@ -34,8 +34,8 @@ def write_whole_layers(job: Job, folder: Path, final: Path) -> Written:
     if lacking or not job.blocks:
         some = ", ".join(map(str, lacking[:3])) or "no layer"
         raise SkipSetError(
-            f"hf-draft holds whole layers only; of this skip set would be left: {some} alone. Use --to nas, --to gguf "
-            "or --to hf-zero, or skip whole layers (a set of another project's conflayers kind)."
+            f"hf-draft holds whole layers only; of this skip set would be left: {some} alone. Use `to` nas, `to` gguf "
+            "or `to` hf-zero, or skip whole layers (a set of another project's conflayers kind)."
         )
     config = job.layout.config_of(job.blocks, job.checkpoint.config)
     names = list(job.layout.renamed(job.blocks))
@@ -67,7 +67,7 @@ def _check_loads(job: Job, config: dict[str, Any], names: list[tuple[str, str]])
     if reason:
         raise UnsupportedModelError(
             f"{job.model} is of the type {kind}, whose layers are what they are by their place: with fewer it does not "
-            f"compute what was searched ({reason}). Use --to hf-zero or --to transformers-generate."
+            f"compute what was searched ({reason}). Use `to` hf-zero or `to` transformers-generate."
         )
 
 

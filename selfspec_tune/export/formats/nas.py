@@ -73,7 +73,7 @@ def check_is_llama(job: Job) -> None:
     if reason:
         raise UnsupportedModelError(
             f"{job.model} cannot be written as a Llama without some sub-layers: {reason}. Expected one of the types "
-            f"{', '.join(_LLAMAS)}. Use --to hf-draft for whole layers, or --to hf-zero."
+            f"{', '.join(_LLAMAS)}. Use `to` hf-draft for whole layers, or `to` hf-zero."
         )
 
 

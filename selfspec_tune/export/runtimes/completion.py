@@ -1,4 +1,4 @@
-"""What a runtime answers, and how `bench --runtime` asks it."""
+"""What a runtime answers, and how a bench with ``runtime`` asks it."""
 
 from __future__ import annotations
 

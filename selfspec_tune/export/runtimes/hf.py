@@ -1,4 +1,4 @@
-"""transformers with an exported directory, for `verify` and for `bench --runtime`."""
+"""transformers with an exported directory, for ``verify`` and for a bench with ``runtime``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CustomGeneration:
 
 
 class TimedTransformers:
-    """The target of an export for transformers by ``generate`` alone, and with the export; for `bench --runtime`."""
+    """The target of an export for transformers by ``generate`` alone, and with the export; for a bench in it."""
 
     def __init__(self, request: RuntimeBenchRequest, manifest: dict[str, Any], reporter: Reporter) -> None:
         """Raises what loading the target or the draft raises."""

@@ -89,7 +89,7 @@ class LlamaCpp:
 
 
 class TimedLlamaCpp:
-    """The target of a GGUF export alone, and with the draft; for `bench --runtime`.
+    """The target of a GGUF export alone, and with the draft; for a bench with ``runtime``.
 
     Raises `FileFormatError` where the target is gone, and what `LlamaCpp` raises.
     """
@@ -99,7 +99,7 @@ class TimedLlamaCpp:
 
         self._file, draft = Path(manifest["gguf"]), request.folder / FILE
         if not self._file.is_file():
-            raise FileFormatError(f"The target of {request.folder} is gone: {self._file}. Export again with --gguf.")
+            raise FileFormatError(f"The target of {request.folder} is gone: {self._file}. Export again with `gguf`.")
         self._options, self._context = request.prompts, request.context
         tokens, threads = manifest["draft_tokens"], torch.get_num_threads()
         self.name = _name()

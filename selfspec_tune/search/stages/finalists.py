@@ -106,7 +106,7 @@ def choose_finalists(
     able = [draft for draft in drafts if may_win(draft, objective)]
     if drafts and not able:
         raise BudgetError(
-            "No draft that skips anything was tried. Raise --trials or --timeout; the same command goes on."
+            "No draft that skips anything was tried. Raise `trials` or `timeout`; the same command goes on."
         )
     drafts = [draft for draft in able if not study.is_lossy(draft)]
     finalists = list(dict.fromkeys(drafts))[:most]
@@ -117,7 +117,7 @@ def choose_finalists(
     if not finalists:
         raise LosslessError(
             "Every candidate gave other tokens than plain decoding by more than a numerical tie: none can be "
-            "trusted here. Run with --dtype float32 or --runner reference to tell why, and report it."
+            "trusted here. Run with `dtype` float32 or `runner` reference to tell why, and report it."
         )
     return finalists
 
