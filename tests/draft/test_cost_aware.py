@@ -138,6 +138,15 @@ def test_a_lookup_alone_never_asks_the_model_for_drafts() -> None:
     assert state.begin(20, 10, 4, NGRAM.name).source == NGRAM.name
 
 
+def test_what_one_source_finds_says_nothing_of_another() -> None:
+    state = cost_aware(COSTS["draft .25"], has_lookup=True, model_drafts=False, credit=9.0)
+    for _ in range(30):
+        state.begin(20, 4, 4, "wrong")
+        state.update(0, 0, 0)
+    assert state.begin(20, 4, 4, "wrong").source is Source.PLAIN
+    assert state.begin(20, 4, 4, "new").source == "new"
+
+
 def _round(state: PolicyState, outcomes: list[bool], confidence: float = 0.9, room: int = 50) -> int:
     """One round of which it is known which drafts are right; how many were drafted."""
     plan = state.begin(room)
