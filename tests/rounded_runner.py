@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runner import Scores, prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
 
@@ -33,21 +34,14 @@ class RoundedRunner:
     def set_draft(self, draft: Draft) -> None:
         self._drafting = draft.skip_set
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        logits = self._prefilling.prefill(tokens)
+    def forward(self, tokens: Sequence[int], *, is_draft: bool = False, last_only: bool = False) -> Scores:
+        if not last_only:
+            return Scores(logits=self._run(tokens, self._drafting if is_draft else self._everything))
+        logits = prefill(self._prefilling, tokens)
         layers = range(self._prefilling.num_layers)
         self._cached = [(k.double(), v.double()) for k, v in map(self._prefilling.keys_and_values, layers)]
         self.length = len(tokens)
-        return logits.double()
-
-    def decode(self, token: int) -> Tensor:
-        return self.verify([token])[0]
-
-    def draft_step(self, token: int) -> Tensor:
-        return self._run([token], self._drafting)[0]
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return self._run(tokens, self._everything)
+        return Scores(logits=logits.double()[None])
 
     def rewind(self, length: int) -> None:
         self._cached = [(keys[:, :length], values[:, :length]) for keys, values in self._cached]

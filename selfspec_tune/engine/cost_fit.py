@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.costs import ContextCosts, CostModel, StepCosts
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.runner import Runner, prefill
 from selfspec_tune.engine.timing import (
     Clock,
     ContextSteps,
@@ -295,6 +295,6 @@ def fill_cache(runner: Runner, context: Sequence[int], length: int, room: int, c
     runner.reserve(length + room)
     runner.synchronize()
     begun = clock()
-    runner.prefill(repeated[:length])
+    prefill(runner, repeated[:length])
     runner.synchronize()
     return clock() - begun

@@ -11,22 +11,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from torch import Tensor
-
 from selfspec_tune.draft import Draft, Source
 from selfspec_tune.draft.costs import Counts, StepCosts
 from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.source import common_prefix
-from selfspec_tune.engine.drafting import Drafted, Drafter
-from selfspec_tune.engine.runner import (
-    GreedySteps,
-    Runner,
-    check_differ,
-    check_logits,
-    greedy_steps,
-    make_room,
-    most_probable,
-)
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
+from selfspec_tune.engine.runner import Runner, Scores, Want, check_differ, check_logits, make_room, scored
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.sampling import Sampler, accept
 
@@ -161,11 +152,11 @@ def plain_rounds(
     """
     output = _Output(limits, record)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
-    greedy = greedy_steps(runner) if sampler.greedy else None
+    want = _wanted(sampler)
     ended = output.emit([token])
     yield from clock.paused(Round([token]))
     while not ended:
-        token = _decode(runner, greedy, token, sampler)
+        token = _pick(runner, runner.forward([token], want=want), sampler)
         ended = output.emit([token])
         if ended:
             runner.synchronize()
@@ -190,18 +181,15 @@ def speculative_rounds(
     policy = fresh_state(draft.policy, costs, sources=draft.sources, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
-    steps = greedy_steps(runner, needs_probability=policy.needs_probability)
-    greedy = steps if sampler.greedy else None
-    drafter = Drafter(
-        runner, greedy if samples_drafts else steps, draft.sources, policy, sampler, output.is_eos, [*prompt, token]
-    )
+    drawn_by = sampler if samples_drafts and not sampler.greedy else None
+    drafter = Drafter(runner, draft.sources, policy, drawn_by, output.is_eos, [*prompt, token])
     ended = output.emit([token])
     yield from clock.paused(Round([token]))
     while not ended:
         begun = perf_counter()
         drafted = drafter.draft(token, output.remaining - 1)
         drafted_at = perf_counter()
-        num_accepted, token = _verify(runner, greedy, token, drafted, sampler)
+        num_accepted, token = _verify(runner, token, drafted, sampler)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
         record.drafted.append(len(drafted.tokens))
@@ -246,42 +234,37 @@ def _prefill(
     runner = penalised(runner, sampler.repetition_penalty, prompt[:known])
     runner.synchronize()
     begun = perf_counter()
-    logits = runner.extend(prompt[known:]) if known else runner.prefill(prompt)
-    token = _pick(runner, logits, sampler)
+    logits = runner.forward(prompt[known:], last_only=True).logits
+    token = _pick(runner, scored(logits, _wanted(sampler), runner), sampler)
     record.prefill_seconds = perf_counter() - begun
     record.prefilled = len(prompt) - known
-    check_differ(logits[None], runner)  # untimed
+    check_differ(logits, runner)  # untimed
     return runner, token, _Clock()
 
 
-def _pick(runner: Runner, logits: Tensor, sampler: Sampler) -> int:
-    """The token after the runner's last pass, by its logits [vocabulary]."""
+def _wanted(sampler: Sampler) -> Want:
+    """What choosing the model's next token takes."""
+    return Want.TOKENS if sampler.greedy else Want.LOGITS
+
+
+def _pick(runner: Runner, scores: Scores, sampler: Sampler) -> int:
+    """The token after the runner's last pass, which was over one position or gave the last alone."""
     if sampler.greedy:
-        return most_probable(logits[None], runner)[0]
-    check_logits(logits[None], runner)
-    return sampler.draw(sampler.probabilities(logits))
+        return scores.tokens[0]
+    check_logits(scores.logits, runner)
+    return sampler.draw(sampler.probabilities(scores.logits[0]))
 
 
-def _decode(runner: Runner, greedy: GreedySteps | None, token: int, sampler: Sampler) -> int:
-    """One plain step; the token that follows."""
-    return greedy.decode_greedy(token) if greedy is not None else _pick(runner, runner.decode(token), sampler)
-
-
-def _verify(
-    runner: Runner, greedy: GreedySteps | None, token: int, drafted: Drafted, sampler: Sampler
-) -> tuple[int, int]:
+def _verify(runner: Runner, token: int, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
     """One full pass over the last token and the drafts; how many are accepted, and the token after them."""
-    if not drafted.tokens:
-        return 0, _decode(runner, greedy, token, sampler)
     verified = runner.length
-    if greedy is not None:
-        targets = greedy.verify_greedy([token, *drafted.tokens])
-        num_accepted = common_prefix(drafted.tokens, targets)
-        following = targets[num_accepted]
+    scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
+    if sampler.greedy:
+        num_accepted = common_prefix(drafted.tokens, scores.tokens)
+        following = scores.tokens[num_accepted]
     else:
-        logits = runner.verify([token, *drafted.tokens])
-        check_logits(logits, runner)
-        target = sampler.probabilities(logits)
+        check_logits(scores.logits, runner)
+        target = sampler.probabilities(scores.logits)
         distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
         num_accepted, following = accept(sampler, drafted.tokens, distributions, target)
     runner.rewind(verified + num_accepted + 1)

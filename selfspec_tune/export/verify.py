@@ -149,6 +149,7 @@ def server_loop(
     """
     from selfspec_tune.draft.source import common_prefix
     from selfspec_tune.engine import choose_runner
+    from selfspec_tune.engine.runner import Want, prefill
     from selfspec_tune.engine.runners.standalone import StandaloneRunner
 
     runner = StandaloneRunner.of(choose_runner(loaded, "auto", _untold), loaded)
@@ -160,16 +161,16 @@ def server_loop(
         runner.reserve(len(prompt) + budget + draft_tokens + 1)
         runner.set_draft(draft)
         read = prompt if first_is_plain else prompt[:-1]
-        runner.prefill(read)
+        prefill(runner, read)
         token, produced = (answer[0], 1) if first_is_plain else (prompt[-1], 0)
         drafted = accepted = 0
         while produced < len(answer):
             start, room = runner.length, draft_tokens
             if is_bounded:
                 room = min(room, budget - produced - 1)
-            tokens = runner.draft_greedy(token, room)[0]
+            tokens = runner.draft_ahead(token, room)
             runner.rewind(start)
-            targets = runner.verify_greedy([token, *tokens])
+            targets = runner.forward([token, *tokens], want=Want.TOKENS).tokens
             said = answer[produced : produced + len(targets)]
             targets = [*said, *targets[len(said) :]]  # past its end, our own
             agreed = common_prefix(tokens, targets)

@@ -19,6 +19,7 @@ from selfspec_tune.engine.cost_fit import (
     measure_step_costs,
     time_contexts,
 )
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.timing import Step, TimingRounds, time_steps
 from selfspec_tune.errors import UsageError
 from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
@@ -210,7 +211,7 @@ def test_a_very_short_context_bounds_what_is_verified() -> None:
 
 def test_the_first_round_warms_up_and_every_other_one_runs_backwards() -> None:
     runner = ClockedRunner()
-    runner.prefill([3, 4])
+    prefill(runner, [3, 4])
     order: list[str] = []
     steps = {name: Step(lambda name=name: order.append(name)) for name in "abc"}
     seconds = time_steps(runner, steps, TimingRounds(most=2), runner.clock)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -14,6 +15,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.decisions import RuleState, fresh_state
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine.runner import Scores
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import PromptError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -26,6 +28,7 @@ from tests.engine_kit import (
     check_record,
     check_times,
     hf_generate,
+    kind_of,
     load,
     policies,
     prompt_tokens,
@@ -154,9 +157,10 @@ def test_a_draft_vocabulary_stays_lossless_and_drafts_nothing_outside(
     verified: list[list[int]] = []
 
     class Recording(FastRunner):
-        def verify(self, tokens: Sequence[int]) -> Tensor:
-            verified.append(list(tokens))
-            return super().verify(tokens)
+        def forward(self, tokens: Sequence[int], **how: Any) -> Scores:
+            if kind_of(tokens, **how) == "verification":
+                verified.append(list(tokens))
+            return super().forward(tokens, **how)
 
     limits, prompt = Limits(24), prompt_tokens(8, seed=4)
     for policy in policies(max_draft_tokens=3, exit_threshold=0.2):

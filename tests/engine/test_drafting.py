@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Source
 from selfspec_tune.draft.decisions import RuleState
@@ -13,8 +14,9 @@ from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import Plan
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
-from selfspec_tune.engine.drafting import Drafted, Drafter
-from selfspec_tune.engine.runner import greedy_steps
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
@@ -112,8 +114,8 @@ def _drafting_only(draft_tokens: int, policy: DraftPolicy, guess_step: int = 1) 
     """Lookup that finds at once, under a policy that has the model draft all the same."""
     lookup = NgramLookup(2, 2, 8, draft_tokens)
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
-    runner.prefill(REPEATED)
-    drafter = Drafter(runner, greedy_steps(runner), [lookup], _ByModel(policy), GREEDY, lambda token: False, REPEATED)
+    prefill(runner, REPEATED)
+    drafter = Drafter(runner, [lookup], _ByModel(policy), None, lambda token: False, REPEATED)
     drafted = drafter.draft(REPEATED[-1], 100)
     return runner, drafted
 
@@ -147,8 +149,9 @@ def test_the_index_forgets_what_was_only_drafted() -> None:
 
 def test_a_lookup_alone_never_runs_the_draft() -> None:
     class NoDrafts(TableRunner):
-        def draft_step(self, token: int):  # type: ignore[no-untyped-def]
-            raise AssertionError("the model drafted")
+        def row_after(self, token: int, *, is_draft: bool) -> Tensor:
+            assert not is_draft, "the model drafted"
+            return super().row_after(token, is_draft=is_draft)
 
     draft = Draft(SkipSet.empty(1), sources=(NgramLookup(1, 1, 3),), model_drafts=False)
     generation = self_speculative(NoDrafts(chain(8, SURE)), [0], Limits(20), GREEDY, draft)

@@ -21,13 +21,14 @@ from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.kernels.binding import load_library
+from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.engine.runners import native as native_module
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.errors import NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
-from tests.engine_kit import llama, load, needs_compiler, policies, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, policies, prompt_tokens
 from tests.rounded_runner import RoundedRunner
 
 pytestmark = needs_compiler
@@ -111,7 +112,7 @@ def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: S
     logits, at, size = [], 0, cycle(sizes)
     while at < len(tokens):
         chunk = tokens[at : at + next(size)]
-        logits.append(runner.verify(chunk))
+        logits.append(runner.forward(chunk).logits)
         at += len(chunk)
     return torch.cat(logits)
 
@@ -123,8 +124,8 @@ def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: S
 def test_any_chunking_gives_the_same_bits(model: LoadedModel) -> None:
     runner, tokens = NativeRunner(model), _prompt(45, seed=1)
     runner.reserve(200)
-    runner.prefill(_prompt(110))  # a chunk of the cache ends among the tokens
-    single = torch.stack([runner.decode(token) for token in tokens])
+    prefill(runner, _prompt(110))  # a chunk of the cache ends among the tokens
+    single = torch.stack([decode(runner, token) for token in tokens])
     assert single.isfinite().all()
     for size in range(1, 34):
         assert torch.equal(_in_chunks(runner, 110, tokens, [size]), single), size
@@ -140,10 +141,10 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
         with _threads(count):
             runner = NativeRunner(model)
             runner.reserve(200)
-        runner.prefill(_prompt(122))
+        prefill(runner, _prompt(122))
         logits = torch.cat([_in_chunks(runner, 122, tokens, sizes) for sizes in ([1], [5], [12])])
         runner.set_draft(Draft(SkipSet(2, (1,)), DraftPolicy(), vocabulary=555))
-        found.append((logits, runner.draft_greedy(5, 3)))
+        found.append((logits, runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)))
     for logits, drafted in found[1:]:
         assert torch.equal(logits, found[0][0])
         assert drafted == found[0][1]
@@ -196,14 +197,14 @@ def _walk(runner: FastRunner | RoundedRunner, prompt: Sequence[int]) -> Tensor:
     """Logits [positions, vocabulary] of steps, drafts and verifications around the prompt's end."""
     runner.reserve(len(prompt) + 64)
     runner.set_draft(Draft(SkipSet(2, (0,), (1,))))
-    steps = [runner.prefill(prompt), runner.decode(7)]
+    steps = [prefill(runner, prompt), decode(runner, 7)]
     for _ in range(3):
         verified = runner.length
-        steps += [runner.draft_step(token) for token in (8, 9, 10)]
+        steps += [draft_step(runner, token) for token in (8, 9, 10)]
         runner.rewind(verified)
-        steps.append(runner.verify([8, 9, 11, 12]))
+        steps.append(runner.forward([8, 9, 11, 12]).logits)
         runner.rewind(verified + 2)
-    steps += [runner.decode(5), runner.verify(_prompt(40, seed=2))]
+    steps += [decode(runner, 5), runner.forward(_prompt(40, seed=2)).logits]
     return torch.cat([step.reshape(-1, VOCABULARY).float() for step in steps])
 
 
@@ -276,17 +277,17 @@ def test_greedy_calls_give_the_highest_logit_and_its_probability(model: LoadedMo
     runner, tokens = NativeRunner(model), _prompt(40, seed=4)
     runner.reserve(100)
     runner.set_draft(Draft(SkipSet(2, (1,)), vocabulary=vocabulary))
-    runner.prefill(_prompt(9))
-    logits = runner.verify(tokens)
+    prefill(runner, _prompt(9))
+    logits = runner.forward(tokens).logits
     runner.rewind(9)
-    assert runner.verify_greedy(tokens) == logits.argmax(-1).tolist()
+    assert runner.forward(tokens, want=Want.TOKENS).tokens == logits.argmax(-1).tolist()
     runner.rewind(9)
-    assert [runner.decode_greedy(token) for token in tokens] == logits.argmax(-1).tolist()
+    assert [runner.forward([token], want=Want.TOKENS).tokens[0] for token in tokens] == logits.argmax(-1).tolist()
     runner.rewind(9)
-    drafted, probabilities = runner.draft_greedy(tokens[0], 5)
+    drafted = runner.forward(tokens, is_draft=True, want=Want.PROBABILITIES)
     runner.rewind(9)
-    for before, token, probability in zip([tokens[0], *drafted], drafted, probabilities, strict=False):
-        step = runner.draft_step(before)
+    for before, token, probability in zip(tokens, drafted.tokens, drafted.probabilities, strict=True):
+        step = draft_step(runner, before)
         assert step.shape == (vocabulary or VOCABULARY,)
         assert token == int(step.argmax())
         assert probability == pytest.approx(float(step.softmax(-1)[token]), rel=1e-5)
@@ -299,11 +300,11 @@ def test_of_equal_logits_the_lowest_token_wins(tmp_path: Path, dtype: str) -> No
     head[300:] = head[:300]  # every logit comes twice, in other lanes and blocks
     runner, tokens = NativeRunner(model), _prompt(30)
     runner.reserve(64)
-    runner.prefill(tokens)
-    greedy = runner.verify_greedy(tokens)
+    prefill(runner, tokens)
+    greedy = runner.forward(tokens, want=Want.TOKENS).tokens
     assert max(greedy) < 300
     runner.rewind(30)
-    assert greedy == runner.verify(tokens).argmax(-1).tolist()
+    assert greedy == runner.forward(tokens).logits.argmax(-1).tolist()
 
 
 # -- lossless ----------------------------------------------------------------------------------------------------
@@ -341,23 +342,23 @@ def test_bfloat16_output_is_plain_decoding_s_token_for_token(tmp_path: Path, pol
 def test_a_pass_past_the_cache_is_refused_before_it_begins(tmp_path: Path) -> None:
     runner = NativeRunner(_load(tmp_path, "grouped", "float32", max_position_embeddings=64))
     with pytest.raises(UsageError, match="ends at position 1, and the cache holds 0"):
-        runner.decode(3)
-    runner.prefill(_prompt(20))
-    for verify in (runner.verify, runner.verify_greedy):
+        decode(runner, 3)
+    prefill(runner, _prompt(20))
+    for want in Want:
         with pytest.raises(UsageError, match="ends at position 65, and the cache holds 64"):
-            verify(_prompt(45))
+            runner.forward(_prompt(45), want=want)
         assert runner.length == 20
-    runner.verify(_prompt(44))
+    runner.forward(_prompt(44))
     with pytest.raises(UsageError, match="ends at position 65"):
-        runner.draft_greedy(3, 1)
+        runner.forward([3], is_draft=True, want=Want.TOKENS)
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 40])
 def test_a_token_that_the_model_does_not_embed_is_refused(small: LoadedModel, token: int) -> None:
     runner = NativeRunner(small)
-    runner.prefill(_prompt(9))
+    prefill(runner, _prompt(9))
     with pytest.raises(IndexError, match="the model embeds the tokens 0 to 96"):
-        runner.verify([3, token])
+        runner.forward([3, token])
     assert runner.length == 9
 
 
@@ -365,19 +366,18 @@ def test_logits_that_are_no_numbers_draft_some_token_and_end_everything_else(sma
     loaded: Any = small
     loaded.model.lm_head.weight.data.fill_(float("nan"))
     runner = NativeRunner(loaded)
-    runner.prefill(_prompt(9))
-    tokens, probabilities = runner.draft_pass_greedy([5, 6, 7])
-    runner.rewind(9)
-    assert [runner.draft_greedy(token, 1)[0][0] for token in (5, 6, 7)] == tokens == [0, 0, 0]
-    assert all(isnan(probability) for probability in probabilities)
-    runner.rewind(9)
-    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
-        runner.verify_greedy([5, 6, 7])
+    prefill(runner, _prompt(9))
+    scores = runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)
+    assert scores.tokens == [0, 0, 0]
+    assert all(isnan(probability) for probability in scores.probabilities)
     runner.rewind(9)
     with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
-        runner.decode_greedy(5)
+        runner.forward([5, 6, 7], want=Want.TOKENS)
     runner.rewind(9)
-    assert runner.verify([5, 6]).isnan().all()
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.forward([5], want=Want.TOKENS)
+    runner.rewind(9)
+    assert runner.forward([5, 6]).logits.isnan().all()
 
 
 class _Counting:
@@ -404,11 +404,11 @@ def test_every_engine_is_freed_once(small: LoadedModel, monkeypatch: pytest.Monk
     first = None
     for _ in range(5):
         runner = NativeRunner(small)
-        runner.prefill(_prompt(9))
+        prefill(runner, _prompt(9))
         runner.reserve(300)
         assert library.open == 1
-        runner.prefill(_prompt(9))
-        logits = runner.decode(5)
+        prefill(runner, _prompt(9))
+        logits = decode(runner, 5)
         first = logits if first is None else first
         assert torch.equal(logits, first)
         del runner
@@ -427,9 +427,9 @@ def test_a_cache_without_scratch_memory_is_refused_and_may_be_tried_again(
         with pytest.raises(UsageError, match=r"No memory for the native kernels' scratch space.*--max-new-tokens"):
             runner.reserve(64)
         with pytest.raises(UsageError, match="the cache holds 0"):
-            runner.decode(5)
-    runner.prefill(_prompt(9))
-    assert runner.decode(5).isfinite().all()
+            decode(runner, 5)
+    prefill(runner, _prompt(9))
+    assert decode(runner, 5).isfinite().all()
 
 
 # -- which models ------------------------------------------------------------------------------------------------

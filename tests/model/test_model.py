@@ -17,6 +17,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Source
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel
@@ -60,7 +61,7 @@ def assert_equal_but_for_ties(loaded: LoadedModel, name: str, prompt: str, ours:
         assert list(ours) == theirs
         return
     runner = RUNNERS[name](loaded)
-    logits = runner.prefill([*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
+    logits = prefill(runner, [*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
     assert abs(float(logits[ours[first]] - logits[theirs[first]])) < 0.05 * float(logits.abs().max())
 
 

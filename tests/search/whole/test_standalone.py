@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, choose_runner, self_speculative
+from selfspec_tune.engine.runner import Scores, Want, scored
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
@@ -44,13 +46,17 @@ def test_greedy_steps_draft_what_logits_would(kind: Any, policy: DraftPolicy, lo
 
 
 class _ByLogits:
-    """The same runner without its greedy steps."""
+    """The same runner, which chooses by its logits, one step at a time."""
 
     def __init__(self, full: Any, alone: Any) -> None:
         self._runner = StandaloneRunner(full, alone)
 
+    def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
+        logits = self._runner.forward(tokens, **how).logits
+        return scored(logits, want, self._runner, is_draft=how.get("is_draft", False))
+
     def __getattr__(self, name: str) -> Any:
-        if name.endswith("_greedy"):
+        if name == "draft_ahead":
             raise AttributeError(name)
         return getattr(self._runner, name)
 
