@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
 from selfspec_tune.engine.runner import Scores, Want, scored
@@ -133,20 +134,19 @@ def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> l
 
 def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> None:
     """The raw record of a self-speculative generation is consistent with its tokens."""
-    accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
-    assert len(accepted) == len(drafted) == len(generation.sources) == len(generation.passes)
+    rounds, tokens = generation.rounds, generation.tokens
     most = {
         Source.PLAIN: 0,
         **{source.name: source.max_tokens for source in draft.sources},
         Source.MODEL: draft.policy.max_draft_tokens if draft.model_drafts else 0,
     }
-    for a, d, source in zip(accepted, drafted, generation.sources, strict=True):
-        assert 0 <= a <= d <= most[source]
-        assert (d == 0) == (source == Source.PLAIN)
-    for d, source, passes in zip(drafted, generation.sources, generation.passes, strict=True):
-        assert (1 <= passes <= max(d, most[Source.MODEL])) if source == Source.MODEL else passes == 0
+    for one in rounds:
+        assert 0 <= one.num_accepted <= one.num_drafted <= most[one.source or ""]
+        assert (one.num_drafted == 0) == (one.source == Source.PLAIN)
+        by_model = one.source == Source.MODEL
+        assert one.num_passes in (range(1, max(one.num_drafted, most[Source.MODEL]) + 1) if by_model else (0,))
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
-    dropped = sum(accepted) + len(accepted) - (len(tokens) - 1)
+    dropped = num_tokens(rounds) - (len(tokens) - 1)
     assert dropped in ({0, 1} if generation.stop_reason == "eos" else {0})
     assert (generation.stop_reason == "eos") == (tokens[-1] in limits.eos_token_ids)
     assert not any(token in limits.eos_token_ids for token in tokens[:-1])

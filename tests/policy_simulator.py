@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from selfspec_tune.draft import PolicyState, Source
+from selfspec_tune.draft import PolicyState, Round, Source
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.search.stages.replay import NOT_FOUND, Finding
 
@@ -119,6 +119,6 @@ def decode(state: PolicyState, text: Text, costs: StepCosts, *, has_lookup: bool
                     break
             seconds += drafted * costs.draft + costs.cold
         seconds += costs.verification(drafted)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1))
+        state.update(Round(drafted, accepted, plan.source), min(found.num_right, accepted + 1))
         position += accepted + 1
     return seconds

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import selfspec_tune as st
 from selfspec_tune.bench import run_bench
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.source import Found
@@ -32,6 +32,7 @@ from selfspec_tune.results import DraftSettings, ModelInfo, SkipConfig, SkipLaye
 from selfspec_tune.search.stages.replay import find_along
 from tests.engine_kit import STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
 from tests.results_kit import skip_config
+from tests.runs import sources_of
 from tests.search_kit import Listener, prompt_file
 
 
@@ -113,15 +114,15 @@ def test_decoding_with_it_is_lossless(tiny_llama_dir: Path, sources: tuple[Any, 
             assert made.tokens == plain.tokens
             check_record(made, limits, draft)
             if policy.kind is not PolicyKind.COST_AWARE:
-                assert "echo" in made.sources
-                assert "model" not in made.sources  # an echo is always found
+                assert "echo" in sources_of(made.rounds)
+                assert "model" not in sources_of(made.rounds)  # an echo is always found
 
 
 def test_rounds_say_that_it_drafted_and_that_it_was_right() -> None:
     runner = TableRunner(chain(8, 8.0, step=0))  # every token comes again
     draft = Draft(SkipSet.empty(1), sources=(Echo(),), model_drafts=False)
     made = self_speculative(runner, [5], Limits(13), Sampler(), draft)
-    assert (made.sources, made.drafted, made.accepted) == (["echo"] * 3, [3] * 3, [3] * 3)
+    assert made.rounds == [Round(3, 3, "echo", 0, 0)] * 3
 
 
 def test_passes_of_the_model_try_its_tokens() -> None:
@@ -131,7 +132,7 @@ def test_passes_of_the_model_try_its_tokens() -> None:
     draft = Draft(SkipSet.empty(1), policy, sources=(Echo(),))
     made = self_speculative(runner, [5], Limits(40), Sampler(), draft, dear)
     assert made.tokens == [5] * 40
-    assert sum(made.guesses) > 0
+    assert any(one.num_guesses for one in made.rounds)
 
 
 def test_the_first_source_in_the_registrys_order_that_finds_anything_is_asked() -> None:
@@ -216,7 +217,7 @@ def test_it_is_a_part_of_a_bench(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert {"copies-and-lookup-and-echo", "lookup-alone", "echo-alone"} <= methods.keys()
     assert methods["echo-alone"].lossless.identical == 2
     run = next(run for run in result.runs if run.method.startswith("echo-alone:"))
-    assert set(run.candidate.sources) <= {"echo", "plain"}
+    assert set(sources_of(run.candidate.rounds)) <= {"echo", "plain"}
     stream = io.StringIO()
     print_bench(Console(file=stream, width=100, color_system=None, highlight=False), result)
     shown = " ".join(stream.getvalue().split())

@@ -13,8 +13,9 @@ from selfspec_tune.draft.policy import (
     PolicyState,
 )
 from selfspec_tune.draft.precision import DraftPrecision, Precision
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.draft.source import DraftSource, Source
+from selfspec_tune.draft.source import DraftSource
 
 __all__ = [
     "CONFIDENCE_EDGES",
@@ -29,6 +30,7 @@ __all__ = [
     "PolicyKind",
     "PolicyState",
     "Precision",
+    "Round",
     "SkipSet",
     "Source",
     "rescaled",

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.policy import CONFIDENCE_EDGES, PLAIN, AcceptancePrior, DraftPolicy, Plan
-from selfspec_tune.draft.source import DraftSource, Source
+from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.source import DraftSource
 
 # Constants tuned on simulated texts (tests/policy_simulator.py); the outcome hardly depends on them.
 _CONFIDENCE = {"strength": 6.0, "memory": 0.98}
@@ -203,13 +204,11 @@ class CostAwareState:
                 return number
         return num_found
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        is_model = self._plan.source is Source.MODEL
-        num_passes = drafted if num_passes is None else num_passes
-        drafting = num_passes * self._step + num_guesses * self._guess if is_model else 0.0
-        cost = self._verify[drafted] + drafting + (self._cold if is_model else 0.0)
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        accepted, is_model = round_.num_accepted, self._plan.source is Source.MODEL
+        guessing = (round_.num_guesses or 0) * self._guess
+        drafting = round_.draft_passes * self._step + guessing if is_model else 0.0
+        cost = self._verify[round_.num_drafted] + drafting + (self._cold if is_model else 0.0)
         self._ledger.book(cost, accepted + 1)
         # Whatever was decoded shows what the found tokens would have been worth.
         seen = min(self._num_found, agreed + 1, accepted + 1)
@@ -219,7 +218,7 @@ class CostAwareState:
             self._time.add(cost)
         if is_model:
             self._model.observe(self._confidences, accepted)
-            self._each.add(drafting / max(drafted, 1))
+            self._each.add(drafting / max(round_.num_drafted, 1))
             self._note_trial()
 
     @property

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from selfspec_tune.draft.cost_aware import CostAwareState
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.policy import PLAIN, DraftPolicy, Plan, PolicyKind, PolicyState
-from selfspec_tune.draft.source import DraftSource, Source
+from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.source import DraftSource
 
 
 class RuleState:
@@ -16,7 +17,6 @@ class RuleState:
     def __init__(self, policy: DraftPolicy, *, model_drafts: bool = True) -> None:
         self._policy = policy
         self._model_drafts = model_drafts
-        self._is_found = False
         self.needs_probability = policy.needs_probability
         self.threshold = policy.exit_threshold
         self.acceptance = 0.0
@@ -26,8 +26,7 @@ class RuleState:
             return PLAIN
         # However high an adaptive threshold has climbed (it is not clamped), one token is drafted: without it there
         # would be nothing to bring the threshold down again.
-        self._is_found = num_found > 0
-        if self._is_found:
+        if num_found:
             return Plan(source, min(room, num_found))
         return Plan(Source.MODEL, min(room, self._policy.max_draft_tokens))
 
@@ -39,18 +38,16 @@ class RuleState:
     def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
         return num_found
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
+    def update(self, round_: Round, agreed: int = 0) -> None:
         """Move an adaptive threshold; what a source found says nothing about it."""
-        policy = self._policy
-        if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._is_found:
+        policy, is_by_model = self._policy, round_.source in (None, Source.MODEL)
+        if policy.kind is not PolicyKind.ADAPTIVE or round_.num_drafted == 0 or not is_by_model:
             return
         momentum = policy.acceptance_momentum
-        self.acceptance = momentum * self.acceptance + (1 - momentum) * accepted / drafted
+        self.acceptance = momentum * self.acceptance + (1 - momentum) * round_.num_accepted / round_.num_drafted
         if self.acceptance < policy.target_acceptance:
             proposal = self.threshold + policy.step
-        elif drafted >= policy.max_draft_tokens:
+        elif round_.num_drafted >= policy.max_draft_tokens:
             proposal = self.threshold
         else:
             proposal = self.threshold - policy.step

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from selfspec_tune.checks import number, numbers, only_known, shown, whole
-from selfspec_tune.draft.source import Source
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.errors import UsageError
 
 MOST_DRAFT_TOKENS = 1024  # many more than any draft is right for
@@ -174,13 +174,8 @@ class PolicyState(Protocol):
     def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
         """How many of ``num_found`` tokens, found as for `begin`, a draft pass should try."""
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        """Learn that the verification accepted ``accepted`` of the round's ``drafted`` tokens.
-
-        ``num_passes`` of the draft made them (default: one each, where the model drafted), which
-        tried ``num_guesses`` tokens that a source found.
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        """Learn what the round has become.
 
         ``agreed``: how many of the tokens that the source found, taken or not, were those
         that the round gave (its accepted ones and one more), up to the first difference.

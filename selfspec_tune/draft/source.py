@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, ClassVar, Protocol, Self
 
-
-class Source(StrEnum):
-    """Who drafted the tokens of a round: nobody in a plain one, or the model; else a `DraftSource`, by its ``name``."""
-
-    PLAIN = "plain"
-    MODEL = "model"
+from selfspec_tune.draft.rounds import Source
 
 
 @dataclass(frozen=True, slots=True)

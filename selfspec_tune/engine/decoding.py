@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from selfspec_tune.draft import Draft, Source
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft import Draft, Round
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.engine.drafting import Drafter
 from selfspec_tune.engine.model_source import Drafted
@@ -28,34 +29,22 @@ StopReason = Literal["eos", "length"]
 class RawGeneration:
     """Token ids and what producing them took; rates are derived from it later.
 
-    ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
-    plain decoding), ``sources`` who drafted in it (as `selfspec_tune.draft.Source` says; empty where
-    that is not known), ``passes`` the draft's passes through the model in it, ``guesses`` how many
-    found tokens these passes tried. Times are seconds
-    of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
-    prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
-    overhead included. ``prefilled`` tokens of the prompt were run: all but those that a cache held.
+    Plain decoding has no ``rounds``. Times are seconds of synchronised work; ``verify_seconds``
+    is the time in full-model forward passes after prefill, plain decode steps included.
+    ``decode_seconds`` is everything after prefill, overhead included.
+    ``prefilled`` tokens of the prompt were run: all but those that a cache held.
     ``first_tokens`` came out of the prefill: one, or more where drafts were verified in the same pass.
     """
 
     tokens: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    drafted: list[int] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
     stop_reason: StopReason = "length"
     first_tokens: int = 1
-    sources: list[str] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    guesses: list[int] = field(default_factory=list)
     prefilled: int = 0
-
-    @property
-    def counts(self) -> Counts:
-        """The rounds, as the cost model counts them."""
-        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
 
     @property
     def total_seconds(self) -> float:
@@ -96,16 +85,15 @@ class _Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One round's ``tokens``, without those past a limit: of the ``drafted`` ones the first ``num_accepted``, one more.
+class RoundTokens:
+    """A round with the ``tokens`` that it gave, without those past a limit, and those ``drafted``.
 
-    The first round of a generation is the prefill's own token.
+    The prefill's own token and each of plain decoding come as a plain round.
     """
 
     tokens: list[int]
     drafted: Sequence[int] = ()
-    num_accepted: int = 0
-    source: str = Source.PLAIN
+    round: Round = PLAIN_ROUND
 
 
 def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> RawGeneration:
@@ -145,7 +133,7 @@ def self_speculative(
 
 def plain_rounds(
     runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: RawGeneration, *, known: int = 0
-) -> Generator[Round]:
+) -> Generator[RoundTokens]:
     """`autoregressive` token by token; ``record`` is filled as they come, without the time that their reader takes.
 
     ``known``: how many of the prompt's first tokens are in the runner's cache and need not be run again.
@@ -154,14 +142,14 @@ def plain_rounds(
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
     want = _wanted(sampler)
     ended = output.emit([token])
-    yield from clock.paused(Round([token]))
+    yield from clock.paused(RoundTokens([token]))
     while not ended:
         token = _pick(runner, runner.forward([token], want=want), sampler)
         ended = output.emit([token])
         if ended:
             runner.synchronize()
         record.decode_seconds = record.verify_seconds = clock.seconds
-        yield from clock.paused(Round([token]))
+        yield from clock.paused(RoundTokens([token]))
 
 
 def speculative_rounds(
@@ -175,7 +163,7 @@ def speculative_rounds(
     *,
     samples_drafts: bool = True,
     known: int = 0,
-) -> Generator[Round]:
+) -> Generator[RoundTokens]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
     policy = fresh_state(draft.policy, costs, sources=draft.sources, model_drafts=draft.model_drafts)
@@ -184,7 +172,7 @@ def speculative_rounds(
     drawn_by = sampler if samples_drafts and not sampler.greedy else None
     drafter = Drafter(runner, draft.sources, policy, drawn_by, output.is_eos, [*prompt, token])
     ended = output.emit([token])
-    yield from clock.paused(Round([token]))
+    yield from clock.paused(RoundTokens([token]))
     while not ended:
         begun = perf_counter()
         drafted = drafter.draft(token, output.remaining - 1)
@@ -192,17 +180,14 @@ def speculative_rounds(
         num_accepted, token = _verify(runner, token, drafted, sampler)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
-        record.drafted.append(len(drafted.tokens))
-        record.accepted.append(num_accepted)
-        record.sources.append(str(drafted.source))
-        record.passes.append(drafted.num_passes)
-        record.guesses.append(drafted.num_guesses)
+        round_ = Round(len(drafted.tokens), num_accepted, drafted.source, drafted.num_passes, drafted.num_guesses)
+        record.rounds.append(round_)
         tokens = [*drafted.tokens[:num_accepted], token]
-        drafter.learn(drafted, num_accepted, tokens)
+        drafter.learn(round_, tokens)
         num_before = len(record.tokens)
         ended = output.emit(tokens)
         record.decode_seconds = clock.seconds
-        yield from clock.paused(Round(record.tokens[num_before:], drafted.tokens, num_accepted, drafted.source))
+        yield from clock.paused(RoundTokens(record.tokens[num_before:], drafted.tokens, round_))
 
 
 class _Clock:
@@ -215,10 +200,10 @@ class _Clock:
     def seconds(self) -> float:
         return perf_counter() - self.begun
 
-    def paused(self, round_: Round) -> Generator[Round]:
-        """Give ``round_`` to the reader, and stand still until the next is asked for."""
+    def paused(self, given: RoundTokens) -> Generator[RoundTokens]:
+        """Give ``given`` to the reader, and stand still until the next is asked for."""
         begun = perf_counter()
-        yield round_
+        yield given
         self.begun += perf_counter() - begun
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from selfspec_tune.draft import DraftSource, PolicyState, Source
+from selfspec_tune.draft import DraftSource, PolicyState, Round, Source
 from selfspec_tune.draft.source import NOTHING, begin, common_prefix
 from selfspec_tune.engine.model_source import Drafted, ModelSource, until_eos
 from selfspec_tune.engine.runner import Runner
@@ -43,9 +43,9 @@ class Drafter:
         taken = offered[: plan.num_tokens]
         return Drafted(plan.source, taken, [None] * len(taken))
 
-    def learn(self, drafted: Drafted, num_accepted: int, tokens: Sequence[int]) -> None:
+    def learn(self, round_: Round, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
-        self._policy.update(num_accepted, len(drafted.tokens), agreed, drafted.num_passes, drafted.num_guesses)
+        self._policy.update(round_, agreed)
         if self._context is not None:
             self._context.extend(tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.export.formats.gguf import FILE
@@ -190,7 +191,7 @@ def shared_loop(loaded: LoadedModel, draft: Draft) -> Simulation:
 
     def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
         made = self_speculative(runner, prompt, Limits(budget), Sampler(), draft)
-        return sum(made.drafted), sum(made.accepted)
+        return num_drafted(made.rounds), num_accepted(made.rounds)
 
     return simulate
 

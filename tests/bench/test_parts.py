@@ -19,6 +19,7 @@ from selfspec_tune.report.bench import print_bench
 from selfspec_tune.report.text import headline_method
 from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import BenchResult
+from tests.runs import sources_of
 from tests.search_kit import Listener, prompt_file, read_rows
 
 SOME, NONE = SkipSet(4, (1, 2), (3,)), SkipSet.empty(4)
@@ -136,7 +137,7 @@ def test_the_parts_follow_the_skip_sets_and_are_lossless(bench: Any) -> None:
     assert copies.skip is not None
     assert copies.skip.attention == []
     lookup = next(run for run in result.runs if run.method.startswith("lookup-alone:"))
-    assert "model" not in lookup.candidate.sources
+    assert "model" not in sources_of(lookup.candidate.rounds)
 
 
 def test_the_table_names_every_part_and_says_what_it_is(bench: Any) -> None:

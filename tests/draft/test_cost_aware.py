@@ -15,6 +15,7 @@ from selfspec_tune.draft import (
     DraftPolicy,
     PolicyKind,
     PolicyState,
+    Round,
     Source,
 )
 from selfspec_tune.draft.cost_aware import CostAwareState
@@ -134,7 +135,7 @@ def test_a_lookup_alone_never_asks_the_model_for_drafts() -> None:
     state = cost_aware(costs, has_lookup=True, model_drafts=False)
     for _ in range(40):
         assert state.begin(20).source is Source.PLAIN
-        state.update(0, 0)
+        state.update(Round())
     assert state.begin(20, 10, 4, NGRAM.name).source == NGRAM.name
 
 
@@ -142,7 +143,7 @@ def test_what_one_source_finds_says_nothing_of_another() -> None:
     state = cost_aware(COSTS["draft .25"], has_lookup=True, model_drafts=False, credit=9.0)
     for _ in range(30):
         state.begin(20, 4, 4, "wrong")
-        state.update(0, 0, 0)
+        state.update(Round())
     assert state.begin(20, 4, 4, "wrong").source is Source.PLAIN
     assert state.begin(20, 4, 4, "new").source == "new"
 
@@ -157,7 +158,7 @@ def _round(state: PolicyState, outcomes: list[bool], confidence: float = 0.9, ro
             break
     right = outcomes[:drafted]
     accepted = right.index(False) if False in right else drafted
-    state.update(accepted, drafted)
+    state.update(Round(drafted, accepted))
     return drafted
 
 
@@ -195,7 +196,7 @@ def test_a_lookup_that_keeps_failing_is_left_and_watched_until_it_is_right_again
         for _ in range(rounds):
             length = state.begin(50, 10, 3).num_tokens
             accepted = min(length, num_right)
-            state.update(accepted, length, min(num_right, accepted + 1))
+            state.update(Round(length, accepted), min(num_right, accepted + 1))
             found.append(length)
         return found
 

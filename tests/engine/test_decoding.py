@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round, Source
 from selfspec_tune.draft.decisions import RuleState, fresh_state
+from selfspec_tune.draft.rounds import num_accepted, num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.runner import Scores
@@ -33,6 +34,7 @@ from tests.engine_kit import (
     policies,
     prompt_tokens,
 )
+from tests.runs import accepted_of, drafted_of
 
 GREEDY = Sampler()
 CHECKPOINTS = ["tiny_llama_dir", "tiny_qwen2_dir"]
@@ -88,8 +90,8 @@ def test_an_empty_skip_set_accepts_every_draft(subject: Subject, runner: Runner,
     for seed in range(3):
         prompt = prompt_tokens(10, seed)
         generation = self_speculative(runner, prompt, limits, GREEDY, Draft(SKIP_SETS["nothing"], policy))
-        assert generation.accepted == generation.drafted
-        assert sum(generation.accepted) > 0
+        assert accepted_of(generation.rounds) == drafted_of(generation.rounds)
+        assert num_accepted(generation.rounds) > 0
         assert generation.tokens == subject.expected(prompt, limits)
 
 
@@ -110,10 +112,10 @@ def test_long_drafts_and_long_answers_stay_lossless(subject: Subject) -> None:
     draft = Draft(SKIP_SETS["a little"], DraftPolicy(PolicyKind.FIXED, 40))
     plain, speculative = _decode_both(subject.runners["fast"], prompt, limits, draft)
     assert plain.tokens == speculative.tokens == subject.expected(prompt, limits)
-    assert max(speculative.drafted) == 40  # verified through the attention of long prompts
+    assert max(drafted_of(speculative.rounds)) == 40  # verified through the attention of long prompts
     empty = replace(draft, skip_set=SKIP_SETS["nothing"])
     generation = self_speculative(subject.runners["fast"], prompt, limits, GREEDY, empty)
-    assert generation.accepted == generation.drafted
+    assert accepted_of(generation.rounds) == drafted_of(generation.rounds)
     assert generation.tokens == plain.tokens
 
 
@@ -131,7 +133,7 @@ def test_both_arms_end_with_the_end_of_sequence_wherever_it_comes(
         plain, speculative = _decode_both(runner, prompt, limits, Draft(SKIP_SETS[skipped], policy))
         assert plain.tokens == speculative.tokens == subject.expected(prompt, limits) == text[: place + 1]
         assert speculative.stop_reason == "eos"
-        in_a_draft += sum(speculative.accepted) + len(speculative.accepted) == len(speculative.tokens)
+        in_a_draft += num_tokens(speculative.rounds) == len(speculative.tokens)
     if skipped == "nothing":
         assert in_a_draft >= 3
 
@@ -145,7 +147,7 @@ def test_short_answers_draft_no_more_than_they_can_use(
         limits = Limits(max_new_tokens)
         plain, speculative = _decode_both(runner, prompt, limits, Draft(SKIP_SETS[skipped], policy))
         assert plain.tokens == speculative.tokens == subject.expected(prompt, limits)
-        assert speculative.drafted[:1] == first_draft
+        assert drafted_of(speculative.rounds)[:1] == first_draft
         assert speculative.stop_reason == "length"
 
 
@@ -178,12 +180,12 @@ def test_one_generation_leaves_nothing_behind_for_the_next(subject: Subject, run
     first = self_speculative(runner, prompt_tokens(30), limits, GREEDY, draft)
     self_speculative(runner, prompt_tokens(5, seed=1), limits, GREEDY, Draft(SKIP_SETS["everything"]))
     again = self_speculative(runner, prompt_tokens(30), limits, GREEDY, draft)
-    assert (again.tokens, again.accepted, again.drafted) == (first.tokens, first.accepted, first.drafted)
+    assert (again.tokens, again.rounds) == (first.tokens, first.rounds)
 
 
 def test_plain_decoding_has_no_rounds(subject: Subject, runner: Runner) -> None:
     generation = autoregressive(runner, prompt_tokens(6), Limits(5), GREEDY)
-    assert (generation.accepted, generation.drafted, generation.draft_seconds) == ([], [], 0.0)
+    assert (generation.rounds, generation.draft_seconds) == ([], 0.0)
     assert generation.verify_seconds == generation.decode_seconds
 
 
@@ -214,8 +216,8 @@ def test_a_draft_stops_after_the_first_unlikely_token_which_is_still_verified() 
     assert generation.tokens == [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4]
     # Token 4 is the unlikely one: drafted, verified, accepted, and the last of its round.
     assert runner.verified[0] == [1, 2, 3, 4]
-    assert generation.drafted == [3, 6]
-    assert generation.accepted == [3, 6]
+    assert drafted_of(generation.rounds) == [3, 6]
+    assert accepted_of(generation.rounds) == [3, 6]
 
 
 def test_an_unlikely_token_that_was_wrong_is_replaced_by_the_models() -> None:
@@ -225,7 +227,7 @@ def test_an_unlikely_token_that_was_wrong_is_replaced_by_the_models() -> None:
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.9))
     generation = self_speculative(runner, [0], Limits(6), GREEDY, draft)
     assert runner.verified[0] == [1, 2, 5]
-    assert (generation.drafted[0], generation.accepted[0]) == (2, 1)
+    assert (generation.rounds[0].num_drafted, generation.rounds[0].num_accepted) == (2, 1)
     assert generation.tokens == [1, 2, 3, 4, 5, 6]
 
 
@@ -239,7 +241,7 @@ def test_a_probability_at_the_threshold_is_high_enough() -> None:
 def test_a_fixed_draft_ignores_probabilities() -> None:
     runner = TableRunner(chain(8, 0.5))
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 4, exit_threshold=1.0))
-    assert self_speculative(runner, [0], Limits(11), GREEDY, draft).drafted == [4, 4]
+    assert self_speculative(runner, [0], Limits(11), GREEDY, draft).rounds == [Round(4, 4, Source.MODEL, 4, 0)] * 2
 
 
 def test_a_draft_ends_with_an_end_of_sequence_token() -> None:
@@ -272,7 +274,7 @@ def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
         (2, 4, 0.4921875, 0.604),
     ]
     for accepted, drafted, acceptance, threshold in rounds:
-        state.update(accepted, drafted)
+        state.update(Round(drafted, accepted))
         assert state.acceptance == pytest.approx(acceptance, abs=1e-12)
         assert state.threshold == pytest.approx(threshold, abs=1e-12)
 
@@ -280,7 +282,7 @@ def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
 def test_only_an_adaptive_threshold_moves() -> None:
     for kind in (PolicyKind.FIXED, PolicyKind.THRESHOLD):
         state = RuleState(DraftPolicy(kind, exit_threshold=0.6))
-        state.update(0, 6)
+        state.update(Round(6, 0))
         assert (state.threshold, state.acceptance) == (0.6, 0.0)
 
 
@@ -289,14 +291,14 @@ def test_decoding_feeds_the_adaptive_threshold_and_obeys_it() -> None:
     runner = TableRunner(chain(8, UNSURE), chain(8, UNSURE, step=2))
     policy = DraftPolicy(PolicyKind.ADAPTIVE, 3, 0.6, step=0.15, acceptance_momentum=0.0, threshold_momentum=0.0)
     generation = self_speculative(runner, [0], Limits(5), GREEDY, Draft(SkipSet.empty(1), policy))
-    assert generation.drafted == [3, 1, 1, 0]
-    assert generation.accepted == [0, 0, 0, 0]
+    assert drafted_of(generation.rounds) == [3, 1, 1, 0]
+    assert accepted_of(generation.rounds) == [0, 0, 0, 0]
 
 
 def test_however_high_the_threshold_has_climbed_a_round_drafts_at_least_one_token() -> None:
     """Self-SD's rule has no clamp; without a draft there would be nothing to bring the threshold down again."""
     state = RuleState(DraftPolicy(PolicyKind.ADAPTIVE, 6, exit_threshold=1.0))
-    state.update(0, 1)
+    state.update(Round(1, 0))
     assert state.threshold > 1.0
     assert state.begin(room=4).num_tokens == 4
     assert not state.wants_more(1, 1.0)

@@ -20,6 +20,7 @@ from selfspec_tune.engine.runner import prefill
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
+from tests.runs import sources_of
 
 GREEDY = Sampler()
 LOOKUP = NgramLookup(max_match=3, min_match=1, max_tokens=4)
@@ -92,11 +93,13 @@ def test_short_limits_are_kept(runner: Runner, sources: str, policy: DraftPolicy
 SURE = 8.0
 
 
-def _run(prompt: Sequence[int], draft: Draft, *, guess_step: int = 1, limit: int = 12) -> tuple[TableRunner, list[str]]:
+def _run(
+    prompt: Sequence[int], draft: Draft, *, guess_step: int = 1, limit: int = 12
+) -> tuple[TableRunner, list[str | None]]:
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
     generation = self_speculative(runner, prompt, Limits(limit), GREEDY, draft, STEPS)
     assert generation.tokens == [(prompt[-1] + 1 + i) % 8 for i in range(limit)]
-    return runner, generation.sources
+    return runner, sources_of(generation.rounds)
 
 
 def test_the_lookup_comes_first_and_the_model_drafts_where_it_finds_nothing() -> None:
@@ -155,8 +158,8 @@ def test_a_lookup_alone_never_runs_the_draft() -> None:
 
     draft = Draft(SkipSet.empty(1), sources=(NgramLookup(1, 1, 3),), model_drafts=False)
     generation = self_speculative(NoDrafts(chain(8, SURE)), [0], Limits(20), GREEDY, draft)
-    assert set(generation.sources) == {"plain", "ngram"}
-    assert generation.sources[:7] == ["plain"] * 7
+    assert set(sources_of(generation.rounds)) == {"plain", "ngram"}
+    assert sources_of(generation.rounds)[:7] == ["plain"] * 7
 
 
 def test_looked_up_tokens_need_not_be_in_the_drafts_vocabulary() -> None:
@@ -179,7 +182,7 @@ def test_a_cost_aware_policy_leaves_a_wrong_draft_for_plain_steps() -> None:
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.COST_AWARE, 4))
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
     generation = self_speculative(runner, [0], Limits(60), GREEDY, draft, dear)
-    assert generation.sources.count(Source.PLAIN) > 50
+    assert sources_of(generation.rounds).count(Source.PLAIN) > 50
 
 
 def test_a_cost_aware_policy_is_refused_before_anything_runs_without_costs() -> None:

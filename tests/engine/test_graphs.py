@@ -187,7 +187,7 @@ def test_decoding_gives_the_same_tokens_and_record_as_the_fast_runner(
         draft = Draft(SkipSet(4, (), (2,)), policy)
         made = [self_speculative(runner, prompt, limits, greedy, draft) for runner in pair]
         assert made[0].tokens == made[1].tokens == plain[0].tokens == plain[1].tokens
-        assert (made[0].accepted, made[0].drafted) == (made[1].accepted, made[1].drafted)
+        assert made[0].rounds == made[1].rounds
         assert made[0].stop_reason == plain[0].stop_reason
 
 

@@ -12,6 +12,7 @@ import torch
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.runner import Scores, Want, draft_ahead, prefill
@@ -129,7 +130,7 @@ def test_a_fixed_draft_ends_with_an_end_of_sequence_though_drafted_at_once(loade
     end = tokens.index(tokens[4])
     assert made.tokens == tokens[: end + 1]
     assert made.stop_reason == "eos"
-    assert sum(made.drafted) <= end + 1
+    assert num_drafted(made.rounds) <= end + 1
 
 
 def test_graphs_for_the_lookups_longest_draft_are_captured_ahead(loaded: LoadedModel) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.kernels.binding import load_library
@@ -30,6 +31,7 @@ from selfspec_tune.models import LoadedModel
 from tests.covering import cover
 from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, policies, prompt_tokens
 from tests.rounded_runner import RoundedRunner
+from tests.runs import accepted_of, drafted_of
 
 pytestmark = needs_compiler
 
@@ -330,9 +332,9 @@ def test_bfloat16_output_is_plain_decoding_s_token_for_token(tmp_path: Path, pol
         for name, draft in _drafts(policy).items():
             made = self_speculative(runner, prompt, limits, Sampler(), draft)
             assert made.tokens == plain.tokens, name
-            accepted, drafted = accepted + sum(made.accepted), drafted + sum(made.drafted)
+            accepted, drafted = accepted + num_accepted(made.rounds), drafted + num_drafted(made.rounds)
             if name == "empty":  # the draft is the model: nothing may be rejected
-                assert made.accepted == made.drafted
+                assert accepted_of(made.rounds) == drafted_of(made.rounds)
     assert 0 < accepted < drafted
 
 

@@ -9,6 +9,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.decoding import plain_rounds
@@ -52,7 +53,7 @@ def test_greedy_answers_under_a_penalty_are_those_of_transformers(tiny: LoadedMo
         draft = Draft(SKIPPED, policy, sources=(NgramLookup(min_match=1),))
         made = self_speculative(runner, prompt, LIMITS, sampler, draft, STEPS)
         assert made.tokens == expected
-        assert sum(made.drafted) > 0
+        assert num_drafted(made.rounds) > 0
 
 
 def test_what_a_cache_held_is_held_against_tokens_too(tiny: LoadedModel) -> None:

@@ -22,6 +22,7 @@ from transformers import (
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_accepted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.sampling import accept
@@ -30,6 +31,7 @@ from tests import kit
 from tests.covering import cover
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, every_policy, load, policies, prompt_tokens
 from tests.enumeration import distribution
+from tests.runs import accepted_of, drafted_of
 
 POLICIES = policies(max_draft_tokens=3, exit_threshold=0.3)
 EVERY_POLICY = every_policy(max_draft_tokens=3, exit_threshold=0.3)
@@ -333,8 +335,8 @@ def test_sampling_accepts_every_draft_of_an_empty_skip_set(tiny: LoadedModel, na
         for seed in range(4):
             draft, prompt = Draft(SkipSet.empty(2), policy), prompt_tokens(6, seed, VOCABULARY)
             generation = self_speculative(runner, prompt, Limits(20), sampler, draft)
-            assert generation.accepted == generation.drafted
-            assert sum(generation.accepted) > 0
+            assert accepted_of(generation.rounds) == drafted_of(generation.rounds)
+            assert num_accepted(generation.rounds) > 0
 
 
 # -- from logits to probabilities --------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ def test_a_draft_taken_greedily_is_kept_as_often_as_the_target_draws_it() -> Non
 
     def accepted(every: Sampler) -> tuple[int, int]:
         made = self_speculative(runner, PROMPT, Limits(3), every, draft, samples_drafts=False)
-        return made.tokens[0], made.accepted[0]
+        return made.tokens[0], made.rounds[0].num_accepted
 
     kept = distribution(PLAIN.sampler, accepted)
     first = TARGET[1, 2, :3].softmax(-1)

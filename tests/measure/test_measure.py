@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner, choose_runner
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -54,7 +54,7 @@ def _scripted(arm_id: str, log: list[str], tokens: Sequence[int] = (5, 6, 7)) ->
     def decode(item: WorkItem) -> RawGeneration:
         log.append(arm_id)
         return RawGeneration(
-            tokens=list(tokens), accepted=[1], drafted=[2], prefill_seconds=0.5, draft_seconds=0.1, decode_seconds=0.25
+            tokens=list(tokens), rounds=[Round(2, 1)], prefill_seconds=0.5, draft_seconds=0.1, decode_seconds=0.25
         )
 
     return Arm(arm_id, arm_id, decode)
@@ -133,12 +133,11 @@ def test_every_arm_of_a_block_draws_the_same_random_numbers(workload: Workload) 
 
 
 def test_a_record_keeps_the_raw_numbers_of_a_generation() -> None:
-    generation = RawGeneration([1, 2, 3, 4], [2], [3], 0.1, 0.2, 0.3, 0.6, "eos", sources=["ngram"])
+    generation = RawGeneration([1, 2, 3, 4], [Round(3, 2, "ngram")], 0.1, 0.2, 0.3, 0.6, "eos")
     run = arm_run(generation)
-    assert (run.num_tokens, run.accepted, run.drafted, run.stop_reason) == (4, [2], [3], "eos")
+    assert (run.num_tokens, run.rounds, run.stop_reason) == (4, (Round(3, 2, "ngram"),), "eos")
     assert (run.prefill_seconds, run.draft_seconds, run.verify_seconds, run.decode_seconds) == (0.1, 0.2, 0.3, 0.6)
     assert run.total_seconds == generation.total_seconds
-    assert run.sources == ["ngram"]
 
 
 def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) -> None:
@@ -163,7 +162,7 @@ def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) ->
     assert {run.lossless for run in runs} == {"identical"}
     assert all(run.candidate.num_tokens == run.baseline.num_tokens for run in runs)
     assert all(run.candidate.stop_reason == run.baseline.stop_reason for run in runs)
-    assert {bool(run.candidate.drafted) for run in runs if run.method in (NULL, GENERATE)} == {False}
+    assert {bool(run.candidate.rounds) for run in runs if run.method in (NULL, GENERATE)} == {False}
 
 
 def test_the_baselines_text_is_kept_beside_its_runs(workload: Workload) -> None:
@@ -349,7 +348,7 @@ def test_the_generate_arm_gives_the_baselines_tokens_and_its_own_times(workload:
         assert generated.prefill_seconds > 0
         assert generated.decode_seconds > 0
         assert generated.verify_seconds == generated.decode_seconds
-        assert (generated.accepted, generated.drafted) == ([], [])
+        assert generated.rounds == []
 
 
 def test_the_generate_arm_stops_where_the_baseline_stops(workload: Workload) -> None:

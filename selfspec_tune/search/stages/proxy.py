@@ -9,6 +9,7 @@ from typing import Any
 
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
@@ -126,8 +127,8 @@ class Judge:
     def speedup(self, draft: Draft, costs: CostModel) -> float:
         """Decode speedup by ``costs``."""
         steps, trace = costs.steps(draft), self._scorer.trace(draft)
-        counts = replay(trace, draft.policy, steps, self._findings.of(draft), draft.sources, self._answer_tokens)
-        return steps.speedup(counts)
+        rounds = replay(trace, draft.policy, steps, self._findings.of(draft), draft.sources, self._answer_tokens)
+        return steps.speedup(rounds)
 
 
 def _key(draft: Draft) -> Draft:
@@ -198,11 +199,9 @@ def predict_standalone(
     found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(
         Draft(skip_set), "standalone"
     )
-    counts = replay(scorer.trace(found.draft), found.draft.policy)
-    drafted = sum(counts.drafted)
     return {
         "decode_speedup": found.speedup,
-        "acceptance_rate": sum(counts.accepted) / drafted if drafted else None,
+        "acceptance_rate": acceptance_rate(replay(scorer.trace(found.draft), found.draft.policy)),
         "draft_tokens": found.draft.policy.max_draft_tokens,
         "windows": len(windows),
         **({} if workload.sampler.greedy else {"acceptance": EXACT_MATCH}),  # of the text that the target drew

@@ -19,9 +19,10 @@ from selfspec_tune.draft import (
     DraftSource,
     PolicyKind,
     PolicyState,
+    Round,
     Source,
 )
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.source import begin, common_prefix
 from selfspec_tune.engine.teacher_forcing import Trace, Window
@@ -55,7 +56,7 @@ def replay(
     findings: Sequence[Sequence[Finding]] | None = None,
     sources: Sequence[DraftSource] = (),
     answer_tokens: int = 0,
-) -> Counts:
+) -> list[Round]:
     """Run ``policy`` over every window of ``trace``.
 
     ``findings`` say what ``sources`` find at every position of every window. A generation goes
@@ -63,7 +64,8 @@ def replay(
     in real answers, not as in so many beginnings. 0: each window is a generation. Raises
     ValueError for a cost-aware policy without ``costs``.
     """
-    counts, state, num_tokens = Counts(), None, 0
+    rounds: list[Round] = []
+    state, num_tokens = None, 0
     depths = (trace, *trace.later)
     found = findings if findings is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
     matches = zip(*(one.matches for one in depths), strict=True)
@@ -72,9 +74,9 @@ def replay(
         window = _Window(match, confidence, along)
         if state is None or num_tokens >= answer_tokens:
             state, num_tokens = fresh_state(policy, costs, sources=sources), 0
-        _replay_window(counts, state, window)
+        rounds += _replay_window(state, window)
         num_tokens += len(along)
-    return counts
+    return rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +106,22 @@ class _Window:
         return tried, next((n for n in range(right) if not self.matches(begun, drafted + n)), right)
 
 
-def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
+def _replay_window(state: PolicyState, window: _Window) -> Iterator[Round]:
     position, last = 0, len(window.findings)
     while position < last:
         found = window.findings[position]
         plan = state.begin(last - position, found.num_found, found.match_length, found.source)
-        drafted = accepted = passes = guesses = 0
         if plan.source is Source.MODEL:
-            drafted, accepted, passes, guesses = _replay_draft(state, window, position, plan.num_tokens)
+            round_ = _replay_draft(state, window, position, plan.num_tokens)
         else:
-            drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
-        counts.drafted.append(drafted)
-        counts.accepted.append(accepted)
-        counts.sources.append(str(plan.source))
-        counts.passes.append(passes)
-        counts.guesses.append(guesses)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes, guesses)
-        position += accepted + 1
+            round_ = Round(plan.num_tokens, min(found.num_right, plan.num_tokens), plan.source, 0, 0)
+        state.update(round_, min(found.num_right, round_.num_tokens))
+        position += round_.num_tokens
+        yield round_
 
 
-def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int, int]:
-    """Tokens drafted by the model from ``position``, those accepted, the passes that it took and what these tried.
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> Round:
+    """The round that the model drafts from ``position``.
 
     After a wrong token nobody knows what a source would find: every further one takes a pass.
     """
@@ -143,7 +140,7 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
         drafted += 1
         if not state.wants_more(drafted, confidence, ahead):
             break
-    return drafted, accepted, passes, guesses
+    return Round(drafted, accepted, Source.MODEL, passes, guesses)
 
 
 def acceptance_prior(trace: Trace) -> AcceptancePrior:
@@ -195,7 +192,7 @@ def best_policy(
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
     replays = (replay(trace, policy, steps, findings, sources, answer_tokens) for policy in grid)
-    scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
+    scored = ((steps.speedup(rounds), index) for index, rounds in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup
 

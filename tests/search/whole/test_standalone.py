@@ -42,7 +42,7 @@ def test_greedy_steps_draft_what_logits_would(kind: Any, policy: DraftPolicy, lo
         for runner in (StandaloneRunner(kind(loaded), kind(loaded)), _ByLogits(kind(loaded), kind(loaded)))
     ]
     assert made[0].tokens == made[1].tokens == autoregressive(kind(loaded), prompt, limits, Sampler()).tokens
-    assert (made[0].drafted, made[0].accepted) == (made[1].drafted, made[1].accepted)
+    assert made[0].rounds == made[1].rounds
 
 
 class _ByLogits:
