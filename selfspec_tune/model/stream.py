@@ -177,7 +177,7 @@ class Stream:
         accepted, own = given.tokens[:num_accepted], given.tokens[num_accepted:]
         rejected = tuple(given.drafted[num_accepted:])
         if accepted or rejected:
-            yield self._piece_of(accepted, Source(given.round.source or Source.PLAIN), rejected)
+            yield self._piece_of(accepted, given.round.source or Source.PLAIN, rejected)
         if own and self._text.stopped_by is None:
             yield self._piece_of(own)
 
