@@ -177,7 +177,10 @@ def speculative_rounds(
         begun = perf_counter()
         drafted = drafter.draft(token, output.remaining - 1)
         drafted_at = perf_counter()
-        num_accepted, token = _verify(runner, token, drafted, sampler)
+        verified = runner.length
+        scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
+        num_accepted, token = _accepted(runner, scores, drafted, sampler)
+        runner.rewind(verified + num_accepted + 1)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
         round_ = Round(len(drafted.tokens), num_accepted, drafted.source, drafted.num_passes, drafted.num_guesses)
@@ -240,17 +243,11 @@ def _pick(runner: Runner, scores: Scores, sampler: Sampler) -> int:
     return sampler.draw(sampler.probabilities(scores.logits[0]))
 
 
-def _verify(runner: Runner, token: int, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
-    """One full pass over the last token and the drafts; how many are accepted, and the token after them."""
-    verified = runner.length
-    scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
+def _accepted(runner: Runner, scores: Scores, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
+    """By the runner's pass over the last token and the drafts: how many are accepted, and the token after them."""
     if sampler.greedy:
         num_accepted = common_prefix(drafted.tokens, scores.tokens)
-        following = scores.tokens[num_accepted]
-    else:
-        check_logits(scores.logits, runner)
-        target = sampler.probabilities(scores.logits)
-        distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
-        num_accepted, following = accept(sampler, drafted.tokens, distributions, target)
-    runner.rewind(verified + num_accepted + 1)
-    return num_accepted, following
+        return num_accepted, scores.tokens[num_accepted]
+    check_logits(scores.logits, runner)
+    distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
+    return accept(sampler, drafted.tokens, distributions, sampler.probabilities(scores.logits))
