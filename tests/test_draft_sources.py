@@ -43,6 +43,7 @@ class Echo:
     name: ClassVar = "echo"
     label: ClassVar = "echo"
     title: ClassVar = "echo of the last token"
+    help: ClassVar = "Say the last token again."
     deed: ClassVar = "the last token is said again"
     style: ClassVar = "blue"
 

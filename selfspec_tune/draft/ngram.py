@@ -30,6 +30,7 @@ class NgramLookup:
     name: ClassVar = "ngram"
     label: ClassVar = "lookup"
     title: ClassVar = "n-gram lookup"
+    help: ClassVar = "Draft from the context first, where its last tokens occurred before."
     deed: ClassVar = "tokens that occurred before are looked up"
     style: ClassVar = "cyan"
 

@@ -53,6 +53,7 @@ class DraftSource(Protocol):
         name: in files, in rounds, and of its option.
         label: a word for people, as in "lookup 12/15" or "the draft without its lookup".
         title: the same where nothing around it says what is meant.
+        help: what its option does.
         deed: what becomes of tokens, as a sentence's beginning.
         style: rich's style of tokens that it drafted.
         max_tokens: most tokens that it finds.
@@ -62,6 +63,7 @@ class DraftSource(Protocol):
     name: ClassVar[str]
     label: ClassVar[str]
     title: ClassVar[str]
+    help: ClassVar[str]
     deed: ClassVar[str]
     style: ClassVar[str]
 

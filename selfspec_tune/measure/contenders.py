@@ -93,7 +93,7 @@ def newest_study(studies: Path) -> Path:
     found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError(
-            f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or `skip_set` with `model`, "
+            f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or `skip_sets` with `model`, "
             "or run selfspec-tune search first."
         )
     return found[-1]
@@ -147,7 +147,7 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
         raise SkipSetError(
             f"{label} was searched for {recorded.id} (fingerprint {recorded.fingerprint}, {recorded.dtype}); "
             f"{loaded.name} is another model (fingerprint {loaded.fingerprint}). Use that model, or measure the "
-            f"layers alone with `skip_set` '{config.skip_set()}'."
+            f"layers alone with `skip_sets` '{config.skip_set()}'."
         )
 
 

@@ -9,9 +9,10 @@ from difflib import get_close_matches
 from secrets import randbelow
 from typing import Any, Literal, TypedDict
 
+from selfspec_tune.checks import check_number
 from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import LARGEST_SEED, LARGEST_TEMPERATURE, check_number
+from selfspec_tune.requests import LARGEST_SEED, LARGEST_TEMPERATURE
 
 _SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 FinishReason = Literal["eos", "length", "context", "stop", "interrupted"]
