@@ -184,7 +184,7 @@ def test_a_rival_that_cannot_run_is_noted_in_the_log_and_tried_again(
 
 
 def test_rivals_do_not_take_part_in_a_sweep() -> None:
-    with pytest.raises(UsageError, match="--rivals run beside one bench"):
+    with pytest.raises(UsageError, match="`rivals` run beside one bench"):
         SweepRequest(BenchRequest(rivals=True), SweepKind.MAX_DRAFT, (1, 2))
 
 
@@ -262,16 +262,16 @@ def test_a_third_of_the_layers_draft_unless_told_otherwise() -> None:
     assert [exit_layer(None, depth) for depth in (1, 2, 4, 28, 40)] == [1, 1, 1, 9, 13]
     assert exit_layer(5, 6) == 5
     for asked in (0, 6, 60):
-        with pytest.raises(UsageError, match=f"--early-exit {asked}: the model has 6 layers; expected 1 to 5"):
+        with pytest.raises(UsageError, match=f"`early_exit` {asked}: the model has 6 layers; expected 1 to 5"):
             exit_layer(asked, 6)
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"early_exit": 0, "rivals": True}, "--early-exit 0: expected at least 1"),
-        ({"early_exit": 3}, "--early-exit 3: it sets up a rival; add --rivals"),
-        ({"draft_model": "tiny"}, "--draft-model tiny: it sets up a rival; add --rivals"),
+        ({"early_exit": 0, "rivals": True}, "`early_exit` 0: expected at least 1"),
+        ({"early_exit": 3}, "`early_exit` 3: it sets up a rival; add `rivals`"),
+        ({"draft_model": "tiny"}, "`draft_model` tiny: it sets up a rival; add `rivals`"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:

@@ -250,7 +250,7 @@ def test_more_than_the_context_is_refused_with_a_remedy(tmp_path: Path, name: st
     runner.reserve(64)
     with pytest.raises(PromptError, match="need 65 positions; the model's context has 64") as refusal:
         runner.reserve(65)
-    assert "--max-new-tokens" in str(refusal.value)
+    assert "`max_new_tokens`" in str(refusal.value)
 
 
 # -- fused projections -------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_other_architectures_fall_back_to_the_reference_with_a_notice(
     assert len(notices) == 1
     assert reason in notices[0]
     assert "reference runner" in notices[0]
-    with pytest.raises(UnsupportedModelError, match=f"--runner fast cannot serve .*{reason}"):
+    with pytest.raises(UnsupportedModelError, match=f"`runner` fast cannot serve .*{reason}"):
         choose_runner(loaded, "fast", notices.append)
 
 
@@ -442,7 +442,7 @@ def test_the_fast_runner_is_chosen_where_it_proves_equal(
 
 
 def test_an_unknown_runner_is_a_usage_error(loaded: LoadedModel) -> None:
-    with pytest.raises(UsageError, match="--runner quick: expected auto, native, graphs, fast or reference"):
+    with pytest.raises(UsageError, match="`runner` quick: expected auto, native, graphs, fast or reference"):
         choose_runner(loaded, "quick")
 
 
@@ -536,4 +536,4 @@ def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(
         UsageError, match=r"No memory for a cache of 512 positions on cpu\..*Tried to allocate 9 GiB"
     ) as why:
         runner.reserve(400)
-    assert "--max-new-tokens" in str(why.value)
+    assert "`max_new_tokens`" in str(why.value)

@@ -283,7 +283,7 @@ def test_where_all_answers_degenerate_there_is_no_verdict() -> None:
     assert result.verdict == "withheld"
     (reason,) = result.withheld_because
     assert f"All {NUM_PROMPTS} answers degenerate" in reason
-    assert "--template chat" in reason
+    assert "`template` chat" in reason
     assert result.methods[1].without_degenerate is None
 
 

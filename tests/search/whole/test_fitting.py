@@ -93,7 +93,7 @@ def test_where_not_even_the_least_fits_no_stage_begins(
     make_request: Any, engine: ScriptedEngine, slow: list[SearchSetup]
 ) -> None:
     listener = Listener()
-    with pytest.raises(BudgetError, match=r"--timeout 5s is too short: a token takes 60 ms here"):
+    with pytest.raises(BudgetError, match=r"`timeout` 5s is too short: a token takes 60 ms here"):
         run_search(make_request(trials=None, timeout_seconds=5.0), listener)
     assert listener.stage_names == ["load"]
     assert not (make_request().out / "calibration.json").exists()
@@ -164,7 +164,7 @@ def test_what_the_earlier_run_fixed_is_said_in_a_sentence_and_not_blamed_on_the_
     schedule = read_json(outcome.out / "schedule.json")["schedule"]
     (said,) = [notice for notice in listener.notices if "answers of up to" in notice]
     assert said.startswith(f"this search was begun with answers of up to {schedule['max_new_tokens']} tokens, ")
-    assert said.endswith("a new --out begins with whole ones")
+    assert said.endswith("a new `out` begins with whole ones")
     assert not any("do not hold" in notice for notice in listener.notices)
 
 
