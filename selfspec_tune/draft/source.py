@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from selfspec_tune.draft.rounds import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """``tokens`` that may follow the context, by the ``source`` of that name; a draft pass may try ``draft_tokens``.
 
     ``match_length``: how many of the context's last tokens speak for them.
