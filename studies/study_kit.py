@@ -15,8 +15,8 @@ from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.intervals import Interval
 from selfspec_tune.report import text
 from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.results.logs import first_difference
 from selfspec_tune.results.metrics import decode_times
-from selfspec_tune.results.runs import first_difference
 
 _PART = r"[^\s/,;:'\"()]+"
 # Absolute, or from a folder above: what only this machine has.

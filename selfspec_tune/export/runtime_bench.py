@@ -20,7 +20,7 @@ from selfspec_tune.provenance import collect
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import DEFAULT_NUM_PROMPTS, DraftFormat, PromptOptions, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import RuntimeBench, RuntimeRun, TaskResult
-from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
+from selfspec_tune.results.logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 if TYPE_CHECKING:
     from selfspec_tune.measure.workload import WorkItem

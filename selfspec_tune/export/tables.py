@@ -1,48 +1,64 @@
-"""Bench results in other programs' files: tables, Spec-Bench answers."""
+"""Bench results as tables for other programs."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.files import write_atomic
-from selfspec_tune.results import BenchResult, SweepResult
-from selfspec_tune.results.metrics import AUTOREGRESSIVE, spec_bench_rows, sweep_to_frame, to_frame
+from selfspec_tune.intervals import Interval
+from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, SweepResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_RATES = (
+    "geometric_mean_speedup",
+    "acceptance_rate",
+    "mean_accepted_tokens",
+    "draft_cost_fraction",
+    "verify_cost_fraction",
+    "degenerate_share",
+    "num_too_short",
+)
+
 
 def write_csv(result: BenchResult | SweepResult, path: Path) -> None:
-    """A row a method, in a sweep at each value. Raises `StorageError`."""
-    write_atomic(path, _frame(result).to_csv(index=False))
+    """The table of `to_frame`. Raises `StorageError`."""
+    write_atomic(path, to_frame(result).to_csv(index=False))
 
 
 def write_parquet(result: BenchResult | SweepResult, path: Path) -> None:
-    """A row a method, in a sweep at each value. Raises `StorageError`."""
-    write_atomic(path, _frame(result).to_parquet(index=False))
+    """The table of `to_frame`. Raises `StorageError`."""
+    write_atomic(path, to_frame(result).to_parquet(index=False))
 
 
-def _frame(result: BenchResult | SweepResult) -> pd.DataFrame:
-    return sweep_to_frame(result) if isinstance(result, SweepResult) else to_frame(result)
+def to_frame(result: BenchResult | SweepResult) -> pd.DataFrame:
+    """A row a method, intervals spread over three columns; in a sweep at each value, with what was varied before it."""
+    import pandas as pd
+
+    if isinstance(result, BenchResult):
+        return pd.DataFrame([_row(method) for method in result.methods])
+    return pd.DataFrame(
+        [
+            {"sweep": result.sweep, "value": point.value, "prompt_tokens": point.prompt_tokens, **_row(method)}
+            for point in result.points
+            for method in point.methods
+        ]
+    )
 
 
-def write_spec_bench(result: BenchResult, method_id: str, path: Path) -> list[Path]:
-    """Answer files for Spec-Bench's ``speed.py``: the method's, and the baseline's beside it.
-
-    The baseline's is written only where the runs kept its text: the script counts its
-    tokens by tokenizing the text again. Returns the files written; raises `StorageError`.
-    """
-    _write_rows(path, spec_bench_rows(result.runs, method_id))
-    texts = {run.prompt_id: (run.model_extra or {}).get("text") for run in result.runs}
-    answers = {prompt_id: text for prompt_id, text in texts.items() if isinstance(text, str)}
-    if len(answers) < len(texts):
-        return [path]
-    baseline = path.with_name(f"{path.stem}-{AUTOREGRESSIVE}{path.suffix}")
-    _write_rows(baseline, spec_bench_rows(result.runs, AUTOREGRESSIVE, answers=answers))
-    return [path, baseline]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _row(method: MethodResult) -> dict[str, Any]:
+    skip = method.skip
+    row: dict[str, Any] = {"name": method.name, "id": method.id, "description": method.description}
+    row["attention"] = ",".join(map(str, skip.attention)) if skip else None
+    row["mlp"] = ",".join(map(str, skip.mlp)) if skip else None
+    row |= {key: getattr(method, key) for key in ("num_prompts", "num_runs", "tokens_per_second")}
+    for key in ("end_to_end_speedup", "decode_speedup"):
+        interval: Interval | None = getattr(method, key)
+        row[key] = interval.value if interval else None
+        row[f"{key}_low"] = interval.low if interval else None
+        row[f"{key}_high"] = interval.high if interval else None
+    row |= {key: getattr(method, key) for key in _RATES}
+    row["unavailable"] = method.unavailable
+    return row | {f"lossless_{key}": getattr(method.lossless, key) for key in LosslessCount.model_fields}

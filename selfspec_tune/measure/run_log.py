@@ -32,8 +32,8 @@ from selfspec_tune.provenance import collect, cpu_model, package_version
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest
 from selfspec_tune.results import PairedRun
+from selfspec_tune.results.logs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 from selfspec_tune.results.record import check_provenance
-from selfspec_tune.results.runs import WAYS_OUT, first_difference, heading_of, owned, put_aside
 
 _PACKAGES = ("torch", "transformers")
 # What says where the prompts come from, not what they are: their hashes do, and those of their tokens.

@@ -25,7 +25,7 @@ from selfspec_tune.models.model_files import begins_like_gguf
 from selfspec_tune.prompts import Template
 from selfspec_tune.requests import BenchRequest, DraftOptions, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig, StudyConfig
-from selfspec_tune.results.runs import first_difference
+from selfspec_tune.results.logs import first_difference
 from selfspec_tune.search.session import place_of
 from selfspec_tune.search.stages.ranking_file import read_ranking
 from selfspec_tune.search.study import template_hash, vocabulary_hash

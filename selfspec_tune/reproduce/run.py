@@ -16,7 +16,7 @@ from selfspec_tune.intervals import Interval
 from selfspec_tune.reproduce.plan import Claim, Plan
 from selfspec_tune.reproduce.steps import Command, check_inputs, run_command
 from selfspec_tune.reproduce.verdicts import Verdict, figure, judge, written
-from selfspec_tune.results.runs import first_difference, owned
+from selfspec_tune.results.logs import first_difference, owned
 
 LOG = "reproduce.jsonl"
 _SCHEMA = "selfspec-tune/reproduction"

@@ -2,6 +2,7 @@
 
 record         what all of them share
 runs           raw paired runs
+logs           what the logs that keep such runs share
 metrics        from raw runs to figures
 bench          bench.json and sweep.json
 skip_config    skip.json

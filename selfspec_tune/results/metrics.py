@@ -8,18 +8,14 @@ a single lossy run gets no speedup at all.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from selfspec_tune.draft import Round, SkipSet
 from selfspec_tune.draft.rounds import acceptance_rate, mean_accepted_tokens, num_drafted
 from selfspec_tune.intervals import Interval, cluster_bootstrap, cluster_totals, geometric_mean_ratio
-from selfspec_tune.results.bench import BenchResult, LosslessCount, MethodResult, SkipLayers, SweepResult, TaskResult
+from selfspec_tune.results.bench import LosslessCount, MethodResult, SkipLayers, TaskResult
 from selfspec_tune.results.runs import ArmRun, PairedRun
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 AUTOREGRESSIVE = "autoregressive"
 _EXACTLY_ONE = Interval(1.0, 1.0, 1.0)
@@ -197,60 +193,6 @@ def unavailable_method(
     )
 
 
-def spec_bench_rows(
-    runs: Sequence[PairedRun], method: str, *, answers: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """Answer rows for Spec-Bench's ``evaluation/speed.py``, one a prompt, one choice a round.
-
-    ``method`` is a method's id, or ``autoregressive`` for the baseline file that speed.py
-    reads beside it. Accepted lengths hold the bonus token, wall time the prefill. speed.py
-    counts the baseline's tokens by tokenizing its ``turns`` again, so that file needs
-    ``answers``: generated text by prompt id. It reads the first choice only.
-    """
-    is_baseline = method == AUTOREGRESSIVE
-    chosen = runs if is_baseline else [run for run in runs if run.method == method]
-    by_prompt: dict[str, dict[int, PairedRun]] = {}
-    for run in chosen:
-        by_prompt.setdefault(run.prompt_id, {}).setdefault(run.round, run)
-    question_ids = _question_ids(list(by_prompt))
-    stamp = time.time()
-    rows = []
-    for prompt_id, rounds in by_prompt.items():
-        text = (answers or {}).get(prompt_id, "")
-        ordered = [rounds[number] for number in sorted(rounds)]
-        arms = [run.baseline if is_baseline else run.candidate for run in ordered]
-        rows.append(
-            {
-                "question_id": question_ids[prompt_id],
-                "category": ordered[0].task,
-                "model_id": method,
-                "choices": [_choice(index, arm, text) for index, arm in enumerate(arms)],
-                "tstamp": stamp,
-            }
-        )
-    return rows
-
-
-def to_frame(result: BenchResult) -> pd.DataFrame:
-    """A row a method, intervals spread over three columns, for ``csv`` and ``parquet``."""
-    import pandas as pd
-
-    return pd.DataFrame([_flat_row(method) for method in result.methods])
-
-
-def sweep_to_frame(result: SweepResult) -> pd.DataFrame:
-    """A row for each value and method: what was varied, the value, then as in `to_frame`."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {"sweep": result.sweep, "value": point.value, "prompt_tokens": point.prompt_tokens, **_flat_row(method)}
-            for point in result.points
-            for method in point.methods
-        ]
-    )
-
-
 def _scaled_decode_seconds(run: PairedRun) -> float:
     """The candidate's decoding of as many tokens as the baseline decoded."""
     return _decode_seconds(run.candidate, run.baseline.decode_steps)
@@ -318,50 +260,3 @@ def _without_degenerate(runs: Sequence[PairedRun], *, is_lossy: bool, seed: int)
     if not sound or len(sound) == len(runs):
         return None
     return _summarise_task(sound, is_lossy=is_lossy, seed=seed)
-
-
-def _question_ids(prompt_ids: Sequence[str]) -> dict[str, int | str]:
-    """Spec-Bench's question numbers where the ids end in distinct ones, else the ids themselves."""
-    numbers = [prompt_id.rsplit("/", 1)[-1] for prompt_id in prompt_ids]
-    if all(number.isdecimal() for number in numbers) and len(set(map(int, numbers))) == len(numbers):
-        return {prompt_id: int(number) for prompt_id, number in zip(prompt_ids, numbers, strict=True)}
-    return {prompt_id: prompt_id for prompt_id in prompt_ids}
-
-
-def _choice(index: int, arm: ArmRun, text: str) -> dict[str, Any]:
-    accepted = [one.num_tokens for one in arm.rounds] or [1] * arm.num_tokens
-    return {
-        "index": index,
-        "turns": [text],
-        "decoding_steps": [len(accepted)],
-        "new_tokens": [arm.num_tokens],
-        "wall_time": [arm.total_seconds],
-        "accept_lengths": accepted,
-    }
-
-
-def _flat_row(method: MethodResult) -> dict[str, Any]:
-    skip = method.skip
-    row: dict[str, Any] = {"name": method.name, "id": method.id, "description": method.description}
-    row["attention"] = ",".join(map(str, skip.attention)) if skip else None
-    row["mlp"] = ",".join(map(str, skip.mlp)) if skip else None
-    row |= {key: getattr(method, key) for key in ("num_prompts", "num_runs", "tokens_per_second")}
-    for key in ("end_to_end_speedup", "decode_speedup"):
-        interval: Interval | None = getattr(method, key)
-        row[key] = interval.value if interval else None
-        row[f"{key}_low"] = interval.low if interval else None
-        row[f"{key}_high"] = interval.high if interval else None
-    row |= {key: getattr(method, key) for key in _FRAME_RATES}
-    row["unavailable"] = method.unavailable
-    return row | {f"lossless_{key}": getattr(method.lossless, key) for key in LosslessCount.model_fields}
-
-
-_FRAME_RATES = (
-    "geometric_mean_speedup",
-    "acceptance_rate",
-    "mean_accepted_tokens",
-    "draft_cost_fraction",
-    "verify_cost_fraction",
-    "degenerate_share",
-    "num_too_short",
-)

@@ -19,7 +19,7 @@ from selfspec_tune.provenance import load_average
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
 from selfspec_tune.results import PairedRun
-from selfspec_tune.results.runs import first_difference
+from selfspec_tune.results.logs import first_difference
 from selfspec_tune.search.budget import Clock, Schedule
 from selfspec_tune.search.estimates import Estimates
 from selfspec_tune.search.setup import SearchSetup

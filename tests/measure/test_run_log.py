@@ -15,7 +15,7 @@ from selfspec_tune.measure import lossless as lossless_module
 from selfspec_tune.measure.contest import MeasurementInterrupted
 from selfspec_tune.requests import BenchRequest, log_beside
 from selfspec_tune.results import BenchResult, PairedRun
-from selfspec_tune.results.runs import first_difference
+from selfspec_tune.results.logs import first_difference
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady
 
 NUM_PROMPTS, NUM_REFERENCES = 4, 2

@@ -103,7 +103,7 @@ def test_the_standalone_proxy_predicts_the_counts_exactly(loaded: LoadedModel, s
     made = self_speculative(standalone(loaded), prompt, Limits(41), Sampler(), draft)
     rounds = min(len(predicted), len(made.rounds)) - 1  # the last one meets the text's end
     assert rounds > 5
-    assert made.rounds[:rounds] == predicted[:rounds]
+    assert accepted_of(made.rounds)[:rounds] == accepted_of(predicted)[:rounds]
 
 
 def test_a_standalone_draft_catches_up_on_what_the_lookup_found(loaded: LoadedModel) -> None:
