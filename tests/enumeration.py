@@ -30,14 +30,10 @@ def distribution(sampler: Sampler, run: Callable[[Sampler], Outcome]) -> dict[Ou
 class EveryWay(Sampler):
     """A sampler that takes one way after another: the same choices as the last time, but for the last that is open."""
 
+    __setattr__ = object.__setattr__  # what it counts with is no setting
+
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(
-            sampler.temperature,
-            sampler.top_k,
-            sampler.top_p,
-            min_p=sampler.min_p,
-            repetition_penalty=sampler.repetition_penalty,
-        )
+        super().__init__(**sampler.sampling)
         self._open: list[list[tuple[int, float]]] = []  # at each choice: what is still to be taken, the present last
         self._num_taken, self.probability = 0, 1.0
 

@@ -30,7 +30,8 @@ class Asked(Mapping[str, Any]):
 
     def of(self, *parts: type[Any]) -> dict[str, Any]:
         """Those options that were given and are fields of these dataclasses of requests."""
-        return self.given(*(option.name for option in self._options if option.of in parts))
+        own = [(option.name, option.of) for option in self._options if option.of is not None]
+        return self.given(*(name for name, of in own if any(issubclass(part, of) for part in parts)))
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the options ``names`` that were given, as plain values."""

@@ -30,10 +30,10 @@ def generate(asked: Asked) -> None:
 
     Standard output holds the answer and nothing else. Ctrl-C ends an answer, a second one the program.
     """
-    from selfspec_tune.model.generation import Sampling
+    from selfspec_tune.model.generation import AnswerOptions
 
-    sampling = asked.given(*(name for name in Sampling.__dataclass_fields__))
-    Sampling.of(sampling)  # type: ignore[arg-type]  # refuses what means nothing before a model is loaded
+    sampling = asked.of(AnswerOptions)
+    AnswerOptions.of(sampling)  # type: ignore[arg-type]  # refuses what means nothing before a model is loaded
     text = _prompt(asked["prompt"], asked["prompt_file"])
     if asked["show_drafts"] and not _is_terminal(sys.stdout):
         raise UsageError("--show-drafts colours a terminal, and standard output is none. Leave it out.")

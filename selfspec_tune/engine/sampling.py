@@ -8,33 +8,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from selfspec_tune.requests import SMALLEST_TEMPERATURE
+from selfspec_tune.requests import Sampling
 
 
-@dataclass(slots=True)
-class Sampler:
-    """How tokens are drawn. ``temperature`` 0, or all but 0, is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 keep all.
+@dataclass(frozen=True, slots=True)
+class Sampler(Sampling):
+    """What draws tokens, from one stream of random numbers.
 
-    ``min_p`` keeps tokens at least so many times as probable as the most probable one. The same processors serve the
-    draft's and the target's distribution. ``repetition_penalty`` depends on what stands before a token, so decoding
-    applies it where that is known (`selfspec_tune.engine.runners.penalty`), to greedy decoding too; 1: none.
+    The same processors serve the draft's and the target's distribution. ``repetition_penalty`` depends on what stands
+    before a token, so decoding applies it where that is known (`selfspec_tune.engine.runners.penalty`).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    generator: torch.Generator = field(init=False)
+    seed: int = field(default=0, kw_only=True)
+    generator: torch.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+        Sampling.__post_init__(self)
+        object.__setattr__(self, "generator", torch.Generator().manual_seed(self.seed))
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
-        return self.temperature < SMALLEST_TEMPERATURE
+    @classmethod
+    def of(cls, options: Sampling, seed: int) -> Sampler:
+        """What draws as ``options`` say."""
+        return cls(**options.sampling, seed=seed)
 
     def restart(self, seed: int) -> None:
         """Begin a new reproducible stream of random numbers."""

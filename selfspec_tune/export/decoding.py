@@ -15,10 +15,9 @@ from typing import Any
 
 from selfspec_tune.files import read_json
 from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words, own_settings
-from selfspec_tune.requests import PromptOptions
+from selfspec_tune.requests import Sampling
 from selfspec_tune.results import Score, SkipConfig
 
-_STATED = ("temperature", "top_p", "top_k")
 _GGUF_SAMPLING = {  # keys of a GGUF file, by the names of a generation_config
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -26,32 +25,24 @@ _GGUF_SAMPLING = {  # keys of a GGUF file, by the names of a generation_config
     "min_p": "general.sampling.min_p",
     "repetition_penalty": "general.sampling.penalty_repeat",
 }
+# Options of servers, in the order of their lines. MLX's takes a repetition penalty from requests alone.
+_MLX = {"temperature": "--temp", "top_p": "--top-p", "top_k": "--top-k", "min_p": "--min-p"}
+_LLAMACPP = {**_MLX, "repetition_penalty": "--repeat-penalty"}
 DEFAULT_DRAFT_TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """``temperature`` 0: greedy. ``top_p`` 1 and ``top_k`` 0: all tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredSampling(Sampling):
+    """What was measured, for other runtimes. ``ignored``: what the target's ``generation_config`` asks for besides."""
 
-    ``ignored``: what the target's ``generation_config`` asks for besides.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
     ignored: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def measured(cls, config: SkipConfig | None, own: Mapping[str, Any]) -> Sampling:
+    def measured(cls, config: SkipConfig | None, own: Mapping[str, Any]) -> MeasuredSampling:
         """What ``config`` was measured with, else greedy; ``own``: the target's `own_settings`. Raises `UsageError`."""
         prompts = (config.provenance.get("prompts") or {}) if config else {}
-        options = PromptOptions(**{name: prompts[name] for name in _STATED if name in prompts})
-        found = {name: getattr(options, name) for name in _STATED}
-        return cls(**found, ignored=ignored_settings(own, **found))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return {name: getattr(self, name) for name in _STATED}
+        found = Sampling(**{name: prompts[name] for name in Sampling.__dataclass_fields__ if name in prompts})
+        return cls(**found.sampling, ignored=ignored_settings(own, found))
 
     @property
     def notes(self) -> list[str]:
@@ -65,12 +56,15 @@ class Sampling:
         return notes
 
     @property
+    def of_request(self) -> dict[str, Any]:
+        """What a request states that is to be decoded so."""
+        return {"temperature": self.temperature, **self.in_force}
+
+    @property
     def vllm(self) -> str:
         """Options of ``vllm serve``."""
-        values: dict[str, Any] = {"temperature": self.temperature}
-        if self.temperature > 0:
-            values |= {"top_p": self.top_p, "top_k": self.top_k}
-        return f"--generation-config vllm --override-generation-config {shlex.quote(json.dumps(values))}"
+        values = shlex.quote(json.dumps(self.of_request))
+        return f"--generation-config vllm --override-generation-config {values}"
 
     @property
     def sglang(self) -> str:
@@ -80,28 +74,26 @@ class Sampling:
     @property
     def mlx(self) -> str:
         """Options of ``mlx_lm.server``."""
-        if self.temperature == 0:
-            return "--temp 0"
-        return f"--temp {self.temperature:g} --top-p {self.top_p:g} --top-k {self.top_k}"
+        return _as_options(_MLX, self.of_request)
 
     @property
     def llamacpp(self) -> str:
-        """Options of ``llama-server``."""
-        if self.temperature == 0:
-            return "--temp 0 --repeat-penalty 1"
-        rest = f"--top-p {self.top_p:g} --top-k {self.top_k} --min-p 0 --repeat-penalty 1"
-        return f"--temp {self.temperature:g} {rest}"
+        """Options of ``llama-server``, which samples by some of them unless told otherwise."""
+        usual = {"repetition_penalty": 1.0} if self.greedy else {"min_p": 0.0, "repetition_penalty": 1.0}
+        return _as_options(_LLAMACPP, {**self.of_request, **usual, **self.in_force})
 
     @property
     def transformers(self) -> str:
         """Arguments of ``model.generate``."""
-        values: dict[str, Any] = {"do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            values |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        values: dict[str, Any] = {"do_sample": not self.greedy, **self.in_force}
         # None would be filled in again from the checkpoint's own.
-        shaped = [name for name in self.ignored if name not in ("do_sample", *_STATED)]
+        shaped = [name for name in self.ignored if name not in ("do_sample", *Sampling().recorded, *values)]
         values |= {name: NEUTRAL[name] for name in shaped if NEUTRAL[name] is not None}
         return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _as_options(flags: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    return " ".join(f"{flag} {values[name]:g}" for name, flag in flags.items() if name in values)
 
 
 def settings_of_folder(folder: Path) -> dict[str, Any]:

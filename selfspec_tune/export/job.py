@@ -11,7 +11,7 @@ from typing import Any
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.export.checkpoint import Checkpoint
-from selfspec_tune.export.decoding import Sampling
+from selfspec_tune.export.decoding import MeasuredSampling
 from selfspec_tune.export.layout import LayerBlock, Layout, Outline, read_layout, read_outline, surviving_blocks
 
 
@@ -45,7 +45,7 @@ class Job:
     is_standalone: bool = False
     target: str = ""
     revision: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: MeasuredSampling = field(default_factory=MeasuredSampling)
 
     @property
     def exit_threshold(self) -> float:

@@ -14,7 +14,7 @@ from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.dialects import Dialect, read_skip_set
 from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
 from selfspec_tune.export.checkpoint import checkpoint_folder, gguf_of, own_file
-from selfspec_tune.export.decoding import Sampling, dropped, forecast, settings_of_folder, settings_of_gguf
+from selfspec_tune.export.decoding import MeasuredSampling, dropped, forecast, settings_of_folder, settings_of_gguf
 from selfspec_tune.export.formats.gguf import write_gguf
 from selfspec_tune.export.formats.gguf_file import GgufFile
 from selfspec_tune.export.formats.hf import write_generate, write_whole_layers, write_zeroed
@@ -130,7 +130,7 @@ def _job(request: ExportRequest, made: Format, stack: ExitStack) -> Job:
         is_standalone,
         str(gguf) if made.needs_gguf else _named_in_lines(model),
         folder.name if folder is not None and find_origin(model).source == "hub" else None,
-        Sampling.measured(config, _own_settings(folder, gguf)),
+        MeasuredSampling.measured(config, _own_settings(folder, gguf)),
     )
     if not job.blocks:
         raise SkipSetError(f"{request.source} skips every sub-layer: nothing would be left to draft with.")
@@ -227,7 +227,7 @@ def _manifest(request: ExportRequest, job: Job, written: Written, folder: Path) 
         "target_bytes": _target_bytes(job, made),
         "draft_tokens": job.draft_tokens,
         "settings": dict(written.settings),
-        "sampling": job.sampling.to_dict(),
+        "sampling": job.sampling.recorded,
         "generation_config": dict(job.sampling.ignored),
         "launch": dict(written.launch),
         "notes": notes,

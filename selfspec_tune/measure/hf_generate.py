@@ -85,22 +85,12 @@ def only_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
 def generation_config(workload: Workload, item: WorkItem, eos: list[int]) -> GenerationConfig:
     """Greedy or sampled like our own arms, whatever defaults the checkpoint carries."""
     options = workload.options
-    sampling = (
-        {
-            "do_sample": True,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-        }
-        if options.temperature > 0
-        else {"do_sample": False}
-    )
     return GenerationConfig(
         max_new_tokens=item.limits.max_new_tokens,
         eos_token_id=eos or None,
         pad_token_id=eos[0] if eos else 0,
-        repetition_penalty=1.0,
-        **sampling,
+        do_sample=not options.greedy,
+        **{"repetition_penalty": 1.0, **options.in_force},
     )
 
 

@@ -19,6 +19,7 @@ import torch
 
 from selfspec_tune.engine import Runner, autoregressive
 from selfspec_tune.engine.runner import prefill
+from selfspec_tune.engine.runners.penalty import NO_PENALTY, penalise_rows, penalised
 from selfspec_tune.measure.workload import WorkItem, Workload, shortened
 from selfspec_tune.models.loaded import keep_logits
 from selfspec_tune.results import Lossless
@@ -44,12 +45,20 @@ class LosslessVerdict:
 class LosslessCheck:
     """Compares token sequences; looks at logits only where they differ.
 
-    ``dtype``: what the model computes in, whose rounding steps bound every floor.
+    ``dtype``: what the model computes in, whose rounding steps bound every floor. ``penalty``: for repetitions, under
+    which ``runner`` gives its logits.
     """
 
     def __init__(
-        self, runner: Runner, floor: float, *, dtype: torch.dtype = torch.float32, sampled: bool = False
+        self,
+        runner: Runner,
+        floor: float,
+        *,
+        dtype: torch.dtype = torch.float32,
+        sampled: bool = False,
+        penalty: float = NO_PENALTY,
     ) -> None:
+        self._penalty = penalty
         self._runner = runner
         self._sampled = sampled
         self._dtype = dtype
@@ -72,7 +81,7 @@ class LosslessCheck:
         gap, bound = self._gap([*item.tokens, *baseline[:first]], baseline[first], candidate[first])
         floor = self.floor
         if floor < gap <= bound and model is not None:
-            floor = implementation_floor(self._runner, model, item, baseline[:first])
+            floor = implementation_floor(self._runner, model, item, baseline[:first], self._penalty)
         return LosslessVerdict("numerical_tie" if gap <= floor and gap <= bound else "mismatch", first, gap)
 
     def _gap(self, context: list[int], first: int, second: int) -> tuple[float, float]:
@@ -108,29 +117,34 @@ def numeric_floor(runner: Runner, item: WorkItem, answer: Sequence[int]) -> floa
 
 
 @torch.inference_mode()
-def implementation_floor(runner: Runner, model: Any, item: WorkItem, answer: Sequence[int]) -> float:
+def implementation_floor(
+    runner: Runner, model: Any, item: WorkItem, answer: Sequence[int], penalty: float = NO_PENALTY
+) -> float:
     """Largest |logit difference| between the runner and ``model``'s own forward pass, along ``answer``.
 
-    At every position after the prompt, over the whole vocabulary.
+    At every position after the prompt, over the whole vocabulary. ``penalty``: for repetitions, the runner's.
     """
     runner.reserve(len(item.tokens) + len(answer))
     steps = [prefill(runner, item.tokens).float(), *(runner.forward([token]).logits[0].float() for token in answer)]
-    context = torch.tensor([[*item.tokens, *answer]], device=steps[0].device)
+    text = [*item.tokens, *answer]
+    context = torch.tensor([text], device=steps[0].device)
     kept = keep_logits(model, len(steps))
     theirs = model(context, use_cache=False, **kept).logits[0, -len(steps) :].float()
+    theirs = penalise_rows(theirs, text, penalty)
     return float((torch.stack(steps) - theirs).abs().max())
 
 
 def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | None = None) -> LosslessCheck:
     """A lossless check whose numeric floor is ``floor``, else the largest found on the answers to a few items."""
-    runner, dtype = workload.runner, workload.loaded.dtype
-    if dtype == torch.float32 or not workload.sampler.greedy:
-        return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not workload.sampler.greedy)
+    sampler, dtype = workload.sampler, workload.loaded.dtype
+    runner = penalised(workload.runner, sampler.repetition_penalty)
+    if dtype == torch.float32 or not sampler.greedy:
+        return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not sampler.greedy, penalty=sampler.repetition_penalty)
     if floor is not None:
-        return LosslessCheck(runner, floor, dtype=dtype)
+        return LosslessCheck(runner, floor, dtype=dtype, penalty=sampler.repetition_penalty)
     floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
-        answer = autoregressive(runner, short.tokens, short.limits, workload.sampler).tokens
+        answer = autoregressive(workload.runner, short.tokens, short.limits, sampler).tokens
         floors.append(numeric_floor(runner, item, answer))
-    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype)
+    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype, penalty=sampler.repetition_penalty)

@@ -27,7 +27,7 @@ from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_score
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models import LoadedModel, find_sublayers, load_model
 from selfspec_tune.models.devices import cpu_computes_bfloat16
-from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words
+from selfspec_tune.models.generation_settings import ignored_settings, in_words
 from selfspec_tune.models.origin import stated_context_length
 from selfspec_tune.prompts import (
     Prompt,
@@ -116,9 +116,8 @@ class Workload:
     _step_costs: dict[Draft, StepCosts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        options = self.options
         self.theirs = self.theirs or TheirModel(self.loaded)
-        self.sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
+        self.sampler = Sampler.of(self.options, self.options.seed)
 
     @property
     def speculating(self) -> Runner:
@@ -131,7 +130,15 @@ class Workload:
 
     def scorer(self, windows: Sequence[Window], depths: int = 1) -> DraftScorer:
         """A scorer of this workload's drafts; ``depths`` as `make_scorer` has it."""
-        return make_scorer(self.runner, self.loaded, windows, standalone=self.alone is not None, depths=depths)
+        return self._scorer(windows, standalone=self.alone is not None, depths=depths)
+
+    def standalone_scorer(self, windows: Sequence[Window]) -> DraftScorer:
+        """A scorer of drafts that stand alone, whatever this workload's do."""
+        return self._scorer(windows, standalone=True)
+
+    def _scorer(self, windows: Sequence[Window], **how: Any) -> DraftScorer:
+        penalty = self.sampler.repetition_penalty
+        return make_scorer(self.runner, self.loaded, windows, repetition_penalty=penalty, **how)
 
     def step_costs(self, draft: Draft) -> StepCosts:
         """Seconds of decoding, drafting and verifying with ``draft``; measured once, whatever its policy.
@@ -233,15 +240,12 @@ def _check_room(model: ModelOptions, prompts: PromptOptions) -> None:
 
 def _tell_ignored(loaded: LoadedModel, options: PromptOptions, reporter: Reporter) -> None:
     """What the checkpoint or the options ask for and is not measured."""
-    idle = {"top_p": options.top_p, "top_k": options.top_k} if not options.temperature else {}
-    if said := [f"{name} {value:g}" for name, value in idle.items() if value != NEUTRAL[name]]:
-        reporter.notice(
-            f"{' and '.join(said)}: without effect where the temperature is 0, since decoding is greedy there"
-        )
-    own = loaded.generation_settings
-    ignored = ignored_settings(own, temperature=options.temperature, top_p=options.top_p, top_k=options.top_k)
+    if options.idle:
+        said = " and ".join(f"{name} {value:g}" for name, value in options.idle.items())
+        reporter.notice(f"{said}: without effect where the temperature is 0, since decoding is greedy there")
+    ignored = ignored_settings(loaded.generation_settings, options)
     if ignored:
-        how = f"sampling at temperature {options.temperature:g}" if options.temperature > 0 else "greedy decoding"
+        how = "greedy decoding" if options.greedy else f"sampling at temperature {options.temperature:g}"
         reporter.notice(
             f"the checkpoint's generation_config asks for {in_words(ignored)}; what is measured is {how} without. "
             "Servers follow it unless told otherwise, and gain less or more then"

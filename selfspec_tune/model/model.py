@@ -15,7 +15,7 @@ from selfspec_tune.engine import Limits, Runner, Sampler
 from selfspec_tune.engine import RawGeneration as Record
 from selfspec_tune.engine.decoding import plain_rounds, speculative_rounds
 from selfspec_tune.errors import ContextError, PromptError
-from selfspec_tune.model.generation import Generation, Sampling, SamplingOptions
+from selfspec_tune.model.generation import AnswerOptions, Generation, SamplingOptions
 from selfspec_tune.model.stream import Stream
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.prompts import Prompt, Template, fit_vocabulary, may_fit, render
@@ -149,13 +149,13 @@ class Model:
         """Answer a text or messages, or each of a list of these, one after another.
 
         A text goes through the model's chat template where it has one. With ``compare`` each is decoded plainly too, in
-        turns before and after, and `Generation.speedup` tells the ratio. ``options``: see `Sampling`.
+        turns before and after, and `Generation.speedup` tells the ratio. ``options``: see `AnswerOptions`.
 
         Raises:
             PromptError: a prompt has no tokens, is no prompt at all, or is too long for the model's context.
             UsageError: an option is not known, or its value means nothing.
         """
-        sampling = Sampling.of(options)
+        sampling = AnswerOptions.of(options)
         is_several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping))
         given = cast("list[str | Messages]", prompt if is_several else [prompt])
         several = [tokens_of(one, self._loaded, self._template) for one in given]
@@ -167,7 +167,7 @@ class Model:
 
     def stream(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Stream:
         """Answer piece by piece; arguments and errors as in `generate`, the errors at once."""
-        sampling = Sampling.of(options)
+        sampling = AnswerOptions.of(options)
         return self._begin(tokens_of(prompt, self._loaded, self._template), sampling, self.draft)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -183,16 +183,18 @@ class Model:
         """
         known = 0 if beside is None else beside.prompt_tokens - beside.prefilled_tokens
         tokens = tokens_of(prompt, self._loaded, self._template)
-        return self._begin(tokens, Sampling.of(options), None, most_known=known).read()
+        return self._begin(tokens, AnswerOptions.of(options), None, most_known=known).read()
 
     def _go_on(
-        self, messages: Messages, sampling: Sampling, finished: Callable[[Generation], None] = lambda _: None
+        self, messages: Messages, sampling: AnswerOptions, finished: Callable[[Generation], None] = lambda _: None
     ) -> Stream:
         """Answer ``messages`` from what is cached of the last answer; ``finished`` is told of this one's end."""
         tokens = tokens_of(messages, self._loaded, self._template)
         return self._begin(tokens, sampling, self.draft, most_known=len(tokens), finished=finished)
 
-    def _answer(self, tokens: list[int], sampling: Sampling, *, is_compared: bool, plain_first: bool) -> Generation:
+    def _answer(
+        self, tokens: list[int], sampling: AnswerOptions, *, is_compared: bool, plain_first: bool
+    ) -> Generation:
         sampling = sampling.seeded()
         if not is_compared:
             return self._begin(tokens, sampling, self.draft).read()
@@ -203,7 +205,7 @@ class Model:
     def _begin(
         self,
         tokens: list[int],
-        sampling: Sampling,
+        sampling: AnswerOptions,
         draft: Draft | None,
         *,
         most_known: int = 0,
@@ -212,14 +214,7 @@ class Model:
         """An answer to a prompt's ``tokens``; of its cached beginning, ``most_known`` tokens at most are not run."""
         self._end_stream()
         sampling = sampling.seeded()
-        sampler = Sampler(
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            sampling.seed or 0,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-        )
+        sampler = Sampler.of(sampling, sampling.seed or 0)
         room = self._loaded.context_length - len(tokens)
         limits = Limits(min(sampling.max_new_tokens, room), frozenset(self._loaded.eos_token_ids))
         record, known = Record(), min(most_known, common_prefix(self._cached, tokens))
@@ -270,7 +265,7 @@ class Chat:
             if answer.tokens:
                 self.messages += [said, _turn("assistant", answer.text)]
 
-        return self._model._go_on([*self.messages, said], Sampling.of(options), note)
+        return self._model._go_on([*self.messages, said], AnswerOptions.of(options), note)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from selfspec_tune.engine import Limits
 from selfspec_tune.engine import RawGeneration as Record
 from selfspec_tune.engine.decoding import RoundTokens
 from selfspec_tune.errors import UsageError
-from selfspec_tune.model.generation import FinishReason, Generation, Piece, RoundCounts, Sampling
+from selfspec_tune.model.generation import AnswerOptions, FinishReason, Generation, Piece, RoundCounts
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder puts for bytes that are no character yet
 
@@ -88,7 +88,7 @@ class Stream:
         rounds: Generator[RoundTokens],
         record: Record,
         text_of: Callable[[Sequence[int]], str],
-        sampling: Sampling,
+        sampling: AnswerOptions,
         limits: Limits,
         prompt_tokens: int,
         ended: Callable[[Generation], None],

@@ -22,6 +22,7 @@ from selfspec_tune.models.model_files import (
     read_object,
     unfit,
 )
+from selfspec_tune.requests import Sampling
 
 # Settings that decide which token comes next, with the value that leaves it to the model alone.
 NEUTRAL: dict[str, Any] = {
@@ -109,11 +110,9 @@ def check_generation_file(folder: Path) -> list[str]:
     return [f"{file}: {fault}. It is passed over" for fault in unfitting.values()]
 
 
-def ignored_settings(own: Mapping[str, Any], *, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
+def ignored_settings(own: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
     """Those of a checkpoint's `own_settings` that decoding by our options, greedy at temperature 0, does not follow."""
-    ours = {**NEUTRAL, "do_sample": False}
-    if temperature > 0:
-        ours |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    ours = {**NEUTRAL, "do_sample": not sampling.greedy, **sampling.in_force}
     return {name: value for name, value in own.items() if ours[name] != value}
 
 

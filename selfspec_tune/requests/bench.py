@@ -10,7 +10,7 @@ from pathlib import Path
 from selfspec_tune.checks import check_number
 from selfspec_tune.errors import UsageError
 from selfspec_tune.requests.draft import LONGEST_DRAFT
-from selfspec_tune.requests.prompts import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, TEMPERATURES
+from selfspec_tune.requests.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, TEMPERATURES
 
 _MOST_ROUNDS = 1000
 SHORTEST_CONTEXT = 16

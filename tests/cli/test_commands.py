@@ -154,7 +154,16 @@ def test_search_options_reach_the_request(library: Library) -> None:
         SearchRequest(
             out=Path("here"),
             model=ModelOptions("org/Tiny", "bfloat16", "cuda:1", "reference", True, True),
-            prompts=PromptOptions("set.jsonl", 40, 96, "raw", 0.7, 0.9, 50, 3),
+            prompts=PromptOptions(
+                source="set.jsonl",
+                num_prompts=40,
+                max_new_tokens=96,
+                template="raw",
+                temperature=0.7,
+                top_p=0.9,
+                top_k=50,
+                seed=3,
+            ),
             draft=DraftOptions("adaptive", 8, 0.5, "8192", True, "int4", ExtraMemory(num_bytes=2 << 30)),
             trials=9,
             timeout_seconds=3600,

@@ -12,7 +12,7 @@ from selfspec_tune.arguments import bench_request, search_request
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.options import FLAGS, OPTIONS, options_of
 from selfspec_tune.errors import UsageError
-from selfspec_tune.model.generation import Sampling
+from selfspec_tune.model.generation import AnswerOptions
 from selfspec_tune.requests import (
     BenchRequest,
     DoctorRequest,
@@ -20,6 +20,7 @@ from selfspec_tune.requests import (
     ExportRequest,
     ModelOptions,
     PromptOptions,
+    Sampling,
     SearchRequest,
 )
 
@@ -28,13 +29,14 @@ COMMANDS = vars(get_command(app))["commands"]
 MADE_OF_OTHERS = {"model", "prompts", "draft", "model_overrides", "prompt_overrides", "draft_overrides", "studies"}
 NO_OPTIONS: dict[type[Any], set[str]] = {
     ModelOptions: set(),
-    PromptOptions: {"template_date"},
+    Sampling: set(),
+    PromptOptions: {"template_date", *Sampling.__dataclass_fields__},
     DraftOptions: set(),
     SearchRequest: MADE_OF_OTHERS,
     BenchRequest: MADE_OF_OTHERS | {"log", "uniform_and_random"},  # --out names the log's place; --no-references
     DoctorRequest: set(),
     ExportRequest: set(),
-    Sampling: {"temperature", "top_p", "top_k"},  # which are `PromptOptions`' too
+    AnswerOptions: {*Sampling.__dataclass_fields__},
 }
 
 
@@ -71,10 +73,41 @@ def test_what_a_row_says_of_commands_that_it_is_not_in_is_a_mistake() -> None:
 
 @pytest.mark.parametrize("command", ["search", "bench", "generate"])
 def test_an_unknown_sampling_option_is_refused_alike_by_library_and_command(command: str) -> None:
-    library = {"search": search_request, "bench": bench_request, "generate": lambda **own: Sampling.of(own)}  # type: ignore[arg-type]
+    library = {"search": search_request, "bench": bench_request, "generate": lambda **own: AnswerOptions.of(own)}  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="Did you mean temperature"):
         library[command](temprature=0.5)
     result = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "120"}).invoke(app, [command, "--temprature", "0.5"])
     assert result.exit_code == UsageError.exit_code
     assert "No such option: --temprature" in result.stderr
     assert "--temperature" in result.stderr
+
+
+@pytest.mark.parametrize("name", Sampling.__dataclass_fields__)
+def test_every_sampling_option_is_one_row_for_all_that_decode(name: str) -> None:
+    (row,) = (row for row in OPTIONS if row.name == name)
+    assert set(row.commands) == {"search", "compare", "bench", "generate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("top_k", -3), ("top_p", 0.0), ("min_p", 2.0), ("repetition_penalty", 0.0)],
+)
+@pytest.mark.parametrize("command", ["search", "bench --model smollm2-135m --skip-set none", "generate --prompt a"])
+def test_a_sampling_option_that_means_nothing_is_refused_alike(command: str, name: str, value: float) -> None:
+    library = {"search": search_request, "bench": PromptOptions, "generate": lambda **own: AnswerOptions.of(own)}  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refused:
+        library[command.split()[0]](**{name: value})
+    assert str(refused.value).startswith(f"`{name}` {value}: expected ")
+    result = CliRunner().invoke(app, [*command.split(), FLAGS[name], str(value)])
+    assert result.exit_code == UsageError.exit_code
+    assert result.stderr.splitlines()[-1] == f"error: {refused.value}".replace(f"`{name}`", FLAGS[name])
+
+
+def test_files_say_what_is_not_as_usual_and_look_as_before_where_all_is() -> None:
+    assert list(PromptOptions().recorded) == ["temperature", "top_p", "top_k"]
+    asked = PromptOptions(temperature=0.5, top_k=3, min_p=0.1, repetition_penalty=1.2)
+    expected = {"temperature": 0.5, "top_p": 1.0, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}
+    assert asked.recorded == asked.in_force == expected
+    greedy = PromptOptions(top_k=3, min_p=0.1, repetition_penalty=1.2)
+    assert greedy.in_force == {"repetition_penalty": 1.2}
+    assert greedy.idle == {"top_k": 3, "min_p": 0.1}

@@ -15,7 +15,9 @@ from selfspec_tune.engine import Limits, RawGeneration, Sampler, autoregressive,
 from selfspec_tune.engine.decoding import plain_rounds
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
-from selfspec_tune.engine.runners.penalty import PenalisedRunner, penalised
+from selfspec_tune.engine.runners.penalty import PenalisedRunner, penalise_rows, penalised
+from selfspec_tune.engine.teacher_forcing import Window
+from selfspec_tune.engine.teacher_forcing.trace import to_trace
 from selfspec_tune.models import LoadedModel
 from tests import kit
 from tests.engine_kit import RUNNERS, STEPS, TableRunner, decode, load, prompt_tokens
@@ -92,3 +94,33 @@ def test_every_row_is_penalised_by_its_own_prefix_alone() -> None:
     under.rewind(3)
     plain.rewind(3)
     torch.testing.assert_close(decode(under, 4), expected(decode(plain, 4), [0, 1, 2, 4]))  # 3 has been taken back
+
+
+def rows_of_transformers(logits: Tensor, text: list[int], penalty: float) -> Tensor:
+    """Every row of logits [positions, vocabulary] after all of ``text`` up to it."""
+    process, whole = RepetitionPenaltyLogitsProcessor(penalty), torch.tensor([text])
+    ends = range(len(text) - len(logits) + 1, len(text) + 1)
+    return torch.cat([process(whole[:, :end], row[None].clone()) for end, row in zip(ends, logits, strict=True)])
+
+
+@pytest.mark.parametrize("penalty", [1.6, 0.7])
+def test_rows_along_a_known_text_are_penalised_as_by_transformers(penalty: float) -> None:
+    text = prompt_tokens(20, 4) + prompt_tokens(6, 4)
+    logits = torch.randn(9, max(text) + 1, generator=torch.Generator().manual_seed(2))
+    expected = rows_of_transformers(logits, text, penalty)
+    assert torch.equal(penalise_rows(logits, text, penalty), expected)
+    few = sorted(text)[len(text) // 2]  # a draft's part of the vocabulary
+    assert torch.equal(penalise_rows(logits[:, :few], text, penalty), expected[:, :few])
+    assert penalise_rows(logits, text, 1.0) is logits
+
+
+def test_what_a_draft_says_along_a_text_is_under_its_penalty() -> None:
+    text = tuple(prompt_tokens(12, 4) + prompt_tokens(5, 4))
+    windows = [Window(text, 3, 9), Window(text, 10, 16)]
+    logits = torch.randn(12, max(text) + 1, generator=torch.Generator().manual_seed(3))
+    rows = [
+        rows_of_transformers(part, list(text[: w.end]), 1.4) for part, w in zip(logits.split(6), windows, strict=True)
+    ]
+    under = [Window(text, window.start, window.end, 1.4) for window in windows]
+    assert to_trace(logits, under) == to_trace(torch.cat(rows), windows)
+    assert to_trace(logits, under) != to_trace(logits, windows)

@@ -13,7 +13,7 @@ import pytest
 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
-from selfspec_tune.export.decoding import Sampling, forecast
+from selfspec_tune.export.decoding import MeasuredSampling, forecast
 from selfspec_tune.export.write import MANIFEST, export_draft
 from selfspec_tune.intervals import Interval
 from selfspec_tune.requests import EXACT_MATCH, DraftFormat, ExportRequest
@@ -82,6 +82,23 @@ def test_what_was_sampled_is_served_with_the_same_settings(exported: Callable[..
     assert any("send temperature 0.6, top_p 0.9 and top_k 30" in note for note in manifest["notes"])
 
 
+def test_what_was_measured_beyond_that_is_served_too(exported: Callable[..., Any]) -> None:
+    more = {**SAMPLED, "min_p": 0.1, "repetition_penalty": 1.2}
+    manifest = exported(DraftFormat.NAS, **more)
+    lines = manifest["launch"]
+    assert manifest["sampling"] == more
+    assert json.loads(option(lines["vllm"], "--override-generation-config")) == more
+    assert "--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1" in lines["mlx"]
+    asked = "do_sample=True, temperature=0.6, top_p=0.9, top_k=30, min_p=0.1, repetition_penalty=1.2)"
+    assert lines["transformers"].endswith(asked)
+    stated = "send temperature 0.6, top_p 0.9, top_k 30, min_p 0.1 and repetition_penalty 1.2"
+    assert any(stated in note for note in manifest["notes"])
+    line = exported(DraftFormat.GGUF, **more)["launch"]["llama.cpp"]
+    assert line.endswith("--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1 --repeat-penalty 1.2")
+    greedy = exported(DraftFormat.GGUF, repetition_penalty=1.2)["launch"]["llama.cpp"]
+    assert greedy.endswith("--temp 0 --repeat-penalty 1.2")
+
+
 @pytest.mark.parametrize("format_", [DraftFormat.HF_DRAFT, DraftFormat.HF_ZERO, DraftFormat.TRANSFORMERS_GENERATE])
 def test_transformers_lines_turn_off_what_was_not_measured(exported: Callable[..., Any], format_: DraftFormat) -> None:
     line = exported(format_)["launch"]["transformers"]
@@ -118,7 +135,7 @@ def test_a_file_whose_settings_mean_nothing_is_refused(exported: Callable[..., A
 
 
 def test_a_file_without_any_means_greedy() -> None:
-    assert Sampling.measured(None, {}).to_dict() == {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    assert MeasuredSampling.measured(None, {}).recorded == {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
 
 
 # -- the rule by which tokens are accepted -----------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_a_file_for_another_model_of_the_same_depth_is_refused_with_a_way_out() 
 
 
 def study_options(source: str, **fields: Any) -> PromptOptions:
-    return PromptOptions(source, num_prompts=16, max_new_tokens=24, **fields)
+    return PromptOptions(source=source, num_prompts=16, max_new_tokens=24, **fields)
 
 
 def study_config(source: str, seed: int = 0) -> tuple[SkipConfig, Splits]:
@@ -342,13 +342,13 @@ def test_with_several_files_no_prompt_that_any_search_read_is_used(source: str) 
 
 
 def test_without_a_study_every_prompt_is_unread(source: str) -> None:
-    options = PromptOptions(source, num_prompts=10)
+    options = PromptOptions(source=source, num_prompts=10)
     prompts, in_sample = choose_prompts(BenchRequest(), options, [])
     assert (len(prompts), in_sample) == (10, False)
 
 
 def test_without_a_number_a_source_of_fewer_than_64_prompts_is_used_whole(source: str) -> None:
-    prompts, _ = choose_prompts(BenchRequest(), PromptOptions(source), [])
+    prompts, _ = choose_prompts(BenchRequest(), PromptOptions(source=source), [])
     assert len(prompts) == 24
 
 

@@ -15,7 +15,7 @@ from selfspec_tune.draft.rounds import num_drafted, num_tokens
 from selfspec_tune.engine import Limits, RawGeneration, choose_runner
 from selfspec_tune.errors import RivalError
 from selfspec_tune.measure import rivals
-from selfspec_tune.measure.arms import Arm, autoregressive_arm, guarded
+from selfspec_tune.measure.arms import Arm, autoregressive_arm, generate_arm, guarded
 from selfspec_tune.measure.hf_generate import counted_rounds, explained, hf_generate, within
 from selfspec_tune.measure.pairs import arm_run
 from selfspec_tune.measure.rivals import (
@@ -138,6 +138,21 @@ def test_rivals_sample_with_the_same_settings(
     larger = load(kit.tiny_llama(tmp_path, layers=2, vocab=150))
     for arm in all_rivals(free, same_family, larger):
         assert 1 <= len(arm.decode(item).tokens) <= 8
+
+
+def test_rivals_take_every_sampling_option(
+    tiny_llama_dir: Path, same_family: LoadedModel, other_family: LoadedModel
+) -> None:
+    item = make_item(prompt_tokens(20), 12)
+    without = autoregressive_arm(make_workload(tiny_llama_dir)).decode(item).tokens
+    certain = make_workload(tiny_llama_dir, temperature=0.7, min_p=1.0)  # the most probable one alone
+    assert autoregressive_arm(certain).decode(item).tokens == without
+    penalised = make_workload(tiny_llama_dir, repetition_penalty=1.3)
+    assert autoregressive_arm(penalised).decode(item).tokens != without
+    for workload in (certain, penalised):
+        plain = autoregressive_arm(workload).decode(item).tokens
+        for arm in [*all_rivals(workload, same_family, other_family)[:3], generate_arm(workload)]:
+            assert arm.decode(item).tokens == plain
 
 
 def test_the_checkpoints_own_generation_defaults_do_not_reach_a_rival(tiny_llama_dir: Path) -> None:

@@ -13,7 +13,7 @@ from selfspec_tune.errors import FileFormatError
 from selfspec_tune.measure.workload import open_workload
 from selfspec_tune.models import load_model
 from selfspec_tune.models.generation_settings import ignored_settings, own_settings
-from selfspec_tune.requests import ModelOptions, PromptOptions
+from selfspec_tune.requests import ModelOptions, PromptOptions, Sampling
 from selfspec_tune.results import BenchResult, SkipConfig
 from selfspec_tune.search.run import run_search
 from tests.search_kit import Listener, hurry, prompt_file, search_request
@@ -56,10 +56,10 @@ def test_what_decides_tokens_is_told_from_the_rest() -> None:
 
 
 def test_what_is_measured_too_is_not_ignored() -> None:
-    assert ignored_settings(SHAPING, temperature=0.0, top_p=1.0, top_k=0) == SHAPING
-    same = ignored_settings(SHAPING, temperature=0.7, top_p=0.8, top_k=20)
+    assert ignored_settings(SHAPING, Sampling(0.0, 0, 1.0)) == SHAPING
+    same = ignored_settings(SHAPING, Sampling(0.7, 20, 0.8))
     assert same == {"min_p": 0.05, "repetition_penalty": 1.1}
-    assert ignored_settings({"do_sample": True, "temperature": 0.7}, temperature=0.7, top_p=1.0, top_k=0) == {}
+    assert ignored_settings({"do_sample": True, "temperature": 0.7}, Sampling(0.7, 0, 1.0)) == {}
 
 
 def test_it_is_said_once_and_in_words(asking: Path, tiny_llama_dir: Path) -> None:

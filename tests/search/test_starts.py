@@ -276,7 +276,7 @@ def test_precisions_that_the_search_does_not_have_give_way(tmp_path: Path) -> No
 
 
 def test_low_precision_alone_leaves_nothing_where_a_search_has_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* `draft_precision`"):
+    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* `precision`"):
         fitted(save(tmp_path / "skip.json", INT4_BASE))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from selfspec_tune.cli.options import bench, files, generate, search, shared
+from selfspec_tune.cli.options import bench, files, generate, prompts, search, shared
 from selfspec_tune.cli.options.option import Option, Panel
 
 OPTIONS = (
-    *(*shared.MODEL, *shared.PROMPTS, *shared.DRAFT),
+    *(*shared.MODEL, *prompts.OPTIONS, *shared.DRAFT),
     *(*search.OPTIONS, *bench.OPTIONS, *generate.OPTIONS, *files.OPTIONS),
     *shared.OUTPUT,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfspec_tune.cli.options.option import Option, Panel
-from selfspec_tune.model.generation import Sampling
+from selfspec_tune.model.generation import AnswerOptions
 
 _GENERATE = ("generate",)
 
@@ -42,26 +42,8 @@ OPTIONS = (
         int,
         "Tokens of an answer, at most.",
         _GENERATE,
-        Sampling,
+        AnswerOptions,
         metavar="N",
-        panel=Panel.ANSWER,
-    ),
-    Option(
-        "min_p",
-        float,
-        "Sample from tokens at least so many times as likely as the likeliest; 0: from all.",
-        _GENERATE,
-        Sampling,
-        metavar="P",
-        panel=Panel.ANSWER,
-    ),
-    Option(
-        "repetition_penalty",
-        float,
-        "Above 1, tokens that occurred before are less likely.",
-        _GENERATE,
-        Sampling,
-        metavar="X",
         panel=Panel.ANSWER,
     ),
     Option(
@@ -69,7 +51,7 @@ OPTIONS = (
         int,
         "Of sampling.",
         _GENERATE,
-        Sampling,
+        AnswerOptions,
         metavar="S",
         panel=Panel.ANSWER,
         default="another each time",
@@ -79,7 +61,7 @@ OPTIONS = (
         str,
         "End an answer before this text. Repeatable.",
         _GENERATE,
-        Sampling,
+        AnswerOptions,
         metavar="TEXT",
         panel=Panel.ANSWER,
         is_repeated=True,

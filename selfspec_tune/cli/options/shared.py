@@ -1,27 +1,23 @@
-"""Options that mean the same in several commands: model, prompts and sampling, draft, output."""
+"""Options that several commands have: model, draft, output."""
 
 from __future__ import annotations
 
 from selfspec_tune.cli.options.option import OF_STUDY, Option, Panel
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.draft.sources import SOURCES
-from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
-    DEFAULT_NUM_PROMPTS,
     DraftOptions,
     Dtype,
     ModelOptions,
     Objective,
     PolicyChoice,
-    PromptOptions,
     RunnerChoice,
 )
 
 SEARCHES = ("search", "compare")
-_READING = (*SEARCHES, "bench")
-_DECODING = (*_READING, "generate")
-_LOADING = (*_DECODING, "doctor")
-_BENCH_OF_STUDY = {"bench": {"default": OF_STUDY}}
+READING = (*SEARCHES, "bench")
+DECODING = (*READING, "generate")
+_LOADING = (*DECODING, "doctor")
 _OF_SKIP_FILE = {"default": "the skip.json's"}
 _DRAWN_BY_STUDY = {"bench": _OF_SKIP_FILE, "generate": _OF_SKIP_FILE}
 
@@ -38,7 +34,7 @@ MODEL = (
         "model",
         str,
         "Alias (see `selfspec-tune models`), hub id, local directory or .gguf file.",
-        _DECODING,
+        DECODING,
         ModelOptions,
         metavar="M",
         panel=Panel.MODEL,
@@ -95,113 +91,12 @@ MODEL = (
     ),
 )
 
-PROMPTS = (
-    Option(
-        "prompts",
-        str,
-        "builtin, humaneval, a local file or folder, a preset such as gsm8k, or preset:FILE.",
-        _READING,
-        PromptOptions,
-        metavar="P",
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "num_prompts",
-        int,
-        "Prompts to draw, over all splits.",
-        _READING,
-        PromptOptions,
-        metavar="N",
-        panel=Panel.PROMPTS,
-        default=f"{DEFAULT_NUM_PROMPTS}, or all where there are fewer",
-        differs={
-            "bench": {
-                "help": "Prompts to measure, of those that no search read.",
-                "default": "the study's test split; without a study {}",
-            }
-        },
-    ),
-    Option(
-        "tasks",
-        str,
-        "Prompts of this task only; each task is split on its own. Repeatable.",
-        _READING,
-        PromptOptions,
-        metavar="NAME",
-        panel=Panel.PROMPTS,
-        default="all",
-        flags=("--task",),
-        is_repeated=True,
-        differs={"bench": {"help": "Prompts of this task only. Repeatable.", "default": OF_STUDY}},
-    ),
-    Option(
-        "max_new_tokens",
-        int,
-        "Tokens to decode for each prompt, at most.",
-        _READING,
-        PromptOptions,
-        metavar="N",
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "temperature",
-        float,
-        "0 decodes greedily.",
-        _DECODING,
-        PromptOptions,
-        metavar="T",
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "top_p",
-        float,
-        "Sample from the likeliest tokens that make up this probability; without effect at temperature 0.",
-        _DECODING,
-        PromptOptions,
-        metavar="P",
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "top_k",
-        int,
-        "Sample from this many likeliest tokens; 0: from all. Without effect at temperature 0.",
-        _DECODING,
-        PromptOptions,
-        metavar="K",
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "template",
-        Template,
-        "Wrap prompts in the chat template.",
-        _DECODING,
-        PromptOptions,
-        panel=Panel.PROMPTS,
-        differs=_BENCH_OF_STUDY,
-    ),
-    Option(
-        "seed",
-        int,
-        "Of prompts, splits, sampling and search.",
-        _READING,
-        PromptOptions,
-        metavar="S",
-        panel=Panel.PROMPTS,
-        differs={"bench": {"help": "Of prompts, sampling and random skipping.", "default": OF_STUDY}},
-    ),
-)
-
 DRAFT = (
     Option(
         "policy",
         PolicyChoice,
         "When a draft ends. auto searches cost-aware and threshold.",
-        _DECODING,
+        DECODING,
         DraftOptions,
         panel=Panel.DRAFT,
         differs={
@@ -212,7 +107,7 @@ DRAFT = (
         "max_draft_tokens",
         int,
         "Longest draft.",
-        _DECODING,
+        DECODING,
         DraftOptions,
         metavar="N",
         panel=Panel.DRAFT,
@@ -224,7 +119,7 @@ DRAFT = (
         "exit_threshold",
         float,
         "Draft probability below which a draft ends.",
-        _DECODING,
+        DECODING,
         DraftOptions,
         metavar="X",
         panel=Panel.DRAFT,
@@ -248,7 +143,7 @@ DRAFT = (
             name,
             bool,
             source.help,
-            _DECODING,
+            DECODING,
             DraftOptions,
             panel=Panel.DRAFT,
             default=name,
@@ -261,7 +156,7 @@ DRAFT = (
         "precision",
         str,
         "Weights to draft with: auto, or such as same, int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
-        _DECODING,
+        DECODING,
         DraftOptions,
         metavar="TEXT",
         panel=Panel.DRAFT,

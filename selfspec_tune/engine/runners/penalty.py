@@ -91,6 +91,25 @@ class PenalisedRunner:
         """Logits [..., vocabulary, or a draft's part of it] under the penalty of what has been read."""
         scores = logits.float()
         has_occurred = self._counts[: scores.shape[-1]].to(scores.device) > 0
-        return torch.where(
-            has_occurred, torch.where(scores < 0, scores * self._penalty, scores / self._penalty), scores
-        )
+        return torch.where(has_occurred, _held_against(scores, self._penalty), scores)
+
+
+def penalise_rows(logits: Tensor, text: Sequence[int], penalty: float) -> Tensor:
+    """Logits [positions, vocabulary, or a draft's part of it] under the ``penalty`` of what stands up to each.
+
+    The positions are the last ones of ``text``. Float32, but for a penalty of 1, which leaves them as they are.
+    """
+    if penalty == NO_PENALTY:
+        return logits
+    scores = logits.float()
+    begun_at = {token: position for position, token in reversed(list(enumerate(text))) if token < scores.shape[-1]}
+    tokens = torch.tensor(list(begun_at), dtype=torch.int64, device=scores.device)
+    begun = torch.tensor(list(begun_at.values()), device=scores.device)
+    positions = torch.arange(len(text) - len(scores), len(text), device=scores.device)
+    own = scores[:, tokens]
+    penalised_own = torch.where(begun <= positions[:, None], _held_against(own, penalty), own)
+    return scores.index_copy(1, tokens, penalised_own)
+
+
+def _held_against(scores: Tensor, penalty: float) -> Tensor:
+    return torch.where(scores < 0, scores * penalty, scores / penalty)

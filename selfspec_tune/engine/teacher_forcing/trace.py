@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.engine.runners.penalty import NO_PENALTY, penalise_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A stretch of known text: positions ``start`` … ``end`` - 1 of ``tokens`` are drafted from.
 
-    ``tokens`` has one more token than ``end``, so that each position has a true successor.
+    ``tokens`` has one more token than ``end``, so that each position has a true successor. ``repetition_penalty``:
+    under which the text was decoded, and under which drafts are to be.
     """
 
     tokens: tuple[int, ...]
     start: int
     end: int
+    repetition_penalty: float = NO_PENALTY
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -79,9 +82,22 @@ def bounds(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
+def _under_penalty(logits: Tensor, windows: Sequence[Window], pieces: Sequence[tuple[int, int]]) -> Tensor:
+    """The logits themselves where there is no penalty: they are large."""
+    if all(window.repetition_penalty == NO_PENALTY for window in windows):
+        return logits
+    return torch.cat(
+        [
+            penalise_rows(logits[begin:end], window.tokens[: window.end], window.repetition_penalty)
+            for (begin, end), window in zip(pieces, windows, strict=True)
+        ]
+    )
+
+
 def to_trace(logits: Tensor, windows: Sequence[Window]) -> Trace:
     """The trace of logits [positions of all windows, draft vocabulary]."""
-    logits = logits.float()
+    pieces = bounds([window.end - window.start for window in windows])
+    logits = _under_penalty(logits, windows, pieces).float()
     targets = torch.tensor([token for window in windows for token in window.targets], device=logits.device)
     inside = targets < logits.shape[-1]
     normaliser = logits.logsumexp(-1)
@@ -93,7 +109,6 @@ def to_trace(logits: Tensor, windows: Sequence[Window]) -> Trace:
     nll = (normaliser - of_target)[inside].mean() if bool(inside.any()) else torch.tensor(float("inf"))
     matches = ((tokens == targets) & inside).tolist()
     confidences = torch.exp(top - normaliser).tolist()
-    pieces = bounds([window.end - window.start for window in windows])
     return Trace(
         tuple(tuple(matches[a:b]) for a, b in pieces),
         tuple(tuple(confidences[a:b]) for a, b in pieces),

@@ -222,11 +222,13 @@ def _notes(job: Job, blocks: list[LayerBlock], final: Path) -> tuple[str, ...]:
 
 
 def _asked(job: Job) -> str:
-    """What requests should state to be decoded as it was measured."""
-    sampling = job.sampling
-    if sampling.temperature == 0:
-        return "send temperature 0"
-    return f"send temperature {sampling.temperature:g}, top_p {sampling.top_p:g} and top_k {sampling.top_k or -1}"
+    """What requests should state to be decoded as it was measured; -1 is their way to draw from all tokens."""
+    values = job.sampling.of_request
+    if values.get("top_k") == 0:
+        values["top_k"] = -1
+    stated = [f"{name} {value:g}" for name, value in values.items()]
+    *first, last = stated
+    return f"send {', '.join(first)} and {last}" if first else f"send {last}"
 
 
 def _has_biases(job: Job) -> bool:

@@ -11,7 +11,7 @@ from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
+from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.requests import EXACT_MATCH
 from selfspec_tune.search.stages.calibration import STANDALONE, Answer, spread_windows
@@ -195,7 +195,7 @@ def predict_standalone(
     windows = [window for _, window in spread]
     if not windows:
         return None
-    scorer = make_scorer(workload.runner, workload.loaded, windows, standalone=True)
+    scorer = workload.standalone_scorer(windows)
     found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(
         Draft(skip_set), "standalone"
     )

@@ -12,10 +12,11 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
 from selfspec_tune.intervals import verdict
 from selfspec_tune.measure.arms import contender_id
+from selfspec_tune.measure.contenders import prompt_options
 from selfspec_tune.measure.workload import WorkItem
 from selfspec_tune.prompts import load_prompts
 from selfspec_tune.reporting import SilentReporter
-from selfspec_tune.requests import DraftOptions, ExtraMemory, SearchRequest
+from selfspec_tune.requests import BenchRequest, DraftOptions, ExtraMemory, Sampling, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig, StudyConfig
 from selfspec_tune.search import SearchOutcome, budget, plan_search, run_search
 from selfspec_tune.search.stages.ranking_file import read_ranking
@@ -346,6 +347,19 @@ def test_a_sampled_search_measures_time_per_token(make_request: Any) -> None:
     score = outcome.skip_config.score
     assert score.end_to_end_speedup is not None
     assert outcome.skip_config.provenance["prompts"]["temperature"] == 0.8
+
+
+def test_a_search_under_a_repetition_penalty_is_lossless_and_says_so(make_request: Any) -> None:
+    outcome = run_search(make_request(repetition_penalty=1.3, min_p=0.1, trials=2), SilentReporter())
+    assert outcome.bench is not None
+    assert {run.lossless for run in outcome.bench.runs} == {"identical"}  # model.generate's among them
+    study = StudyConfig.load(outcome.out / "study.toml").to_dict()
+    for record in (outcome.skip_config.provenance["prompts"], outcome.bench.provenance["prompts"], study):
+        assert (record["repetition_penalty"], record["min_p"]) == (1.3, 0.1)
+    with pytest.raises(UsageError, match=r"another configuration .*repetition_penalty 1\.3"):
+        run_search(make_request(min_p=0.1), SilentReporter())
+    options = prompt_options(BenchRequest(), [outcome.skip_config])
+    assert options.sampling == {**Sampling().sampling, "min_p": 0.1, "repetition_penalty": 1.3}
 
 
 def test_a_search_on_the_reference_runner_scores_candidates_block_by_block(make_request: Any) -> None:
