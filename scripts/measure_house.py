@@ -13,7 +13,10 @@ way       the fewest hops from the command ``search`` by way of its trials (`run
           (``engine_run``), and the files that it enters
 touched   modules in which an identifier, an import or an option's name matches a representative of its kind: what would
           have to be read, and mostly changed, to add another of that kind. Names that only sound like the lookup do not
-          count: Python's ``LookupError``, transformers' ``prompt_lookup…`` (a rival) and its ``no_repeat_ngram_size``
+          count: Python's ``LookupError``, transformers' ``prompt_lookup…`` (a rival) and its ``no_repeat_ngram_size``.
+          The shared option is ``min_p``, of search, bench and generate alike: a number that is handed on.
+          ``exit_threshold``, which stood here before, is what policies, their replay and every runner decide by, which
+          is another draft policy and no other option
 flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
@@ -35,7 +38,7 @@ TOUCHED = {
         re.compile(r"ngram(?!_size)|(?<!prompt)(?<!prompt[-_])look_?up(?!error)", re.IGNORECASE),
         re.compile(""),
     ),
-    "a shared option (exit_threshold)": (re.compile(r"exit_?threshold", re.IGNORECASE), re.compile("")),
+    "a shared option (min_p)": (re.compile(r"min_?p\b", re.IGNORECASE), re.compile("")),
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
 }
 

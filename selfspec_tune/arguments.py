@@ -118,10 +118,10 @@ def _fields(part: Any) -> dict[str, str]:
 
 def _of(part: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those ``options`` that were given and are fields of ``part``, by the fields' names. Raises `UsageError`."""
-    found = {}
-    for name, field in _fields(part).items():
-        value = options.get(name)
-        if value is None or (value is False and part.__dataclass_fields__[field].default is False):
+    found, fields = {}, _fields(part)
+    for name, value in options.items():
+        field = fields.get(name)
+        if field is None or value is None or (value is False and part.__dataclass_fields__[field].default is False):
             continue
         value = value.value if isinstance(value, StrEnum) else value
         if name in _WORDS:

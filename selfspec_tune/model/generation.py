@@ -7,25 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from secrets import randbelow
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from selfspec_tune.checks import check_number
 from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import LARGEST_SEED, Sampling
+from selfspec_tune.requests import LARGEST_SEED, Sampling, SamplingValues
 
 FinishReason = Literal["eos", "length", "context", "stop", "interrupted"]
 
 
-class SamplingOptions(TypedDict, total=False):
+class SamplingOptions(SamplingValues, total=False):
     """The keywords of `Model.generate`, `Model.stream` and `Chat.send`; see `AnswerOptions` for what they mean."""
 
     max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
 

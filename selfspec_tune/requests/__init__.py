@@ -25,7 +25,13 @@ from selfspec_tune.requests.draft import (
 from selfspec_tune.requests.export import GGUF_WEIGHTS, DraftFormat, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.requests.model import DEFAULT_MODEL, DoctorRequest, Dtype, ModelOptions, RunnerChoice
 from selfspec_tune.requests.prompts import DEFAULT_NUM_PROMPTS, TEMPLATE_DATE, PromptOptions
-from selfspec_tune.requests.sampling import LARGEST_SEED, LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, Sampling
+from selfspec_tune.requests.sampling import (
+    LARGEST_SEED,
+    LARGEST_TEMPERATURE,
+    SMALLEST_TEMPERATURE,
+    Sampling,
+    SamplingValues,
+)
 from selfspec_tune.requests.search import CompareRequest, SearchRequest, StrategyName
 
 __all__ = [
@@ -57,6 +63,7 @@ __all__ = [
     "RuntimeBenchRequest",
     "RuntimeName",
     "Sampling",
+    "SamplingValues",
     "SearchRequest",
     "StrategyName",
     "SweepKind",

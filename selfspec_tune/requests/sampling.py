@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from selfspec_tune.checks import check_number
 
 SMALLEST_TEMPERATURE = 1e-5  # below, one token has all of the probability: that is greedy decoding
 LARGEST_TEMPERATURE = 100.0  # above, every token is as likely as any other
 LARGEST_SEED = 2**31 - 1  # every generator takes it, and what is derived from it
-TEMPERATURES = f"0 (greedy) or more, up to {LARGEST_TEMPERATURE:g}"
+TEMPERATURES = f"0 to {LARGEST_TEMPERATURE:g}; 0 is greedy"
 _SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 _ALWAYS_RECORDED = ("temperature", "top_p", "top_k")  # so that files look as they did before there were others
 _OF_DRAWS = frozenset({"temperature", "top_k", "top_p", "min_p"})  # without effect where nothing is drawn
+
+
+class SamplingValues(TypedDict, total=False):
+    """The fields of `Sampling` as keywords, for type checkers."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from typer.main import get_command
@@ -12,7 +12,7 @@ from selfspec_tune.arguments import bench_request, search_request
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.options import FLAGS, OPTIONS, options_of
 from selfspec_tune.errors import UsageError
-from selfspec_tune.model.generation import AnswerOptions
+from selfspec_tune.model.generation import AnswerOptions, SamplingOptions
 from selfspec_tune.requests import (
     BenchRequest,
     DoctorRequest,
@@ -101,6 +101,10 @@ def test_a_sampling_option_that_means_nothing_is_refused_alike(command: str, nam
     result = CliRunner().invoke(app, [*command.split(), FLAGS[name], str(value)])
     assert result.exit_code == UsageError.exit_code
     assert result.stderr.splitlines()[-1] == f"error: {refused.value}".replace(f"`{name}`", FLAGS[name])
+
+
+def test_the_keywords_of_an_answer_are_its_options() -> None:
+    assert set(get_type_hints(SamplingOptions)) == set(AnswerOptions.__dataclass_fields__)
 
 
 def test_files_say_what_is_not_as_usual_and_look_as_before_where_all_is() -> None:

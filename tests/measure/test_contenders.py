@@ -60,7 +60,7 @@ def test_without_any_study_the_message_says_what_to_give(tmp_path: Path) -> None
         gather(BenchRequest(studies=tmp_path / "studies"))
     message = str(caught.value)
     assert f"There is no skip.json under {tmp_path}/studies/" in message
-    assert "`skip_set` with `model`" in message
+    assert "`skip_sets` with `model`" in message
     assert "search first" in message
 
 
@@ -220,7 +220,7 @@ def test_a_file_for_another_model_of_the_same_depth_is_refused_with_a_way_out() 
     message = str(caught.value)
     assert "fingerprint 00ff00ff00ff00ff" in message
     assert "other is another model (fingerprint 1234)" in message
-    assert f"`skip_set` '{SKIP}'" in message
+    assert f"`skip_sets` '{SKIP}'" in message
     assert SkipSet.parse(str(SKIP), 12) == SKIP
 
 

@@ -193,7 +193,7 @@ def test_a_layer_that_the_model_lacks_is_refused_by_file_and_layer(tmp_path: Pat
     with pytest.raises(SkipSetError) as caught:
         fitted(file)
     for part in (
-        "--start-from",
+        "`start_from`",
         "theirs.json#llama-2-13b: attention layer 39 is out of range",
         "has 12 layers",
         "states no depth",
@@ -296,7 +296,7 @@ def test_a_start_is_brought_within_the_memory(tmp_path: Path) -> None:
     (draft,) = start.drafts
     assert space.admits(draft)
     assert num_copies(draft) == 10
-    assert "brought within --extra-memory: 15 sub-layers at another precision" in start.about
+    assert "brought within `extra_memory`: 15 sub-layers at another precision" in start.about
 
 
 def test_another_policy_is_replaced_and_said_so(tmp_path: Path) -> None:
