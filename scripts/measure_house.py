@@ -12,12 +12,13 @@ way       the fewest hops from the command ``search`` by way of its trials (`run
           of every measurement) to the decode loop (`self_speculative`), from there to the C function that decodes
           (``engine_run``), and the files that it enters
 touched   modules in which an identifier, an import or an option's name matches a representative of its kind: what would
-          have to be read, and mostly changed, to add another of that kind. The shared option is ``min_p``, of search,
-          bench and generate alike: a number that is handed on. ``exit_threshold``, which stood here before, is what
-          policies, their replay and every runner decide by, which is another draft policy and no other option. GGUF is
-          counted as a format with options of its own (two fields of a request and of a manifest), whose kind of file is
-          also read as a model (checkpoint) and served by a runtime of its own (llamacpp); nas as a format that has none
-          of these
+          have to be read, and mostly changed, to add another of that kind. Names that only sound like the lookup do not
+          count: Python's ``LookupError``, transformers' ``prompt_lookup…`` (a rival) and its ``no_repeat_ngram_size``.
+          The shared option is ``min_p``, of search, bench and generate alike: a number that is handed on.
+          ``exit_threshold``, which stood here before, is what policies, their replay and every runner decide by, which
+          is another draft policy and no other option. GGUF is counted as a format with options of its own (two fields
+          of a request and of a manifest), whose kind of file is also read as a model (checkpoint) and served by a
+          runtime of its own (llamacpp); nas as a format that has none of these
 flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
@@ -35,7 +36,10 @@ PACKAGE = "selfspec_tune"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FORMATS_IN = re.compile(r"(cli|export|report|results|requests)\b")
 TOUCHED = {
-    "a draft source (n-gram lookup)": (re.compile(r"ngram|look_?up", re.IGNORECASE), re.compile("")),
+    "a draft source (n-gram lookup)": (
+        re.compile(r"ngram(?!_size)|(?<!prompt)(?<!prompt[-_])look_?up(?!error)", re.IGNORECASE),
+        re.compile(""),
+    ),
     "a shared option (min_p)": (re.compile(r"min_?p\b", re.IGNORECASE), re.compile("")),
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
     "an export format (nas)": (re.compile(r"(?<![a-z])nas(?![a-z])", re.IGNORECASE), FORMATS_IN),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from selfspec_tune.checks import check_kind, check_option_names, checked_arguments
 from selfspec_tune.draft import DraftPrecision
+from selfspec_tune.draft.sources import SOURCES
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
@@ -37,7 +38,7 @@ Word = TypeVar("Word", bound=StrEnum)
 # Options whose field has another name, in whichever part of a request it is.
 RENAMED = {"model": "name", "prompts": "source", "timeout": "timeout_seconds", "to": "format"}
 # What a bench may change in any draft, and what its request holds besides its own options.
-_OF_ANY_DRAFT = ("policy", "max_draft_tokens", "exit_threshold", "ngram", "precision")
+_OF_ANY_DRAFT = ("policy", "max_draft_tokens", "exit_threshold", *SOURCES, "precision")
 _PARTS_OF_BENCH = ("model_overrides", "prompt_overrides", "draft_overrides", "studies")
 _WORDS: dict[str, type[StrEnum]] = {"policy": PolicyChoice, "template": Template, "objective": Objective}
 _NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
@@ -99,7 +100,7 @@ def bench_request(*, uniform_and_random: bool = True, **options: Any) -> BenchRe
 
 
 def _check_engine_is_ours(drafting: Mapping[str, Any]) -> None:
-    for name in ("ngram", "extra_memory"):
+    for name in (*SOURCES, "extra_memory"):
         if drafting.get("objective") == Objective.STANDALONE and drafting.get(name):
             raise UsageError(
                 f"`{name}` is for a draft in this program's engine; leave it out with `objective` standalone."

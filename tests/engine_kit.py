@@ -137,11 +137,11 @@ def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> Non
     rounds, tokens = generation.rounds, generation.tokens
     most = {
         Source.PLAIN: 0,
-        Source.NGRAM: draft.ngram.max_tokens if draft.ngram else 0,
+        **{source.name: source.max_tokens for source in draft.sources},
         Source.MODEL: draft.policy.max_draft_tokens if draft.model_drafts else 0,
     }
     for one in rounds:
-        assert 0 <= one.num_accepted <= one.num_drafted <= most[Source(one.source)]
+        assert 0 <= one.num_accepted <= one.num_drafted <= most[one.source or ""]
         assert (one.num_drafted == 0) == (one.source == Source.PLAIN)
         by_model = one.source == Source.MODEL
         assert one.num_passes in (range(1, max(one.num_drafted, most[Source.MODEL]) + 1) if by_model else (0,))

@@ -1,4 +1,4 @@
-"""What drafts: the skip set, the precision of what is kept, lookup in the context, and when to stop drafting."""
+"""What drafts: the skip set, the precision of what is kept, sources in the context, and when to stop drafting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from selfspec_tune.draft.policy import (
     PLAIN,
     AcceptancePrior,
     DraftPolicy,
-    NgramLookup,
     Plan,
     PolicyKind,
     PolicyState,
@@ -16,6 +15,7 @@ from selfspec_tune.draft.policy import (
 from selfspec_tune.draft.precision import DraftPrecision, Precision
 from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.source import DraftSource
 
 __all__ = [
     "CONFIDENCE_EDGES",
@@ -25,7 +25,7 @@ __all__ = [
     "Draft",
     "DraftPolicy",
     "DraftPrecision",
-    "NgramLookup",
+    "DraftSource",
     "Plan",
     "PolicyKind",
     "PolicyState",

@@ -8,10 +8,9 @@ from enum import StrEnum
 
 
 class Source(StrEnum):
-    """Where the drafted tokens of a round come from; a plain round has none."""
+    """Who drafted the tokens of a round: nobody in a plain one, or the model; else a `DraftSource`, by its ``name``."""
 
     PLAIN = "plain"
-    NGRAM = "ngram"
     MODEL = "model"
 
 
@@ -24,9 +23,9 @@ class Round:
     Attributes:
         num_drafted: tokens that were drafted.
         num_accepted: how many of them, from the first, the verification accepted.
-        source: who drafted; a `Source`, or another name where a file has one.
-        num_passes: the draft's passes through the model; tokens that are looked up take none.
-        num_guesses: looked-up tokens that these passes tried.
+        source: who drafted; a `Source` or the name of a `DraftSource`, or another name where a file has one.
+        num_passes: the draft's passes through the model; tokens that a source found take none.
+        num_guesses: tokens that a source found and these passes tried.
     """
 
     num_drafted: int = 0

@@ -193,8 +193,8 @@ def measure_step_costs(
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats`` or, where steps are short, up to five times as many;
-    verifications between the few that are timed lie on a line. A draft step is 0 where the
-    lookup drafts alone. Of another draft's costs, ``known``, those of the full model are kept,
+    verifications between the few that are timed lie on a line. A draft step is 0 where
+    the model does not draft. Of another draft's costs, ``known``, those of the full model are kept,
     and only the draft step is timed, beside a plain one. ``context_length``, the model's, cuts
     the context where it leaves no room for the steps.
     Overwrites the cache and the draft.

@@ -15,7 +15,9 @@ from selfspec_tune.draft import Draft, Round
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.rounds import PLAIN_ROUND
-from selfspec_tune.engine.drafting import Drafted, Drafter, common_prefix
+from selfspec_tune.draft.source import common_prefix
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
 from selfspec_tune.engine.runner import Runner, Scores, Want, check_differ, check_logits, make_room, scored
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.sampling import Sampler, accept
@@ -164,11 +166,11 @@ def speculative_rounds(
 ) -> Generator[RoundTokens]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
-    policy = fresh_state(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
+    policy = fresh_state(draft.policy, costs, sources=draft.sources, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
-    is_sampled = samples_drafts and not sampler.greedy
-    drafter = Drafter(runner, draft.ngram, policy, sampler, output.is_eos, [*prompt, token], is_sampled=is_sampled)
+    drawn_by = sampler if samples_drafts and not sampler.greedy else None
+    drafter = Drafter(runner, draft.sources, policy, drawn_by, output.is_eos, [*prompt, token])
     ended = output.emit([token])
     yield from clock.paused(RoundTokens([token]))
     while not ended:

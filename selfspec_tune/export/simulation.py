@@ -30,7 +30,7 @@ def server_loop(
     the budget ends.
     """
     from selfspec_tune.engine import choose_runner
-    from selfspec_tune.engine.drafting import common_prefix
+    from selfspec_tune.draft.source import common_prefix
     from selfspec_tune.engine.runner import Want, prefill
     from selfspec_tune.engine.runners.standalone import StandaloneRunner
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPrecision, PolicyKind
 from selfspec_tune.draft.dialects import parse_skip_set, read_skip_set, stated_depth
 from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.draft.sources import wanted
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
@@ -58,7 +59,7 @@ class Contender:
 
 
 def overridden(draft: Draft, request: BenchRequest) -> Draft:
-    """``draft`` with what the request says of policy, lookup and precision. Raises `UsageError`."""
+    """``draft`` with what the request says of policy, sources and precision. Raises `UsageError`."""
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
         if options["policy"] not in list(PolicyKind):
@@ -70,9 +71,7 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
             "policy threshold or adaptive too, or leave it out."
         )
     limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
-    draft = replace(draft, policy=replace(draft.policy, **limits))
-    if "ngram" in options:
-        draft = replace(draft, ngram=(draft.ngram or NgramLookup()) if options["ngram"] else None)
+    draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))
     if "precision" in options:
         draft = replace(draft, precision=DraftPrecision.parse(options["precision"], draft.skip_set.num_layers))
     return draft

@@ -79,7 +79,7 @@ class Piece:
 
     text: str
     tokens: tuple[int, ...] = ()
-    source: Source = Source.PLAIN
+    source: str = Source.PLAIN
     rejected: tuple[int, ...] = ()
 
 
@@ -87,7 +87,7 @@ class Piece:
 class RoundCounts:
     """One round of drafting and verification: who drafted, how many tokens, and how many were accepted."""
 
-    source: Source
+    source: str
     drafted: int
     accepted: int
 
@@ -137,9 +137,9 @@ class Generation:
         return sum(one.accepted for one in self.rounds)
 
     @property
-    def by_source(self) -> dict[Source, RoundCounts]:
+    def by_source(self) -> dict[str, RoundCounts]:
         """Tokens drafted and accepted by each source that drafted any."""
-        found: dict[Source, RoundCounts] = {}
+        found: dict[str, RoundCounts] = {}
         for one in self.rounds:
             if one.drafted:
                 sum_ = found.get(one.source, RoundCounts(one.source, 0, 0))
@@ -179,7 +179,7 @@ class Generation:
             "tokens_per_second": self.tokens_per_second,
             "drafted": self.drafted,
             "accepted": self.accepted,
-            "rounds": [[one.source.value, one.drafted, one.accepted] for one in self.rounds],
+            "rounds": [[one.source, one.drafted, one.accepted] for one in self.rounds],
             "seed": self.seed,
             **self._compared(),
         }

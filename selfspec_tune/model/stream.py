@@ -165,8 +165,7 @@ class Stream:
             prompt_tokens=self._prompt_tokens,
             prefilled_tokens=record.prefilled,
             rounds=tuple(
-                RoundCounts(Source(one.source or Source.PLAIN), one.num_drafted, one.num_accepted)
-                for one in record.rounds
+                RoundCounts(one.source or Source.PLAIN, one.num_drafted, one.num_accepted) for one in record.rounds
             ),
             prefill_seconds=record.prefill_seconds,
             decode_seconds=record.decode_seconds,
@@ -207,11 +206,11 @@ class Stream:
         accepted, own = given.tokens[:num_accepted], given.tokens[num_accepted:]
         rejected = tuple(given.drafted[num_accepted:])
         if accepted or rejected:
-            yield self._piece_of(accepted, Source(given.round.source or Source.PLAIN), rejected)
+            yield self._piece_of(accepted, given.round.source or Source.PLAIN, rejected)
         if own and self._text.stopped_by is None:
             yield self._piece_of(own)
 
-    def _piece_of(self, tokens: Sequence[int], source: Source = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
+    def _piece_of(self, tokens: Sequence[int], source: str = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
         """``tokens`` as far as no stop text ends the answer; one by one where one may come between two of them."""
         text, count = "", 0
         for group in [[token] for token in tokens] if self._sampling.stop else [tokens]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from selfspec_tune.checks import check_fields, check_number
-from selfspec_tune.draft import PolicyKind
+from selfspec_tune.draft import DraftSource, PolicyKind
+from selfspec_tune.draft.sources import SOURCES, wanted
 from selfspec_tune.errors import UsageError
 
 LONGEST_DRAFT = 1024
@@ -103,6 +105,21 @@ class DraftOptions:
     objective: Objective = Objective.SHARED
 
     @property
+    def source_choices(self) -> dict[str, bool]:
+        """Whether each source is drafted from, by its name."""
+        return {name: getattr(self, name) for name in SOURCES if hasattr(self, name)}
+
+    @property
+    def sources(self) -> tuple[DraftSource, ...]:
+        """Those that are drafted from."""
+        return wanted(self.source_choices)
+
+    def without_sources(self) -> DraftOptions:
+        """The same for a draft by the model alone."""
+        none: dict[str, Any] = dict.fromkeys(self.source_choices, False)
+        return replace(self, **none)
+
+    @property
     def policy_kinds(self) -> tuple[PolicyKind, ...]:
         """The kinds of policy that are searched; a threshold that was asked for wants a policy that has one."""
         if self.policy != PolicyChoice.AUTO:
@@ -141,5 +158,6 @@ class DraftOptions:
             )
         if self.vocabulary not in ("auto", "full"):
             raise UsageError(f"{given} covers all token ids, so `vocabulary` {self.vocabulary} is lost. Leave it out.")
-        for name, value in (("ngram", False), ("precision", "same"), ("vocabulary", "full")):
+        alone = dict.fromkeys(self.source_choices, False)
+        for name, value in {**alone, "precision": "same", "vocabulary": "full"}.items():
             object.__setattr__(self, name, value)

@@ -13,7 +13,6 @@ from selfspec_tune.draft import (
     CONFIDENCE_EDGES,
     AcceptancePrior,
     DraftPolicy,
-    NgramLookup,
     PolicyKind,
     PolicyState,
     Round,
@@ -22,6 +21,7 @@ from selfspec_tune.draft import (
 from selfspec_tune.draft.cost_aware import CostAwareState
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
+from selfspec_tune.draft.ngram import NgramLookup
 from tests.covering import cover, covering_array
 from tests.policy_simulator import KINDS, LONG, decode, texts
 
@@ -48,7 +48,7 @@ def policy(**settings: float) -> DraftPolicy:
 
 
 def cost_aware(costs: StepCosts, *, has_lookup: bool, model_drafts: bool = True, **settings: float) -> PolicyState:
-    return fresh_state(policy(**settings), costs, ngram=NGRAM if has_lookup else None, model_drafts=model_drafts)
+    return fresh_state(policy(**settings), costs, sources=(NGRAM,) if has_lookup else (), model_drafts=model_drafts)
 
 
 def relative_times(kind: str, costs: StepCosts, *, has_lookup: bool, **settings: float) -> list[float]:
@@ -136,7 +136,16 @@ def test_a_lookup_alone_never_asks_the_model_for_drafts() -> None:
     for _ in range(40):
         assert state.begin(20).source is Source.PLAIN
         state.update(Round())
-    assert state.begin(20, 10, 4).source is Source.NGRAM
+    assert state.begin(20, 10, 4, NGRAM.name).source == NGRAM.name
+
+
+def test_what_one_source_finds_says_nothing_of_another() -> None:
+    state = cost_aware(COSTS["draft .25"], has_lookup=True, model_drafts=False, credit=9.0)
+    for _ in range(30):
+        state.begin(20, 4, 4, "wrong")
+        state.update(Round())
+    assert state.begin(20, 4, 4, "wrong").source is Source.PLAIN
+    assert state.begin(20, 4, 4, "new").source == "new"
 
 
 def _round(state: PolicyState, outcomes: list[bool], confidence: float = 0.9, room: int = 50) -> int:

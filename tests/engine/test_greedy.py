@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
@@ -109,7 +110,7 @@ def test_greedy_decoding_builds_no_logits_where_the_runner_chooses(
     prompt, limits, sampler = prompt_tokens(12), Limits(24), Sampler()
     mute = kind(loaded)
     plain = autoregressive(mute, prompt, limits, sampler).tokens
-    draft = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(policy, 4, 0.1, credit=4.0), ngram=NgramLookup(2, 1, 3))
+    draft = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(policy, 4, 0.1, credit=4.0), sources=(NgramLookup(2, 1, 3),))
     made = self_speculative(mute, prompt, limits, sampler, draft, STEPS)
     assert len(plain) == len(made.tokens) == 24
     if loaded.dtype == torch.float32:
@@ -134,7 +135,7 @@ def test_a_fixed_draft_ends_with_an_end_of_sequence_though_drafted_at_once(loade
 
 def test_graphs_for_the_lookups_longest_draft_are_captured_ahead(loaded: LoadedModel) -> None:
     runner = GraphedRunner(loaded)
-    runner.set_draft(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED, 2), ngram=NgramLookup(max_tokens=9)))
+    runner.set_draft(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED, 2), sources=(NgramLookup(max_tokens=9),)))
     runner.reserve(100)
     held = runner.num_graphs
     prefill(runner, prompt_tokens(10))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Sampler, autoregressive, self_speculative
@@ -51,7 +52,7 @@ def test_greedy_answers_under_a_penalty_are_those_of_transformers(tiny: LoadedMo
     assert expected != of_transformers(tiny, prompt, 1.0)
     assert autoregressive(runner, prompt, LIMITS, sampler).tokens == expected
     for policy in (DraftPolicy(PolicyKind.FIXED, 3), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0)):
-        draft = Draft(SKIPPED, policy, ngram=NgramLookup(min_match=1))
+        draft = Draft(SKIPPED, policy, sources=(NgramLookup(min_match=1),))
         made = self_speculative(runner, prompt, LIMITS, sampler, draft, STEPS)
         assert made.tokens == expected
         assert num_drafted(made.rounds) > 0

@@ -20,7 +20,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_accepted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
@@ -36,9 +37,9 @@ POLICIES = policies(max_draft_tokens=3, exit_threshold=0.3)
 EVERY_POLICY = every_policy(max_draft_tokens=3, exit_threshold=0.3)
 # In so small a vocabulary the last token has often been there before; the lookup alone, and with the model after it.
 LOOKUP = NgramLookup(max_match=2, min_match=1, max_tokens=3)
-COMBINED: dict[str, tuple[NgramLookup | None, bool]] = {
-    "lookup": (LOOKUP, False),
-    "lookup, then model": (NgramLookup(2, 2, 2), True),
+COMBINED: dict[str, tuple[tuple[NgramLookup, ...], bool]] = {
+    "lookup": ((LOOKUP,), False),
+    "lookup, then model": ((NgramLookup(2, 2, 2),), True),
 }
 # Rounding alone may separate the right rule's distribution from the target's; a broken rule moves answers in ten.
 ROUNDING, CAUGHT = 1e-5, 0.02
@@ -145,10 +146,10 @@ def test_speculative_answers_follow_the_targets_joint_distribution(case: Case, p
     policy=EVERY_POLICY,
 )
 def test_looked_up_tokens_leave_the_targets_joint_distribution_as_it_is(
-    case: Case, sources: tuple[NgramLookup | None, bool], policy: DraftPolicy
+    case: Case, sources: tuple[tuple[NgramLookup, ...], bool], policy: DraftPolicy
 ) -> None:
-    ngram, model_drafts = sources
-    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary, ngram=ngram, model_drafts=model_drafts)
+    beside, model_drafts = sources
+    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary, sources=beside, model_drafts=model_drafts)
     found = _answers(case.runner(), REPETITIVE, case.limits(), case.sampler, draft)
     assert _distance(found, case.joint(REPETITIVE)) < ROUNDING
 
@@ -218,7 +219,7 @@ def test_a_broken_rule_for_looked_up_tokens_is_caught(
     policy: DraftPolicy, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfspec_tune.engine.decoding.accept", BROKEN[rule])
-    draft = Draft(SkipSet.empty(1), policy, ngram=LOOKUP, model_drafts=False)
+    draft = Draft(SkipSet.empty(1), policy, sources=(LOOKUP,), model_drafts=False)
     found = _answers(PLAIN.runner(), REPETITIVE, PLAIN.limits(), PLAIN.sampler, draft)
     assert _distance(found, PLAIN.joint(REPETITIVE)) > CAUGHT
 
@@ -298,12 +299,12 @@ def test_the_runners_sample_from_the_models_joint_distribution(
     tiny: LoadedModel,
     expected: dict[str, Joint],
     name: str,
-    sources: tuple[NgramLookup | None, bool],
+    sources: tuple[tuple[NgramLookup, ...], bool],
     policy: DraftPolicy,
     sampling: str,
 ) -> None:
-    ngram, model_drafts = sources
-    draft = Draft(SKIPPED, policy, vocabulary=4, ngram=ngram, model_drafts=model_drafts)
+    beside, model_drafts = sources
+    draft = Draft(SKIPPED, policy, vocabulary=4, sources=beside, model_drafts=model_drafts)
     found = _answers(RUNNERS[name](tiny), REAL_PROMPT, REAL_LIMITS, SAMPLERS[sampling], draft)
     assert _distance(found, expected[sampling]) < ROUNDING
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import selfspec_tune as st
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Source
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
 from selfspec_tune.engine.runner import Scores, prefill
@@ -23,8 +24,10 @@ from tests import kit
 from tests.engine_kit import RUNNERS, STEPS, kind_of, load
 
 PROMPTS = ["the sun and the sea", "on and on and on and on", "tin hat, red sand"]
-DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), ngram=NgramLookup(min_match=1, max_tokens=4))
-COST_AWARE = Draft(SkipSet(4, (), (1,)), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0), ngram=NgramLookup())
+DRAFT = Draft(
+    SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), sources=(NgramLookup(min_match=1, max_tokens=4),)
+)
+COST_AWARE = Draft(SkipSet(4, (), (1,)), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0), sources=(NgramLookup(),))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -91,7 +94,7 @@ def test_the_pieces_of_a_stream_make_the_answer(model: Model) -> None:
     drafted = {source: sum(len(p.tokens) for p in pieces if p.source == source) for source in by_source}
     assert drafted == by_source
     assert sum(len(piece.rejected) for piece in pieces) == whole.drafted - whole.accepted
-    assert set(by_source) == {Source.MODEL, Source.NGRAM}
+    assert set(by_source) == {Source.MODEL, NgramLookup.name}
 
 
 def test_messages_go_through_the_chat_template_and_a_text_is_the_same_as_one_message(model: Model) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision, Round, Source
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision, Round, Source
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
@@ -107,12 +108,12 @@ def test_the_standalone_proxy_predicts_the_counts_exactly(loaded: LoadedModel, s
 
 def test_a_standalone_draft_catches_up_on_what_the_lookup_found(loaded: LoadedModel) -> None:
     prompt, limits = prompt_tokens(60), Limits(40)
-    draft = Draft(SKIP_SETS[0], FIXED, ngram=NgramLookup(min_match=1))
+    draft = Draft(SKIP_SETS[0], FIXED, sources=(NgramLookup(min_match=1),))
     fast, reference = (
         self_speculative(standalone(loaded, kind), prompt, limits, Sampler(), draft)
         for kind in (FastRunner, ReferenceRunner)
     )
-    assert {Source.NGRAM, Source.MODEL} <= set(sources_of(fast.rounds))
+    assert {NgramLookup.name, Source.MODEL} <= set(sources_of(fast.rounds))
     assert fast.rounds == reference.rounds
     assert fast.tokens == autoregressive(FastRunner(loaded), prompt, limits, Sampler()).tokens
 

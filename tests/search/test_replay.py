@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Round
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import PLAIN_ROUND, num_accepted, num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.teacher_forcing import Trace
 from selfspec_tune.search.stages.replay import (
     DRAFT_LENGTHS,
     EXIT_THRESHOLDS,
-    LookedUp,
+    Finding,
     acceptance_prior,
     best_policy,
     policies,
@@ -139,8 +140,8 @@ def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() 
 
 
 def test_what_a_lookup_finds_is_taken_first_and_costs_no_draft_step() -> None:
-    lookups = [LookedUp(3, 2, 2), *[LookedUp()] * 6]
-    found = replay(traced([[False] * 7], [[1.0] * 7]), fixed(2), lookups=[lookups])
+    findings = [Finding(3, 2, 2, "ngram"), *[Finding()] * 6]
+    found = replay(traced([[False] * 7], [[1.0] * 7]), fixed(2), findings=[findings])
     assert found[:2] == [Round(3, 2, "ngram", 0, 0), Round(2, 0, "model", 2, 0)]
 
 
@@ -279,13 +280,13 @@ def run_for_real(runner: FastRunner, draft: Draft, num_positions: int) -> RawGen
 def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> list[Round]:
     from selfspec_tune.engine import Limits, Sampler, autoregressive
     from selfspec_tune.engine.teacher_forcing import Window, make_scorer
-    from selfspec_tune.search.stages.replay import look_up
+    from selfspec_tune.search.stages.replay import find_along
 
     answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
     window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
     trace = make_scorer(runner, loaded, [window], depths=draft.policy.max_draft_tokens).trace(draft)
-    lookups = [look_up(window, draft.ngram)] if draft.ngram else None
-    return replay(trace, draft.policy, STEPS, lookups, draft.ngram)
+    findings = [find_along(window, draft.sources)] if draft.sources else None
+    return replay(trace, draft.policy, STEPS, findings, draft.sources)
 
 
 def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> None:
@@ -312,7 +313,7 @@ def test_replaying_the_empty_skip_sets_trace_gives_a_real_runs_counts(
 def test_replaying_with_a_lookup_gives_a_real_runs_counts(
     runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int, lookup: NgramLookup
 ) -> None:
-    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, ngram=lookup), num_positions)
+    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, sources=(lookup,)), num_positions)
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selfspec_tune.cli.options.option import OF_STUDY, Option, Panel
 from selfspec_tune.draft import PolicyKind
+from selfspec_tune.draft.sources import SOURCES
 from selfspec_tune.requests import (
     DraftOptions,
     Dtype,
@@ -137,16 +138,19 @@ DRAFT = (
         panel=Panel.DRAFT,
         flags=("--draft-vocab",),
     ),
-    Option(
-        "ngram",
-        bool,
-        "Draft from the context first, where its last tokens occurred before.",
-        DECODING,
-        DraftOptions,
-        panel=Panel.DRAFT,
-        default="ngram",
-        flags=("--ngram/--no-ngram",),
-        differs=_DRAWN_BY_STUDY,
+    *(
+        Option(
+            name,
+            bool,
+            source.help,
+            DECODING,
+            DraftOptions,
+            panel=Panel.DRAFT,
+            default=name,
+            flags=(f"--{name}/--no-{name}",),
+            differs=_DRAWN_BY_STUDY,
+        )
+        for name, source in SOURCES.items()
     ),
     Option(
         "precision",

@@ -84,7 +84,7 @@ class GraphedRunner(FastRunner):
         super().set_draft(draft)
         self._draft_want = Want.of_draft(needs_probability=draft.policy.needs_probability)
         self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
-        self._most_tried = draft.ngram.draft_tokens if draft.ngram and draft.model_drafts else 0
+        self._most_tried = max((source.draft_tokens for source in draft.sources), default=0)
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
         self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary)
         self._drafts.pop(self._draft_key, None)
@@ -239,5 +239,5 @@ class GraphedRunner(FastRunner):
 
 
 def _most_drafted(draft: Draft) -> int:
-    """The longest draft of the model's or of the lookup's."""
-    return max(draft.policy.max_draft_tokens, draft.ngram.max_tokens if draft.ngram else 0)
+    """The longest draft of the model's or of a source's."""
+    return max([draft.policy.max_draft_tokens, *(source.max_tokens for source in draft.sources)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.drafting import common_prefix
+from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.engine.runner import Runner, Scores, Want, draft_ahead
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.models import LoadedModel

@@ -89,7 +89,7 @@ def test_a_standalone_search_drafts_as_an_exported_draft_does(tmp_path: Path, mo
     config = SkipConfig.load(tmp_path / "study" / "skip.json")
     assert config == outcome.skip_config
     assert config.objective == "standalone"
-    assert (config.draft.policy, config.draft.ngram, config.draft.vocabulary) == ("fixed", None, None)
+    assert (config.draft.policy, config.draft.sources, config.draft.vocabulary) == ("fixed", (), None)
     assert config.draft.precision == "same"
     assert StudyConfig.load(tmp_path / "study" / "study.toml").draft["objective"] == "standalone"
     assert outcome.bench is not None
