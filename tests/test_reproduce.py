@@ -393,4 +393,4 @@ def test_what_a_step_prints_is_saved_and_its_level_forced(tmp_path: Path, monkey
     monkeypatch.setattr(sys, "executable", str(script))
     command = Command("x", ("doctor", "--json"), ((), ()), tmp_path / "deep" / "saved", "x86-64")
     assert run_command(command, quiet=True) == 0
-    assert (tmp_path / "deep" / "saved").read_text() == "x86-64 -m selfspec_tune doctor --json --quiet\n"
+    assert (tmp_path / "deep" / "saved").read_text() == "x86-64 -m selfspec_tune doctor --json -q\n"

@@ -84,7 +84,7 @@ def test_every_policy_has_a_name() -> None:
 
 
 def test_parts_do_not_take_part_in_a_sweep() -> None:
-    with pytest.raises(UsageError, match="--parts run beside one bench") as caught:
+    with pytest.raises(UsageError, match="`parts` run beside one bench") as caught:
         SweepRequest(BenchRequest(parts=True), SweepKind.MAX_DRAFT, (1, 2))
     assert caught.value.exit_code == 2
 

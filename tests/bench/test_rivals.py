@@ -184,7 +184,7 @@ def test_a_rival_that_cannot_run_is_noted_in_the_log_and_tried_again(
 
 
 def test_rivals_do_not_take_part_in_a_sweep() -> None:
-    with pytest.raises(UsageError, match="--rivals run beside one bench"):
+    with pytest.raises(UsageError, match="`rivals` run beside one bench"):
         SweepRequest(BenchRequest(rivals=True), SweepKind.MAX_DRAFT, (1, 2))
 
 
@@ -262,7 +262,7 @@ def test_a_third_of_the_layers_draft_unless_told_otherwise() -> None:
     assert [exit_layer(None, depth) for depth in (1, 2, 4, 28, 40)] == [1, 1, 1, 9, 13]
     assert exit_layer(5, 6) == 5
     for asked in (0, 6, 60):
-        with pytest.raises(UsageError, match=f"--early-exit {asked}: the model has 6 layers; expected 1 to 5"):
+        with pytest.raises(UsageError, match=f"`early_exit` {asked}: the model has 6 layers; expected 1 to 5"):
             exit_layer(asked, 6)
 
 

@@ -106,7 +106,7 @@ def test_several_skip_sets_are_rows_of_one_table_and_repetitions_are_not(bench: 
 
 
 def test_uniform_and_random_can_be_left_out_but_not_generate(bench: Any) -> None:
-    with pytest.raises(UsageError, match="--reference-prompts 0: expected at least 1"):
+    with pytest.raises(UsageError, match="`reference_prompts` 0: expected at least 1"):
         bench("attn 1", reference_prompts=0)
     assert ids(bench("attn 1", uniform_and_random=False)) == ["autoregressive", "self-speculative", "hf-generate"]
 
@@ -193,7 +193,7 @@ def test_a_text_that_cannot_be_read_is_refused(bench: Any) -> None:
 
 def test_a_text_without_a_model_is_refused(source: str) -> None:
     request = BenchRequest(skip_sets=("attn 1",), prompt_overrides=(("source", source), ("num_prompts", 4)))
-    with pytest.raises(UsageError, match="Add --model"):
+    with pytest.raises(UsageError, match="Add `model`"):
         run_bench(request, Listener())
 
 

@@ -242,5 +242,5 @@ def test_values_out_of_range_are_refused_before_anything_is_read(kind: str, aske
 
 
 def test_a_temperature_beside_a_sweep_of_them_is_refused() -> None:
-    with pytest.raises(UsageError, match="not --temperature"):
+    with pytest.raises(UsageError, match="not `temperature`"):
         SweepRequest(BenchRequest(prompt_overrides=(("temperature", 0.5),)), SweepKind.TEMPERATURE)

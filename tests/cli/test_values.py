@@ -201,18 +201,18 @@ def test_a_temperature_of_all_but_nothing_is_none(temperature: float) -> None:
     [("temperature", (0.0, 1e-40)), ("temperature", (0.0, 101.0)), ("max-draft", (1, 2000))],
 )
 def test_a_sweep_over_what_means_nothing_is_refused(kind: str, values: tuple[float, ...]) -> None:
-    with pytest.raises(UsageError, match=r"--sweep-values .*expected"):
+    with pytest.raises(UsageError, match=r"`sweep_values` .*expected"):
         SweepRequest(BenchRequest(), SweepKind(kind), values)
 
 
 def test_rounds_are_bounded() -> None:
-    with pytest.raises(UsageError, match="--rounds 1000000: expected at least 1, up to 1000"):
+    with pytest.raises(UsageError, match="`rounds` 1000000: expected at least 1, up to 1000"):
         BenchRequest(rounds=10**6)
 
 
 def test_answers_longer_than_a_runtime_s_context_are_refused_before_it_loads() -> None:
     options = PromptOptions(max_new_tokens=4096)
-    with pytest.raises(UsageError, match=r"--max-new-tokens 4096: the runtime's context has 4096 positions"):
+    with pytest.raises(UsageError, match=r"`max_new_tokens` 4096: the runtime's context has 4096 positions"):
         RuntimeBenchRequest(Path("draft"), RuntimeName.LLAMACPP, options)
     RuntimeBenchRequest(Path("draft"), RuntimeName.TRANSFORMERS, options)
 

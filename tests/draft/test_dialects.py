@@ -140,7 +140,7 @@ def test_a_file_of_several_sets_asks_for_one_by_key(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_depth_needs_the_model(tmp_path: Path) -> None:
-    with pytest.raises(SkipSetError, match="name it with --model"):
+    with pytest.raises(SkipSetError, match="name it with `model`"):
         read_skip_set(write(tmp_path, {"exit_layer": 8}), num_layers=None)
 
 
@@ -183,7 +183,7 @@ def test_layers_that_leave_a_gap_are_no_early_exit() -> None:
 
 @pytest.mark.parametrize("dialect", ["swift", "knn-ssd", "conflayers"])
 def test_dialects_keyed_by_task_need_one(dialect: str) -> None:
-    with pytest.raises(SkipSetError, match="name one with --task"):
+    with pytest.raises(SkipSetError, match="name one with `task`"):
         to_dialect(SkipSet(2), dialect, model_name=MODEL)
 
 

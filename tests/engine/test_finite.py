@@ -60,7 +60,7 @@ def test_a_weight_that_is_no_number_is_refused_by_its_name(
 
 def test_a_weight_beyond_float16_is_refused_with_what_holds_it(tiny_llama_dir: Path, tmp_path: Path) -> None:
     model = spoilt(tiny_llama_dir, tmp_path, "model.norm.weight", 70000.0)
-    with pytest.raises(UsageError, match=r"model.norm.weight .* float16, which ends at 65504. Use --dtype bfloat16"):
+    with pytest.raises(UsageError, match=r"model.norm.weight .* float16, which ends at 65504. Use `dtype` bfloat16"):
         load(model, "float16")
     for dtype in ("bfloat16", "float32"):
         assert load(model, dtype).model.get_parameter("model.norm.weight")[-1] > 65504
@@ -81,7 +81,7 @@ def test_values_that_overflow_on_the_way_are_found_before_anything_is_measured(
     loaded = load(large, "float16")
     with torch.no_grad():
         loaded.model.get_parameter("lm_head.weight").fill_(6e4)
-    with pytest.raises(NonFiniteError, match=r"in float16: the logits at position \d+ are no finite numbers.*--dtype"):
+    with pytest.raises(NonFiniteError, match=r"in float16: the logits at position \d+ are no finite numbers.*`dtype`"):
         choose_runner(loaded, runner)
 
 

@@ -217,7 +217,7 @@ def test_a_draft_over_the_limit_is_refused_with_its_need(loaded: LoadedModel) ->
     runner = FastRunner(loaded)
     runner.extra_memory_bytes = 0
     runner.set_draft(_draft(DraftPrecision()))
-    with pytest.raises(UsageError, match=r"needs 0\.1 MiB of low-precision copies; .* is 0\.0 MiB.*--extra-memory"):
+    with pytest.raises(UsageError, match=r"needs 0\.1 MiB of low-precision copies; .* is 0\.0 MiB.*`extra_memory`"):
         runner.set_draft(_draft(DraftPrecision.uniform(4, INT8)))
     assert runner.draft_copy_bytes == 0
 

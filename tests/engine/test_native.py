@@ -371,7 +371,7 @@ def test_a_cache_without_scratch_memory_is_refused_and_may_be_tried_again(
     runner = NativeRunner(small)
     with monkeypatch.context() as without_memory:
         without_memory.setattr(library, "engine_new", lambda model: None)
-        with pytest.raises(UsageError, match=r"No memory for the native kernels' scratch space.*--max-new-tokens"):
+        with pytest.raises(UsageError, match=r"No memory for the native kernels' scratch space.*`max_new_tokens`"):
             runner.reserve(64)
         with pytest.raises(UsageError, match="the cache holds 0"):
             runner.decode(5)

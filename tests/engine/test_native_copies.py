@@ -245,7 +245,7 @@ def test_copies_stay_within_the_limit_and_give_the_same_drafts_when_made_anew(lo
         runner.rewind(9)
     assert all(torch.equal(*steps) for steps in found.values())
     runner.extra_memory_bytes = 100
-    with pytest.raises(UsageError, match="--extra-memory"):
+    with pytest.raises(UsageError, match="`extra_memory`"):
         runner.set_draft(drafts[0])
 
 

@@ -370,7 +370,7 @@ def test_other_architectures_fall_back_to_the_reference_with_a_notice(
     assert len(notices) == 1
     assert reason in notices[0]
     assert "reference runner" in notices[0]
-    with pytest.raises(UnsupportedModelError, match=f"--runner fast cannot serve .*{reason}"):
+    with pytest.raises(UnsupportedModelError, match=f"`runner` fast cannot serve .*{reason}"):
         choose_runner(loaded, "fast", notices.append)
 
 
@@ -441,7 +441,7 @@ def test_the_fast_runner_is_chosen_where_it_proves_equal(
 
 
 def test_an_unknown_runner_is_a_usage_error(loaded: LoadedModel) -> None:
-    with pytest.raises(UsageError, match="--runner quick: expected auto, native, graphs, fast or reference"):
+    with pytest.raises(UsageError, match="`runner` quick: expected auto, native, graphs, fast or reference"):
         choose_runner(loaded, "quick")
 
 

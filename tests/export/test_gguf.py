@@ -126,7 +126,7 @@ def test_layers_that_go_by_their_place_are_refused(
 ) -> None:
     monkeypatch.setattr(GgufFile, "architecture", kind)
     monkeypatch.setattr(GgufFile, "num_layers", 4)
-    with pytest.raises(UnsupportedModelError, match=rf"architecture {kind}.*by their place.*--to hf-draft"):
+    with pytest.raises(UnsupportedModelError, match=rf"architecture {kind}.*by their place.*`to` hf-draft"):
         written(model[1], SETS["whole layers"], tmp_path / "draft")
 
 

@@ -145,7 +145,7 @@ def test_assisted_generation_gives_what_plain_generation_does(
 def test_what_would_leave_half_a_layer_is_no_whole_layers_draft(
     directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SkipSetError, match=r"attention 2 alone.*--to nas"):
+    with pytest.raises(SkipSetError, match=r"attention 2 alone.*`to` nas"):
         exported("hf-draft", directory, SkipSet(4, (), (2,)), skip_file, tmp_path)
     assert not (tmp_path / "draft").exists()
     assert not list(tmp_path.glob(".draft*"))
@@ -159,7 +159,7 @@ def test_a_model_that_is_no_llama_is_refused_by_nas(skip_file: Callable[..., Pat
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     config = GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, **ends)
     directory = kit.save_random(config, tmp_path / "gpt2")
-    with pytest.raises(UnsupportedModelError, match=r"type gpt2.*--to hf-draft"):
+    with pytest.raises(UnsupportedModelError, match=r"type gpt2.*`to` hf-draft"):
         exported("nas", directory, SkipSet(3, (1,)), skip_file, tmp_path)
     out, _ = exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, SkipSet(3, (1,), (1,))))
@@ -200,7 +200,7 @@ def test_an_export_is_not_overwritten_without_force(
     file = skip_file(directory, SkipSet(4, (1,), (1,)))
     request = ExportRequest(file, DraftFormat.HF_DRAFT, tmp_path / "draft", str(directory))
     export_draft(request)
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="`force`"):
         export_draft(request)
     export_draft(ExportRequest(file, DraftFormat.NAS, tmp_path / "draft", str(directory), force=True))
     assert json.loads((tmp_path / "draft" / MANIFEST).read_text())["format"] == "nas"
@@ -345,7 +345,7 @@ def test_experts_that_files_name_otherwise_go_by_code_only(skip_file: Callable[.
     sizes |= {"shared_expert_intermediate_size": 32, "num_experts_per_tok": 2, "max_position_embeddings": 4096}
     directory = kit.save_random(Qwen2MoeConfig(**sizes, **heads, pad_token_id=0), tmp_path / "moe")
     skip_set = SkipSet(3, (1,), (1,))
-    with pytest.raises(UnsupportedModelError, match=r"under other names.*save it again.*--to transformers-generate"):
+    with pytest.raises(UnsupportedModelError, match=r"under other names.*save it again.*`to` transformers-generate"):
         exported("hf-draft", directory, skip_set, skip_file, tmp_path)
     out, manifest = exported("transformers-generate", directory, skip_set, skip_file, tmp_path)
     assert verify_export(out, manifest, MANIFEST).verdict == "exact"
@@ -378,7 +378,7 @@ def test_layers_that_are_what_they_are_by_their_place_are_refused(
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
     config = ModernBertDecoderConfig(vocab_size=128, max_position_embeddings=64, **sizes, **ends)
     directory = kit.save_random(config, tmp_path / "modern")
-    with pytest.raises(UnsupportedModelError, match=r"by their place.*attn_norm.*--to hf-zero"):
+    with pytest.raises(UnsupportedModelError, match=r"by their place.*attn_norm.*`to` hf-zero"):
         exported("hf-draft", directory, SkipSet(3, (0,), (0,)), skip_file, tmp_path)
     skip_set = SkipSet(3, (1,), (1,))
     out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)

@@ -59,7 +59,7 @@ def test_a_file_is_not_overwritten_and_ours_not_imported(tiny_llama_dir: Path, t
     file, out = tmp_path / "skip_layers.json", tmp_path / "skip.json"
     file.write_text(json.dumps({"tiny": {"attention": [1], "mlp": [2]}}))
     import_skip_set(str(file), str(tiny_llama_dir), out)
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="`force`"):
         import_skip_set(str(file), str(tiny_llama_dir), out)
     with pytest.raises(SkipSetError, match=r"a skip\.json of ours already"):
         import_skip_set(str(out), str(tiny_llama_dir), tmp_path / "other.json")

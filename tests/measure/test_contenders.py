@@ -197,7 +197,7 @@ def test_overrides_replace_single_fields_of_the_model() -> None:
 
 
 def test_a_skip_set_that_names_no_model_needs_one() -> None:
-    with pytest.raises(UsageError, match=r"does not say which model it is for. Add --model"):
+    with pytest.raises(UsageError, match=r"does not say which model it is for. Add `model`"):
         model_options(BenchRequest(skip_sets=("attn 1",)), [])
 
 

@@ -122,7 +122,7 @@ def test_an_interrupted_bench_says_how_far_it_came_and_resumes(bench: Any, engin
 
 def test_without_a_log_an_interrupt_says_what_would_have_helped(bench: Any, engine: ScriptedEngine) -> None:
     interrupt_after(engine, 3)
-    with pytest.raises(MeasurementInterrupted, match="after 1 of 4 blocks; nothing was kept, --out FILE"):
+    with pytest.raises(MeasurementInterrupted, match="after 1 of 4 blocks; nothing was kept, `out` FILE"):
         bench("attn 1", log=None)
 
 
@@ -150,7 +150,7 @@ def test_fresh_measures_again_and_keeps_the_earlier_runs(bench: Any, engine: Scr
 
 
 def test_fresh_without_a_file_is_refused() -> None:
-    with pytest.raises(UsageError, match="give that file with --out"):
+    with pytest.raises(UsageError, match="give that file with `out`"):
         BenchRequest(fresh=True)
 
 

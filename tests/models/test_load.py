@@ -203,14 +203,14 @@ def test_a_model_without_separable_sublayers_is_refused(tmp_path: Path) -> None:
 
 def test_code_that_comes_with_a_model_is_not_run(copy: Path) -> None:
     edit_config(copy, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
-    with pytest.raises(UsageError, match="--trust-remote-code"):
+    with pytest.raises(UsageError, match="`trust_remote_code`"):
         load(copy)
 
 
 def test_pickled_weights_load_only_when_asked(copy: Path) -> None:
     torch.save(load(copy).model.state_dict(), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="--allow-pickle"):
+    with pytest.raises(UsageError, match="`allow_pickle`"):
         load(copy)
     assert load_model(str(copy), dtype="float32", device="cpu", allow_pickle=True).num_layers == 4
 

@@ -72,7 +72,7 @@ def test_what_an_architecture_has_beyond_llama_is_refused_by_name(
     assert reason in (unsupported_reason(loaded) or "")
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
     assert reason in notices[0]
-    with pytest.raises(UnsupportedModelError, match=rf"--runner fast cannot serve .*{reason}"):
+    with pytest.raises(UnsupportedModelError, match=rf"`runner` fast cannot serve .*{reason}"):
         choose_runner(loaded, "fast", notices.append)
 
 

@@ -51,7 +51,7 @@ def test_raw_leaves_the_chat_template_out() -> None:
 
 
 def test_chat_without_a_chat_template_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UsageError, match="--template raw"):
+    with pytest.raises(UsageError, match="`template` raw"):
         render(PROMPT, WordTokenizer(None), Template.CHAT)
 
 
@@ -108,7 +108,7 @@ def test_every_turn_of_a_conversation_is_rendered_by_the_chat_template() -> None
 @pytest.mark.parametrize("template", [Template.AUTO, Template.CHAT])
 @pytest.mark.parametrize("history", [(), (SYSTEM,)])
 def test_a_conversation_without_a_chat_template_is_refused(template: Template, history: tuple[Any, ...]) -> None:
-    with pytest.raises(UsageError, match=r"chat template.*--template raw"):
+    with pytest.raises(UsageError, match=r"chat template.*`template` raw"):
         render(Prompt("test/4", "chat", "so", history), WordTokenizer(None), template)
 
 
@@ -178,7 +178,7 @@ def test_templates_that_pick_at_random_pick_the_same_each_time(chance: str) -> N
 def test_a_template_that_prints_where_objects_lie_is_refused(printed: str) -> None:
     tokenizer = kit.tiny_tokenizer(128, chat=True)
     tokenizer.chat_template = printed + " {{ messages[0]['content'] }}"
-    with pytest.raises(UsageError, match=r"test/1 would have other tokens each time\. Use --template raw"):
+    with pytest.raises(UsageError, match=r"test/1 would have other tokens each time\. Use `template` raw"):
         render(PROMPT, tokenizer)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     render(Prompt("test/6", "chat", "What is <function f at 0x7f00>?"), tokenizer)
@@ -205,7 +205,7 @@ HOSTILE = {
 def test_a_template_that_does_not_serve_names_the_model_and_the_way_out(name: str) -> None:
     tokenizer = kit.tiny_tokenizer(128, chat=True)
     tokenizer.name_or_path, tokenizer.chat_template = "someone/model", HOSTILE[name]
-    with pytest.raises(UsageError, match=r"chat template of someone/model .*test/1.* Use --template raw"):
+    with pytest.raises(UsageError, match=r"chat template of someone/model .*test/1.* Use `template` raw"):
         render(PROMPT, tokenizer)
     assert render(PROMPT, tokenizer, Template.RAW)
 
@@ -215,7 +215,7 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) 
     tokenizer = kit.tiny_tokenizer(128, chat=True)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     tokenizer.name_or_path, tokenizer.chat_template = "someone/model", loops
-    with pytest.raises(UsageError, match=r"TimeoutError: it takes longer than 0.2 seconds\). Use --template raw"):
+    with pytest.raises(UsageError, match=r"TimeoutError: it takes longer than 0.2 seconds\). Use `template` raw"):
         render(PROMPT, tokenizer)
 
 
@@ -243,5 +243,5 @@ def test_a_template_that_reads_contents_as_parts_gets_parts() -> None:
 def test_a_template_that_loses_the_prompt_is_refused(template: str) -> None:
     tokenizer = kit.tiny_tokenizer(128, chat=True)
     tokenizer.chat_template = template
-    with pytest.raises(UsageError, match=r"leaves out the text of prompt test/1\. Use --template raw"):
+    with pytest.raises(UsageError, match=r"leaves out the text of prompt test/1\. Use `template` raw"):
         render(PROMPT, tokenizer)

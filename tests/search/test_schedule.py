@@ -106,7 +106,7 @@ def test_a_draft_that_stands_alone_is_always_predicted() -> None:
 
 def test_what_cannot_fit_is_refused_with_the_least_time_that_works() -> None:
     with pytest.raises(
-        BudgetError, match=r"--timeout 20s is too short: a token takes 30 ms here; .* on 8 prompts"
+        BudgetError, match=r"`timeout` 20s is too short: a token takes 30 ms here; .* on 8 prompts"
     ) as at:
         fitting_schedule(estimates(20.0), 5.0)
     least = float(str(at.value).split("take about ")[1].split(" s")[0])

@@ -108,7 +108,7 @@ def test_a_text_is_tried_too() -> None:
 def test_one_entry_of_a_file_is_chosen_by_its_key(tmp_path: Path) -> None:
     file = write(tmp_path / "two.json", {"a": {"attention": [1], "mlp": []}, "b": {"attention": [2], "mlp": []}})
     assert fitted(f"{file}#b").drafts == (Draft(SkipSet(LAYERS, (2,))),)
-    with pytest.raises(SkipSetError, match=r"--start-from .*two\.json holds 2 skip sets; name one"):
+    with pytest.raises(SkipSetError, match=r"`start_from` .*two\.json holds 2 skip sets; name one"):
         fitted(file)
 
 
@@ -276,7 +276,7 @@ def test_precisions_that_the_search_does_not_have_give_way(tmp_path: Path) -> No
 
 
 def test_low_precision_alone_leaves_nothing_where_a_search_has_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* --draft-precision"):
+    with pytest.raises(UsageError, match=r"nothing is left of it in this search.* `draft_precision`"):
         fitted(save(tmp_path / "skip.json", INT4_BASE))
 
 

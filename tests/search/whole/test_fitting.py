@@ -93,7 +93,7 @@ def test_where_not_even_the_least_fits_no_stage_begins(
     make_request: Any, engine: ScriptedEngine, slow: list[SearchSetup]
 ) -> None:
     listener = Listener()
-    with pytest.raises(BudgetError, match=r"--timeout 5s is too short: a token takes 60 ms here"):
+    with pytest.raises(BudgetError, match=r"`timeout` 5s is too short: a token takes 60 ms here"):
         run_search(make_request(trials=None, timeout_seconds=5.0), listener)
     assert listener.stage_names == ["load"]
     assert not (make_request().out / "calibration.json").exists()

@@ -169,7 +169,7 @@ def test_the_time_is_shared_out_and_trials_are_for_each(asked: Callable[..., Sea
 
 
 def test_a_share_that_is_too_short_is_told_as_one(asked: Callable[..., SearchRequest], engine: ScriptedEngine) -> None:
-    with pytest.raises(BudgetError, match=r"^all \(one of 3 searches that share the time\): --timeout 0s is"):
+    with pytest.raises(BudgetError, match=r"^all \(one of 3 searches that share the time\): `timeout` 0s is"):
         run_per_task(asked(trials=None, timeout_seconds=0.003), Listener())
 
 

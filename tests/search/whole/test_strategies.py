@@ -210,7 +210,7 @@ def test_several_searches_and_a_single_one_never_share_a_folder(compared: Callab
 
 
 def test_early_is_refused_where_it_would_be_ignored(make_request: Any) -> None:
-    with pytest.raises(UsageError, match="--early measures what staged had found"):
+    with pytest.raises(UsageError, match="`early` measures what staged had found"):
         CompareRequest(make_request(), (StrategyName.TPE, StrategyName.GP), early_seconds=(5.0,))
 
 

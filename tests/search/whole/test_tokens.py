@@ -97,7 +97,7 @@ def test_a_study_on_other_tokens_is_refused_by_what_has_changed(
     make, said = CHANGES[change]
     make(copied)
     for trials in (1, 2):
-        with pytest.raises(UsageError, match=rf"{said}.*Put the model's files back .* or give another --out"):
+        with pytest.raises(UsageError, match=rf"{said}.*Put the model's files back .* or give another `out`"):
             search(trials)
     assert {path.name: path.read_bytes() for path in (tmp_path / "study").iterdir()} == before
     shutil.rmtree(copied)
