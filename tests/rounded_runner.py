@@ -74,10 +74,8 @@ class RoundedModel:
             if not skip:
                 layer = self._layers[index // 2]
                 weights = self._weights(index, draft.precision.of(index))
-                added = (
-                    self._mlp(layer, weights, hidden) if index % 2 else self._attention(layer, weights, hidden, index)
-                )
-                hidden = self._rounded(hidden + added)
+                add = self._mlp if index % 2 else self._attention
+                hidden = self._rounded(hidden + add(layer, index // 2, weights, hidden))
         decoder: Any = self._model.base_model
         head = self._weights(2 * len(self._layers), draft.precision.head)
         logits = self._linear(head, 0, self._norm(decoder.norm, hidden))[:, : draft.vocabulary]

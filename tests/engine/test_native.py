@@ -199,7 +199,7 @@ DRAFT = Draft(SkipSet(2, (0,), (1,)))
 def test_the_kernels_compute_what_float64_does_rounded_where_they_round(model: LoadedModel, length: int) -> None:
     runner = NativeRunner(model)
     share = check_passes(runner, RoundedModel(model, runner), _prompt(length), PASSES, DRAFT)
-    assert share >= 0.75  # about one row in a hundred meets a choice that float32 makes otherwise
+    assert share >= 0.5  # a choice that float32 makes otherwise moves the later rows of its pass too
 
 
 def test_a_runner_that_rounds_elsewhere_is_told_from_that(models: Callable[[str, str], LoadedModel]) -> None:
