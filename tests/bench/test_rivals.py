@@ -269,9 +269,9 @@ def test_a_third_of_the_layers_draft_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"early_exit": 0, "rivals": True}, "--early-exit 0: expected at least 1"),
-        ({"early_exit": 3}, "--early-exit 3: it sets up a rival; add --rivals"),
-        ({"draft_model": "tiny"}, "--draft-model tiny: it sets up a rival; add --rivals"),
+        ({"early_exit": 0, "rivals": True}, "`early_exit` 0: expected at least 1"),
+        ({"early_exit": 3}, "`early_exit` 3: it sets up a rival; add `rivals`"),
+        ({"draft_model": "tiny"}, "`draft_model` tiny: it sets up a rival; add `rivals`"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:

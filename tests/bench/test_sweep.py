@@ -207,10 +207,10 @@ def test_prompts_longer_than_the_shortest_context_are_left_out_everywhere(
         (
             "context",
             (256, 1020),
-            r"--sweep-values 1020: with 8 new tokens that does not fit the model's context of 1024",
+            r"`sweep_values` 1020: with 8 new tokens that does not fit the model's context of 1024",
         ),
         ("context", (256, 1016), r"with all other prompts of its source before it; 1016"),
-        ("max-draft", (2, 7), r"--sweep-values 7: of 8 new tokens at most 6 can be drafted"),
+        ("max-draft", (2, 7), r"`sweep_values` 7: of 8 new tokens at most 6 can be drafted"),
     ],
 )
 def test_a_value_that_is_not_possible_is_refused(sweep: Any, kind: str, asked: Any, message: str) -> None:
@@ -227,13 +227,13 @@ def test_too_few_usual_values_are_an_error(sweep: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "asked", "message"),
     [
-        ("context", (8, 256), "--sweep-values 8: --sweep context takes whole numbers from 16 on"),
-        ("context", (64, 99.5), "--sweep-values 99.5: "),
-        ("temperature", (0, -1), "--sweep-values -1: --sweep temperature takes numbers from 0 on"),
-        ("temperature", (0, float("inf")), "--sweep-values inf: "),
-        ("max-draft", (0, 2), "--sweep-values 0: --sweep max-draft takes whole numbers from 1 on"),
-        ("max-draft", (2, 2), "--sweep-values 2,2: expected at least two values, all different"),
-        ("max-draft", (2,), "--sweep-values 2: expected at least two values"),
+        ("context", (8, 256), "`sweep_values` 8: `sweep` context takes whole numbers from 16 on"),
+        ("context", (64, 99.5), "`sweep_values` 99.5: "),
+        ("temperature", (0, -1), "`sweep_values` -1: `sweep` temperature takes numbers from 0 on"),
+        ("temperature", (0, float("inf")), "`sweep_values` inf: "),
+        ("max-draft", (0, 2), "`sweep_values` 0: `sweep` max-draft takes whole numbers from 1 on"),
+        ("max-draft", (2, 2), "`sweep_values` 2,2: expected at least two values, all different"),
+        ("max-draft", (2,), "`sweep_values` 2: expected at least two values"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_read(kind: str, asked: Any, message: str) -> None:

@@ -226,5 +226,5 @@ def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("option", ["policy", "template", "objective", "strategy"])
 def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} 'quickly': expected one of "):
+    with pytest.raises(UsageError, match=f"`{option}` 'quickly': expected one of "):
         search_request(**{option: "quickly"})  # type: ignore[arg-type]

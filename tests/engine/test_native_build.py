@@ -722,4 +722,4 @@ def test_without_a_compiler_the_fast_runner_serves_and_says_why(tmp_path: Path) 
     assert name == "fast"
     assert notice == f"{checkpoint} runs without our native kernels, so decoding is slower: {reason}."
     assert status == f"no native kernels: {reason}"
-    assert refusal == (f"--runner native cannot serve {checkpoint}: {reason}. Use --runner auto or reference.")
+    assert refusal == (f"`runner` native cannot serve {checkpoint}: {reason}. Use `runner` auto or reference.")

@@ -251,7 +251,7 @@ def test_more_than_the_context_is_refused_with_a_remedy(tmp_path: Path, name: st
     runner.reserve(64)
     with pytest.raises(PromptError, match="need 65 positions; the model's context has 64") as refusal:
         runner.reserve(65)
-    assert "--max-new-tokens" in str(refusal.value)
+    assert "`max_new_tokens`" in str(refusal.value)
 
 
 @pytest.mark.skipif(not cpu_computes_bfloat16(), reason="torch imitates bfloat16 here, and rounds elsewhere")
@@ -551,4 +551,4 @@ def test_a_cache_that_does_not_fit_is_refused_with_a_remedy(
         UsageError, match=r"No memory for a cache of 512 positions on cpu\..*Tried to allocate 9 GiB"
     ) as why:
         runner.reserve(400)
-    assert "--max-new-tokens" in str(why.value)
+    assert "`max_new_tokens`" in str(why.value)

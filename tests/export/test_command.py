@@ -69,7 +69,7 @@ def test_a_shared_set_is_exported_with_a_warning(source: Path, tiny_llama_dir: P
     options = ("--to", "hf-draft", "--model", tiny_llama_dir, "--out")
     unknown = export(source, *options, tmp_path / "unknown")
     assert "searched to share the model's cache" in said(unknown)
-    assert "not known. `bench --runtime` measures it" in said(unknown)
+    assert "not known. A bench with --runtime measures it" in said(unknown)
     config = SkipConfig.load(source)
     alone = {"decode_speedup": 0.93, "acceptance_rate": 0.17, "draft_tokens": 5, "windows": 3}
     config.model_copy(update={"provenance": {"search": {"standalone": alone}}}).save(source)

@@ -128,7 +128,7 @@ def test_the_verdict_is_withheld_where_our_baseline_is_slower_than_generate() ->
     (warning,) = result.warnings
     assert result.withheld_because == [warning]
     assert "1.24 times as long as model.generate" in warning or "1.25 times as long as model.generate" in warning
-    assert "--runner fast" in warning
+    assert "`runner` fast" in warning
     main = result.method(MAIN)
     assert main is not None
     assert main.end_to_end_speedup is not None
@@ -141,7 +141,7 @@ def test_the_verdict_is_withheld_where_outputs_differ() -> None:
     assert result.verdict == "withheld"
     (warning,) = result.warnings
     assert f"1 of {NUM_PROMPTS} runs differ" in warning
-    assert "--dtype float32" in warning
+    assert "`dtype` float32" in warning
     main = result.method(MAIN)
     assert main is not None
     assert (main.end_to_end_speedup, main.decode_speedup) == (None, None)
@@ -283,7 +283,7 @@ def test_where_all_answers_degenerate_there_is_no_verdict() -> None:
     assert result.verdict == "withheld"
     (reason,) = result.withheld_because
     assert f"All {NUM_PROMPTS} answers degenerate" in reason
-    assert "--template chat" in reason
+    assert "`template` chat" in reason
     assert result.methods[1].without_degenerate is None
 
 

@@ -59,7 +59,7 @@ def test_without_any_study_the_message_says_what_to_give(tmp_path: Path) -> None
         gather(BenchRequest(studies=tmp_path / "studies"))
     message = str(caught.value)
     assert f"There is no skip.json under {tmp_path}/studies/" in message
-    assert "--skip-set with --model" in message
+    assert "`skip_set` with `model`" in message
     assert "search first" in message
 
 
@@ -219,7 +219,7 @@ def test_a_file_for_another_model_of_the_same_depth_is_refused_with_a_way_out() 
     message = str(caught.value)
     assert "fingerprint 00ff00ff00ff00ff" in message
     assert "other is another model (fingerprint 1234)" in message
-    assert f"--skip-set '{SKIP}'" in message
+    assert f"`skip_set` '{SKIP}'" in message
     assert SkipSet.parse(str(SKIP), 12) == SKIP
 
 
@@ -287,7 +287,7 @@ def test_too_few_unread_prompts_are_an_error_of_the_request(source: str) -> None
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert "has 16 prompts that the search did not read; 17 were asked for" in message
-    for way_out in ("--num-prompts", "--prompts", "--allow-calibration"):
+    for way_out in ("`num_prompts`", "`prompts`", "`allow_calibration`"):
         assert way_out in message
 
 

@@ -134,7 +134,7 @@ def test_a_finished_bench_is_read_not_repeated(bench: Any, engine: ScriptedEngin
     again = bench("attn 1", listener=listener)
     assert engine.measured == []
     assert log.read_text() == content
-    assert any("is finished" in notice and "--fresh" in notice for notice in listener.notices)
+    assert any("is finished" in notice and "`fresh`" in notice for notice in listener.notices)
     assert (again.methods, again.runs, again.provenance) == (first.methods, first.runs, first.provenance)
 
 
@@ -172,7 +172,7 @@ def test_another_measurement_is_refused_by_its_first_difference(
     content = log.read_text()
     with pytest.raises(UsageError, match=message) as caught:
         bench("attn 1", **change)
-    assert "--fresh" in str(caught.value)
+    assert "`fresh`" in str(caught.value)
     assert caught.value.exit_code == 2
     assert log.read_text() == content
 

@@ -89,7 +89,7 @@ def test_a_gpu_that_only_emulates_bfloat16_is_refused_it_with_a_remedy(monkeypat
     monkeypatch.setattr(devices, "_multiply", lambda dtype, device: None)
     with pytest.raises(UsageError, match="Tesla T4 does not compute in bfloat16") as refusal:
         choose_dtype("bfloat16", torch.device("cuda"))
-    assert str(refusal.value).endswith("Use --dtype float32 or float16.")
+    assert str(refusal.value).endswith("Use `dtype` float32 or float16.")
 
 
 def test_a_dtype_that_the_device_has_no_kernel_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_dtype_that_the_device_has_no_kernel_for_is_refused(monkeypatch: pytes
     monkeypatch.setattr(devices, "_multiply", multiply)
     with pytest.raises(UsageError, match="not implemented for 'Half'") as refusal:
         choose_dtype("float16", CPU)
-    assert "--dtype float32 or bfloat16" in str(refusal.value)
+    assert "`dtype` float32 or bfloat16" in str(refusal.value)
 
 
 @pytest.mark.parametrize("dtype", devices.DTYPES)

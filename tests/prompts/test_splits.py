@@ -132,5 +132,5 @@ def test_joined_splits_hold_every_task_from_their_beginning() -> None:
 def test_tasks_with_too_few_prompts_are_named_with_the_others() -> None:
     with pytest.raises(PromptError) as caught:
         split_each_task(make_prompts(code=8, qa=3), ("code", "maths", "qa"), seed=0)
-    for words in ("code 8, maths 0, qa 3", "at least 4", "--num-prompts", "--task"):
+    for words in ("code 8, maths 0, qa 3", "at least 4", "`num_prompts`", "`task`"):
         assert words in str(caught.value)

@@ -164,7 +164,7 @@ def test_what_the_earlier_run_fixed_is_said_in_a_sentence_and_not_blamed_on_the_
     schedule = read_json(outcome.out / "schedule.json")["schedule"]
     (said,) = [notice for notice in listener.notices if "answers of up to" in notice]
     assert said.startswith(f"this search was begun with answers of up to {schedule['max_new_tokens']} tokens, ")
-    assert said.endswith("a new --out begins with whole ones")
+    assert said.endswith("a new `out` begins with whole ones")
     assert not any("do not hold" in notice for notice in listener.notices)
 
 

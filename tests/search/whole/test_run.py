@@ -156,7 +156,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished: Finished,
     assert "another configuration" in message
     assert "temperature 0.0 → 0.5" in message
     assert "seed 0 → 9" in message
-    assert "--out" in message
+    assert "`out`" in message
     assert StudyConfig.load(finished.folder / "study.toml").temperature == 0.0
 
 

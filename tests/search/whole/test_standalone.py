@@ -101,9 +101,9 @@ def test_a_shared_search_says_what_its_draft_is_worth_alone(tmp_path: Path, mode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "cost-aware"}, "not by --policy cost-aware"),
-        ({"precision": "int4"}, "--draft-precision int4 is lost"),
-        ({"vocabulary": "8192"}, "--draft-vocab 8192 is lost"),
+        ({"policy": "cost-aware"}, "not by `policy` cost-aware"),
+        ({"precision": "int4"}, "`draft_precision` int4 is lost"),
+        ({"vocabulary": "8192"}, "`draft_vocab` 8192 is lost"),
     ],
 )
 def test_what_no_exported_draft_does_is_refused(options: dict[str, Any], message: str) -> None:

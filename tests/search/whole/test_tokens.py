@@ -199,7 +199,7 @@ def test_a_budget_that_was_spent_long_ago_changes_nothing(
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     listener = Listener()
     assert run_search(make_request(trials=trials), listener).bench is not None
-    assert any("is finished; raise --trials or --timeout" in notice for notice in listener.notices)
+    assert any("is finished; raise `trials` or `timeout`" in notice for notice in listener.notices)
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     assert {name: after[name] for name in before if name != "study.lock"} == {
         name: before[name] for name in before if name != "study.lock"
