@@ -12,7 +12,8 @@ way       the fewest hops from the command ``search`` by way of its trials (`run
           of every measurement) to the decode loop (`self_speculative`), from there to the C function that decodes
           (``engine_run``), and the files that it enters
 touched   modules in which an identifier, an import or an option's name matches a representative of its kind: what would
-          have to be read, and mostly changed, to add another of that kind
+          have to be read, and mostly changed, to add another of that kind. Names that only sound like the lookup do not
+          count: Python's ``LookupError``, transformers' ``prompt_lookup…`` (a rival) and its ``no_repeat_ngram_size``
 flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
@@ -30,7 +31,10 @@ PACKAGE = "selfspec_tune"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 FORMATS_IN = re.compile(r"(cli|export|report|results|requests)\b")
 TOUCHED = {
-    "a draft source (n-gram lookup)": (re.compile(r"ngram|look_?up", re.IGNORECASE), re.compile("")),
+    "a draft source (n-gram lookup)": (
+        re.compile(r"ngram(?!_size)|(?<!prompt)(?<!prompt[-_])look_?up(?!error)", re.IGNORECASE),
+        re.compile(""),
+    ),
     "a shared option (exit_threshold)": (re.compile(r"exit_?threshold", re.IGNORECASE), re.compile("")),
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
 }

@@ -6,13 +6,15 @@ Options that were not given are None: the defaults live in `selfspec_tune.reques
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selfspec_tune.draft import DraftPrecision
+from selfspec_tune.draft.sources import SOURCES
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.prompts.render import Template
 from selfspec_tune.requests import (
@@ -32,42 +34,37 @@ DEFAULT_TIMEOUT = "45m"
 _MOST_LAYERS = 1000  # more than any model has
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE | re.ASCII)
 Word = TypeVar("Word", bound=StrEnum)
+# Options whose field has another name, in whichever part of a request it is.
+RENAMED = {"model": "name", "prompts": "source", "timeout": "timeout_seconds", "to": "format"}
+# What a bench may change in any draft, and what its request holds besides its own options.
+_OF_ANY_DRAFT = ("policy", "max_draft_tokens", "exit_threshold", *SOURCES, "precision")
+_PARTS_OF_BENCH = ("model_overrides", "prompt_overrides", "draft_overrides", "studies")
 _WORDS: dict[str, type[StrEnum]] = {"policy": PolicyChoice, "template": Template, "objective": Objective}
 _NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
 
 
 def search_request(
     *,
-    model: str | None = None,
-    prompts: str | None = None,
-    tasks: list[str] | tuple[str, ...] | None = None,
     out: Path | None = None,
     trials: int | None = None,
     timeout: str | float | None = None,
     strategy: str | None = None,
-    ngram: bool | None = None,
-    vocabulary: str | None = None,
-    precision: str | None = None,
-    extra_memory: str | None = None,
     start_from: list[str] | tuple[str, ...] | None = None,
     folder: str = "",
-    **others: Any,
+    **options: Any,
 ) -> SearchRequest:
-    """The search that is asked for; ``others`` are fields of the parts of a request. Raises `UsageError`.
+    """The search that is asked for; ``options``: of its model, prompts and draft. Raises `UsageError`.
 
     ``folder``: what the default folder's name ends with.
     """
-    _check_known("a search", others, ModelOptions, PromptOptions, DraftOptions)
-    drafting = _fields_of(DraftOptions, others) | given(vocabulary=parse_vocabulary(vocabulary))
-    drafting |= {} if ngram is None else {"ngram": ngram}  # False counts here: lookup is on by default
-    drafting |= given(precision=parse_precision(precision, auto=True), extra_memory=parse_extra_memory(extra_memory))
-    model_options = ModelOptions(**given(name=model), **_fields_of(ModelOptions, others))
-    prompting = given(source=prompts, tasks=tuple(tasks or ())) | _fields_of(PromptOptions, others)
-    prompt_options = PromptOptions(**prompting)
+    _check_known("a search", options, *_fields(ModelOptions), *_fields(PromptOptions), *_fields(DraftOptions))
+    model, prompts = ModelOptions(**_of(ModelOptions, options)), prompt_options(**options)
+    drafting = _of(DraftOptions, options)
+    _check_engine_is_ours(drafting)
     return SearchRequest(
-        out=out or default_folder(model_options.name, prompt_options.source, folder),
-        model=model_options,
-        prompts=prompt_options,
+        out=out or default_folder(model.name, prompts.source, folder),
+        model=model,
+        prompts=prompts,
         draft=DraftOptions(**drafting),
         trials=trials,
         timeout_seconds=budget_seconds(trials, timeout),
@@ -76,42 +73,36 @@ def search_request(
     )
 
 
-def bench_request(
-    *,
-    model: str | None = None,
-    prompts: str | None = None,
-    tasks: list[str] | tuple[str, ...] | None = None,
-    policy: str | None = None,
-    max_draft_tokens: int | None = None,
-    exit_threshold: float | None = None,
-    ngram: bool | None = None,
-    precision: str | None = None,
-    uniform_and_random: bool = True,
-    **others: Any,
-) -> BenchRequest:
-    """The bench that is asked for; ``others`` are fields of the parts of a request. Raises `UsageError`."""
-    _check_known("a bench", others, ModelOptions, PromptOptions, BenchRequest)
-    loading = given(name=model) | _fields_of(ModelOptions, others)
-    decoding = given(source=prompts, tasks=tuple(tasks) if tasks else None) | _fields_of(PromptOptions, others)
-    drafting = given(policy=policy, max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold)
-    drafting |= given(precision=parse_precision(precision))
-    drafting |= {} if ngram is None else {"ngram": ngram}
+def prompt_options(**options: Any) -> PromptOptions:
+    """Which prompts are asked for, and how they are continued; other ``options`` are passed over."""
+    return PromptOptions(**_of(PromptOptions, options))
+
+
+def bench_request(*, uniform_and_random: bool = True, **options: Any) -> BenchRequest:
+    """The bench that is asked for; ``options``: its own, and of model, prompts and drafts. Raises `UsageError`."""
+    own = [name for name in _fields(BenchRequest) if name not in _PARTS_OF_BENCH]
+    _check_known("a bench", options, *_fields(ModelOptions), *_fields(PromptOptions), *_OF_ANY_DRAFT, *own)
+    parse_precision(options.get("precision"))  # auto is a search's
+    of_draft = {name: value for name, value in options.items() if name in _OF_ANY_DRAFT}
     return BenchRequest(
-        model_overrides=tuple(loading.items()),
-        prompt_overrides=tuple(decoding.items()),
-        draft_overrides=tuple(_checked(drafting).items()),
+        model_overrides=tuple(_of(ModelOptions, options).items()),
+        prompt_overrides=tuple(_of(PromptOptions, options).items()),
+        draft_overrides=tuple(_of(DraftOptions, of_draft).items()),
         studies=STUDIES,
         uniform_and_random=uniform_and_random,
-        **{
-            name: others[name]
-            for name in others
-            if name in BenchRequest.__dataclass_fields__ and others[name] is not None
-        },
+        **_of(BenchRequest, options),
     )
 
 
-def _check_known(what: str, options: Mapping[str, Any], *parts: Any) -> None:
-    known = [name for part in parts for name in part.__dataclass_fields__]
+def _check_engine_is_ours(drafting: Mapping[str, Any]) -> None:
+    for name in (*SOURCES, "extra_memory"):
+        if drafting.get("objective") == Objective.STANDALONE and drafting.get(name):
+            raise UsageError(
+                f"`{name}` is for a draft in this program's engine; leave it out with `objective` standalone."
+            )
+
+
+def _check_known(what: str, options: Iterable[str], *known: str) -> None:
     for name in options:
         if name not in known:
             close = get_close_matches(name, known, 1)
@@ -119,17 +110,24 @@ def _check_known(what: str, options: Mapping[str, Any], *parts: Any) -> None:
             raise UsageError(f"There is no option {name!r} of {what}.{hint}")
 
 
-def _fields_of(part: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those ``options`` that were given and are fields of ``part``."""
-    return _checked(given(**{name: value for name, value in options.items() if name in part.__dataclass_fields__}))
+def _fields(part: Any) -> dict[str, str]:
+    """The fields of a part of a request, by the names of the options that set them."""
+    names = {field: name for name, field in RENAMED.items()}
+    return {names.get(field, field): field for field in part.__dataclass_fields__}
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """``options`` if those of a few words have one of these. Raises `UsageError`."""
-    for name, kind in _WORDS.items():
-        if name in options:
-            _word(kind, name, options[name])
-    return options
+def _of(part: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those ``options`` that were given and are fields of ``part``, by the fields' names. Raises `UsageError`."""
+    found = {}
+    for name, field in _fields(part).items():
+        value = options.get(name)
+        if value is None or (value is False and part.__dataclass_fields__[field].default is False):
+            continue
+        value = value.value if isinstance(value, StrEnum) else value
+        if name in _WORDS:
+            _word(_WORDS[name], name, value)
+        found[field] = _READ[name](value) if name in _READ else value
+    return found
 
 
 def _word(kind: type[Word], name: str, value: str) -> Word:
@@ -153,15 +151,6 @@ def budget_seconds(trials: int | None, timeout: str | float | None) -> float | N
     return parse_duration(timeout if timeout is not None else DEFAULT_TIMEOUT)
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """Those options that were given, as plain values; a flag counts only when set."""
-    return {
-        name: value.value if isinstance(value, StrEnum) else value
-        for name, value in options.items()
-        if value is not None and value is not False
-    }
-
-
 def parse_duration(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``45m``, ``1.5h`` or ``1h30m``. Raises `BudgetError`."""
     match = _DURATION.fullmatch(text.strip())
@@ -175,7 +164,7 @@ def parse_vocabulary(text: str | None) -> str | None:
     """``auto``, ``full`` or a number of token ids, checked. Raises `UsageError`."""
     if text is None or text in ("auto", "full") or (_NUMBER.fullmatch(text) and int(text) > 0):
         return text
-    raise UsageError(f"`draft_vocab` {text!r}: expected auto, full, or a positive number of token ids.")
+    raise UsageError(f"`vocabulary` {text!r}: expected auto, full, or a positive number of token ids.")
 
 
 def parse_precision(text: str | None, *, auto: bool = False) -> str | None:
@@ -218,3 +207,13 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"`sweep_values` {text!r}: expected numbers and commas, such as 256,512,1024.") from None
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "tasks": tuple,
+    "skip_files": tuple,
+    "skip_sets": tuple,
+    "vocabulary": parse_vocabulary,
+    "precision": partial(parse_precision, auto=True),
+    "extra_memory": parse_extra_memory,
+}

@@ -71,6 +71,12 @@ def is_within(value: Any, least: float, most: float, *, whole: bool = False) -> 
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and least <= value <= most
 
 
+def check_number(option: str, value: object, least: float, most: float, expected: str, *, whole: bool = False) -> None:
+    """Raise `UsageError` unless ``value`` is a number (a ``whole`` one) from ``least`` to ``most``: NaN never is."""
+    if not is_within(value, least, most, whole=whole):
+        raise UsageError(f"`{option}` {value!r}: expected {expected}.")
+
+
 def whole(name: str, value: Any, least: int, most: int) -> int:
     """``value``, an int from ``least`` to ``most``. Raises `UsageError` for anything else, true and 1.0 too."""
     if not is_within(value, least, most, whole=True):

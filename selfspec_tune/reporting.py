@@ -7,10 +7,12 @@ passes a live Rich display, plain lines, or nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.intervals import Interval
+
+if TYPE_CHECKING:
+    from selfspec_tune.intervals import Interval  # which brings numpy, and help pages need none
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Precision, Source
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
+from selfspec_tune.engine.runner import Scores, Want, scored
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner
@@ -83,6 +86,38 @@ def every_policy(max_draft_tokens: int, exit_threshold: float) -> list[DraftPoli
     return [*policies(max_draft_tokens, exit_threshold), cost_aware]
 
 
+def decode(runner: Runner, token: int) -> Tensor:
+    """Logits [vocabulary] of a plain step."""
+    return runner.forward([token]).logits[0]
+
+
+def draft_step(runner: Runner, token: int) -> Tensor:
+    """Logits [draft vocabulary] of a draft step."""
+    return runner.forward([token], is_draft=True).logits[0]
+
+
+class Altered:
+    """A runner, named after it among the bases, whose logits `alter` changes, whatever is wanted of a pass."""
+
+    def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
+        logits = super().forward(tokens, **how).logits  # type: ignore[misc]
+        return scored(
+            self.alter(logits, tokens, kind_of(tokens, **how)), want, self, is_draft=how.get("is_draft", False)
+        )
+
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        raise NotImplementedError
+
+
+def kind_of(tokens: Sequence[int], *, is_draft: bool = False, last_only: bool = False, **_: object) -> str:
+    """What a pass is: a prefill, a draft, a step or a verification."""
+    if last_only:
+        return "prefill"
+    if is_draft:
+        return "draft"
+    return "step" if len(tokens) == 1 else "verification"
+
+
 def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> list[int]:
     """The new tokens of a greedy ``model.generate``."""
     never = loaded.model.get_input_embeddings().weight.shape[0]  # else the checkpoint's own would be filled in
@@ -100,20 +135,19 @@ def hf_generate(loaded: LoadedModel, prompt: Sequence[int], limits: Limits) -> l
 
 def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> None:
     """The raw record of a self-speculative generation is consistent with its tokens."""
-    accepted, drafted, tokens = generation.accepted, generation.drafted, generation.tokens
-    assert len(accepted) == len(drafted) == len(generation.sources) == len(generation.passes)
+    rounds, tokens = generation.rounds, generation.tokens
     most = {
         Source.PLAIN: 0,
-        Source.NGRAM: draft.ngram.max_tokens if draft.ngram else 0,
+        **{source.name: source.max_tokens for source in draft.sources},
         Source.MODEL: draft.policy.max_draft_tokens if draft.model_drafts else 0,
     }
-    for a, d, source in zip(accepted, drafted, generation.sources, strict=True):
-        assert 0 <= a <= d <= most[Source(source)]
-        assert (d == 0) == (source == Source.PLAIN)
-    for d, source, passes in zip(drafted, generation.sources, generation.passes, strict=True):
-        assert (1 <= passes <= max(d, most[Source.MODEL])) if source == Source.MODEL else passes == 0
+    for one in rounds:
+        assert 0 <= one.num_accepted <= one.num_drafted <= most[one.source or ""]
+        assert (one.num_drafted == 0) == (one.source == Source.PLAIN)
+        by_model = one.source == Source.MODEL
+        assert one.num_passes in (range(1, max(one.num_drafted, most[Source.MODEL]) + 1) if by_model else (0,))
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
-    dropped = sum(accepted) + len(accepted) - (len(tokens) - 1)
+    dropped = num_tokens(rounds) - (len(tokens) - 1)
     assert dropped in ({0, 1} if generation.stop_reason == "eos" else {0})
     assert (generation.stop_reason == "eos") == (tokens[-1] in limits.eos_token_ids)
     assert not any(token in limits.eos_token_ids for token in tokens[:-1])
@@ -176,36 +210,22 @@ class TableRunner:
     def set_draft(self, draft: Draft) -> None:
         self._draft_vocabulary = draft.vocabulary
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self.tokens = []
-        return self.extend(tokens)
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        if len(tokens) > 1 and not last_only:
+            (self.draft_passes if is_draft else self.verified).append(list(tokens))
+        rows = [self.row_after(token, is_draft=is_draft) for token in tokens]
+        return scored(torch.stack(rows[-1:] if last_only else rows), want, self, is_draft=is_draft)
 
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        self.tokens += tokens
-        return self._after(self._target)
-
-    def decode(self, token: int) -> Tensor:
+    def row_after(self, token: int, *, is_draft: bool) -> Tensor:
+        """The logits after one more token."""
         self.tokens.append(token)
-        return self._after(self._target)
-
-    def draft_step(self, token: int) -> Tensor:
-        self.tokens.append(token)
-        return self._after(self._draft)[: self._draft_vocabulary]
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        self.draft_passes.append(list(tokens))
-        return torch.stack([self.draft_step(token) for token in tokens])
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        self.verified.append(list(tokens))
-        return torch.stack([self.decode(token) for token in tokens])
+        before, last = [0, *self.tokens][-2:]
+        return self._draft[before, last][: self._draft_vocabulary] if is_draft else self._target[before, last]
 
     def rewind(self, length: int) -> None:
         del self.tokens[length:]
-
-    def _after(self, table: Tensor) -> Tensor:
-        before, last = [0, *self.tokens][-2:]
-        return table[before, last]
 
 
 class ClockedRunner(TableRunner):
@@ -252,26 +272,21 @@ class ClockedRunner(TableRunner):
             raise UsageError(f"the clocked runner cannot draft at {draft.precision}")
         self._chosen = draft
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self.now += len(tokens) * self._token * self.step_seconds()
-        self.longest = max(self.longest, len(tokens))
-        return super().prefill(tokens)
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        if last_only:
+            self.now += len(tokens) * self._token * self.step_seconds()
+            self.longest = max(self.longest, len(tokens))
+        else:
+            step = self.step_seconds(self._chosen if is_draft else None)
+            more = self._guess if is_draft else self._token
+            self._spend(step * (1 + more * (len(tokens) - 1)), is_draft=is_draft)
+        return super().forward(tokens, is_draft=is_draft, want=want, last_only=last_only)
 
-    def decode(self, token: int) -> Tensor:
-        return self.verify([token])[0]
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        self._spend(self.step_seconds() * (1 + self._token * (len(tokens) - 1)), is_draft=False)
-        self.tokens += tokens
-        return torch.stack([self._target[0, token] for token in tokens])
-
-    def draft_step(self, token: int) -> Tensor:
-        return self.draft_pass([token])[0]
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        self._spend(self.step_seconds(self._chosen) * (1 + self._guess * (len(tokens) - 1)), is_draft=True)
-        self.tokens += tokens
-        return torch.stack([self._target[0, token][: self._chosen.vocabulary] for token in tokens])
+    def row_after(self, token: int, *, is_draft: bool) -> Tensor:
+        self.tokens.append(token)
+        return self._target[0, token][: self._chosen.vocabulary if is_draft else None]
 
     def _spend(self, seconds: float, *, is_draft: bool) -> None:
         self.now += seconds + self._cold * (is_draft is not self._was_draft)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from selfspec_tune.draft import PolicyState, Source
+from selfspec_tune.draft import PolicyState, Round, Source
 from selfspec_tune.draft.costs import StepCosts
-from selfspec_tune.search.stages.replay import NOT_FOUND, LookedUp
+from selfspec_tune.search.stages.replay import NOT_FOUND, Finding
 
 LONG = 128
 SHORT = (5, 30)
@@ -22,7 +22,7 @@ class Position:
 
     confidence: float
     matches: bool
-    lookup: LookedUp
+    lookup: Finding
 
 
 Text = list[Position]
@@ -59,7 +59,7 @@ def _text(
         if left > 0:
             left, grown = left - 1, grown + 1
             if grown >= 2:
-                lookup = LookedUp(_LOOKED_UP, min(grown, 16), min(left + 1, _LOOKED_UP))
+                lookup = Finding(_LOOKED_UP, min(grown, 16), min(left + 1, _LOOKED_UP))
         else:
             grown = 0
             if random.random() < copying / 25:
@@ -68,7 +68,7 @@ def _text(
                 right = 0
                 while random.random() < 0.35 and right < _LOOKED_UP:
                     right += 1
-                lookup = LookedUp(_LOOKED_UP, random.choice((2, 2, 2, 3, 3, 4)), right)
+                lookup = Finding(_LOOKED_UP, random.choice((2, 2, 2, 3, 3, 4)), right)
         text.append(Position(min(max(_logistic(score), 0.02), 0.9999), matches, lookup))
     return text
 
@@ -103,10 +103,10 @@ def decode(state: PolicyState, text: Text, costs: StepCosts, *, has_lookup: bool
     position, seconds = 0, 0.0
     while position < len(text):
         found = text[position].lookup if has_lookup else NOT_FOUND
-        plan = state.begin(len(text) - position - 1, found.num_found, found.match_length)
+        plan = state.begin(len(text) - position - 1, found.num_found, found.match_length, "ngram")
         assert plan.num_tokens < len(text) - position
         drafted = accepted = 0
-        if plan.source is Source.NGRAM:
+        if plan.source == "ngram":
             drafted, accepted = plan.num_tokens, min(plan.num_tokens, found.num_right)
         elif plan.source is Source.MODEL:
             agrees = True
@@ -119,6 +119,6 @@ def decode(state: PolicyState, text: Text, costs: StepCosts, *, has_lookup: bool
                     break
             seconds += drafted * costs.draft + costs.cold
         seconds += costs.verification(drafted)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1))
+        state.update(Round(drafted, accepted, plan.source), min(found.num_right, accepted + 1))
         position += accepted + 1
     return seconds

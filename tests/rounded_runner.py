@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selfspec_tune.cpu import available_levels, chosen_level
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
 
@@ -189,14 +190,14 @@ def check_passes(
     """
     engine.set_draft(draft)
     engine.reserve(len(prompt) + sum(map(len, passes)))
-    engine.prefill(prompt)
+    prefill(engine, prompt)
     num_equal = num_rows = 0
     for tokens in passes:
         start = engine.length
         for drafting in (draft, None):
             engine.rewind(start)
             expected = model.forward(tokens, drafting)
-            ours = (engine.verify(tokens) if drafting is None else engine.draft_pass(tokens)).double()
+            ours = engine.forward(tokens, is_draft=drafting is not None).logits.double()
             off = (ours - expected.logits).abs().amax(-1) / expected.logits.abs().amax(-1)
             is_equal = off <= (1e-5 if model.is_float32 else 0.0)
             assert bool((is_equal | expected.in_doubt).all()), off[~expected.in_doubt].max() / STEP

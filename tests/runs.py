@@ -1,10 +1,27 @@
-"""Scripted paired runs for tests of results and summaries."""
+"""Scripted paired runs for tests of results and summaries, and the counts of rounds as lists."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from selfspec_tune.draft import Round
 from selfspec_tune.results import ArmRun, PairedRun
+
+
+def drafted_of(rounds: Sequence[Round]) -> list[int]:
+    """Tokens drafted in each."""
+    return [one.num_drafted for one in rounds]
+
+
+def accepted_of(rounds: Sequence[Round]) -> list[int]:
+    """Tokens accepted in each."""
+    return [one.num_accepted for one in rounds]
+
+
+def sources_of(rounds: Sequence[Round]) -> list[str | None]:
+    """Who drafted in each."""
+    return [one.source for one in rounds]
 
 
 def paired_run(
@@ -33,8 +50,7 @@ def paired_run(
             decode_seconds=candidate[2],
             draft_seconds=0.4 * candidate[2],
             verify_seconds=0.6 * candidate[2],
-            accepted=list(accepted),
-            drafted=list(drafted),
+            rounds=tuple(map(Round, drafted, accepted)),
         ),
         "lossless": "identical",
     }

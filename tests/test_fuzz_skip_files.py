@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from selfspec_tune.cli.app import app
-from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.results import DraftSettings
 from selfspec_tune.search.starts import read_start
 from tests import kit
@@ -20,7 +21,9 @@ from tests.fuzz_kit import A_FEW, damaged, folder, may_be_refused, may_exit, wri
 from tests.results_kit import SKIP, bench_result, skip_config, transfer_result
 
 _PRIOR = AcceptancePrior(0.8, (0.5,) * 10)
-_DRAFT = Draft(SKIP, DraftPolicy(PolicyKind.COST_AWARE, credit=0.5, prior=_PRIOR), vocabulary=64, ngram=NgramLookup())
+_DRAFT = Draft(
+    SKIP, DraftPolicy(PolicyKind.COST_AWARE, credit=0.5, prior=_PRIOR), vocabulary=64, sources=(NgramLookup(),)
+)
 _WHOLE = _DRAFT.with_sublayer(0, Precision.INT4).with_sublayer(1, Precision.INT8).with_head(Precision.INT8)
 _CONFIG = skip_config(draft=DraftSettings.model_validate(_WHOLE.to_dict()))
 

@@ -22,6 +22,7 @@ from selfspec_tune.search.setup import as_begun, open_setup
 from selfspec_tune.search.stages.calibration import JUDGED, calibrate
 from selfspec_tune.search.stages.proxy import Judge
 from selfspec_tune.search.stages.ranking_file import read_ranking
+from selfspec_tune.search.starts import check_starts
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import Incumbent, Trajectory, incumbent_at, read_winner
 
@@ -68,7 +69,10 @@ def run_comparison(request: CompareRequest, reporter: Reporter) -> Comparison:
     folder of a search.
     """
     StudyFolder(request.search.out).check_is_no_search()
-    for search in [_search_of(request, name) for name in request.strategies]:
+    searches = [_search_of(request, name) for name in request.strategies]
+    for search in (request.search, *searches):
+        check_starts(search)
+    for search in searches:
         reporter.stage("strategy", search.strategy.value)
         first = StudyFolder(request.search.out / request.strategies[0].value)
         if run_search(as_begun(search, first.begun), reporter).interrupted:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind
 from selfspec_tune.draft.dialects import Dialect
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sources import labels
 from selfspec_tune.errors import SelfSpecError, UsageError
 from selfspec_tune.files import short_hash
 from selfspec_tune.measure.arms import Arm, generate_arm, guarded, self_speculative_arm
@@ -25,10 +26,7 @@ from selfspec_tune.requests import BenchRequest, ModelOptions
 
 UNIFORM = "uniform"
 EXIT_FRACTION = 3
-SKIPS, COPIES = "skips-alone", "copies-alone"
-COPIES_AND_SKIPS, COPIES_AND_LOOKUP = "copies-and-skips", "copies-and-lookup"
-LOOKUP = "lookup-alone"
-PARTS = (SKIPS, COPIES, COPIES_AND_SKIPS, COPIES_AND_LOOKUP, LOOKUP)
+SKIPS, COPIES, COPIES_AND_SKIPS = "skips-alone", "copies-alone", "copies-and-skips"
 POLICIES = tuple(f"policy-{kind}" for kind in PolicyKind)
 # Rules that do not count costs draft blindly: longer drafts only lose more.
 _MOST_BY_RULE = 6
@@ -156,25 +154,27 @@ def part_arms(workload: Workload, contenders: Sequence[Arm]) -> list[Arm]:
 def parts_of(main: Draft) -> Iterator[Part]:
     """The parts of ``main`` and ``main`` under every other policy; some may be equal.
 
-    What ``main`` does without has no part: no skip set, no copies at lower precision, no lookup.
+    What ``main`` does without has no part: no skip set, no copies at lower precision, no other source.
     With nothing skipped, drafts at the model's own precision would cost as much as decoding.
     """
     nothing_skipped = SkipSet.empty(main.skip_set.num_layers)
-    by_model = replace(main, ngram=None, model_drafts=True)
+    by_model = main.by_model
+    sources = [source.label for source in main.sources]
     has_skips, has_copies = not main.skip_set.is_empty, not main.precision.is_same
     if has_skips:
         alone = replace(by_model, precision=DraftPrecision(), policy=rule(main.policy, PolicyKind.THRESHOLD))
-        yield Part(SKIPS, "the skip set at the model's own precision, without lookup", alone)
+        yield Part(SKIPS, f"the skip set at the model's own precision, without {labels(' and ')}", alone)
     if has_copies:
         alone = replace(by_model, skip_set=nothing_skipped)
-        yield Part(COPIES, "the low-precision copies with nothing skipped, without lookup", alone)
-    if has_copies and main.ngram is not None:
-        yield Part(COPIES_AND_SKIPS, "the draft without its lookup", by_model)
-    if has_copies and has_skips:
-        yield Part(COPIES_AND_LOOKUP, "the draft with nothing skipped", replace(main, skip_set=nothing_skipped))
-    if main.ngram is not None:
-        alone = Draft(nothing_skipped, main.policy, ngram=main.ngram, model_drafts=False)
-        yield Part(LOOKUP, f"the lookup alone ({main.ngram.alone})", alone)
+        yield Part(COPIES, f"the low-precision copies with nothing skipped, without {labels(' and ')}", alone)
+    if has_copies and sources:
+        yield Part(COPIES_AND_SKIPS, f"the draft without its {' and '.join(sources)}", by_model)
+    if has_copies and has_skips and sources:
+        kept = replace(main, skip_set=nothing_skipped)
+        yield Part(f"copies-and-{'-and-'.join(sources)}", "the draft with nothing skipped", kept)
+    for source in main.sources:
+        alone = Draft(nothing_skipped, main.policy, sources=(source,), model_drafts=False)
+        yield Part(f"{source.label}-alone", f"the {source.label} alone ({source.alone})", alone)
     for kind, name in zip(PolicyKind, POLICIES, strict=True):
         if kind is not main.policy.kind:
             yield Part(name, "the draft under another policy", replace(main, policy=rule(main.policy, kind)))

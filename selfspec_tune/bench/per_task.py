@@ -31,6 +31,7 @@ from selfspec_tune.search.fitting import new_fit
 from selfspec_tune.search.plan import SearchPlan, plan_search
 from selfspec_tune.search.run import run_search
 from selfspec_tune.search.setup import as_begun, open_setup
+from selfspec_tune.search.starts import check_starts
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import read_winner
 
@@ -57,6 +58,8 @@ def run_per_task(request: SearchRequest, reporter: Reporter) -> PerTask:
     begun = StudyFolder(request.out / POOLED).begun
     request = as_begun(request, begun)
     searches = split_searches(request)
+    for search in (request, *searches.values()):
+        check_starts(search)
     _tell_of_few(searches, reporter)
     with StudyFolder(request.out).locked():
         pooled = searches[POOLED].prompts
@@ -74,6 +77,8 @@ def plan_per_task(request: SearchRequest, reporter: Reporter) -> dict[str, Searc
     begun = StudyFolder(request.out / POOLED).begun
     request = as_begun(request, begun)
     searches = split_searches(request)
+    for search in (request, *searches.values()):
+        check_starts(search)
     _tell_of_few(searches, reporter)
     pooled = searches[POOLED]
     workload = open_workload(request.model, pooled.prompts, reporter, None if begun is None else begun.runner)
@@ -92,7 +97,7 @@ def split_searches(request: SearchRequest) -> dict[str, SearchRequest]:
     if POOLED in tasks:
         raise UsageError(
             f"`per_task` calls the search over all tasks {POOLED!r}, and there is a task of that name. Give it another "
-            "name, or name the tasks to keep with `task`."
+            "name, or name the tasks to keep with `tasks`."
         )
     drawn = load_some(options)
     split_each_task(drawn, tasks, seed=options.seed)

@@ -15,7 +15,7 @@ import typer
 
 from selfspec_tune.cli import exits
 from selfspec_tune.cli.bench import bench
-from selfspec_tune.cli.compare import command as compare
+from selfspec_tune.cli.compare import compare
 from selfspec_tune.cli.doctor import doctor
 from selfspec_tune.cli.export import export, import_
 from selfspec_tune.cli.generate import generate

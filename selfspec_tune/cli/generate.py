@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from selfspec_tune.arguments import given
-from selfspec_tune.cli import bench_options, exits, generate_options, options, output
-from selfspec_tune.cli.exits import at_edge
+from selfspec_tune.cli import exits, output
+from selfspec_tune.cli.command import Asked, command
 from selfspec_tune.errors import ContextError, PromptError, UsageError
+from selfspec_tune.requests import DraftOptions, ModelOptions
 
 if TYPE_CHECKING:
     from selfspec_tune.model.generation import Generation
@@ -24,63 +24,30 @@ if TYPE_CHECKING:
 _SCHEMA, _VERSION = "selfspec-tune/generation", 1
 
 
-@at_edge()
-def generate(
-    source: generate_options.Source = None,
-    model: generate_options.ModelName = None,
-    revision: bench_options.Revision = None,
-    prompt: generate_options.PromptText = None,
-    prompt_file: generate_options.PromptFile = None,
-    system: generate_options.System = None,
-    template: options.TemplateName = None,
-    max_new_tokens: generate_options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: generate_options.MinP = None,
-    repetition_penalty: generate_options.RepetitionPenalty = None,
-    seed: generate_options.Seed = None,
-    stop: generate_options.Stop = None,
-    dtype: bench_options.DtypeName = None,
-    device: options.Device = None,
-    runner: options.RunnerName = None,
-    policy: bench_options.Policy = None,
-    max_draft_tokens: bench_options.MaxDraftTokens = None,
-    exit_threshold: bench_options.ExitThreshold = None,
-    ngram: bench_options.Ngram = None,
-    draft_precision: bench_options.Precision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    show_drafts: generate_options.ShowDrafts = False,
-    compare: generate_options.Compare = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@command("generate")
+def generate(asked: Asked) -> None:
     """Answer a prompt, or converse, with the draft that a search found.
 
     Standard output holds the answer and nothing else. Ctrl-C ends an answer, a second one the program.
     """
     from selfspec_tune.model.generation import Sampling
 
-    sampling = given(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    sampling |= given(repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop) if stop else None)
+    sampling = asked.given(*(name for name in Sampling.__dataclass_fields__))
     Sampling.of(sampling)  # type: ignore[arg-type]  # refuses what means nothing before a model is loaded
-    text = _prompt(prompt, prompt_file)
-    if show_drafts and not _is_terminal(sys.stdout):
+    text = _prompt(asked["prompt"], asked["prompt_file"])
+    if asked["show_drafts"] and not _is_terminal(sys.stdout):
         raise UsageError("--show-drafts colours a terminal, and standard output is none. Leave it out.")
-    if json and text is None:
+    if asked["json"] and text is None:
         raise UsageError("--json prints one answer: give --prompt, --prompt-file or standard input.")
-    loading = given(model=model, revision=revision, dtype=dtype, device=device, runner=runner, policy=policy)
-    loading |= given(template=template, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    drafting = given(max_draft_tokens=max_draft_tokens, exit_threshold=exit_threshold, precision=draft_precision)
-    loaded = _load(source, {**loading, **drafting, "ngram": ngram}, quiet=quiet)
-    shown = _Shown(loaded, sampling, show_drafts=show_drafts, compare=compare, quiet=quiet)
+    loading = asked.of(ModelOptions, DraftOptions) | asked.given("template")
+    loaded = _load(asked["source"], loading, quiet=asked["quiet"])
+    shown = _Shown(loaded, sampling, **{name: asked[name] for name in ("show_drafts", "compare", "quiet")})
+    system = asked["system"]
     if text is None:
         _converse(loaded, shown, system)
     else:
         turns = [{"role": "system", "content": system}] if system is not None else []
-        _answer(loaded, shown, [*turns, {"role": "user", "content": text}] if turns else text, json=json)
+        _answer(loaded, shown, [*turns, {"role": "user", "content": text}] if turns else text, json=asked["json"])
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:

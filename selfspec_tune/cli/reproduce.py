@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from selfspec_tune.arguments import STUDIES, slug
-from selfspec_tune.cli import options, output
-from selfspec_tune.cli.exits import RESUMABLE, at_edge
+from selfspec_tune.cli import output
+from selfspec_tune.cli.command import Asked, command
+from selfspec_tune.cli.exits import RESUMABLE
 from selfspec_tune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,25 +18,8 @@ if TYPE_CHECKING:
     from selfspec_tune.reproduce import Command, Plan, Reproduction
 
 
-@at_edge(interrupted=RESUMABLE)
-def reproduce(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study with a reproduce.toml.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="New folder for what is measured.", show_default="studies/STUDY-again"),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Another value for a setting of the study, such as a model."),
-    ] = None,
-    step: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Run this step only; may be repeated.", show_default="all")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print steps and claims, and run nothing.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@command("reproduce", interrupted=RESUMABLE)
+def reproduce(asked: Asked) -> None:
     """Run a published study's steps again, and say claim by claim whether its figures hold on this machine.
 
     A figure differs where the two intervals have nothing in common. It holds where each value lies in the other's
@@ -45,18 +29,19 @@ def reproduce(
     """
     from selfspec_tune.reproduce import Plan, check_inputs, commands_of, run_reproduction
 
+    study, quiet = asked["study"], asked["quiet"]
     plan = Plan.of(study)
-    out = out or STUDIES / f"{slug(str(study.resolve()))}-again"
-    settings = plan.settings_with(dict(map(_setting, set_ or [])))
-    commands = commands_of(plan, study, out, settings, tuple(step or ()))
-    if dry_run:
-        _print_plan(plan, study, settings, commands, json=json)
+    out = asked["out"] or STUDIES / f"{slug(str(study.resolve()))}-again"
+    settings = plan.settings_with(dict(map(_setting, asked["set"] or [])))
+    commands = commands_of(plan, study, out, settings, tuple(asked["step"] or ()))
+    if asked["dry_run"]:
+        _print_plan(plan, study, settings, commands, json=asked["json"])
         check_inputs(commands)
         return
     found = run_reproduction(
         plan, study, out, settings, commands, quiet=quiet, say=lambda line: _say(line, quiet=quiet)
     )
-    if json:
+    if asked["json"]:
         output.print_json({"study": study.resolve().name, **found.to_dict()})
     else:
         _print(plan, found)

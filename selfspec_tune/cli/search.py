@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selfspec_tune import arguments
-from selfspec_tune.cli import exits, options, output
-from selfspec_tune.cli.exits import RESUMABLE, at_edge, stop
+from selfspec_tune.cli import exits, output
+from selfspec_tune.cli.command import Asked, command
+from selfspec_tune.cli.exits import RESUMABLE, stop
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import Objective, SearchRequest
+from selfspec_tune.requests import DraftOptions, ModelOptions, Objective, PromptOptions, SearchRequest
 
 if TYPE_CHECKING:
     from selfspec_tune.search import SearchOutcome
-
-NOT_OF_REQUEST = frozenset({"per_task", "plot", "dry_run", "json", "quiet", "debug"})
 
 
 def search_per_task(request: SearchRequest, plot: Path | None, *, is_plan: bool, json: bool, quiet: bool) -> None:
@@ -63,88 +62,29 @@ def _plan_per_task(request: SearchRequest, *, json: bool, quiet: bool) -> None:
         print_plan(console, plan)
 
 
-@at_edge(interrupted=RESUMABLE)
-def search(
-    model: options.ModelName = None,
-    revision: options.Revision = None,
-    prompts: options.PromptSource = None,
-    num_prompts: options.NumPrompts = None,
-    task: options.Tasks = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    template: options.TemplateName = None,
-    out: options.StudyFolder = None,
-    trials: options.Trials = None,
-    timeout: options.Timeout = None,
-    strategy: options.StrategyChoice = None,
-    per_task: options.PerTask = False,
-    seed: options.Seed = None,
-    dtype: options.DtypeName = None,
-    device: options.Device = None,
-    runner: options.RunnerName = None,
-    policy: options.PolicyName = None,
-    max_draft_tokens: options.MaxDraftTokens = None,
-    exit_threshold: options.ExitThreshold = None,
-    draft_vocab: options.DraftVocabulary = None,
-    ngram: options.Ngram = None,
-    draft_precision: options.Precision = None,
-    extra_memory: options.ExtraMemory = None,
-    objective: options.ObjectiveChoice = None,
-    start_from: options.StartFrom = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    plot: options.TransferPlot = None,
-    dry_run: options.DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
+@command("search", interrupted=RESUMABLE)
+def search(asked: Asked) -> None:
     """Find the layers a model may skip while it drafts for itself.
 
     Writes skip.json, bench.json and study.toml into DIR. After Ctrl-C the same command resumes.
     """
-    given = {name: value for name, value in locals().items() if name not in NOT_OF_REQUEST}
-    request = search_request(**given, folder="-tasks" if per_task else "")
+    per_task, plot, shown = asked["per_task"], asked["plot"], {"json": asked["json"], "quiet": asked["quiet"]}
+    request = search_request(asked, folder="-tasks" if per_task else "")
     if per_task and request.draft.objective is Objective.STANDALONE:
         raise UsageError("--per-task compares drafts that share the model's cache; leave out --objective standalone.")
     if per_task:
-        search_per_task(request, plot, is_plan=dry_run, json=json, quiet=quiet)
+        search_per_task(request, plot, is_plan=asked["dry_run"], **shown)
     elif plot is not None:
         raise UsageError(f"--plot {plot}: it draws what --per-task finds; add --per-task, or leave it out.")
-    elif dry_run:
-        _plan(request, json=json, quiet=quiet)
+    elif asked["dry_run"]:
+        _plan(request, **shown)
     else:
-        _run(request, json=json, quiet=quiet)
+        _run(request, **shown)
 
 
-def search_request(
-    *,
-    task: list[str] | None,
-    draft_vocab: str | None,
-    draft_precision: str | None,
-    ngram: bool | None,
-    extra_memory: str | None,
-    objective: Objective | None = None,
-    **others: Any,
-) -> SearchRequest:
-    """The search that the options of the command line ask for."""
-    if objective is Objective.STANDALONE:
-        lost = {"--ngram": ngram or None, "--extra-memory": extra_memory}
-        for option in (name for name, value in lost.items() if value is not None):
-            raise UsageError(
-                f"{option} is for a draft in this program's engine; leave it out with --objective standalone."
-            )
-    return arguments.search_request(
-        tasks=task,
-        vocabulary=draft_vocab,
-        precision=draft_precision,
-        ngram=ngram,
-        extra_memory=extra_memory,
-        objective=objective,
-        **others,
-    )
+def search_request(asked: Asked, folder: str) -> SearchRequest:
+    """The search that the options of the command line ask for; ``folder``: what its default folder's name ends with."""
+    return arguments.search_request(**asked.of(ModelOptions, PromptOptions, DraftOptions, SearchRequest), folder=folder)
 
 
 def _run(request: SearchRequest, *, json: bool, quiet: bool) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.arguments import STUDIES
 from selfspec_tune.cli import bench as bench_module
-from selfspec_tune.cli import options, output
-from selfspec_tune.cli.exits import at_edge
+from selfspec_tune.cli import output
+from selfspec_tune.cli.command import Asked, command
 from selfspec_tune.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -22,31 +20,19 @@ SKIP_FILE = "skip.json"
 BENCH_FILE = "bench.json"
 
 
-@at_edge()
-def show(
-    path: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PATH",
-            help="A study's folder, a skip.json, a bench's or a sweep's result; with --model any dialect's file.",
-            show_default="the newest study",
-        ),
-    ] = None,
-    model: options.ModelOfFile = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+@command("show")
+def show(asked: Asked) -> None:
     """Print what was found: verdict, skip set, layer map, scores and where they come from."""
-    chosen = path if path is not None else newest_study(STUDIES)
-    if model is not None:
-        _show_dialect(chosen, model, json=json)
+    chosen = asked["path"] if asked["path"] is not None else newest_study(STUDIES)
+    if asked["model"] is not None:
+        _show_dialect(chosen, asked["model"], json=asked["json"])
         return
     other = _read_other(chosen)
     if other is not None:
-        other(json=json)
+        other(json=asked["json"])
         return
     config, bench = read_results(chosen)
-    if json:
+    if asked["json"]:
         output.print_json(_plain(chosen, config, bench))
     else:
         _print(config, bench)

@@ -116,10 +116,10 @@ class _Examination:
             self_speculative(workload.runner, prompt, limits, workload.sampler, self._draft, steps)
             for _ in range(_GENERATIONS + 1)
         ][1:]  # the first warms up
-        alone = [steps.seconds(run.counts) for run in runs]
+        alone = [steps.seconds(run.rounds) for run in runs]
         return RoundOverhead(
             generations=len(runs),
-            rounds=sum(len(run.drafted) for run in runs),
+            rounds=sum(len(run.rounds) for run in runs),
             share=median(1 - (run.draft_seconds + run.verify_seconds) / run.decode_seconds for run in runs),
             over_steps=median(run.decode_seconds / seconds for run, seconds in zip(runs, alone, strict=True)),
         )

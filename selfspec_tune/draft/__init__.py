@@ -1,4 +1,4 @@
-"""What drafts: the skip set, the precision of what is kept, lookup in the context, and when to stop drafting."""
+"""What drafts: the skip set, the precision of what is kept, sources in the context, and when to stop drafting."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from selfspec_tune.draft.policy import (
     PLAIN,
     AcceptancePrior,
     DraftPolicy,
-    NgramLookup,
     Plan,
     PolicyKind,
     PolicyState,
-    Source,
 )
 from selfspec_tune.draft.precision import DraftPrecision, Precision
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.source import DraftSource
 
 __all__ = [
     "CONFIDENCE_EDGES",
@@ -25,11 +25,12 @@ __all__ = [
     "Draft",
     "DraftPolicy",
     "DraftPrecision",
-    "NgramLookup",
+    "DraftSource",
     "Plan",
     "PolicyKind",
     "PolicyState",
     "Precision",
+    "Round",
     "SkipSet",
     "Source",
     "rescaled",

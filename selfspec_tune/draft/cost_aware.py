@@ -6,17 +6,20 @@ be had at ``rate`` a plain step, one more drafted token is worth having if
     P(all before it accepted) · P(it is accepted)  >  rate · (what drafting and verifying it costs)
 
 with the rate that the policy itself achieves, at least plain decoding's 1: the condition
-under which a ratio is largest (Dinkelbach 1967). The same rates decide between looked-up
-tokens, the model's drafts and a plain step. All times here are in plain steps.
+under which a ratio is largest (Dinkelbach 1967). The same rates decide between tokens found
+in the context, the model's drafts and a plain step. All times here are in plain steps.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 
 from selfspec_tune.draft.costs import StepCosts
-from selfspec_tune.draft.policy import CONFIDENCE_EDGES, PLAIN, AcceptancePrior, DraftPolicy, NgramLookup, Plan, Source
+from selfspec_tune.draft.policy import CONFIDENCE_EDGES, PLAIN, AcceptancePrior, DraftPolicy, Plan
+from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.source import DraftSource
 
 # Constants tuned on simulated texts (tests/policy_simulator.py); the outcome hardly depends on them.
 _CONFIDENCE = {"strength": 6.0, "memory": 0.98}
@@ -31,7 +34,7 @@ _MATCH_PRIORS = (0.2, 0.4, 0.5, 0.65, 0.8, 0.9, 0.95)
 _MARGIN = 1.1
 # The whole credit (and up to this much more of it) is granted where the first guess is a gain of so much.
 _CLEAR_GAIN, _MOST_CREDIT = 0.25, 1.3
-_LOOKUP_CREDIT = 0.25  # at least, with a lookup: its tokens cost next to nothing
+_FOUND_CREDIT = 0.25  # at least, with a source: its tokens cost next to nothing
 _RATE = {"strength": 2.0, "memory": 0.8}
 _DRAFTING = {"strength": 3.0, "memory": 0.9}
 # Rounds without the model before it is tried again; doubled each time that it still looks bad.
@@ -97,8 +100,8 @@ class ModelAcceptance:
             (self.following if position else self.first).add(outcome)
 
 
-class LookupAcceptance:
-    """Of tokens looked up, by the length of the match before them."""
+class FoundAcceptance:
+    """Of tokens that a source found, by the length of the match before them."""
 
     def __init__(self) -> None:
         self._bins = [RunningMean(prior, **_MATCH) for prior in _MATCH_PRIORS]
@@ -145,28 +148,31 @@ class CostAwareState:
     needs_probability = True
 
     def __init__(
-        self, policy: DraftPolicy, costs: StepCosts, *, ngram: NgramLookup | None = None, model_drafts: bool = True
+        self, policy: DraftPolicy, costs: StepCosts, *, sources: Sequence[DraftSource] = (), model_drafts: bool = True
     ) -> None:
         self._most = policy.max_draft_tokens if model_drafts else 0
-        longest = max(self._most, ngram.max_tokens if ngram else 0)
+        longest = max([self._most, *(source.max_tokens for source in sources)])
         self._step, self._cold, self._guess = (
             seconds / costs.decode for seconds in (costs.draft, costs.cold, costs.guess)
         )
         self._verify = [1.0, *(costs.verification(k) / costs.decode for k in range(1, longest + 1))]
         self._model = ModelAcceptance(policy.prior)
-        self._lookup = LookupAcceptance()
+        self._by_source: dict[str, FoundAcceptance] = defaultdict(FoundAcceptance)
         self._each = RunningMean(self._step, **_DRAFTING)  # time of a drafted token, a round's first step apart
         promise = self._model_rate(self._most)
         self._tokens, self._time = RunningMean(promise, **_RATE), RunningMean(1.0, **_RATE)
-        self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(promise, has_lookup=ngram is not None))
+        self._ledger = Ledger(policy.max_loss, policy.credit * _share_of_credit(promise, has_source=bool(sources)))
         self._pause, self._paused, self._is_trying = _FIRST_PAUSE, 0, False
         self._plan = PLAIN
+        self._source: str = Source.PLAIN
+        self._found = self._by_source[Source.PLAIN]
         self._num_found = self._match_length = 0
         self._confidences: list[float] = []
         self._survival = 1.0
 
-    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
         self._num_found, self._match_length = num_found, match_length
+        self._source, self._found = source, self._by_source[source]
         self._confidences.clear()
         self._survival = 1.0
         self._plan = self._choose(room)
@@ -189,32 +195,30 @@ class CostAwareState:
                 return True
         return False
 
-    def num_guesses(self, num_found: int, match_length: int) -> int:
+    def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
         """As many as save more of a draft step each, by being what the draft would say, than they add to one."""
-        chance = 1.0
+        acceptance, chance = self._by_source[source], 1.0
         for number in range(num_found):
-            chance *= self._lookup.after(match_length + number)
+            chance *= acceptance.after(match_length + number)
             if chance * self._step <= self._guess:
                 return number
         return num_found
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        is_model = self._plan.source is Source.MODEL
-        num_passes = drafted if num_passes is None else num_passes
-        drafting = num_passes * self._step + num_guesses * self._guess if is_model else 0.0
-        cost = self._verify[drafted] + drafting + (self._cold if is_model else 0.0)
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        accepted, is_model = round_.num_accepted, self._plan.source is Source.MODEL
+        guessing = (round_.num_guesses or 0) * self._guess
+        drafting = round_.draft_passes * self._step + guessing if is_model else 0.0
+        cost = self._verify[round_.num_drafted] + drafting + (self._cold if is_model else 0.0)
         self._ledger.book(cost, accepted + 1)
-        # Whatever was decoded shows what the lookup would have been worth.
+        # Whatever was decoded shows what the found tokens would have been worth.
         seen = min(self._num_found, agreed + 1, accepted + 1)
-        self._lookup.observe(self._match_length, agreed, seen)
-        if self._plan.source is not Source.NGRAM:
+        self._found.observe(self._match_length, agreed, seen)
+        if is_model or self._plan is PLAIN:
             self._tokens.add(accepted + 1.0)
             self._time.add(cost)
         if is_model:
             self._model.observe(self._confidences, accepted)
-            self._each.add(drafting / max(drafted, 1))
+            self._each.add(drafting / max(round_.num_drafted, 1))
             self._note_trial()
 
     @property
@@ -225,9 +229,9 @@ class CostAwareState:
     def _choose(self, room: int) -> Plan:
         self._is_trying = False
         model_rate = self._model_rate(min(self._most, room))
-        length, lookup_rate = self._best_lookup(min(self._num_found, room))
-        if length and lookup_rate >= max(1.0, model_rate):
-            return Plan(Source.NGRAM, length)
+        length, found_rate = self._best_found(min(self._num_found, room))
+        if length and found_rate >= max(1.0, model_rate):
+            return Plan(self._source, length)
         if room < 1 or not self._most or not self._may_draft(1):
             return PLAIN
         if model_rate <= 1.0:
@@ -262,8 +266,8 @@ class CostAwareState:
             best = max(best, tokens / self._model_cost(length))
         return best
 
-    def _best_lookup(self, most: int) -> tuple[int, float]:
-        """How many of the looked-up tokens to take, and the tokens a plain step that they promise."""
+    def _best_found(self, most: int) -> tuple[int, float]:
+        """How many of the found tokens to take, and the tokens a plain step that they promise."""
         rate, stake = self._rate, self._ledger.stake
         best_length, best_gain, best_rate = 0, 0.0, 0.0
         tokens = chance = 1.0
@@ -271,7 +275,7 @@ class CostAwareState:
             cost = self._verify[length]
             if cost - 1.0 > stake:
                 break
-            chance *= self._lookup.after(self._match_length + length - 1)
+            chance *= self._found.after(self._match_length + length - 1)
             tokens += chance
             gain = tokens - rate * cost
             if not best_length or gain > best_gain:
@@ -279,7 +283,7 @@ class CostAwareState:
         return best_length, best_rate
 
 
-def _share_of_credit(guess: float, *, has_lookup: bool) -> float:
+def _share_of_credit(guess: float, *, has_source: bool) -> float:
     """More credit where the draft promises more at first: the generation may end before it could show."""
     share = min(max((guess - 1.0) / _CLEAR_GAIN, 0.0), _MOST_CREDIT)
-    return max(share, _LOOKUP_CREDIT) if has_lookup else share
+    return max(share, _FOUND_CREDIT) if has_source else share

@@ -1,4 +1,4 @@
-"""What the engine's steps cost on a machine, and what a run with given counts would take.
+"""What the engine's steps cost on a machine, and what a run of given rounds would take.
 
 Pure values without torch: the engine measures them, the search and the cost-aware policy
 read them, the study keeps them. All times are seconds.
@@ -13,56 +13,14 @@ from typing import Any
 
 from selfspec_tune.checks import number, numbers, shown, whole
 from selfspec_tune.draft.draft import Draft
-from selfspec_tune.draft.policy import Source
 from selfspec_tune.draft.precision import Precision
+from selfspec_tune.draft.rounds import Round, num_tokens
 from selfspec_tune.draft.skip_set import MOST_LAYERS
 from selfspec_tune.errors import UsageError
 
 # What a file may state.
 _MOST_TOKENS = 100_000_000  # of a context
 _LEAST_SECONDS, _MOST_SECONDS = 1e-12, 1e6  # of a step
-
-
-@dataclass(slots=True)
-class Counts:
-    """Rounds of a real or replayed run: tokens drafted and accepted in each, and who drafted (empty: the model).
-
-    ``passes``: draft passes through the model in each round (empty: one for each token that it drafted);
-    ``guesses``: looked-up tokens that these passes tried (empty: none).
-    """
-
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    guesses: list[int] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens produced: the accepted ones, and one more each round."""
-        return sum(self.accepted) + len(self.accepted)
-
-    @property
-    def num_passes(self) -> int:
-        """Draft passes through the model; tokens looked up took none."""
-        return sum(self._passes)
-
-    @property
-    def num_drafts(self) -> int:
-        """Rounds in which the model drafted."""
-        return sum(passes > 0 for passes in self._passes)
-
-    @property
-    def num_guesses(self) -> int:
-        """Looked-up tokens that draft passes tried."""
-        return sum(self.guesses)
-
-    @property
-    def _passes(self) -> list[int]:
-        if self.passes:
-            return self.passes
-        sources = self.sources or [Source.MODEL] * len(self.drafted)
-        return [k if source == Source.MODEL else 0 for k, source in zip(self.drafted, sources, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +53,16 @@ class StepCosts:
         slope = (self.verify[last] - self.verify[middle]) / max(last - middle, 1)
         return self.verify[last] + max(slope, 0.0) * (num_drafted - last)
 
-    def seconds(self, counts: Counts) -> float:
-        """Decode time of a run with these counts."""
-        drafting = counts.num_passes * self.draft + counts.num_drafts * self.cold + counts.num_guesses * self.guess
-        return drafting + sum(self.verification(k) for k in counts.drafted)
+    def seconds(self, rounds: Sequence[Round]) -> float:
+        """Decode time of a real or replayed run."""
+        passes = [one.draft_passes for one in rounds]
+        num_guesses = sum(one.num_guesses or 0 for one in rounds)
+        drafting = sum(passes) * self.draft + sum(map(bool, passes)) * self.cold + num_guesses * self.guess
+        return drafting + sum(self.verification(one.num_drafted) for one in rounds)
 
-    def speedup(self, counts: Counts) -> float:
+    def speedup(self, rounds: Sequence[Round]) -> float:
         """Decode speedup of such a run over plain decoding of as many tokens."""
-        return counts.num_tokens * self.decode / self.seconds(counts)
+        return num_tokens(rounds) * self.decode / self.seconds(rounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from selfspec_tune.draft.cost_aware import CostAwareState
 from selfspec_tune.draft.costs import StepCosts
-from selfspec_tune.draft.policy import PLAIN, DraftPolicy, NgramLookup, Plan, PolicyKind, PolicyState, Source
+from selfspec_tune.draft.policy import PLAIN, DraftPolicy, Plan, PolicyKind, PolicyState
+from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.source import DraftSource
 
 
 class RuleState:
-    """Takes what the lookup found, whole; else drafts with the model by the policy's rule."""
+    """Takes what a source found, whole; else drafts with the model by the policy's rule."""
 
     def __init__(self, policy: DraftPolicy, *, model_drafts: bool = True) -> None:
         self._policy = policy
         self._model_drafts = model_drafts
-        self._source = Source.MODEL
         self.needs_probability = policy.needs_probability
         self.threshold = policy.exit_threshold
         self.acceptance = 0.0
 
-    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
         if room < 1 or (num_found < 1 and not self._model_drafts):
             return PLAIN
         # However high an adaptive threshold has climbed (it is not clamped), one token is drafted: without it there
         # would be nothing to bring the threshold down again.
-        self._source = Source.NGRAM if num_found else Source.MODEL
-        return Plan(self._source, min(room, num_found or self._policy.max_draft_tokens))
+        if num_found:
+            return Plan(source, min(room, num_found))
+        return Plan(Source.MODEL, min(room, self._policy.max_draft_tokens))
 
     def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
         if num_drafted >= self._policy.max_draft_tokens:
             return False
         return self._policy.kind is PolicyKind.FIXED or probability >= self.threshold
 
-    def num_guesses(self, num_found: int, match_length: int) -> int:
+    def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
         return num_found
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        """Move an adaptive threshold; what was looked up says nothing about it."""
-        policy = self._policy
-        if policy.kind is not PolicyKind.ADAPTIVE or drafted == 0 or self._source is Source.NGRAM:
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        """Move an adaptive threshold; what a source found says nothing about it."""
+        policy, is_by_model = self._policy, round_.source in (None, Source.MODEL)
+        if policy.kind is not PolicyKind.ADAPTIVE or round_.num_drafted == 0 or not is_by_model:
             return
         momentum = policy.acceptance_momentum
-        self.acceptance = momentum * self.acceptance + (1 - momentum) * accepted / drafted
+        self.acceptance = momentum * self.acceptance + (1 - momentum) * round_.num_accepted / round_.num_drafted
         if self.acceptance < policy.target_acceptance:
             proposal = self.threshold + policy.step
-        elif drafted >= policy.max_draft_tokens:
+        elif round_.num_drafted >= policy.max_draft_tokens:
             proposal = self.threshold
         else:
             proposal = self.threshold - policy.step
@@ -57,7 +59,7 @@ def fresh_state(
     policy: DraftPolicy,
     costs: StepCosts | None = None,
     *,
-    ngram: NgramLookup | None = None,
+    sources: Sequence[DraftSource] = (),
     model_drafts: bool = True,
 ) -> PolicyState:
     """The state of ``policy`` at the beginning of a generation; what else there is to draft with as in `Draft`.
@@ -68,4 +70,4 @@ def fresh_state(
         return RuleState(policy, model_drafts=model_drafts)
     if costs is None:
         raise ValueError("a cost-aware policy needs the step costs of its draft: pass costs=Workload.step_costs(draft)")
-    return CostAwareState(policy, costs, ngram=ngram, model_drafts=model_drafts)
+    return CostAwareState(policy, costs, sources=sources, model_drafts=model_drafts)

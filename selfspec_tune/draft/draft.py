@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfspec_tune.checks import shown, whole
-from selfspec_tune.draft.policy import DraftPolicy, NgramLookup
+from selfspec_tune.draft import sources as known
+from selfspec_tune.draft.policy import DraftPolicy
 from selfspec_tune.draft.precision import DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.source import DraftSource
 from selfspec_tune.errors import UsageError
 
 MOST_TOKEN_IDS = 10_000_000  # many more than any vocabulary has
@@ -19,32 +21,39 @@ _POLICY, _SAME = DraftPolicy(), DraftPrecision()
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """How tokens are drafted: `SkipSet`, `DraftPolicy`, precision of the kept sub-layers, lookup.
+    """How tokens are drafted: `SkipSet`, `DraftPolicy`, precision of the kept sub-layers, sources beside the model.
 
     ``vocabulary`` restricts the model's drafts to the first so many token ids: only those
     rows of the output head are read, a view of the same tensor. BPE vocabularies are
     ordered by merge rank, so frequent tokens come first. Verification always sees the whole
     vocabulary, so a token outside is never lost, only never drafted. None: all of it.
 
-    With ``ngram``, tokens are looked up in the context first, and the model drafts where
-    nothing is found; with ``model_drafts`` false the lookup drafts alone.
+    Each of ``sources`` is asked in turn what may follow the context, and the model drafts where
+    nothing is found; with ``model_drafts`` false the sources draft alone.
     """
 
     skip_set: SkipSet
     policy: DraftPolicy = _POLICY
     precision: DraftPrecision = _SAME
     vocabulary: int | None = None
-    ngram: NgramLookup | None = None
+    sources: tuple[DraftSource, ...] = ()
     model_drafts: bool = True
 
     def __post_init__(self) -> None:
         self.precision.check(self.skip_set.num_layers)
         if self.vocabulary is not None:
             whole("vocabulary", self.vocabulary, 1, MOST_TOKEN_IDS)
-        if self.ngram is None and not self.model_drafts:
-            raise UsageError("A draft with neither a lookup nor the model drafts nothing; give it one of them.")
-        if self.ngram is not None and not self.model_drafts:  # so that drafts which do the same are equal
-            object.__setattr__(self, "ngram", self.ngram.alone)
+        if not self.sources and not self.model_drafts:
+            labels = known.labels(" nor a ")
+            raise UsageError(f"A draft with neither a {labels} nor the model drafts nothing; give it one of them.")
+        # So that drafts which do the same are equal.
+        sources = known.in_order(self.sources if self.model_drafts else (source.alone for source in self.sources))
+        object.__setattr__(self, "sources", sources)
+
+    @property
+    def by_model(self) -> Draft:
+        """The same without its sources: the model alone drafts."""
+        return replace(self, sources=(), model_drafts=True)
 
     @property
     def sublayers(self) -> tuple[Precision | None, ...]:
@@ -83,8 +92,7 @@ class Draft:
             parts.append(f"vocabulary {self.vocabulary}")
         if not self.precision.is_same:
             parts.append(f"precision {self.precision}")
-        if self.ngram is not None:
-            parts.append(f"{self.ngram}" if self.model_drafts else f"{self.ngram} alone")
+        parts += [f"{source}" if self.model_drafts else f"{source} alone" for source in self.sources]
         return f"{self.skip_set} ({', '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,14 +101,14 @@ class Draft:
             **self.policy.to_dict(),
             "precision": self.precision.to_json(),
             "vocabulary": self.vocabulary,
-            "ngram": None if self.ngram is None else self.ngram.to_dict(),
+            **known.to_json(self.sources),
             "model_drafts": self.model_drafts,
         }
 
     @classmethod
     def from_dict(cls, skip_set: SkipSet, draft: dict[str, Any]) -> Draft:
         """The inverse of `to_dict`; unknown fields are ignored, missing ones take defaults. Raises `UsageError`."""
-        ngram, model_drafts = draft.get("ngram"), draft.get("model_drafts", True)
+        model_drafts = draft.get("model_drafts", True)
         if not isinstance(model_drafts, bool):
             raise UsageError(f"model_drafts is {shown(model_drafts)}; expected true or false.")
         return cls(
@@ -108,7 +116,7 @@ class Draft:
             DraftPolicy.from_dict(draft),
             DraftPrecision.from_json(draft.get("precision", "same"), skip_set.num_layers),
             draft.get("vocabulary"),
-            None if ngram is None else NgramLookup.from_dict(ngram),
+            known.from_json(draft),
             model_drafts,
         )
 

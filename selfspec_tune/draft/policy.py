@@ -3,74 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Protocol
 
 from selfspec_tune.checks import number, numbers, only_known, shown, whole
+from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.errors import UsageError
 
-_MOST_TOKENS = 1024
 MOST_DRAFT_TOKENS = 1024  # many more than any draft is right for
 # Inner bounds of the intervals of a drafted token's probability; finer where most tokens fall.
 CONFIDENCE_EDGES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98, 0.995)
 _EXIT_THRESHOLD = 0.6
 _SHARES = ("exit_threshold", "target_acceptance", "step", "acceptance_momentum", "threshold_momentum")
 _MOST_CREDIT = 1000.0  # plain steps
-
-
-class Source(StrEnum):
-    """Where the drafted tokens of a round come from; a plain round has none."""
-
-    PLAIN = "plain"
-    NGRAM = "ngram"
-    MODEL = "model"
-
-
-@dataclass(frozen=True, slots=True)
-class NgramLookup:
-    """Look the last ``max_match`` … ``min_match`` tokens up in prompt and output, longest first.
-
-    Where they occurred before, up to ``max_tokens`` tokens that followed their most recent
-    occurrence are drafted (prompt lookup decoding, Saxena 2023). That costs no forward pass.
-
-    Where the model drafts instead, each of its passes tries up to ``draft_tokens`` of those tokens
-    beside the last one: as many as it agrees with need no pass of their own.
-    """
-
-    max_match: int = 4
-    min_match: int = 2
-    max_tokens: int = 10
-    draft_tokens: int = 4
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_match", 1), ("min_match", 1), ("max_tokens", 1), ("draft_tokens", 0)):
-            whole(f"ngram.{name}", getattr(self, name), least, _MOST_TOKENS)
-        if self.min_match > self.max_match:
-            raise UsageError(
-                f"An n-gram lookup of {self.min_match} to {self.max_match} tokens; expected min_match ≤ max_match."
-            )
-
-    def __str__(self) -> str:
-        tried = f", {self.draft_tokens} in drafts" if self.draft_tokens else ""
-        return f"n-gram {self.min_match}-{self.max_match}, {self.max_tokens} tokens{tried}"
-
-    @property
-    def alone(self) -> NgramLookup:
-        """The same where the model drafts nothing."""
-        return replace(self, draft_tokens=0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> NgramLookup:
-        """The inverse of `to_dict`; missing fields take defaults. Raises `UsageError`.
-
-        Files from before ``draft_tokens`` were measured without it.
-        """
-        return cls(**{"draft_tokens": 0, **only_known("ngram", value, cls.__dataclass_fields__)})
 
 
 class PolicyKind(StrEnum):
@@ -194,9 +140,9 @@ def _text(value: float | AcceptancePrior) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a round drafts: from which source, and at most how many tokens (none when plain)."""
+    """What a round drafts: from which source, by name, and at most how many tokens (none when plain)."""
 
-    source: Source
+    source: str
     num_tokens: int = 0
 
 
@@ -206,17 +152,17 @@ PLAIN = Plan(Source.PLAIN)
 class PolicyState(Protocol):
     """A policy within one generation.
 
-    It sees only the probabilities of drafted tokens, what the lookup found, and what was
+    It sees only the probabilities of drafted tokens, what a source found, and what was
     accepted before; every drafted token is verified. So it may decide as it likes: the
     output stays exact.
     """
 
     needs_probability: bool
 
-    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
         """Plan a round that may draft up to ``room`` tokens.
 
-        The lookup found ``num_found`` tokens after a match of ``match_length``.
+        The ``source`` of that name found ``num_found`` tokens after a match of ``match_length``.
         """
 
     def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
@@ -225,17 +171,12 @@ class PolicyState(Protocol):
         ``num_ahead`` further tokens are known already, from the same pass.
         """
 
-    def num_guesses(self, num_found: int, match_length: int) -> int:
-        """How many of ``num_found`` tokens, looked up after a match of ``match_length``, a draft pass should try."""
+    def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
+        """How many of ``num_found`` tokens, found as for `begin`, a draft pass should try."""
 
-    def update(
-        self, accepted: int, drafted: int, agreed: int = 0, num_passes: int | None = None, num_guesses: int = 0
-    ) -> None:
-        """Learn that the verification accepted ``accepted`` of the round's ``drafted`` tokens.
+    def update(self, round_: Round, agreed: int = 0) -> None:
+        """Learn what the round has become.
 
-        ``num_passes`` of the draft made them (default: one each, where the model drafted), which
-        tried ``num_guesses`` looked-up tokens.
-
-        ``agreed``: how many of the tokens that the lookup found, taken or not, were those
+        ``agreed``: how many of the tokens that the source found, taken or not, were those
         that the round gave (its accepted ones and one more), up to the first difference.
         """

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.far_probe import FarProbe
-from selfspec_tune.engine.runner import Runner, check_first_pass, greedy_steps
+from selfspec_tune.engine.runner import Runner, Want, check_first_pass, prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
@@ -212,11 +212,10 @@ def _decode_and_verify(runner: FastRunner, context_length: int) -> Callable[[], 
     length = min(_NUM_PROBE_TOKENS, context_length - needed)
     runner.reserve(length + needed)
     runner.resume((), length)
-    greedy = greedy_steps(runner)
 
     def run() -> None:
-        greedy.decode_greedy(0)
-        greedy.verify_greedy([0] * (_VERIFIED + 1))
+        runner.forward([0], want=Want.TOKENS)
+        runner.forward([0] * (_VERIFIED + 1), want=Want.TOKENS)
         runner.rewind(length)
         runner.synchronize()
 
@@ -254,11 +253,11 @@ def _walk(runner: Runner, num_tokens: int) -> list[Tensor]:
     runner.reserve(len(tokens) + _NUM_PROBE_STEPS)
     middle = runner.num_layers // 2
     runner.set_draft(Draft(SkipSet(runner.num_layers, (middle,), (max(middle - 1, 0),))))
-    logits = [runner.prefill(tokens), runner.decode(tokens[0])]
+    logits = [prefill(runner, tokens), runner.forward(tokens[:1]).logits]
     verified = runner.length
-    logits += [runner.draft_step(tokens[1]), runner.draft_step(tokens[2])]
+    logits += [runner.forward([token], is_draft=True).logits for token in tokens[1:3]]
     runner.rewind(verified)
-    logits.append(runner.verify(tokens[3:7]))
+    logits.append(runner.forward(tokens[3:7]).logits)
     runner.rewind(verified + 2)
-    logits.append(runner.decode(tokens[5]))
+    logits.append(runner.forward(tokens[5:6]).logits)
     return logits

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.costs import ContextCosts, CostModel, StepCosts
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.runner import Runner, prefill
 from selfspec_tune.engine.timing import (
     Clock,
     ContextSteps,
@@ -193,8 +193,8 @@ def measure_step_costs(
     """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats`` or, where steps are short, up to five times as many;
-    verifications between the few that are timed lie on a line. A draft step is 0 where the
-    lookup drafts alone. Of another draft's costs, ``known``, those of the full model are kept,
+    verifications between the few that are timed lie on a line. A draft step is 0 where
+    the model does not draft. Of another draft's costs, ``known``, those of the full model are kept,
     and only the draft step is timed, beside a plain one. ``context_length``, the model's, cuts
     the context where it leaves no room for the steps.
     Overwrites the cache and the draft.
@@ -295,6 +295,6 @@ def fill_cache(runner: Runner, context: Sequence[int], length: int, room: int, c
     runner.reserve(length + room)
     runner.synchronize()
     begun = clock()
-    runner.prefill(repeated[:length])
+    prefill(runner, repeated[:length])
     runner.synchronize()
     return clock() - begun

@@ -11,21 +11,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from torch import Tensor
-
-from selfspec_tune.draft import Draft, Source
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft import Draft, Round
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
-from selfspec_tune.engine.drafting import Drafted, Drafter, common_prefix
-from selfspec_tune.engine.runner import (
-    GreedySteps,
-    Runner,
-    check_differ,
-    check_logits,
-    greedy_steps,
-    make_room,
-    most_probable,
-)
+from selfspec_tune.draft.rounds import PLAIN_ROUND
+from selfspec_tune.draft.source import common_prefix
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
+from selfspec_tune.engine.runner import Runner, Scores, Want, check_differ, check_logits, make_room, scored
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.sampling import Sampler, accept
 
@@ -36,34 +29,22 @@ StopReason = Literal["eos", "length"]
 class RawGeneration:
     """Token ids and what producing them took; rates are derived from it later.
 
-    ``accepted`` and ``drafted`` hold one count per draft-and-verify round (empty for
-    plain decoding), ``sources`` who drafted in it (a `selfspec_tune.draft.Source`; empty where
-    that is not known), ``passes`` the draft's passes through the model in it, ``guesses`` how many
-    looked-up tokens these passes tried. Times are seconds
-    of synchronised work; ``verify_seconds`` is the time in full-model forward passes after
-    prefill, plain decode steps included. ``decode_seconds`` is everything after prefill,
-    overhead included. ``prefilled`` tokens of the prompt were run: all but those that a cache held.
+    Plain decoding has no ``rounds``. Times are seconds of synchronised work; ``verify_seconds``
+    is the time in full-model forward passes after prefill, plain decode steps included.
+    ``decode_seconds`` is everything after prefill, overhead included.
+    ``prefilled`` tokens of the prompt were run: all but those that a cache held.
     ``first_tokens`` came out of the prefill: one, or more where drafts were verified in the same pass.
     """
 
     tokens: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    drafted: list[int] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     decode_seconds: float = 0.0
     stop_reason: StopReason = "length"
     first_tokens: int = 1
-    sources: list[str] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    guesses: list[int] = field(default_factory=list)
     prefilled: int = 0
-
-    @property
-    def counts(self) -> Counts:
-        """The rounds, as the cost model counts them."""
-        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
 
     @property
     def total_seconds(self) -> float:
@@ -104,16 +85,15 @@ class _Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One round's ``tokens``, without those past a limit: of the ``drafted`` ones the first ``num_accepted``, one more.
+class RoundTokens:
+    """A round with the ``tokens`` that it gave, without those past a limit, and those ``drafted``.
 
-    The first round of a generation is the prefill's own token.
+    The prefill's own token and each of plain decoding come as a plain round.
     """
 
     tokens: list[int]
     drafted: Sequence[int] = ()
-    num_accepted: int = 0
-    source: Source = Source.PLAIN
+    round: Round = PLAIN_ROUND
 
 
 def autoregressive(runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler) -> RawGeneration:
@@ -153,23 +133,23 @@ def self_speculative(
 
 def plain_rounds(
     runner: Runner, prompt: Sequence[int], limits: Limits, sampler: Sampler, record: RawGeneration, *, known: int = 0
-) -> Generator[Round]:
+) -> Generator[RoundTokens]:
     """`autoregressive` token by token; ``record`` is filled as they come, without the time that their reader takes.
 
     ``known``: how many of the prompt's first tokens are in the runner's cache and need not be run again.
     """
     output = _Output(limits, record)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
-    greedy = greedy_steps(runner) if sampler.greedy else None
+    want = _wanted(sampler)
     ended = output.emit([token])
-    yield from clock.paused(Round([token]))
+    yield from clock.paused(RoundTokens([token]))
     while not ended:
-        token = _decode(runner, greedy, token, sampler)
+        token = _pick(runner, runner.forward([token], want=want), sampler)
         ended = output.emit([token])
         if ended:
             runner.synchronize()
         record.decode_seconds = record.verify_seconds = clock.seconds
-        yield from clock.paused(Round([token]))
+        yield from clock.paused(RoundTokens([token]))
 
 
 def speculative_rounds(
@@ -183,37 +163,34 @@ def speculative_rounds(
     *,
     samples_drafts: bool = True,
     known: int = 0,
-) -> Generator[Round]:
+) -> Generator[RoundTokens]:
     """`self_speculative` round by round; ``record`` and ``known`` as in `plain_rounds`."""
     output = _Output(limits, record)
-    policy = fresh_state(draft.policy, costs, ngram=draft.ngram, model_drafts=draft.model_drafts)
+    policy = fresh_state(draft.policy, costs, sources=draft.sources, model_drafts=draft.model_drafts)
     runner.set_draft(draft)
     runner, token, clock = _prefill(runner, prompt, limits, sampler, record, known)
-    steps = greedy_steps(runner, needs_probability=policy.needs_probability)
-    greedy = steps if sampler.greedy else None
-    drafter = Drafter(
-        runner, greedy if samples_drafts else steps, draft.ngram, policy, sampler, output.is_eos, [*prompt, token]
-    )
+    drawn_by = sampler if samples_drafts and not sampler.greedy else None
+    drafter = Drafter(runner, draft.sources, policy, drawn_by, output.is_eos, [*prompt, token])
     ended = output.emit([token])
-    yield from clock.paused(Round([token]))
+    yield from clock.paused(RoundTokens([token]))
     while not ended:
         begun = perf_counter()
         drafted = drafter.draft(token, output.remaining - 1)
         drafted_at = perf_counter()
-        num_accepted, token = _verify(runner, greedy, token, drafted, sampler)
+        verified = runner.length
+        scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
+        num_accepted, token = _accepted(runner, scores, drafted, sampler)
+        runner.rewind(verified + num_accepted + 1)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
-        record.drafted.append(len(drafted.tokens))
-        record.accepted.append(num_accepted)
-        record.sources.append(drafted.source.value)
-        record.passes.append(drafted.num_passes)
-        record.guesses.append(drafted.num_guesses)
+        round_ = Round(len(drafted.tokens), num_accepted, drafted.source, drafted.num_passes, drafted.num_guesses)
+        record.rounds.append(round_)
         tokens = [*drafted.tokens[:num_accepted], token]
-        drafter.learn(drafted, num_accepted, tokens)
+        drafter.learn(round_, tokens)
         num_before = len(record.tokens)
         ended = output.emit(tokens)
         record.decode_seconds = clock.seconds
-        yield from clock.paused(Round(record.tokens[num_before:], drafted.tokens, num_accepted, drafted.source))
+        yield from clock.paused(RoundTokens(record.tokens[num_before:], drafted.tokens, round_))
 
 
 class _Clock:
@@ -226,10 +203,10 @@ class _Clock:
     def seconds(self) -> float:
         return perf_counter() - self.begun
 
-    def paused(self, round_: Round) -> Generator[Round]:
-        """Give ``round_`` to the reader, and stand still until the next is asked for."""
+    def paused(self, given: RoundTokens) -> Generator[RoundTokens]:
+        """Give ``given`` to the reader, and stand still until the next is asked for."""
         begun = perf_counter()
-        yield round_
+        yield given
         self.begun += perf_counter() - begun
 
 
@@ -245,43 +222,32 @@ def _prefill(
     runner = penalised(runner, sampler.repetition_penalty, prompt[:known])
     runner.synchronize()
     begun = perf_counter()
-    logits = runner.extend(prompt[known:]) if known else runner.prefill(prompt)
-    token = _pick(runner, logits, sampler)
+    logits = runner.forward(prompt[known:], last_only=True).logits
+    token = _pick(runner, scored(logits, _wanted(sampler), runner), sampler)
     record.prefill_seconds = perf_counter() - begun
     record.prefilled = len(prompt) - known
-    check_differ(logits[None], runner)  # untimed
+    check_differ(logits, runner)  # untimed
     return runner, token, _Clock()
 
 
-def _pick(runner: Runner, logits: Tensor, sampler: Sampler) -> int:
-    """The token after the runner's last pass, by its logits [vocabulary]."""
+def _wanted(sampler: Sampler) -> Want:
+    """What choosing the model's next token takes."""
+    return Want.TOKENS if sampler.greedy else Want.LOGITS
+
+
+def _pick(runner: Runner, scores: Scores, sampler: Sampler) -> int:
+    """The token after the runner's last pass, which was over one position or gave the last alone."""
     if sampler.greedy:
-        return most_probable(logits[None], runner)[0]
-    check_logits(logits[None], runner)
-    return sampler.draw(sampler.probabilities(logits))
+        return scores.tokens[0]
+    check_logits(scores.logits, runner)
+    return sampler.draw(sampler.probabilities(scores.logits[0]))
 
 
-def _decode(runner: Runner, greedy: GreedySteps | None, token: int, sampler: Sampler) -> int:
-    """One plain step; the token that follows."""
-    return greedy.decode_greedy(token) if greedy is not None else _pick(runner, runner.decode(token), sampler)
-
-
-def _verify(
-    runner: Runner, greedy: GreedySteps | None, token: int, drafted: Drafted, sampler: Sampler
-) -> tuple[int, int]:
-    """One full pass over the last token and the drafts; how many are accepted, and the token after them."""
-    if not drafted.tokens:
-        return 0, _decode(runner, greedy, token, sampler)
-    verified = runner.length
-    if greedy is not None:
-        targets = greedy.verify_greedy([token, *drafted.tokens])
-        num_accepted = common_prefix(drafted.tokens, targets)
-        following = targets[num_accepted]
-    else:
-        logits = runner.verify([token, *drafted.tokens])
-        check_logits(logits, runner)
-        target = sampler.probabilities(logits)
-        distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
-        num_accepted, following = accept(sampler, drafted.tokens, distributions, target)
-    runner.rewind(verified + num_accepted + 1)
-    return num_accepted, following
+def _accepted(runner: Runner, scores: Scores, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
+    """By the runner's pass over the last token and the drafts: how many are accepted, and the token after them."""
+    if sampler.greedy:
+        num_accepted = common_prefix(drafted.tokens, scores.tokens)
+        return num_accepted, scores.tokens[num_accepted]
+    check_logits(scores.logits, runner)
+    distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
+    return accept(sampler, drafted.tokens, distributions, sampler.probabilities(scores.logits))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.models import LoadedModel
@@ -77,17 +78,17 @@ class FarProbe:
         runner.reserve(self.position + _STEPS)
         runner.resume(self._stretched(self.position), self.position)
         tokens = self._tokens[:_STEPS]
-        logits = [torch.stack([runner.decode(token) for token in tokens[:_NUM_DECODED]])]
-        for step in (runner.draft_pass, runner.verify):
+        logits = [torch.cat([runner.forward([token]).logits for token in tokens[:_NUM_DECODED]])]
+        for is_draft in (True, False):
             runner.rewind(self.position)
-            logits.append(step(tokens))
+            logits.append(runner.forward(tokens, is_draft=is_draft).logits)
         return [each.float() for each in logits]
 
     @cached_property
     def _prompt(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each layer over what the reference has read already, else over a short prompt."""
         if self._reference.length < _NUM_PROMPT_TOKENS:
-            self._reference.prefill(self._tokens[: self._reference.capacity])
+            prefill(self._reference, self._tokens[: self._reference.capacity])
         return [self._reference.keys_and_values(layer) for layer in range(self._loaded.num_layers)]
 
     def _stretched(self, length: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,8 +1,10 @@
-"""The small interface between decoding and a model: logits that are numbers, or greedy steps."""
+"""The small interface between decoding and a model: one call, and whether what it gives are numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from math import isfinite
 from typing import Protocol, runtime_checkable
 
@@ -15,11 +17,44 @@ from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
 _NUM_TOKENS = 40  # those that engines are compared on
 
 
+class Want(Enum):
+    """What the caller needs of a pass: the less, the cheaper."""
+
+    TOKENS = "tokens"
+    PROBABILITIES = "probabilities"  # the tokens and theirs
+    LOGITS = "logits"  # these alone
+
+    @classmethod
+    def of_draft(cls, *, needs_probability: bool) -> Want:
+        """What a draft's policy needs of a greedy pass."""
+        return cls.PROBABILITIES if needs_probability else cls.TOKENS
+
+
+_NO_LOGITS = torch.empty(0)
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a pass gives, as far as it was wanted; what was not wanted is empty.
+
+    ``tokens``: the most probable one after each position, of equal ones the first; ``probabilities`` of these;
+    ``logits`` [positions, vocabulary], of a draft [positions, draft vocabulary].
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    logits: Tensor = _NO_LOGITS
+
+    def last(self, count: int) -> Scores:
+        """Of the last ``count`` positions alone."""
+        return Scores(self.tokens[-count:], self.probabilities[-count:], self.logits[-count:])
+
+
 class Runner(Protocol):
     """Runs one sequence (batch 1) through a model with a rewindable KV cache.
 
-    The cache holds `length` positions. Every call takes the tokens that follow them and
-    extends the cache; `rewind` takes positions back. Draft steps write their keys and
+    The cache holds `length` positions. Every pass takes the tokens that follow them and
+    extends the cache; `rewind` takes positions back. Drafts write their keys and
     values after the verified prefix; verification overwrites them.
     """
 
@@ -43,25 +78,17 @@ class Runner(Protocol):
         """Make room for at least ``capacity`` positions; may empty the cache."""
 
     def set_draft(self, draft: Draft) -> None:
-        """Choose what `draft_step` leaves out. Raises `UsageError` for a precision that the runner lacks."""
+        """Choose what a draft's pass leaves out. Raises `UsageError` for a precision that the runner lacks."""
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        """Empty the cache, run the prompt through the full model; logits [vocabulary] of its last position."""
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        """One pass over ``tokens``, of the full model or of the draft: a step over one, a verification over k + 1.
 
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Run more of a prompt after what is cached; logits [vocabulary] of its last position."""
-
-    def decode(self, token: int) -> Tensor:
-        """One full-model step; logits [vocabulary]."""
-
-    def draft_step(self, token: int) -> Tensor:
-        """One step with the draft's sub-layers skipped; logits [draft vocabulary]."""
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        """One pass of the draft over k tokens; logits [k, draft vocabulary]."""
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        """One full-model pass over k + 1 tokens; logits [k + 1, vocabulary]."""
+        ``last_only``: of the last position alone, as after a prompt, however long it is. Raises `NonFiniteError` where
+        the full model's tokens are wanted and its logits are no numbers; logits, and what a draft gives, are as they
+        come.
+        """
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` positions."""
@@ -71,28 +98,11 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class GreedySteps(Protocol):
-    """What a runner may offer beyond `Runner`: greedy steps that choose their tokens where the logits are.
+class DraftsAhead(Protocol):
+    """What a runner offers that need not wait for a draft step's token before it begins the next step."""
 
-    The same passes as `Runner`'s: no logits leave the device, or are even written down. A step
-    gives the most probable token; of equal ones the first.
-    """
-
-    def decode_greedy(self, token: int) -> int:
-        """`Runner.decode`; the token that follows."""
-
-    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
-        """``count`` draft steps from ``token``, each on the most probable token of the one before.
-
-        Returns the drafted tokens and the probability of each, which may be 1.0 where the
-        policy of `set_draft` does not need it. Asks no policy between the steps.
-        """
-
-    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        """`Runner.draft_pass`; the token that follows each, and its probability as in `draft_greedy`."""
-
-    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        """`Runner.verify`; the token that follows each of the k + 1."""
+    def draft_ahead(self, token: int, count: int) -> list[int]:
+        """``count`` draft steps from ``token``, each on the most probable token of the one before; these tokens."""
 
 
 @runtime_checkable
@@ -108,10 +118,10 @@ class Resumable(Protocol):
 
 def make_room(runner: Runner, capacity: int, known: int = 0) -> int:
     """Room for ``capacity`` positions, of which the first ``known`` stay cached; how many of these are there then."""
+    runner.rewind(known)
     if not known:
         runner.reserve(capacity)
         return 0
-    runner.rewind(known)
     known = runner.length
     if capacity <= runner.capacity or not isinstance(runner, Resumable):
         runner.reserve(capacity)
@@ -120,6 +130,23 @@ def make_room(runner: Runner, capacity: int, known: int = 0) -> int:
     runner.reserve(capacity)
     runner.resume(kept, known)
     return known
+
+
+def prefill(runner: Runner, prompt: Sequence[int]) -> Tensor:
+    """Empty the cache and run a prompt through the full model; logits [vocabulary] of its last position."""
+    runner.reserve(len(prompt))
+    runner.rewind(0)
+    return runner.forward(prompt, last_only=True).logits[0]
+
+
+def draft_ahead(runner: Runner, token: int, count: int) -> list[int]:
+    """As `DraftsAhead.draft_ahead`, by any runner."""
+    if isinstance(runner, DraftsAhead):
+        return runner.draft_ahead(token, count)
+    tokens = [token]
+    for _ in range(count):
+        tokens += runner.forward(tokens[-1:], is_draft=True, want=Want.TOKENS).tokens
+    return tokens[1:]
 
 
 def check_cache(end: int, capacity: int) -> None:
@@ -149,15 +176,23 @@ def check_room(needed: int, context_length: int) -> None:
         )
 
 
-def most_probable(logits: Tensor, runner: Runner) -> list[int]:
-    """The most probable token of each row of logits [positions, vocabulary], those of the runner's last pass.
+def scored(logits: Tensor, want: Want, runner: Runner, *, is_draft: bool = False) -> Scores:
+    """What is wanted of logits [positions, vocabulary], those of the runner's last pass. Raises as `Runner.forward`."""
+    if want is Want.LOGITS:
+        return Scores(logits=logits)
+    largest, tokens = logits.max(-1)  # a NaN is the largest of all
+    columns = [tokens.double(), largest.double()]
+    if want is Want.PROBABILITIES:
+        columns.append(probability(logits, largest))
+    rows: list[list[float]] = torch.stack(columns, -1).tolist()  # waits for the device once
+    if not is_draft:
+        check_largest([row[1] for row in rows], runner)
+    return Scores([int(row[0]) for row in rows], [row[2] for row in rows] if want is Want.PROBABILITIES else [])
 
-    Raises `NonFiniteError`, as `check_logits` does.
-    """
-    largest, tokens = logits.max(-1)
-    rows: list[list[float]] = torch.stack((tokens.double(), largest.double()), -1).tolist()  # waits for the device once
-    check_largest([row[1] for row in rows], runner)
-    return [int(row[0]) for row in rows]
+
+def probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The softmax of logits [positions, vocabulary] where they are ``chosen`` [positions]; float64 [positions]."""
+    return torch.exp(chosen.float() - logits.float().logsumexp(-1)).double()
 
 
 def check_logits(logits: Tensor, runner: Runner) -> None:
@@ -199,53 +234,8 @@ def check_first_pass(runner: Runner, num_embedded: int) -> None:
     count = min(_NUM_TOKENS, runner.capacity)
     tokens: list[int] = torch.randint(min(runner.vocabulary_size, num_embedded), (count,), generator=generator).tolist()
     runner.reserve(len(tokens))
-    first = runner.prefill(tokens[:1])[None]
+    first = prefill(runner, tokens[:1])[None]
     check_logits(first, runner)
-    logits = torch.cat((first, runner.verify(tokens[1:]))) if len(tokens) > 1 else first
+    logits = torch.cat((first, runner.forward(tokens[1:]).logits)) if len(tokens) > 1 else first
     check_logits(logits[1:], runner)
     check_differ(logits, runner)
-
-
-def greedy_steps(runner: Runner, *, needs_probability: bool = False) -> GreedySteps:
-    """The runner itself where it has `GreedySteps`, else an adapter.
-
-    ``needs_probability``: whether drafted tokens' probabilities will be asked for. Look once
-    a generation, not once a step.
-    """
-    return runner if isinstance(runner, GreedySteps) else _FromLogits(runner, needs_probability=needs_probability)
-
-
-class _FromLogits:
-    """`GreedySteps` of a runner that gives logits alone."""
-
-    def __init__(self, runner: Runner, *, needs_probability: bool) -> None:
-        self._runner = runner
-        self._needs_probability = needs_probability
-
-    def decode_greedy(self, token: int) -> int:
-        return most_probable(self._runner.decode(token)[None], self._runner)[0]
-
-    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        for _ in range(count):
-            logits = self._runner.draft_step(token)
-            token = int(logits.argmax())
-            tokens.append(token)
-            probabilities.append(self._probability(logits, token))
-        return tokens, probabilities
-
-    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        logits = self._runner.draft_pass(tokens)
-        following: list[int] = logits.argmax(-1).tolist()
-        return following, [self._probability(row, token) for row, token in zip(logits, following, strict=True)]
-
-    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        return most_probable(self._runner.verify(tokens), self._runner)
-
-    def _probability(self, logits: Tensor, token: int) -> float:
-        """The softmax of logits [vocabulary] at ``token``, where anybody asks for it."""
-        if not self._needs_probability:
-            return 1.0
-        scores = logits.float()
-        return float(torch.exp(scores[token] - scores.logsumexp(-1)))

@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.runner import Runner, greedy_steps
+from selfspec_tune.engine.runner import Runner, Want
 
 Clock = Callable[[], float]
 _MOST_GUESSES = 4  # in the draft step that tells what one costs
@@ -39,10 +39,9 @@ class TimingRounds:
 
 def decode_step(runner: Runner, token: int) -> Step:
     """A plain decode step after another, the choice of its token included: a step ends when its token is known."""
-    greedy = greedy_steps(runner)
 
     def run() -> None:
-        greedy.decode_greedy(token)
+        runner.forward([token], want=Want.TOKENS)
 
     return Step(run, _taken_back(runner, run))
 
@@ -52,9 +51,9 @@ def verify_step(runner: Runner, token: int, num_drafted: int, after: Draft | Non
 
     A draft's weights take those of the verification out of the caches, and the other way round.
     """
-    greedy, tokens = greedy_steps(runner), [token] * (num_drafted + 1)
+    tokens = [token] * (num_drafted + 1)
     before = None if after is None else draft_step(runner, token, after).prepare
-    return Step(lambda: greedy.verify_greedy(tokens), before)
+    return Step(lambda: runner.forward(tokens, want=Want.TOKENS), before)
 
 
 def draft_step(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Step:
@@ -66,27 +65,24 @@ def draft_step(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -
 
     def prepare() -> None:
         runner.set_draft(draft)
-        _taken_back(runner, lambda: runner.draft_step(token))()
+        _taken_back(runner, lambda: runner.forward([token], is_draft=True))()
 
     return Step(_drafting(runner, token, draft, num_guesses), prepare)
 
 
 def first_draft_step(runner: Runner, token: int, draft: Draft) -> Step:
     """The draft step that a round begins with: a full pass comes before it, untimed."""
-    greedy = greedy_steps(runner)
 
     def prepare() -> None:
         runner.set_draft(draft)
-        _taken_back(runner, lambda: greedy.decode_greedy(token))()
+        _taken_back(runner, lambda: runner.forward([token], want=Want.TOKENS))()
 
     return Step(_drafting(runner, token, draft), prepare)
 
 
 def _drafting(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Callable[[], object]:
-    greedy = greedy_steps(runner, needs_probability=draft.policy.needs_probability)
-    if not num_guesses:
-        return lambda: greedy.draft_greedy(token, 1)
-    return lambda: greedy.draft_pass_greedy([token] * (1 + num_guesses))
+    tokens, want = [token] * (1 + num_guesses), Want.of_draft(needs_probability=draft.policy.needs_probability)
+    return lambda: runner.forward(tokens, is_draft=True, want=want)
 
 
 def _taken_back(runner: Runner, run: Callable[[], object]) -> Callable[[], None]:

@@ -151,7 +151,7 @@ def dropped(config: SkipConfig | None) -> list[str]:
         return []
     lost = [
         *(["low-precision copies"] if config.draft.precision != "same" else []),
-        *(["n-gram lookup"] if config.draft.ngram else []),
+        *(source.title for source in config.draft.sources),
     ]
     return [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.export.formats.gguf import FILE
@@ -147,8 +148,9 @@ def server_loop(
     llama.cpp; transformers drafts before it has read the prompt. ``is_bounded``: whether fewer tokens are drafted where
     the budget ends.
     """
+    from selfspec_tune.draft.source import common_prefix
     from selfspec_tune.engine import choose_runner
-    from selfspec_tune.engine.drafting import common_prefix
+    from selfspec_tune.engine.runner import Want, prefill
     from selfspec_tune.engine.runners.standalone import StandaloneRunner
 
     runner = StandaloneRunner.of(choose_runner(loaded, "auto", _untold), loaded)
@@ -160,16 +162,16 @@ def server_loop(
         runner.reserve(len(prompt) + budget + draft_tokens + 1)
         runner.set_draft(draft)
         read = prompt if first_is_plain else prompt[:-1]
-        runner.prefill(read)
+        prefill(runner, read)
         token, produced = (answer[0], 1) if first_is_plain else (prompt[-1], 0)
         drafted = accepted = 0
         while produced < len(answer):
             start, room = runner.length, draft_tokens
             if is_bounded:
                 room = min(room, budget - produced - 1)
-            tokens = runner.draft_greedy(token, room)[0]
+            tokens = runner.draft_ahead(token, room)
             runner.rewind(start)
-            targets = runner.verify_greedy([token, *tokens])
+            targets = runner.forward([token, *tokens], want=Want.TOKENS).tokens
             said = answer[produced : produced + len(targets)]
             targets = [*said, *targets[len(said) :]]  # past its end, our own
             agreed = common_prefix(tokens, targets)
@@ -189,7 +191,7 @@ def shared_loop(loaded: LoadedModel, draft: Draft) -> Simulation:
 
     def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
         made = self_speculative(runner, prompt, Limits(budget), Sampler(), draft)
-        return sum(made.drafted), sum(made.accepted)
+        return num_drafted(made.rounds), num_accepted(made.rounds)
 
     return simulate
 

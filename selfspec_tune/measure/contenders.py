@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPrecision, PolicyKind
 from selfspec_tune.draft.dialects import parse_skip_set, read_skip_set, stated_depth
 from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.draft.sources import wanted
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
@@ -59,7 +60,7 @@ class Contender:
 
 
 def overridden(draft: Draft, request: BenchRequest) -> Draft:
-    """``draft`` with what the request says of policy, lookup and precision. Raises `UsageError`."""
+    """``draft`` with what the request says of policy, sources and precision. Raises `UsageError`."""
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
         if options["policy"] not in list(PolicyKind):
@@ -71,9 +72,7 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
             "policy threshold or adaptive too, or leave it out."
         )
     limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
-    draft = replace(draft, policy=replace(draft.policy, **limits))
-    if "ngram" in options:
-        draft = replace(draft, ngram=(draft.ngram or NgramLookup()) if options["ngram"] else None)
+    draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))
     if "precision" in options:
         draft = replace(draft, precision=DraftPrecision.parse(options["precision"], draft.skip_set.num_layers))
     return draft
@@ -94,7 +93,7 @@ def newest_study(studies: Path) -> Path:
     found = sorted(studies.glob(f"**/{SKIP_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError(
-            f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or `skip_set` with `model`, "
+            f"There is no {SKIP_FILE} under {studies}/. Give a SKIP.json or `skip_sets` with `model`, "
             "or run selfspec-tune search first."
         )
     return found[-1]
@@ -148,7 +147,7 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
         raise SkipSetError(
             f"{label} was searched for {recorded.id} (fingerprint {recorded.fingerprint}, {recorded.dtype}); "
             f"{loaded.name} is another model (fingerprint {loaded.fingerprint}). Use that model, or measure the "
-            f"layers alone with `skip_set` '{config.skip_set()}'."
+            f"layers alone with `skip_sets` '{config.skip_set()}'."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import accumulate
 from time import perf_counter
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from selfspec_tune.draft import Round
 from selfspec_tune.engine import Limits, RawGeneration
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.models import LoadedModel
@@ -49,11 +50,9 @@ def hf_generate(workload: Workload, item: WorkItem, loaded: LoadedModel | None =
     made = output[0, len(item.tokens) :].tolist()
     tokens = within(made, limits)
     first = clock.first or ended
-    accepted, drafted = rounds.checked(len(made), len(tokens))
     return RawGeneration(
         tokens=tokens,
-        accepted=accepted,
-        drafted=drafted,
+        rounds=explained(rounds, len(made), len(tokens)),
         prefill_seconds=first - begun,
         decode_seconds=ended - first,
         verify_seconds=0.0 if how else ended - first,
@@ -105,38 +104,28 @@ def generation_config(workload: Workload, item: WorkItem, eos: list[int]) -> Gen
     )
 
 
-@dataclass(slots=True)
-class AssistedRounds:
-    """Accepted and drafted tokens of each verification of an assisted generation."""
-
-    accepted: list[int] = field(default_factory=list)
-    drafted: list[int] = field(default_factory=list)
-
-    def checked(self, num_tokens: int, num_kept: int | None = None) -> tuple[list[int], list[int]]:
-        """The counts if they explain ``num_tokens`` new tokens (each round adds one of its own), else none.
-
-        Of them those that made the first ``num_kept`` tokens; None: all.
-        """
-        is_sound = all(a <= d for a, d in zip(self.accepted, self.drafted, strict=True))
-        made = list(accumulate(accepted + 1 for accepted in self.accepted))
-        if not is_sound or not made or made[-1] != num_tokens:
-            return [], []
-        if num_kept is None or num_kept == num_tokens:
-            return self.accepted, self.drafted
-        last = bisect_left(made, num_kept)
-        before = made[last - 1] if last else 0
-        accepted = [*self.accepted[:last], min(self.accepted[last], num_kept - before)]
-        return accepted, self.drafted[: last + 1]
+def explained(rounds: Sequence[Round], num_tokens: int, num_kept: int) -> list[Round]:
+    """The rounds of the first ``num_kept`` of ``num_tokens`` new tokens; none where they do not explain them all."""
+    is_sound = all(one.num_accepted <= one.num_drafted for one in rounds)
+    made = list(accumulate(one.num_tokens for one in rounds))
+    if not is_sound or not made or made[-1] != num_tokens:
+        return []
+    if num_kept == num_tokens:
+        return list(rounds)
+    last = bisect_left(made, num_kept)
+    before = made[last - 1] if last else 0
+    cut = replace(rounds[last], num_accepted=min(rounds[last].num_accepted, num_kept - before))
+    return [*rounds[:last], cut]
 
 
 @contextmanager
-def counted_rounds(model: Any) -> Iterator[AssistedRounds]:
-    """Within it the rounds of assisted generation are counted.
+def counted_rounds(model: Any) -> Iterator[list[Round]]:
+    """Within it the rounds of assisted generation are listed.
 
     Every candidate generator of transformers is told how many of its tokens matched; that call
     is listened to. Where a version makes its generators elsewhere, nothing is counted.
     """
-    rounds = AssistedRounds()
+    rounds: list[Round] = []
     make = getattr(model, "_get_candidate_generator", None)
     if make is None:
         yield rounds
@@ -147,8 +136,7 @@ def counted_rounds(model: Any) -> Iterator[AssistedRounds]:
         update = generator.update_candidate_strategy
 
         def counted(input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-            rounds.drafted.append(scores.shape[1] - 1)  # scores [1, drafted + 1, vocabulary]
-            rounds.accepted.append(int(num_matches))
+            rounds.append(Round(scores.shape[1] - 1, int(num_matches)))  # scores [1, drafted + 1, vocabulary]
             update(input_ids, scores, num_matches)
 
         generator.update_candidate_strategy = counted

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from selfspec_tune.engine import Runner, autoregressive
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.measure.workload import WorkItem, Workload, shortened
 from selfspec_tune.models.loaded import keep_logits
 from selfspec_tune.results import Lossless
@@ -76,8 +77,7 @@ class LosslessCheck:
 
     def _gap(self, context: list[int], first: int, second: int) -> tuple[float, float]:
         """How far below the highest logit the lower of the two tokens lies after ``context``; the most that ties."""
-        self._runner.reserve(len(context))
-        logits = self._runner.prefill(context).float()
+        logits = prefill(self._runner, context).float()
         gap = float(logits.max() - torch.minimum(logits[first], logits[second]))
         return gap, rounding_bound(self._dtype, float(logits.abs().max()))
 
@@ -94,15 +94,15 @@ def numeric_floor(runner: Runner, item: WorkItem, answer: Sequence[int]) -> floa
     For bfloat16 and float16; in float32 a fixed `FLOAT32_FLOOR` stands instead.
     """
     runner.reserve(len(item.tokens) + len(answer))
-    runner.prefill(item.tokens)
+    prefill(runner, item.tokens)
     prefix = runner.length
-    steps = [runner.decode(token).float() for token in answer]
+    steps = torch.cat([runner.forward([token]).logits.float() for token in answer])
     differences = []
     for chunk in _CHUNKS:
         runner.rewind(prefix)
         for start in range(0, len(answer), chunk):
-            verified = runner.verify(answer[start : start + chunk]).float()
-            differences.append((verified - torch.stack(steps[start : start + chunk])).abs().max())
+            verified = runner.forward(answer[start : start + chunk]).logits.float()
+            differences.append((verified - steps[start : start + chunk]).abs().max())
     # A NaN stays one, unlike with Python's max: then no gap lies within the floor.
     return float(torch.stack(differences).max())
 
@@ -114,7 +114,7 @@ def implementation_floor(runner: Runner, model: Any, item: WorkItem, answer: Seq
     At every position after the prompt, over the whole vocabulary.
     """
     runner.reserve(len(item.tokens) + len(answer))
-    steps = [runner.prefill(item.tokens).float(), *(runner.decode(token).float() for token in answer)]
+    steps = [prefill(runner, item.tokens).float(), *(runner.forward([token]).logits[0].float() for token in answer)]
     context = torch.tensor([[*item.tokens, *answer]], device=steps[0].device)
     kept = keep_logits(model, len(steps))
     theirs = model(context, use_cache=False, **kept).logits[0, -len(steps) :].float()

@@ -122,11 +122,7 @@ def arm_run(generation: RawGeneration) -> ArmRun:
         decode_seconds=generation.decode_seconds,
         draft_seconds=generation.draft_seconds,
         verify_seconds=generation.verify_seconds,
-        accepted=generation.accepted,
-        drafted=generation.drafted,
-        sources=generation.sources,
-        passes=generation.passes,
-        guesses=generation.guesses,
+        rounds=tuple(generation.rounds),
         stop_reason=generation.stop_reason,
         first_tokens=generation.first_tokens,
     )

@@ -9,9 +9,10 @@ from difflib import get_close_matches
 from secrets import randbelow
 from typing import Any, Literal, TypedDict
 
+from selfspec_tune.checks import check_number
 from selfspec_tune.draft import Source
 from selfspec_tune.errors import UsageError
-from selfspec_tune.requests import LARGEST_SEED, LARGEST_TEMPERATURE, check_number
+from selfspec_tune.requests import LARGEST_SEED, LARGEST_TEMPERATURE
 
 _SMALLEST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 FinishReason = Literal["eos", "length", "context", "stop", "interrupted"]
@@ -105,7 +106,7 @@ class Piece:
 
     text: str
     tokens: tuple[int, ...] = ()
-    source: Source = Source.PLAIN
+    source: str = Source.PLAIN
     rejected: tuple[int, ...] = ()
 
 
@@ -113,7 +114,7 @@ class Piece:
 class RoundCounts:
     """One round of drafting and verification: who drafted, how many tokens, and how many were accepted."""
 
-    source: Source
+    source: str
     drafted: int
     accepted: int
 
@@ -163,9 +164,9 @@ class Generation:
         return sum(one.accepted for one in self.rounds)
 
     @property
-    def by_source(self) -> dict[Source, RoundCounts]:
+    def by_source(self) -> dict[str, RoundCounts]:
         """Tokens drafted and accepted by each source that drafted any."""
-        found: dict[Source, RoundCounts] = {}
+        found: dict[str, RoundCounts] = {}
         for one in self.rounds:
             if one.drafted:
                 sum_ = found.get(one.source, RoundCounts(one.source, 0, 0))
@@ -205,7 +206,7 @@ class Generation:
             "tokens_per_second": self.tokens_per_second,
             "drafted": self.drafted,
             "accepted": self.accepted,
-            "rounds": [[one.source.value, one.drafted, one.accepted] for one in self.rounds],
+            "rounds": [[one.source, one.drafted, one.accepted] for one in self.rounds],
             "seed": self.seed,
             **self._compared(),
         }

@@ -9,9 +9,10 @@ from typing import Any
 
 from selfspec_tune.arguments import bench_request
 from selfspec_tune.cpu import cpu_quota
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sources import wanted
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.measure.contenders import Contender, gather, model_options, overridden
 from selfspec_tune.measure.run_log import measurement_provenance
@@ -22,7 +23,7 @@ from selfspec_tune.models.aliases import resolve
 from selfspec_tune.models.generation_settings import in_words
 from selfspec_tune.models.model_files import begins_like_gguf
 from selfspec_tune.prompts import Template
-from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.requests import BenchRequest, DraftOptions, ModelOptions, PromptOptions
 from selfspec_tune.results import SkipConfig, StudyConfig
 from selfspec_tune.results.runs import first_difference
 from selfspec_tune.search.session import place_of
@@ -169,17 +170,17 @@ def _loaded(options: ModelOptions) -> LoadedModel:
 
 
 def _draft(found: Contender | None, loaded: LoadedModel, request: BenchRequest) -> Draft | None:
-    """The source's, or the whole model's with lookup; None where nothing is left to draft with."""
+    """The source's, or the whole model's from the context; None where nothing is left to draft with."""
     if found is not None:
         return overridden(found.draft(loaded, None), request)
     options = dict(request.draft_overrides)
-    lookup = NgramLookup() if options.get("ngram", True) else None
-    if lookup is None and "precision" not in options:
+    sources = wanted(DraftOptions().source_choices | options)
+    if not sources and "precision" not in options:
         return None
     draft = Draft(
         SkipSet.empty(loaded.num_layers),
         DraftPolicy(PolicyKind.COST_AWARE),
-        ngram=lookup,
+        sources=sources,
         model_drafts="precision" in options,
     )
     return overridden(draft, request)
@@ -196,9 +197,8 @@ def _told(found: Contender | None, draft: Draft | None, loaded: LoadedModel) -> 
     elif found is None and draft.model_drafts:
         told.append(f"{loaded.name} is used without a study: all its layers draft, at {draft.precision}")
     elif found is None:
-        told.append(
-            f"{loaded.name} is used without a study: tokens that occurred before are looked up, no layer drafts"
-        )
+        deeds = ", ".join(source.deed for source in draft.sources)
+        told.append(f"{loaded.name} is used without a study: {deeds}, no layer drafts")
     if config is None or found is None:
         return told
     if config.provenance.get("interrupted"):

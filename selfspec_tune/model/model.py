@@ -10,10 +10,10 @@ from typing import Any, Unpack, cast, overload
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.engine import Limits, Runner, Sampler
 from selfspec_tune.engine import RawGeneration as Record
 from selfspec_tune.engine.decoding import plain_rounds, speculative_rounds
-from selfspec_tune.engine.drafting import common_prefix
 from selfspec_tune.errors import ContextError, PromptError
 from selfspec_tune.model.generation import Generation, Sampling, SamplingOptions
 from selfspec_tune.model.stream import Stream

@@ -8,7 +8,7 @@ from inspect import GEN_RUNNING, getgeneratorstate
 from selfspec_tune.draft import Source
 from selfspec_tune.engine import Limits
 from selfspec_tune.engine import RawGeneration as Record
-from selfspec_tune.engine.decoding import Round
+from selfspec_tune.engine.decoding import RoundTokens
 from selfspec_tune.errors import UsageError
 from selfspec_tune.model.generation import FinishReason, Generation, Piece, RoundCounts, Sampling
 
@@ -85,7 +85,7 @@ class Stream:
 
     def __init__(
         self,
-        rounds: Generator[Round],
+        rounds: Generator[RoundTokens],
         record: Record,
         text_of: Callable[[Sequence[int]], str],
         sampling: Sampling,
@@ -130,13 +130,14 @@ class Stream:
     def generation(self) -> Generation:
         """The answer as far as it has been read."""
         record = self._record
-        counts = zip(record.sources, record.drafted, record.accepted, strict=True)
         return Generation(
             text=self._given,
             tokens=tuple(record.tokens[: self._num_tokens]),
             prompt_tokens=self._prompt_tokens,
             prefilled_tokens=record.prefilled,
-            rounds=tuple(RoundCounts(Source(source), drafted, accepted) for source, drafted, accepted in counts),
+            rounds=tuple(
+                RoundCounts(one.source or Source.PLAIN, one.num_drafted, one.num_accepted) for one in record.rounds
+            ),
             prefill_seconds=record.prefill_seconds,
             decode_seconds=record.decode_seconds,
             finish_reason=self._finish_reason,
@@ -154,8 +155,8 @@ class Stream:
 
     def _read(self) -> Generator[Piece]:
         try:
-            for round_ in self._rounds:
-                yield from self._pieces_of(round_)
+            for given in self._rounds:
+                yield from self._pieces_of(given)
                 if self._text.stopped_by is not None:
                     break
             else:
@@ -170,16 +171,17 @@ class Stream:
         self._rounds.close()
         self._ended(self.generation)
 
-    def _pieces_of(self, round_: Round) -> Iterator[Piece]:
+    def _pieces_of(self, given: RoundTokens) -> Iterator[Piece]:
         """Of the accepted drafted tokens, with those rejected; then of the token that the whole model gave."""
-        accepted, own = round_.tokens[: round_.num_accepted], round_.tokens[round_.num_accepted :]
-        rejected = tuple(round_.drafted[round_.num_accepted :])
+        num_accepted = given.round.num_accepted
+        accepted, own = given.tokens[:num_accepted], given.tokens[num_accepted:]
+        rejected = tuple(given.drafted[num_accepted:])
         if accepted or rejected:
-            yield self._piece_of(accepted, round_.source, rejected)
+            yield self._piece_of(accepted, given.round.source or Source.PLAIN, rejected)
         if own and self._text.stopped_by is None:
             yield self._piece_of(own)
 
-    def _piece_of(self, tokens: Sequence[int], source: Source = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
+    def _piece_of(self, tokens: Sequence[int], source: str = Source.PLAIN, rejected: tuple[int, ...] = ()) -> Piece:
         """``tokens`` as far as no stop text ends the answer; one by one where one may come between two of them."""
         text, count = "", 0
         for group in [[token] for token in tokens] if self._sampling.stop else [tokens]:

@@ -130,7 +130,7 @@ def split_each_task(
         raise PromptError(
             f"Each task needs at least {FEWEST_PROMPTS} prompts (to calibrate on, to select on and to test on); drawn "
             f"were {numbers}. Raise `num_prompts`, give a larger set with `prompts`, or name the tasks to keep with "
-            "`task`."
+            "`tasks`."
         )
     found = []
     for members in by_task.values():

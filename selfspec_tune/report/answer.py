@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from selfspec_tune.draft import Draft, Source
+from selfspec_tune.draft.sources import SOURCES
 
 if TYPE_CHECKING:
     from selfspec_tune.model.generation import Generation
 
 REJECTED = "red strike"
-_STYLES = {"skip": "green", "copies": "magenta", "skip and copies": "yellow", "whole model": "green", "lookup": "cyan"}
+_STYLES = {"skip": "green", "copies": "magenta", "skip and copies": "yellow", "whole model": "green"}
 _ENDS = {
     "eos": "the model ended it",
     "length": "as long as allowed",
@@ -20,24 +21,27 @@ _ENDS = {
 }
 
 
-def source_name(source: Source, draft: Draft | None) -> str:
-    """What drafted, as people call it: lookup, skip, copies; the empty text where the whole model decoded."""
-    if source is Source.NGRAM:
-        return "lookup"
-    if source is Source.PLAIN or draft is None:
+def source_name(source: str, draft: Draft | None) -> str:
+    """What drafted, as people call it: skip, copies or a source's label; the empty text where nothing did."""
+    if source in SOURCES:
+        return SOURCES[source].label
+    if source == Source.PLAIN or draft is None:
         return ""
     parts = [] if draft.skip_set.is_empty else ["skip"]
     return " and ".join(parts if draft.precision.is_same else [*parts, "copies"]) or "whole model"
 
 
-def style_of(source: Source, draft: Draft | None) -> str:
+def style_of(source: str, draft: Draft | None) -> str:
     """The colour of accepted tokens of a source; none for the whole model's own."""
+    if source in SOURCES:
+        return SOURCES[source].style
     return _STYLES.get(source_name(source, draft), "")
 
 
 def legend(draft: Draft | None) -> list[tuple[str, str]]:
     """What the colours of accepted and rejected tokens mean, as (text, style)."""
-    sources = [] if draft is None else [Source.MODEL] * draft.model_drafts + [Source.NGRAM] * (draft.ngram is not None)
+    by_model = [Source.MODEL] if draft is not None and draft.model_drafts else []
+    sources = [*by_model, *(source.name for source in (draft.sources if draft is not None else ()))]
     return [*((source_name(one, draft), style_of(one, draft)) for one in sources), ("rejected", REJECTED)]
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.checks import visible_line
-from selfspec_tune.draft import DraftPrecision, NgramLookup
+from selfspec_tune.draft import DraftPrecision
 from selfspec_tune.report import text
 from selfspec_tune.report.bench import degenerate_line, model_line
 from selfspec_tune.report.text import STYLES, score_verdict
@@ -103,9 +103,8 @@ def draft_line(draft: DraftSettings, num_layers: int) -> str:
         parts.append(f"of the first {draft.vocabulary} token ids")
     if draft.precision != "same":
         parts.append(f"at {DraftPrecision.from_json(draft.precision, num_layers)}")
-    if draft.ngram is not None:
-        then = "" if draft.model_drafts else " alone"
-        parts.append(f"{NgramLookup.from_dict(draft.ngram)}{then}")
+    then = "" if draft.model_drafts else " alone"
+    parts += [f"{source}{then}" for source in draft.sources]
     return ", ".join(parts)
 
 

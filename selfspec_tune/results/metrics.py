@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft import Round, SkipSet
+from selfspec_tune.draft.rounds import acceptance_rate, mean_accepted_tokens, num_drafted
 from selfspec_tune.intervals import Interval, cluster_bootstrap, cluster_totals, geometric_mean_ratio
 from selfspec_tune.results.bench import BenchResult, LosslessCount, MethodResult, SkipLayers, SweepResult, TaskResult
 from selfspec_tune.results.runs import ArmRun, PairedRun
@@ -86,16 +87,9 @@ def count_lossless(runs: Sequence[PairedRun]) -> LosslessCount:
     )
 
 
-def acceptance_rate(runs: Sequence[PairedRun]) -> float | None:
-    """Accepted over drafted tokens, None if nothing was drafted."""
-    drafted = sum(sum(run.candidate.drafted) for run in runs)
-    return sum(sum(run.candidate.accepted) for run in runs) / drafted if drafted else None
-
-
-def mean_accepted_tokens(runs: Sequence[PairedRun]) -> float | None:
-    """Spec-Bench's MAT: mean over rounds of the accepted tokens and the bonus token."""
-    rounds = [accepted + 1 for run in runs for accepted in run.candidate.accepted]
-    return sum(rounds) / len(rounds) if rounds else None
+def rounds_of(runs: Sequence[PairedRun]) -> list[Round]:
+    """All rounds of the candidate."""
+    return [one for run in runs for one in run.candidate.rounds]
 
 
 def degenerate_share(runs: Sequence[PairedRun]) -> float | None:
@@ -111,14 +105,12 @@ def num_too_short(runs: Sequence[PairedRun]) -> int:
 
 def draft_cost_fraction(runs: Sequence[PairedRun]) -> float | None:
     """Seconds of a drafted token over the baseline's seconds of a decoded token."""
-    drafted = sum(sum(run.candidate.drafted) for run in runs)
-    return _cost_fraction(sum(run.candidate.draft_seconds for run in runs), drafted, runs)
+    return _cost_fraction(sum(run.candidate.draft_seconds for run in runs), num_drafted(rounds_of(runs)), runs)
 
 
 def verify_cost_fraction(runs: Sequence[PairedRun]) -> float | None:
     """Seconds of a verification over the baseline's seconds of a decoded token."""
-    rounds = sum(len(run.candidate.drafted) for run in runs)
-    return _cost_fraction(sum(run.candidate.verify_seconds for run in runs), rounds, runs)
+    return _cost_fraction(sum(run.candidate.verify_seconds for run in runs), len(rounds_of(runs)), runs)
 
 
 def summarise(
@@ -147,8 +139,8 @@ def summarise(
         decode_speedup=None if is_lossy else _speedup(decode_times(runs), seed),
         end_to_end_speedup=None if is_lossy else _speedup(end_to_end_times(runs), seed),
         geometric_mean_speedup=None if is_lossy else _geometric_mean(end_to_end_times(runs)),
-        acceptance_rate=acceptance_rate(runs),
-        mean_accepted_tokens=mean_accepted_tokens(runs),
+        acceptance_rate=acceptance_rate(rounds_of(runs)),
+        mean_accepted_tokens=mean_accepted_tokens(rounds_of(runs)),
         draft_cost_fraction=draft_cost_fraction(runs),
         verify_cost_fraction=verify_cost_fraction(runs),
         lossless=lossless,
@@ -316,7 +308,7 @@ def _summarise_task(runs: Sequence[PairedRun], *, is_lossy: bool, seed: int) -> 
         num_prompts=_num_prompts(runs),
         decode_speedup=None if is_lossy else _speedup(decode_times(runs), seed),
         end_to_end_speedup=None if is_lossy else _speedup(end_to_end_times(runs), seed),
-        acceptance_rate=acceptance_rate(runs),
+        acceptance_rate=acceptance_rate(rounds_of(runs)),
         degenerate_share=degenerate_share(runs),
     )
 
@@ -337,7 +329,7 @@ def _question_ids(prompt_ids: Sequence[str]) -> dict[str, int | str]:
 
 
 def _choice(index: int, arm: ArmRun, text: str) -> dict[str, Any]:
-    accepted = [count + 1 for count in arm.accepted] or [1] * arm.num_tokens
+    accepted = [one.num_tokens for one in arm.rounds] or [1] * arm.num_tokens
     return {
         "index": index,
         "turns": [text],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from selfspec_tune.checks import shown
-from selfspec_tune.draft.costs import Counts
+from selfspec_tune.draft import Round
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import short_hash, storage_error
 from selfspec_tune.results.record import Record
@@ -21,37 +21,19 @@ Lossless = Literal["identical", "numerical_tie", "mismatch", "sampled"]
 WAYS_OUT = "Give the same options to resume it, `fresh` to measure again (the old runs are kept), or another `out`."
 
 
-class ArmRun(Record):
-    """One generation. ``num_tokens`` new tokens; ``first_tokens`` of them come out of the prefill.
+class RoundColumns(Record):
+    """Rounds as files keep them: a list for each field of `Round`, empty where it is not known."""
 
-    That is one, or more where a rival verifies its first drafts in the same pass (its prefill
-    then holds their drafting). ``decode_seconds`` is everything after the prefill;
-    ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
-    ``accepted`` and ``drafted`` count tokens per round (the token that verification itself adds
-    is in neither), ``sources`` who drafted in each ("plain": nobody; empty where that is not
-    known, as in older files), ``passes`` the draft's passes through the model in each (empty likewise),
-    ``guesses`` the looked-up tokens that these passes tried (empty likewise); plain decoding has no rounds.
-    """
-
-    num_tokens: int = Field(ge=0)
-    prefill_seconds: float = Field(ge=0)
-    decode_seconds: float = Field(ge=0)
-    draft_seconds: float = Field(default=0.0, ge=0)
-    verify_seconds: float = Field(default=0.0, ge=0)
     accepted: list[int] = []
     drafted: list[int] = []
     sources: list[str] = []
     passes: list[int] = []
     guesses: list[int] = []
-    stop_reason: StopReason = "length"
-    first_tokens: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
-    def _check_rounds(self) -> Self:
+    def _check_lengths(self) -> Self:
         if len(self.accepted) != len(self.drafted):
             raise ValueError(f"{len(self.accepted)} accepted counts for {len(self.drafted)} drafted counts")
-        if any(a > d for a, d in zip(self.accepted, self.drafted, strict=True)):
-            raise ValueError("a round accepted more tokens than it drafted")
         by_round: dict[str, list[Any]] = {"sources": self.sources, "passes": self.passes, "guesses": self.guesses}
         for name, values in by_round.items():
             if values and len(values) != len(self.drafted):
@@ -59,9 +41,68 @@ class ArmRun(Record):
         return self
 
     @property
-    def counts(self) -> Counts:
-        """The rounds, as the cost model counts them."""
-        return Counts(self.drafted, self.accepted, self.sources, self.passes, self.guesses)
+    def rounds(self) -> tuple[Round, ...]:
+        """The rounds in order."""
+        unknown = [None] * len(self.drafted)
+        known = (values or unknown for values in (self.sources, self.passes, self.guesses))
+        return tuple(map(Round, self.drafted, self.accepted, *known))
+
+
+def _columns(rounds: Sequence[Round]) -> dict[str, list[Any]]:
+    """The fields of a `RoundColumns`."""
+    known: dict[str, list[Any]] = {
+        "sources": [None if one.source is None else str(one.source) for one in rounds],
+        "passes": [one.num_passes for one in rounds],
+        "guesses": [one.num_guesses for one in rounds],
+    }
+    return {
+        "accepted": [one.num_accepted for one in rounds],
+        "drafted": [one.num_drafted for one in rounds],
+        **{name: [] if None in values else values for name, values in known.items()},
+    }
+
+
+class ArmRun(Record):
+    """One generation. ``num_tokens`` new tokens; ``first_tokens`` of them come out of the prefill.
+
+    That is one, or more where a rival verifies its first drafts in the same pass (its prefill
+    then holds their drafting). ``decode_seconds`` is everything after the prefill;
+    ``draft_seconds`` and ``verify_seconds`` are parts of it, 0 where they were not timed apart.
+    Plain decoding has no ``rounds``; in files their `RoundColumns` stand in this record.
+    """
+
+    num_tokens: int = Field(ge=0)
+    prefill_seconds: float = Field(ge=0)
+    decode_seconds: float = Field(ge=0)
+    draft_seconds: float = Field(default=0.0, ge=0)
+    verify_seconds: float = Field(default=0.0, ge=0)
+    rounds: Annotated[tuple[Round, ...], PlainSerializer(_columns)] = ()
+    stop_reason: StopReason = "length"
+    first_tokens: int = Field(default=1, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_columns(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        columns = {name: value[name] for name in RoundColumns.model_fields if name in value}
+        if not columns:
+            return value
+        rest = {name: entry for name, entry in value.items() if name not in columns}
+        return rest | {"rounds": RoundColumns.model_validate(columns, strict=True).rounds}
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Self:
+        if any(one.num_accepted > one.num_drafted for one in self.rounds):
+            raise ValueError("a round accepted more tokens than it drafted")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_columns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            written |= value if name == "rounds" else {name: value}
+        return written
 
     @property
     def total_seconds(self) -> float:

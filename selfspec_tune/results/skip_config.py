@@ -5,19 +5,22 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer, model_validator
 
 from selfspec_tune.checks import only_known, shown
-from selfspec_tune.draft import Draft, DraftPolicy
+from selfspec_tune.draft import Draft, DraftPolicy, DraftSource
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sources import SOURCES, from_json
 from selfspec_tune.errors import UsageError
 from selfspec_tune.intervals import Verdict
 from selfspec_tune.results.bench import ModelInfo, Ratio, SkipLayers, TaskResult
 from selfspec_tune.results.record import Document, Record, check_provenance
 
+_SOURCES = TypeAdapter(dict[str, dict[str, Any] | None])
+
 
 class DraftSettings(Record):
-    """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`.
+    """How the skip set drafts, in the words of `selfspec_tune.draft.Draft.to_dict`; a field besides for each source.
 
     Other fields than a draft's are refused, in its parts too: a misspelt one would draft in another way.
     """
@@ -27,12 +30,31 @@ class DraftSettings(Record):
     exit_threshold: float
     precision: str | dict[str, Any] = "same"
     vocabulary: int | None = None
-    ngram: dict[str, int] | None = None
     model_drafts: bool = True
+
+    @property
+    def sources(self) -> tuple[DraftSource, ...]:
+        """What drafts beside the model. Raises `UsageError`."""
+        return from_json(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_sources(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return value | _SOURCES.validate_python({name: value.get(name) for name in SOURCES})
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As `Draft.to_dict` has it: ``model_drafts`` after the sources."""
+        values = plain(self)
+        sources = {name: values.pop(name) for name in SOURCES if name in values}
+        before = {name: values.pop(name) for name in DraftSettings.model_fields if name != "model_drafts"}
+        return {**before, **sources, **values}
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
-        known = {*DraftSettings.model_fields, *DraftPolicy.__dataclass_fields__} - {"kind"}
+        known = {*DraftSettings.model_fields, *SOURCES, *DraftPolicy.__dataclass_fields__} - {"kind"}
         try:
             only_known("it", self.model_dump(), sorted(known))
         except UsageError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.intervals import Interval
 from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.models import LoadedModel
@@ -76,10 +77,9 @@ def predicted_from_counts(runs: Sequence[PairedRun], draft: Draft, costs: CostMo
     """
     plain = speculative = 0.0
     for run in runs:
-        counts = run.candidate.counts
         steps = costs.steps(draft, run.prompt_tokens + run.candidate.num_tokens / 2)
-        plain += counts.num_tokens * steps.decode
-        speculative += steps.seconds(counts)
+        plain += num_tokens(run.candidate.rounds) * steps.decode
+        speculative += steps.seconds(run.candidate.rounds)
     return plain / speculative if speculative else None
 
 

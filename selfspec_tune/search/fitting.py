@@ -193,7 +193,7 @@ def time_few_steps(setting: SearchSetup) -> Timed:
     prefill = fill_cache(runner, context, len(context), _ROOM, perf_counter)
     steps = {"decode": decode_step(runner, context[-1])}
     if space.is_joint:
-        steps["draft"] = draft_step(runner, context[-1], replace(space.base, ngram=None))
+        steps["draft"] = draft_step(runner, context[-1], space.base.by_model)
     seconds = {name: median(values) for name, values in time_steps(runner, steps, _ROUNDS).items()}
     decode = seconds["decode"]
     timed = Timed(Costs(decode, prefill / len(context)), seconds["draft"] / decode if space.is_joint else None)

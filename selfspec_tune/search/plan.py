@@ -16,7 +16,7 @@ from selfspec_tune.search.fitting import Fit, new_fit
 from selfspec_tune.search.setup import SearchSetup, open_setup, tell_starts
 from selfspec_tune.search.stages.importance import num_steps
 from selfspec_tune.search.stages.ranking import NUM_PREFIXES
-from selfspec_tune.search.starts import to_predict
+from selfspec_tune.search.starts import check_starts, to_predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ def plan_search(request: SearchRequest, reporter: Reporter, workload: Workload |
 
     ``workload``: one that is open already, whose model and runner then serve.
     """
+    check_starts(request)
     clock = budget.Clock(request.timeout_seconds)
     setting = open_setup(request, reporter, workload)
     tell_starts(setting.starts, reporter)

@@ -47,7 +47,7 @@ from selfspec_tune.search.stages.proxy import predict_standalone
 from selfspec_tune.search.stages.ranking import Ranker, Ranking
 from selfspec_tune.search.stages.ranking_file import read_ranking, write_ranking
 from selfspec_tune.search.stages.trials import open_study, run_trials
-from selfspec_tune.search.starts import to_predict
+from selfspec_tune.search.starts import check_starts, to_predict
 from selfspec_tune.search.study import StudyFolder
 
 
@@ -72,6 +72,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
     from there. Ctrl-C during the trials writes the best draft so far, without a score. ``workload``:
     one that is open already, whose model and runner then serve.
     """
+    check_starts(request)
     folder = StudyFolder(request.out)
     with folder.locked(is_read=folder.is_finished(request)):
         folder.check_is_whole()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import PromptError
@@ -20,7 +20,7 @@ from selfspec_tune.requests import DraftOptions, Objective, PromptOptions, Searc
 from selfspec_tune.results import StudyConfig
 from selfspec_tune.search.budget import Schedule
 from selfspec_tune.search.space import SearchSpace
-from selfspec_tune.search.stages.calibration import lookup_alone
+from selfspec_tune.search.stages.calibration import sources_alone
 from selfspec_tune.search.starts import Start, fit_start, read_start
 from selfspec_tune.search.strategies import strategy_for
 from selfspec_tune.search.study import StudyFolder, template_hash, tokens_hash, vocabulary_hash
@@ -89,11 +89,11 @@ class SearchSetup:
         )
 
     def first_draft(self) -> Draft:
-        """A draft that needs no search: nothing skipped at the request's low precision, else a short lookup."""
+        """A draft that needs no search: nothing skipped at the request's low precision, else the context alone."""
         base = self.space.base
         if base.precision.is_same:
-            return lookup_alone(base)
-        return replace(base, ngram=None)
+            return sources_alone(base)
+        return base.by_model
 
     def prompt_record(self) -> dict[str, Any]:
         """``provenance.prompts`` of skip.json: the source, its options and every hash by split.
@@ -186,7 +186,7 @@ def _open_space(workload: Workload, options: DraftOptions) -> SearchSpace:
     So what no draft could use later is refused now.
     """
     num_layers, runner = workload.loaded.num_layers, workload.runner
-    base = Draft(SkipSet.empty(num_layers), ngram=NgramLookup() if options.ngram else None)
+    base = Draft(SkipSet.empty(num_layers), sources=options.sources)
     if not isinstance(runner, FastRunner):
         precision = "same" if options.precision == AUTO else options.precision
         base = replace(base, precision=DraftPrecision.parse(precision, num_layers))
@@ -222,7 +222,7 @@ def _draft_record(options: DraftOptions, space: SearchSpace) -> dict[str, Any]:
         "max_draft_tokens": options.max_draft_tokens,
         "exit_threshold": options.exit_threshold,
         "vocabulary": options.vocabulary,
-        "ngram": options.ngram,
+        **options.source_choices,
         "precision": options.precision,
         "base_precision": str(space.base.precision),
         "extra_memory": str(options.extra_memory),

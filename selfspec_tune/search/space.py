@@ -27,7 +27,7 @@ class SearchSpace:
     """The drafts that a search may propose.
 
     Attributes:
-        base: what they begin from: nothing skipped; vocabulary and lookup are everyone's.
+        base: what they begin from: nothing skipped; vocabulary and sources are everyone's.
         sublayers: for each sub-layer the precisions that it may draft at; skipping it is allowed as well.
         heads: the precisions that the output head may draft at.
         copy_bytes: bytes of low-precision copies that a draft computes with.

@@ -16,6 +16,7 @@ from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text, short_hash
 from selfspec_tune.measure.contenders import Contender, read_contender
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.requests import SearchRequest
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.study import StudyFolder
 from selfspec_tune.search.study_files import Trajectory, read_prediction
@@ -24,6 +25,17 @@ START = "start"  # the origin of candidates that come from here
 _FARTHEST = 4  # times as many layers, up or down, as a draft can be rescaled to
 _MOST_MEASURED = 3  # bests of a study's trials, beside its winner
 _MANY_LAYERS = 1000  # more than any model has
+
+
+def check_starts(request: SearchRequest) -> None:
+    """Raise `UsageError` where a search would start from its own folder."""
+    own = {os.path.realpath(path) for path in (request.out, request.out / "skip.json")}
+    for start in request.start_from:
+        if os.path.realpath(start) in own:
+            raise UsageError(
+                f"`start_from` {start} is this search's own folder, where it resumes by itself. Leave it out, or give "
+                "another `out`."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +186,7 @@ def _why_unusable(meant: Draft, file: StartFile, space: SearchSpace) -> str:
     after = "" if depth in (None, space.num_layers) else f" after rescaling from {depth} to {space.num_layers} layers"
     if not _keeps_any(meant, space):
         return f"no layer is left to draft with{after}. Give a skip set that keeps some."
-    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its `draft_precision`."
+    remedy = "Give another." if meant.precision.is_same else "Give another, or allow its `precision`."
     return (
         f"nothing is left of it in this search{after}: no sub-layer is skipped and none drafts at lower precision. "
         f"{remedy}"

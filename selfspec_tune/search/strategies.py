@@ -85,8 +85,8 @@ def _of_swifts_size(space: SearchSpace, seed: int) -> Iterator[Draft]:
 
 def _as_published(**fields: Any) -> Callable[[DraftOptions], DraftOptions]:
     """Skips alone, with the project's own draft policy, over the whole vocabulary."""
-    alone: dict[str, Any] = {"vocabulary": "full", "ngram": False, "precision": "same", **fields}
-    return lambda options: replace(options, **alone)
+    alone: dict[str, Any] = {"vocabulary": "full", "precision": "same", **fields}
+    return lambda options: replace(options.without_sources(), **alone)
 
 
 def _by_rule(options: DraftOptions) -> DraftOptions:

@@ -33,7 +33,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import PromptOptions
-from selfspec_tune.search.stages.calibration import calibrate, lookup_alone, spread_windows
+from selfspec_tune.search.stages.calibration import calibrate, sources_alone, spread_windows
 from selfspec_tune.search.stages.replay import best_policy, policies
 
 # As narrow as may be: what is measured is what grows with depth and text.
@@ -92,7 +92,7 @@ def measure(cell: Calibration) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         begun = perf_counter()
         workload = Workload(loaded, runner, options)
-        draft = lookup_alone(Draft(SkipSet.empty(cell.layers)))
+        draft = sources_alone(Draft(SkipSet.empty(cell.layers)))
         answers = calibrate(workload, items, draft, Path(scratch) / "calibration.json", SilentReporter())
         answer_seconds = perf_counter() - begun
     windows = [w for _, w in spread_windows(answers, length=cell.positions, most=cell.answers, seed=0)]

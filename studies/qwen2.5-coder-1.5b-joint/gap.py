@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from study_kit import run
 
+from selfspec_tune.draft.rounds import acceptance_rate, num_drafted
 from selfspec_tune.report.text import headline_method
 from selfspec_tune.results import BenchResult, PairedRun
+from selfspec_tune.results.metrics import rounds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +66,19 @@ class Split:
 
 def split(runs: Sequence[PairedRun]) -> Split | None:
     """The split of all ``runs`` together; None where no round was timed."""
-    rounds = sum(len(run.candidate.drafted) for run in runs)
+    rounds = rounds_of(runs)
     steps = sum(run.baseline.decode_steps for run in runs)
-    drafted = sum(sum(run.candidate.drafted) for run in runs)
-    if not rounds or not steps or not drafted:
+    acceptance = acceptance_rate(rounds)
+    if not steps or acceptance is None:
         return None
-    round_seconds = rounds * sum(run.baseline.decode_seconds for run in runs) / steps
+    round_seconds = len(rounds) * sum(run.baseline.decode_seconds for run in runs) / steps
     drafting = sum(run.candidate.draft_seconds for run in runs) / round_seconds
     verifying = sum(run.candidate.verify_seconds for run in runs) / round_seconds
     whole = sum(run.candidate.decode_seconds for run in runs) / round_seconds
     return Split(
-        tokens=sum(run.candidate.decode_steps for run in runs) / rounds,
-        drafted=drafted / rounds,
-        acceptance=sum(sum(run.candidate.accepted) for run in runs) / drafted,
+        tokens=sum(run.candidate.decode_steps for run in runs) / len(rounds),
+        drafted=num_drafted(rounds) / len(rounds),
+        acceptance=acceptance,
         drafting=drafting,
         verifying=verifying,
         other=max(whole - drafting - verifying, 0.0),

@@ -15,6 +15,7 @@ import torch
 from plain_text import Text, plain_text
 
 from selfspec_tune.draft import Draft, PolicyKind
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import Window, make_scorer
@@ -27,7 +28,7 @@ from selfspec_tune.measure.run_log import measurement_provenance
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.report.progress import PlainReporter
 from selfspec_tune.results import PairedRun
-from selfspec_tune.results.metrics import acceptance_rate, count_lossless, decode_times
+from selfspec_tune.results.metrics import count_lossless, decode_times, rounds_of
 from selfspec_tune.search.conclusion import predicted_from_counts
 from selfspec_tune.search.setup import SearchSetup
 from selfspec_tune.search.space import SearchSpace
@@ -224,7 +225,7 @@ class ProxyStudy:
             **draft_record(found.draft),
             "predicted": found.speedup,
             **_figures("", runs, found.draft, known),
-            "acceptance_rate": acceptance_rate(runs),
+            "acceptance_rate": acceptance_rate(rounds_of(runs)),
             "lossy": bool(count_lossless(runs).mismatches),
         }
 

@@ -10,14 +10,16 @@ import pytest
 from rich.console import Console
 
 from selfspec_tune.bench import run_bench
-from selfspec_tune.bench.competitors import PARTS, POLICIES, Part, distinct, parts_of
-from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
+from selfspec_tune.bench.competitors import POLICIES, Part, distinct, parts_of
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.report.bench import print_bench
 from selfspec_tune.report.text import headline_method
 from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import BenchResult
+from tests.runs import sources_of
 from tests.search_kit import Listener, prompt_file, read_rows
 
 SOME, NONE = SkipSet(4, (1, 2), (3,)), SkipSet.empty(4)
@@ -25,7 +27,8 @@ INT4 = DraftPrecision.uniform(4, Precision.INT4, Precision.INT8)
 PRIOR = AcceptancePrior(0.7, (0.5,) * 10)
 COST_AWARE = DraftPolicy(PolicyKind.COST_AWARE, max_draft_tokens=16, prior=PRIOR)
 LOOKUP = NgramLookup()
-WHOLE = Draft(SOME, COST_AWARE, INT4, vocabulary=64, ngram=LOOKUP)
+WHOLE = Draft(SOME, COST_AWARE, INT4, vocabulary=64, sources=(LOOKUP,))
+PARTS = ("skips-alone", "copies-alone", "copies-and-skips", "copies-and-lookup", "lookup-alone")
 RULES = ("policy-fixed", "policy-threshold", "policy-adaptive")
 
 
@@ -40,10 +43,10 @@ def test_a_draft_of_everything_has_every_part_and_every_other_policy() -> None:
     assert found["skips-alone"] == Draft(SOME, threshold, vocabulary=64)
     assert found["copies-alone"] == Draft(NONE, COST_AWARE, INT4, vocabulary=64)
     assert found["copies-and-skips"] == Draft(SOME, COST_AWARE, INT4, vocabulary=64)
-    assert found["copies-and-lookup"] == Draft(NONE, COST_AWARE, INT4, vocabulary=64, ngram=LOOKUP)
-    assert found["lookup-alone"] == Draft(NONE, COST_AWARE, ngram=LOOKUP, model_drafts=False)
+    assert found["copies-and-lookup"] == Draft(NONE, COST_AWARE, INT4, vocabulary=64, sources=(LOOKUP,))
+    assert found["lookup-alone"] == Draft(NONE, COST_AWARE, sources=(LOOKUP,), model_drafts=False)
     for name, kind in zip(RULES, ("fixed", "threshold", "adaptive"), strict=True):
-        assert found[name] == Draft(SOME, DraftPolicy(PolicyKind(kind), 6, 0.6), INT4, 64, LOOKUP)
+        assert found[name] == Draft(SOME, DraftPolicy(PolicyKind(kind), 6, 0.6), INT4, 64, (LOOKUP,))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +54,11 @@ def test_a_draft_of_everything_has_every_part_and_every_other_policy() -> None:
     [
         (Draft(SOME), ()),  # skips alone is the draft itself
         (Draft(SOME, COST_AWARE), ("skips-alone",)),
-        (Draft(SOME, COST_AWARE, ngram=LOOKUP), ("skips-alone", "lookup-alone")),
+        (Draft(SOME, COST_AWARE, sources=(LOOKUP,)), ("skips-alone", "lookup-alone")),
         (Draft(SOME, COST_AWARE, INT4), ("skips-alone", "copies-alone")),
         (Draft(NONE, COST_AWARE, INT4), ()),
-        (Draft(NONE, COST_AWARE, INT4, ngram=LOOKUP), ("copies-alone", "lookup-alone")),
-        (Draft(NONE, COST_AWARE, ngram=LOOKUP, model_drafts=False), ()),
+        (Draft(NONE, COST_AWARE, INT4, sources=(LOOKUP,)), ("copies-alone", "lookup-alone")),
+        (Draft(NONE, COST_AWARE, sources=(LOOKUP,), model_drafts=False), ()),
     ],
 )
 def test_what_a_draft_does_without_has_no_part(main: Draft, expected: tuple[str, ...]) -> None:
@@ -64,12 +67,12 @@ def test_what_a_draft_does_without_has_no_part(main: Draft, expected: tuple[str,
 
 def test_the_drafts_own_threshold_is_kept_and_its_longest_draft_is_bounded() -> None:
     tuned = DraftPolicy(PolicyKind.THRESHOLD, 10, 0.9)
-    found = parts(Draft(SOME, tuned, ngram=LOOKUP))
+    found = parts(Draft(SOME, tuned, sources=(LOOKUP,)))
     assert found["skips-alone"].policy == tuned
     assert found["policy-adaptive"].policy == DraftPolicy(PolicyKind.ADAPTIVE, 6, 0.9)
     assert found["policy-cost-aware"].policy == DraftPolicy(PolicyKind.COST_AWARE, 10)
     assert "policy-threshold" not in found
-    short = parts(Draft(SOME, DraftPolicy(PolicyKind.FIXED, 3, 0.0), ngram=LOOKUP))
+    short = parts(Draft(SOME, DraftPolicy(PolicyKind.FIXED, 3, 0.0), sources=(LOOKUP,)))
     assert short["policy-threshold"].policy == DraftPolicy(PolicyKind.THRESHOLD, 3, 0.6)
 
 
@@ -134,7 +137,7 @@ def test_the_parts_follow_the_skip_sets_and_are_lossless(bench: Any) -> None:
     assert copies.skip is not None
     assert copies.skip.attention == []
     lookup = next(run for run in result.runs if run.method.startswith("lookup-alone:"))
-    assert "model" not in lookup.candidate.sources
+    assert "model" not in sources_of(lookup.candidate.rounds)
 
 
 def test_the_table_names_every_part_and_says_what_it_is(bench: Any) -> None:

@@ -16,6 +16,7 @@ from selfspec_tune.prompts import load_prompts
 from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
 from tests.kit import tiny_tokenizer
+from tests.runs import drafted_of
 from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady
 
 NUM_PROMPTS = 3
@@ -93,7 +94,7 @@ def test_longest_drafts_change_the_policy_alone(sweep: Any) -> None:
     assert values(result) == [1, 2, 3, 4, 6, 8]  # 12 and 16 can never be drafted in an answer of 12 tokens
     assert len({main(point).id for point in result.points}) == 1
     for point in result.points:
-        drafted = [n for run in result.runs if run.point == point.value for n in run.candidate.drafted]
+        drafted = [n for run in result.runs if run.point == point.value for n in drafted_of(run.candidate.rounds)]
         assert max(drafted) <= point.value
         assert main(point).acceptance_rate == 1.0
     mats = [main(point).mean_accepted_tokens for point in result.points]

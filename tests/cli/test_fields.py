@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 import selfspec_tune
 from selfspec_tune.cli import output
-from selfspec_tune.cli.app import app
 from selfspec_tune.cli.fields import with_options
+from selfspec_tune.cli.options import FLAGS
 from selfspec_tune.requests import PromptOptions
 
 ROOT = Path(selfspec_tune.__file__).parent
@@ -21,14 +20,6 @@ ROOT = Path(selfspec_tune.__file__).parent
 OTHERS = {"export/decoding.py", "export/formats/gguf.py", "export/formats/nas.py", "models/default_model.py"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 NAMED = re.compile(r"(?<!`)`([a-z][a-z0-9_]*)`(?!`)")
-
-
-def commands() -> list:
-    return list(vars(get_command(app))["commands"].values())
-
-
-FLAGS = {flag for command in commands() for option in command.params for flag in option.opts if flag[:2] == "--"}
-FIELDS = {flag[2:].replace("-", "_") for flag in FLAGS}
 
 
 def strings_below_cli(*, docstrings: bool) -> Iterator[tuple[str, str]]:
@@ -46,13 +37,13 @@ def strings_below_cli(*, docstrings: bool) -> Iterator[tuple[str, str]]:
 def test_no_string_below_the_command_line_names_its_options() -> None:
     strings = [(name, text) for name, text in strings_below_cli(docstrings=True) if name not in OTHERS]
     assert len(strings) > 1000
-    assert not {(name, flag) for name, text in strings for flag in FLAG.findall(text) if flag in FLAGS}
+    assert not {(name, flag) for name, text in strings for flag in FLAG.findall(text) if flag in FLAGS.values()}
 
 
 def test_every_field_that_a_message_names_is_an_option() -> None:
     named = {(name, field) for name, text in strings_below_cli(docstrings=False) for field in NAMED.findall(text)}
     assert len(named) > 50
-    assert not {(name, field) for name, field in named if field not in FIELDS}
+    assert not {(name, field) for name, field in named if field not in FLAGS}
 
 
 def test_the_command_line_writes_a_field_as_its_option() -> None:

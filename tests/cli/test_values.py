@@ -8,7 +8,6 @@ from selfspec_tune.arguments import (
     bench_request,
     budget_seconds,
     default_folder,
-    given,
     parse_contexts,
     parse_duration,
     parse_extra_memory,
@@ -17,17 +16,24 @@ from selfspec_tune.arguments import (
     search_request,
     slug,
 )
-from selfspec_tune.cli.options import Dtype, complete_model
+from selfspec_tune.cli.command import Asked
+from selfspec_tune.cli.options import options_of
+from selfspec_tune.cli.options.shared import complete_model
 from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.requests import (
     BenchRequest,
+    CompareRequest,
+    DraftFormat,
     DraftOptions,
+    Dtype,
+    ExportRequest,
     ExtraMemory,
     PolicyChoice,
     PromptOptions,
     RuntimeBenchRequest,
     RuntimeName,
+    StrategyName,
     SweepKind,
     SweepRequest,
 )
@@ -63,8 +69,10 @@ def test_without_any_budget_a_search_takes_45_minutes() -> None:
 
 
 def test_only_given_options_count() -> None:
-    found = given(dtype=Dtype.FLOAT32, seed=0, top_p=None, allow_pickle=False, trust_remote_code=True)
-    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True}
+    values = {"dtype": Dtype.FLOAT32, "seed": 0, "top_p": None, "allow_pickle": False, "trust_remote_code": True}
+    asked = Asked(options_of("search"), {**values, "ngram": False})
+    found = asked.given(*asked)
+    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True, "ngram": False}
     assert type(found["dtype"]) is str
 
 
@@ -228,3 +236,12 @@ def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
 def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) -> None:
     with pytest.raises(UsageError, match=f"`{option}` 'quickly': expected one of "):
         search_request(**{option: "quickly"})  # type: ignore[arg-type]
+
+
+def test_a_request_looks_at_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stat", "lstat", "readlink", "scandir", "open", "mkdir"):
+        monkeypatch.setattr(f"os.{name}", lambda *_, **__: pytest.fail("it touched a file"))
+    request = search_request(model="m", prompts="p.jsonl", out=Path("s"), start_from=["s"], trials=1)
+    CompareRequest(request, (StrategyName.STAGED, StrategyName.TPE))
+    bench_request(skip_files=[Path("s/skip.json")], skip_sets=["s"], log=Path("s/bench.json"))
+    ExportRequest(Path("s"), DraftFormat.GGUF, Path("d"), gguf=Path("m.gguf"))

@@ -14,8 +14,9 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.cpu import cpu_quota
 from selfspec_tune.doctor import examination, machine
 from selfspec_tune.doctor.findings import check_decode, find_out
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.measure import roofline
 from selfspec_tune.results.diagnosis import (
@@ -164,7 +165,9 @@ def test_a_draft_by_cost_and_lookup_at_a_low_precision_is_timed_too(
     tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = DraftPolicy(PolicyKind.COST_AWARE, 4)
-    draft = Draft(SkipSet(4, (1,), ()), policy, DraftPrecision.uniform(4, Precision.INT8), ngram=NgramLookup(2, 1, 3))
+    draft = Draft(
+        SkipSet(4, (1,), ()), policy, DraftPrecision.uniform(4, Precision.INT8), sources=(NgramLookup(2, 1, 3),)
+    )
     monkeypatch.setattr(examination, "_draft", lambda request, workload: (draft, "as given"))
     found = diagnosed(tiny_llama_dir, "--contexts", "16")
     assert found.draft is not None

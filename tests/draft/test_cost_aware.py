@@ -13,14 +13,15 @@ from selfspec_tune.draft import (
     CONFIDENCE_EDGES,
     AcceptancePrior,
     DraftPolicy,
-    NgramLookup,
     PolicyKind,
     PolicyState,
+    Round,
     Source,
 )
 from selfspec_tune.draft.cost_aware import CostAwareState
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
+from selfspec_tune.draft.ngram import NgramLookup
 from tests.covering import cover, covering_array
 from tests.policy_simulator import KINDS, LONG, decode, texts
 
@@ -47,7 +48,7 @@ def policy(**settings: float) -> DraftPolicy:
 
 
 def cost_aware(costs: StepCosts, *, has_lookup: bool, model_drafts: bool = True, **settings: float) -> PolicyState:
-    return fresh_state(policy(**settings), costs, ngram=NGRAM if has_lookup else None, model_drafts=model_drafts)
+    return fresh_state(policy(**settings), costs, sources=(NGRAM,) if has_lookup else (), model_drafts=model_drafts)
 
 
 def relative_times(kind: str, costs: StepCosts, *, has_lookup: bool, **settings: float) -> list[float]:
@@ -134,8 +135,17 @@ def test_a_lookup_alone_never_asks_the_model_for_drafts() -> None:
     state = cost_aware(costs, has_lookup=True, model_drafts=False)
     for _ in range(40):
         assert state.begin(20).source is Source.PLAIN
-        state.update(0, 0)
-    assert state.begin(20, 10, 4).source is Source.NGRAM
+        state.update(Round())
+    assert state.begin(20, 10, 4, NGRAM.name).source == NGRAM.name
+
+
+def test_what_one_source_finds_says_nothing_of_another() -> None:
+    state = cost_aware(COSTS["draft .25"], has_lookup=True, model_drafts=False, credit=9.0)
+    for _ in range(30):
+        state.begin(20, 4, 4, "wrong")
+        state.update(Round())
+    assert state.begin(20, 4, 4, "wrong").source is Source.PLAIN
+    assert state.begin(20, 4, 4, "new").source == "new"
 
 
 def _round(state: PolicyState, outcomes: list[bool], confidence: float = 0.9, room: int = 50) -> int:
@@ -148,7 +158,7 @@ def _round(state: PolicyState, outcomes: list[bool], confidence: float = 0.9, ro
             break
     right = outcomes[:drafted]
     accepted = right.index(False) if False in right else drafted
-    state.update(accepted, drafted)
+    state.update(Round(drafted, accepted))
     return drafted
 
 
@@ -186,7 +196,7 @@ def test_a_lookup_that_keeps_failing_is_left_and_watched_until_it_is_right_again
         for _ in range(rounds):
             length = state.begin(50, 10, 3).num_tokens
             accepted = min(length, num_right)
-            state.update(accepted, length, min(num_right, accepted + 1))
+            state.update(Round(length, accepted), min(num_right, accepted + 1))
             found.append(length)
         return found
 

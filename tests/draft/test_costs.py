@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPrecision, Precision
-from selfspec_tune.draft.costs import ContextCosts, CostModel, Counts, StepCosts
+from selfspec_tune.draft import Draft, DraftPrecision, Precision, Round
+from selfspec_tune.draft.costs import ContextCosts, CostModel, StepCosts
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 
 SAME, INT4 = Precision.SAME, Precision.INT4
@@ -44,7 +45,7 @@ def test_a_lower_precision_has_costs_of_its_own_or_none() -> None:
 
 
 def test_predicted_seconds_are_draft_steps_and_verifications() -> None:
-    found = Counts(drafted=[2, 3], accepted=[2, 0])
+    found = [Round(2, 2), Round(3, 0)]
     steps = COSTS.steps(draft((1,), (0, 1)))
     # 5 draft steps of 0.3; verifications of 3 and of 4 tokens
     assert steps.seconds(found) == pytest.approx(5 * 0.3 + 1.2 + 1.5)
@@ -60,7 +61,7 @@ def test_verifications_past_the_last_timed_go_on_along_the_line() -> None:
 
 
 def test_a_round_without_drafts_costs_one_plain_step() -> None:
-    assert COSTS.steps(draft()).speedup(Counts([0, 0], [0, 0])) == pytest.approx(1.0)
+    assert COSTS.steps(draft()).speedup([Round(), Round()]) == pytest.approx(1.0)
 
 
 def test_between_two_contexts_costs_lie_on_a_line() -> None:
@@ -104,17 +105,15 @@ def test_a_cost_model_survives_a_file() -> None:
 
 
 def test_tokens_that_were_looked_up_cost_no_draft_step() -> None:
-    found = Counts([2, 3, 0], [2, 0, 0], ["model", "ngram", "plain"])
+    found = [Round(2, 2, "model"), Round(3, 0, "ngram"), Round(0, 0, "plain")]
     assert COSTS.steps(draft((1,), (0, 1))).seconds(found) == pytest.approx(2 * 0.3 + 1.2 + 1.5 + 1.0)
 
 
 def test_the_first_step_of_a_draft_and_tokens_tried_in_a_pass_cost_more() -> None:
     steps = replace(COSTS, cold=0.15, guess=0.25).steps(draft((1,), (0, 1)))
-    found = Counts([4, 3, 0, 2], [2, 0, 0, 1], ["model", "ngram", "plain", "model"], [2, 0, 0, 1], [3, 0, 0, 4])
+    found = [Round(4, 2, "model", 2, 3), Round(3, 0, "ngram", 0, 0), PLAIN_ROUND, Round(2, 1, "model", 1, 4)]
     # 3 draft passes of 0.3, two of them first ones, 7 tokens tried in them
     assert steps.seconds(found) == pytest.approx(3 * 0.3 + 2 * 0.15 + 7 * 0.075 + 1.7 + 1.5 + 1.0 + 1.2)
-    assert (found.num_drafts, found.num_guesses) == (2, 7)
-    assert Counts([4, 3], [2, 0], ["model", "ngram"]).num_drafts == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,3 @@ def test_the_first_step_of_a_draft_and_tokens_tried_in_a_pass_cost_more() -> Non
 def test_steps_that_take_no_time_are_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="expected positive seconds"):
         StepCosts(*values)
-
-
-def test_tokens_are_the_accepted_and_one_a_round() -> None:
-    assert Counts([4, 2], [3, 0]).num_tokens == 5

@@ -16,10 +16,10 @@ from selfspec_tune.draft import (
     Draft,
     DraftPolicy,
     DraftPrecision,
-    NgramLookup,
     PolicyKind,
     Precision,
 )
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.results import DraftSettings
@@ -46,14 +46,14 @@ POLICIES = st.builds(
 )
 LOOKUPS = st.builds(lambda least, more, most: NgramLookup(least + more, least, most), *[st.integers(1, 9)] * 3)
 DRAFTS = st.builds(
-    lambda flags, policy, precision, vocabulary, ngram, alone: Draft(
-        SkipSet.from_flags(flags), policy, precision, vocabulary, ngram, ngram is None or not alone
+    lambda flags, policy, precision, vocabulary, sources, alone: Draft(
+        SkipSet.from_flags(flags), policy, precision, vocabulary, sources, not sources or not alone
     ),
     st.tuples(*[st.booleans()] * (2 * LAYERS)),
     POLICIES,
     PRECISIONS,
     st.one_of(st.none(), st.integers(1, 99)),
-    st.one_of(st.none(), LOOKUPS),
+    st.one_of(st.just(()), st.tuples(LOOKUPS)),
     st.booleans(),
 )
 
@@ -168,7 +168,7 @@ def test_a_file_of_before_lookups_and_precisions_is_read() -> None:
     }
     draft = Draft.from_dict(SkipSet.empty(2), old)
     assert draft == Draft(SkipSet.empty(2), DraftPolicy(PolicyKind.THRESHOLD, 10, 0.9), vocabulary=37984)
-    assert DraftSettings.model_validate(old).ngram is None
+    assert DraftSettings.model_validate(old).sources == ()
 
 
 @given(DRAFTS, DRAFTS)
@@ -191,10 +191,10 @@ def test_a_description_reads_well() -> None:
         DraftPolicy(PolicyKind.COST_AWARE, 12),
         DraftPrecision.parse("int4 head int8", 4),
         99,
-        NgramLookup(),
+        (NgramLookup(),),
     )
     assert draft.describe() == (
         "attn 1 · mlp 2 (cost-aware 12, vocabulary 99, precision int4 head int8, n-gram 2-4, 10 tokens, 4 in drafts)"
     )
-    alone = Draft(SkipSet.empty(4), ngram=NgramLookup(3, 1, 8), model_drafts=False)
+    alone = Draft(SkipSet.empty(4), sources=(NgramLookup(3, 1, 8),), model_drafts=False)
     assert alone.describe() == "none (threshold 6, exit 0.6, n-gram 1-3, 8 tokens alone)"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import Tensor
 
 from selfspec_tune.engine import Runner, choose_runner
+from selfspec_tune.engine.runner import Scores
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests import kit
-from tests.engine_kit import load
+from tests.engine_kit import kind_of, load
 
 PROBE = "selfspec_tune.engine.choice"
 
@@ -35,13 +37,10 @@ class _Timed(FastRunner):
     decode_seconds: float
     verify_seconds: float
 
-    def decode(self, token: int) -> Tensor:
-        self.clock.now += self.decode_seconds
-        return super().decode(token)
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        self.clock.now += self.verify_seconds
-        return super().verify(tokens)
+    def forward(self, tokens: Sequence[int], **how: Any) -> Scores:
+        kind = kind_of(tokens, **how)
+        self.clock.now += {"step": self.decode_seconds, "verification": self.verify_seconds}.get(kind, 0.0)
+        return super().forward(tokens, **how)
 
 
 class _Opened:
@@ -54,15 +53,18 @@ class _Opened:
         self._patch = monkeypatch
         self.calls: Counter[str] = Counter()
         monkeypatch.setattr(f"{PROBE}.native_unsupported_reason", lambda loaded: None)
-        for owner, method in ((ReferenceRunner, "prefill"), (FastRunner, "prefill"), (FastRunner, "__init__")):
+        for owner, method in ((ReferenceRunner, "forward"), (FastRunner, "forward"), (FastRunner, "__init__")):
             self._count(owner, method)
 
     def _count(self, owner: type[FastRunner | ReferenceRunner], method: str) -> None:
+        """Calls of ``method``, of passes the prefills alone."""
         plain = getattr(owner, method)
 
-        def counted(runner: Runner, *arguments: object) -> object:
-            self.calls[f"{runner.name} {method}"] += 1
-            return plain(runner, *arguments)
+        def counted(runner: Runner, *arguments: Any, **how: Any) -> object:
+            name = kind_of(*arguments, **how) if method == "forward" else method
+            if name in ("prefill", method):
+                self.calls[f"{runner.name} {name}"] += 1
+            return plain(runner, *arguments, **how)
 
         self._patch.setattr(owner, method, counted)
 
@@ -166,15 +168,21 @@ def test_a_short_context_leaves_room_for_the_timed_steps(tmp_path: Path, monkeyp
     assert opened.choose().name == "fast"
 
 
-def _decode_wrongly(runner: FastRunner, token: int) -> Tensor:
-    return FastRunner.decode(runner, token) + 1.0
+def _decode_wrongly(runner: FastRunner, tokens: Sequence[int], **how: Any) -> Scores:
+    scores = _Timed.forward(runner, tokens, **how)
+    return replace(scores, logits=scores.logits + 1.0 * (kind_of(tokens, **how) == "step"))
 
 
-def _fail(runner: FastRunner, token: int) -> Tensor:
-    raise RuntimeError("no memory")
+def _failing(kind: str) -> Callable[..., Scores]:
+    def forward(runner: FastRunner, tokens: Sequence[int], **how: Any) -> Scores:
+        if kind_of(tokens, **how) == kind:
+            raise RuntimeError("no memory")
+        return _Timed.forward(runner, tokens, **how)
+
+    return forward
 
 
-@pytest.mark.parametrize("wrong", [{}, {"decode": _decode_wrongly}])
+@pytest.mark.parametrize("wrong", [{}, {"forward": _decode_wrongly}])
 def test_the_reference_walks_once_for_all_candidates_and_each_is_opened_once(
     opened: _Opened, wrong: dict[str, object]
 ) -> None:
@@ -193,15 +201,15 @@ def test_the_reference_walks_once_for_all_candidates_and_each_is_opened_once(
 
 def test_what_is_no_faster_need_not_prove_anything(opened: _Opened) -> None:
     opened.place("native", 0.1, 0.1)
-    opened.place("fast", 0.1, 0.1, prefill=_fail)
+    opened.place("fast", 0.1, 0.1, forward=_failing("prefill"))
     assert opened.choose().name == "native"
     assert opened.calls["fast __init__"] == 1
     assert opened.notices == []
 
 
-@pytest.mark.parametrize("wrong", [_decode_wrongly, _fail])
+@pytest.mark.parametrize("wrong", [_decode_wrongly, _failing("step")])
 def test_what_is_faster_and_wrong_is_not_taken(opened: _Opened, wrong: object) -> None:
     opened.place("native", 1.0, 1.0)
-    opened.place("fast", 0.1, 0.0, decode=wrong)
+    opened.place("fast", 0.1, 0.0, forward=wrong)
     assert opened.choose().name == "native"
     assert opened.notices == []

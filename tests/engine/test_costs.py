@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Runner
 from selfspec_tune.engine.cost_fit import (
@@ -18,6 +19,7 @@ from selfspec_tune.engine.cost_fit import (
     measure_step_costs,
     time_contexts,
 )
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.timing import Step, TimingRounds, time_steps
 from selfspec_tune.errors import UsageError
 from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
@@ -190,13 +192,13 @@ def test_of_another_draft_only_its_own_step_is_timed() -> None:
     to_decode = runner.step_seconds(draft, 50) / runner.step_seconds(length=50)
     assert (costs.decode, costs.verify) == (2.0, (2.0, 2.5))
     assert costs.draft == pytest.approx(2.0 * to_decode)
-    lookup = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    lookup = Draft(SkipSet.empty(6), sources=(NgramLookup(),), model_drafts=False)
     assert measure_step_costs(runner, CONTEXT, lookup, known, clock=runner.clock) == StepCosts(2.0, 0.0, (2.0, 2.5))
 
 
 def test_a_lookup_that_drafts_alone_has_no_draft_step() -> None:
     runner = ClockedRunner()
-    draft = Draft(SkipSet.empty(6), ngram=NgramLookup(), model_drafts=False)
+    draft = Draft(SkipSet.empty(6), sources=(NgramLookup(),), model_drafts=False)
     assert measure_step_costs(runner, CONTEXT, draft, clock=runner.clock).draft == 0.0
 
 
@@ -209,7 +211,7 @@ def test_a_very_short_context_bounds_what_is_verified() -> None:
 
 def test_the_first_round_warms_up_and_every_other_one_runs_backwards() -> None:
     runner = ClockedRunner()
-    runner.prefill([3, 4])
+    prefill(runner, [3, 4])
     order: list[str] = []
     steps = {name: Step(lambda name=name: order.append(name)) for name in "abc"}
     seconds = time_steps(runner, steps, TimingRounds(most=2), runner.clock)

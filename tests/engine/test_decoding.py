@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round, Source
 from selfspec_tune.draft.decisions import RuleState, fresh_state
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.errors import PromptError, UsageError
 from tests import kit
-from tests.engine_kit import RUNNERS, TableRunner, chain, check_record, load, prompt_tokens
+from tests.engine_kit import (
+    RUNNERS,
+    TableRunner,
+    chain,
+    check_record,
+    load,
+    prompt_tokens,
+)
+from tests.runs import accepted_of, drafted_of
 
 GREEDY = Sampler()
 SOME = SkipSet(4, (1, 3), (2,))
@@ -67,8 +75,8 @@ def test_a_draft_stops_after_the_first_unlikely_token_which_is_still_verified() 
     assert generation.tokens == [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4]
     # Token 4 is the unlikely one: drafted, verified, accepted, and the last of its round.
     assert runner.verified[0] == [1, 2, 3, 4]
-    assert generation.drafted == [3, 6]
-    assert generation.accepted == [3, 6]
+    assert drafted_of(generation.rounds) == [3, 6]
+    assert accepted_of(generation.rounds) == [3, 6]
 
 
 def test_an_unlikely_token_that_was_wrong_is_replaced_by_the_models() -> None:
@@ -78,7 +86,7 @@ def test_an_unlikely_token_that_was_wrong_is_replaced_by_the_models() -> None:
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.9))
     generation = self_speculative(runner, [0], Limits(6), GREEDY, draft)
     assert runner.verified[0] == [1, 2, 5]
-    assert (generation.drafted[0], generation.accepted[0]) == (2, 1)
+    assert (generation.rounds[0].num_drafted, generation.rounds[0].num_accepted) == (2, 1)
     assert generation.tokens == [1, 2, 3, 4, 5, 6]
 
 
@@ -92,7 +100,7 @@ def test_a_probability_at_the_threshold_is_high_enough() -> None:
 def test_a_fixed_draft_ignores_probabilities() -> None:
     runner = TableRunner(chain(8, 0.5))
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 4, exit_threshold=1.0))
-    assert self_speculative(runner, [0], Limits(11), GREEDY, draft).drafted == [4, 4]
+    assert self_speculative(runner, [0], Limits(11), GREEDY, draft).rounds == [Round(4, 4, Source.MODEL, 4, 0)] * 2
 
 
 def test_a_draft_ends_with_an_end_of_sequence_token() -> None:
@@ -125,7 +133,7 @@ def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
         (2, 4, 0.4921875, 0.604),
     ]
     for accepted, drafted, acceptance, threshold in rounds:
-        state.update(accepted, drafted)
+        state.update(Round(drafted, accepted))
         assert state.acceptance == pytest.approx(acceptance, abs=1e-12)
         assert state.threshold == pytest.approx(threshold, abs=1e-12)
 
@@ -133,7 +141,7 @@ def test_the_adaptive_threshold_follows_a_sequence_computed_by_hand() -> None:
 def test_only_an_adaptive_threshold_moves() -> None:
     for kind in (PolicyKind.FIXED, PolicyKind.THRESHOLD):
         state = RuleState(DraftPolicy(kind, exit_threshold=0.6))
-        state.update(0, 6)
+        state.update(Round(6, 0))
         assert (state.threshold, state.acceptance) == (0.6, 0.0)
 
 
@@ -142,14 +150,14 @@ def test_decoding_feeds_the_adaptive_threshold_and_obeys_it() -> None:
     runner = TableRunner(chain(8, UNSURE), chain(8, UNSURE, step=2))
     policy = DraftPolicy(PolicyKind.ADAPTIVE, 3, 0.6, step=0.15, acceptance_momentum=0.0, threshold_momentum=0.0)
     generation = self_speculative(runner, [0], Limits(5), GREEDY, Draft(SkipSet.empty(1), policy))
-    assert generation.drafted == [3, 1, 1, 0]
-    assert generation.accepted == [0, 0, 0, 0]
+    assert drafted_of(generation.rounds) == [3, 1, 1, 0]
+    assert accepted_of(generation.rounds) == [0, 0, 0, 0]
 
 
 def test_however_high_the_threshold_has_climbed_a_round_drafts_at_least_one_token() -> None:
     """Self-SD's rule has no clamp; without a draft there would be nothing to bring the threshold down again."""
     state = RuleState(DraftPolicy(PolicyKind.ADAPTIVE, 6, exit_threshold=1.0))
-    state.update(0, 1)
+    state.update(Round(1, 0))
     assert state.threshold > 1.0
     assert state.begin(room=4).num_tokens == 4
     assert not state.wants_more(1, 1.0)

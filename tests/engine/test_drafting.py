@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Source
 from selfspec_tune.draft.decisions import RuleState
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import Plan
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, self_speculative
-from selfspec_tune.engine.drafting import Drafted, Drafter
-from selfspec_tune.engine.runner import greedy_steps
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
+from selfspec_tune.engine.runner import prefill
 from tests.engine_kit import STEPS, TableRunner, chain, every_policy
+from tests.runs import sources_of
 
 GREEDY = Sampler()
 LOOKUP = NgramLookup(max_match=3, min_match=1, max_tokens=4)
@@ -22,15 +26,17 @@ POLICIES = every_policy(max_draft_tokens=4, exit_threshold=0.25)
 SURE = 8.0
 
 
-def _run(prompt: Sequence[int], draft: Draft, *, guess_step: int = 1, limit: int = 12) -> tuple[TableRunner, list[str]]:
+def _run(
+    prompt: Sequence[int], draft: Draft, *, guess_step: int = 1, limit: int = 12
+) -> tuple[TableRunner, list[str | None]]:
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
     generation = self_speculative(runner, prompt, Limits(limit), GREEDY, draft, STEPS)
     assert generation.tokens == [(prompt[-1] + 1 + i) % 8 for i in range(limit)]
-    return runner, generation.sources
+    return runner, sources_of(generation.rounds)
 
 
 def test_the_lookup_comes_first_and_the_model_drafts_where_it_finds_nothing() -> None:
-    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 2), ngram=NgramLookup(2, 2, 3))
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.FIXED, 2), sources=(NgramLookup(2, 2, 3),))
     runner, sources = _run([0], draft, limit=16)
     assert sources[:3] == ["model", "model", "model"]
     assert sources[3] == "ngram"  # 0 1 … 7 0 1: the pair (0, 1) has come again
@@ -44,14 +50,14 @@ def _drafting_only(draft_tokens: int, policy: DraftPolicy, guess_step: int = 1) 
     """Lookup that finds at once, under a policy that has the model draft all the same."""
     lookup = NgramLookup(2, 2, 8, draft_tokens)
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=guess_step))
-    runner.prefill(REPEATED)
-    drafter = Drafter(runner, greedy_steps(runner), lookup, _ByModel(policy), GREEDY, lambda token: False, REPEATED)
+    prefill(runner, REPEATED)
+    drafter = Drafter(runner, [lookup], _ByModel(policy), None, lambda token: False, REPEATED)
     drafted = drafter.draft(REPEATED[-1], 100)
     return runner, drafted
 
 
 class _ByModel(RuleState):
-    def begin(self, room: int, num_found: int = 0, match_length: int = 0) -> Plan:
+    def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
         return super().begin(room)
 
 
@@ -71,7 +77,7 @@ def test_a_wrong_guess_costs_the_draft_nothing_but_its_width() -> None:
 
 
 def test_the_index_forgets_what_was_only_drafted() -> None:
-    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1), ngram=NgramLookup(2, 2, 8, 4))
+    draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.THRESHOLD, 6, 0.1), sources=(NgramLookup(2, 2, 8, 4),))
     wrong = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
     generation = self_speculative(wrong, REPEATED, Limits(30), GREEDY, draft, STEPS)
     assert generation.tokens == [(4 + i) % 8 for i in range(30)]
@@ -79,17 +85,18 @@ def test_the_index_forgets_what_was_only_drafted() -> None:
 
 def test_a_lookup_alone_never_runs_the_draft() -> None:
     class NoDrafts(TableRunner):
-        def draft_step(self, token: int):  # type: ignore[no-untyped-def]
-            raise AssertionError("the model drafted")
+        def row_after(self, token: int, *, is_draft: bool) -> Tensor:
+            assert not is_draft, "the model drafted"
+            return super().row_after(token, is_draft=is_draft)
 
-    draft = Draft(SkipSet.empty(1), ngram=NgramLookup(1, 1, 3), model_drafts=False)
+    draft = Draft(SkipSet.empty(1), sources=(NgramLookup(1, 1, 3),), model_drafts=False)
     generation = self_speculative(NoDrafts(chain(8, SURE)), [0], Limits(20), GREEDY, draft)
-    assert set(generation.sources) == {"plain", "ngram"}
-    assert generation.sources[:7] == ["plain"] * 7
+    assert set(sources_of(generation.rounds)) == {"plain", "ngram"}
+    assert sources_of(generation.rounds)[:7] == ["plain"] * 7
 
 
 def test_looked_up_tokens_need_not_be_in_the_drafts_vocabulary() -> None:
-    draft = Draft(SkipSet.empty(1), vocabulary=2, ngram=NgramLookup(1, 1, 3), model_drafts=False)
+    draft = Draft(SkipSet.empty(1), vocabulary=2, sources=(NgramLookup(1, 1, 3),), model_drafts=False)
     runner, sources = _run([5, 6, 7, 5], draft)
     assert "ngram" in sources
     assert any(max(tokens[1:], default=0) >= 2 for tokens in runner.verified)
@@ -97,7 +104,7 @@ def test_looked_up_tokens_need_not_be_in_the_drafts_vocabulary() -> None:
 
 def test_a_lookup_ends_with_an_end_of_sequence_token() -> None:
     runner = TableRunner(chain(8, SURE))
-    draft = Draft(SkipSet.empty(1), ngram=NgramLookup(1, 1, 6), model_drafts=False)
+    draft = Draft(SkipSet.empty(1), sources=(NgramLookup(1, 1, 6),), model_drafts=False)
     generation = self_speculative(runner, [1, 2, 3, 4, 5, 0], Limits(20, frozenset({3})), GREEDY, draft)
     assert runner.verified == [[1, 2, 3]]
     assert (generation.tokens, generation.stop_reason) == ([1, 2, 3], "eos")
@@ -108,7 +115,7 @@ def test_a_cost_aware_policy_leaves_a_wrong_draft_for_plain_steps() -> None:
     draft = Draft(SkipSet.empty(1), DraftPolicy(PolicyKind.COST_AWARE, 4))
     runner = TableRunner(chain(8, SURE), chain(8, SURE, step=3))
     generation = self_speculative(runner, [0], Limits(60), GREEDY, draft, dear)
-    assert generation.sources.count(Source.PLAIN) > 50
+    assert sources_of(generation.rounds).count(Source.PLAIN) > 50
 
 
 def test_a_cost_aware_policy_is_refused_before_anything_runs_without_costs() -> None:
@@ -123,7 +130,7 @@ def test_probabilities_are_computed_only_where_a_policy_looks_at_them(monkeypatc
         raise AssertionError("a probability was computed")
 
     monkeypatch.setattr("selfspec_tune.engine.runner.torch.exp", refused)
-    draft = Draft(SkipSet.empty(1), POLICIES[0], ngram=LOOKUP)
+    draft = Draft(SkipSet.empty(1), POLICIES[0], sources=(LOOKUP,))
     self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, draft)
     with pytest.raises(AssertionError, match="was computed"):
         self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, replace(draft, policy=POLICIES[1]))

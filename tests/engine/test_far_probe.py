@@ -15,12 +15,13 @@ from selfspec_tune.engine import choose_runner, far_probe
 from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.layers.llama import Attention, CacheState
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests import kit
-from tests.engine_kit import RUNNERS, load, prompt_tokens
+from tests.engine_kit import RUNNERS, decode, load, prompt_tokens
 from tests.models.test_structure import of_type
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -138,11 +139,11 @@ def test_the_far_walk_is_where_a_prompt_of_that_length_ends(loaded: LoadedModel)
         computed, taken = make(loaded), make(loaded)
         computed.reserve(600)
         taken.reserve(600)
-        computed.prefill(prompt)
+        prefill(computed, prompt)
         layers = [computed.keys_and_values(layer) for layer in range(loaded.num_layers)]
         taken.resume(layers, len(prompt))
         assert taken.length == 500
-        torch.testing.assert_close(taken.decode(7), computed.decode(7), rtol=0, atol=0)
+        torch.testing.assert_close(decode(taken, 7), decode(computed, 7), rtol=0, atol=0)
 
 
 def test_no_further_than_memory_allows(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,17 +170,17 @@ def test_the_long_caches_are_let_go(loaded: LoadedModel, name: str) -> None:
         each.reserve(300)
         each.set_draft(Draft(SkipSet.empty(loaded.num_layers)))
     prompt = prompt_tokens(40)
-    torch.testing.assert_close(runner.prefill(prompt), fresh.prefill(prompt), rtol=0, atol=0)
-    torch.testing.assert_close(runner.verify(prompt[:5]), fresh.verify(prompt[:5]), rtol=0, atol=0)
+    torch.testing.assert_close(prefill(runner, prompt), prefill(fresh, prompt), rtol=0, atol=0)
+    torch.testing.assert_close(runner.forward(prompt[:5]).logits, fresh.forward(prompt[:5]).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNNERS if name != "reference"])
 def test_without_a_cache_nothing_runs(loaded: LoadedModel, name: str) -> None:
     runner: Any = RUNNERS[name](loaded)
-    runner.prefill(prompt_tokens(9))
+    prefill(runner, prompt_tokens(9))
     runner.release()
     with pytest.raises(UsageError, match="the cache holds 0"):
-        runner.decode(5)
+        decode(runner, 5)
 
 
 def test_memory_that_is_not_there_is_no_reason_to_end(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, choose_runner, self_speculative
+from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.errors import FileFormatError, NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.weights import is_finite
@@ -127,16 +128,15 @@ def test_every_runner_ends_at_the_first_logits_that_are_no_numbers(
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_every_runner_notices_in_its_own_steps(name: str, broken: LoadedModel) -> None:
-    from selfspec_tune.engine.runner import greedy_steps
-
     runner = RUNNERS[name](broken)
     runner.reserve(64)
     runner.set_draft(Draft(SkipSet.empty(4)))
-    runner.prefill(prompt_tokens(9))
-    for step in (lambda: greedy_steps(runner).decode_greedy(5), lambda: greedy_steps(runner).verify_greedy([5] * 40)):
-        with pytest.raises(NonFiniteError, match="at position 10 are"):
-            step()
-        runner.rewind(9)
+    prefill(runner, prompt_tokens(9))
+    for want in (Want.TOKENS, Want.PROBABILITIES):
+        for count, last_only in ((1, False), (40, False), (1, True)):
+            with pytest.raises(NonFiniteError, match="at position 10 are"):
+                runner.forward([5] * count, want=want, last_only=last_only)
+            runner.rewind(9)
 
 
 def spoilt_after(token: int, value: float) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, choose_runner, self_speculative
 from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS
-from selfspec_tune.engine.runner import GreedySteps
+from selfspec_tune.engine.runner import DraftsAhead, Scores, Want, prefill
 from selfspec_tune.engine.runners.capture import DeviceInputs, DryGraphs, Pass
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
@@ -21,7 +23,7 @@ from selfspec_tune.engine.torch_settings import describe_numerics
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests import kit
-from tests.engine_kit import TableRunner, chain, load, policies, prompt_tokens
+from tests.engine_kit import Altered, TableRunner, chain, decode, draft_step, kind_of, load, policies, prompt_tokens
 
 FIXED = DraftPolicy(PolicyKind.FIXED, 4)
 
@@ -63,13 +65,13 @@ def test_it_equals_the_fast_runner_on_either_side_of_a_bucket(
     for runner in pair:
         runner.reserve(1000)
         runner.set_draft(draft)
-        logits = [runner.prefill(prompt_tokens(length)), runner.decode(7)]
+        logits = [prefill(runner, prompt_tokens(length)), decode(runner, 7)]
         verified = runner.length
-        logits += [runner.draft_step(token) for token in (8, 9, 10)]
+        logits += [draft_step(runner, token) for token in (8, 9, 10)]
         runner.rewind(verified)
-        logits += runner.verify([8, 9, 10, 11])
+        logits += runner.forward([8, 9, 10, 11]).logits
         runner.rewind(verified + 2)
-        logits += [runner.decode(12), runner.decode(13)]
+        logits += [decode(runner, 12), decode(runner, 13)]
         results.append(logits)
     for ours, theirs in zip(*results, strict=True):
         _agree(ours, theirs)
@@ -81,10 +83,10 @@ def test_verifications_of_every_size_equal_the_fast_runners(pair: tuple[GraphedR
     results = []
     for runner in pair:
         runner.reserve(400)
-        runner.prefill(prompt_tokens(250))
-        results.append(runner.verify(tokens))
+        prefill(runner, prompt_tokens(250))
+        results.append(runner.forward(tokens).logits)
         runner.rewind(250)
-        again = runner.verify(tokens)
+        again = runner.forward(tokens).logits
         assert torch.equal(again, results[-1])
     assert results[0].shape == (count, 128)
     _agree(*results)
@@ -92,11 +94,11 @@ def test_verifications_of_every_size_equal_the_fast_runners(pair: tuple[GraphedR
 
 def test_what_is_returned_is_not_overwritten_by_the_next_pass(loaded: LoadedModel) -> None:
     runner = GraphedRunner(loaded)
-    runner.prefill(prompt_tokens(9))
-    first = runner.decode(5)
+    prefill(runner, prompt_tokens(9))
+    first = decode(runner, 5)
     kept = first.clone()
-    runner.decode(6)
-    runner.draft_step(7)
+    decode(runner, 6)
+    draft_step(runner, 7)
     assert torch.equal(first, kept)
 
 
@@ -107,18 +109,18 @@ def test_two_drafts_take_turns(pair: tuple[GraphedRunner, FastRunner]) -> None:
         Draft(SkipSet(4, (), (3,)), FIXED, DraftPrecision.uniform(4, Precision.INT8)),
     ]
     for runner in pair:
-        runner.prefill(prompt_tokens(20))
+        prefill(runner, prompt_tokens(20))
     for turn in range(9):
         draft, logits = drafts[turn % 3], []
         for runner in pair:
             runner.set_draft(draft)
-            logits.append(runner.draft_step(turn + 3))
-            logits.append(runner.draft_step(turn + 4))
+            logits.append(draft_step(runner, turn + 3))
+            logits.append(draft_step(runner, turn + 4))
             runner.rewind(20 + turn // 3)
         _agree(logits[0], logits[2])
         _agree(logits[1], logits[3])
         if turn % 3 == 2:
-            _agree(*(runner.decode(turn) for runner in pair))
+            _agree(*(decode(runner, turn) for runner in pair))
 
 
 @pytest.mark.parametrize("start", [10, 253])
@@ -131,34 +133,47 @@ def test_greedy_drafting_on_the_device_is_greedy_drafting(
     for runner in pair:
         runner.reserve(400)
         runner.set_draft(draft)
-        runner.prefill(prompt_tokens(start))
-    tokens, probabilities = graphed.draft_greedy(5, count)
-    token, expected, confidences = 5, [], []
+        prefill(runner, prompt_tokens(start))
+    tokens = graphed.draft_ahead(5, count)
+    token, expected = 5, []
     for _ in range(count):
-        logits = fast.draft_step(token)
-        token = int(logits.argmax())
+        token = int(draft_step(fast, token).argmax())
         expected.append(token)
-        confidences.append(float(logits.softmax(-1).max()))
     assert tokens == expected
-    assert probabilities == pytest.approx(confidences, rel=1e-4)
     assert graphed.length == fast.length == start + count
+
+
+@pytest.mark.parametrize("kind", [PolicyKind.FIXED, PolicyKind.THRESHOLD])
+def test_what_a_draft_step_is_asked_for_is_not_the_policys_to_say(loaded: LoadedModel, kind: PolicyKind) -> None:
+    graphed = GraphedRunner(loaded)
+    graphed.reserve(100)
+    graphed.set_draft(Draft(SkipSet(4, (1,), (2,)), DraftPolicy(kind, 6)))
+    prefill(graphed, prompt_tokens(10))
+    logits = draft_step(graphed, 5)
+    for want in (Want.PROBABILITIES, Want.TOKENS):
+        graphed.rewind(10)
+        scores = graphed.forward([5], is_draft=True, want=want)
+        assert scores.tokens == [int(logits.argmax())]
+        assert scores.probabilities == (
+            [pytest.approx(float(logits.softmax(-1).max()))] if want is Want.PROBABILITIES else []
+        )
 
 
 def test_drafts_by_steps_and_on_the_device_may_alternate(pair: tuple[GraphedRunner, FastRunner]) -> None:
     graphed, fast = pair
     for runner in pair:
-        runner.prefill(prompt_tokens(20))
-    _agree(graphed.draft_step(5), fast.draft_step(5))
-    tokens, _ = graphed.draft_greedy(6, 2)
-    assert tokens[0] == int(fast.draft_step(6).argmax())
-    assert tokens[1] == int(fast.draft_step(tokens[0]).argmax())
-    _agree(graphed.draft_step(9), fast.draft_step(9))
+        prefill(runner, prompt_tokens(20))
+    _agree(draft_step(graphed, 5), draft_step(fast, 5))
+    tokens = graphed.draft_ahead(6, 2)
+    assert tokens[0] == int(draft_step(fast, 6).argmax())
+    assert tokens[1] == int(draft_step(fast, tokens[0]).argmax())
+    _agree(draft_step(graphed, 9), draft_step(fast, 9))
     graphed.rewind(21)
     fast.rewind(21)
-    _agree(graphed.draft_step(4), fast.draft_step(4))
+    _agree(draft_step(graphed, 4), draft_step(fast, 4))
     graphed.rewind(20)
     fast.rewind(20)
-    _agree(graphed.verify([5, 4, tokens[0]]), fast.verify([5, 4, tokens[0]]))
+    _agree(graphed.forward([5, 4, tokens[0]]).logits, fast.forward([5, 4, tokens[0]]).logits)
 
 
 @pytest.mark.parametrize("kind", list(PolicyKind))
@@ -172,7 +187,7 @@ def test_decoding_gives_the_same_tokens_and_record_as_the_fast_runner(
         draft = Draft(SkipSet(4, (), (2,)), policy)
         made = [self_speculative(runner, prompt, limits, greedy, draft) for runner in pair]
         assert made[0].tokens == made[1].tokens == plain[0].tokens == plain[1].tokens
-        assert (made[0].accepted, made[0].drafted) == (made[1].accepted, made[1].drafted)
+        assert made[0].rounds == made[1].rounds
         assert made[0].stop_reason == plain[0].stop_reason
 
 
@@ -209,8 +224,8 @@ def test_capturing_ahead_leaves_the_cache_alone(loaded: LoadedModel) -> None:
     runner.reserve(256)
     for length, most in ((100, 9), (256, 10)):  # behind what is cached, and where it ends
         for each in (runner, fast):
-            each.prefill(prompt_tokens(length - 1))
-            each.decode(3)
+            prefill(each, prompt_tokens(length - 1))
+            decode(each, 3)
         held = runner.num_graphs
         runner.set_draft(Draft(SkipSet(4, (3,), (3,)), DraftPolicy(PolicyKind.FIXED, most)))
         runner.reserve(200)
@@ -224,12 +239,12 @@ def test_a_larger_cache_drops_the_graphs_of_the_smaller(loaded: LoadedModel) -> 
     runner = GraphedRunner(loaded)
     runner.reserve(100)
     assert (runner.capacity, runner.buckets(1000)) == (256, [256])
-    before = runner.prefill(prompt_tokens(60))
-    first = runner.decode(5)
+    before = prefill(runner, prompt_tokens(60))
+    first = decode(runner, 5)
     runner.reserve(600)
     assert (runner.capacity, runner.buckets(257), runner.buckets(600)) == (1024, [256, 512], [256, 512, 1024])
-    _agree(runner.prefill(prompt_tokens(60)), before)
-    _agree(runner.decode(5), first)
+    _agree(prefill(runner, prompt_tokens(60)), before)
+    _agree(decode(runner, 5), first)
 
 
 def test_graphs_of_only_the_latest_drafts_are_kept(loaded: LoadedModel) -> None:
@@ -239,8 +254,8 @@ def test_graphs_of_only_the_latest_drafts_are_kept(loaded: LoadedModel) -> None:
     for layer in range(4):
         for other in range(4):
             runner.set_draft(Draft(SkipSet(4, (layer,), (other,)), FIXED))
-            runner.prefill(prompt_tokens(5))
-            runner.draft_step(4)
+            prefill(runner, prompt_tokens(5))
+            draft_step(runner, 4)
             held.add(runner.num_graphs)
     assert max(held) == 7 + 8  # the default policy's verifications of 1 to 7 tokens, and eight drafts
 
@@ -251,16 +266,16 @@ def test_a_context_that_is_no_power_of_two_is_the_last_bucket(tmp_path: Path) ->
     runner.reserve(290)
     assert (runner.capacity, runner.buckets(290)) == (300, [256, 300])
     for each in (runner, reference):
-        each.prefill(prompt_tokens(295))
-    _agree(runner.verify([4, 5, 6, 7, 8]), reference.verify([4, 5, 6, 7, 8]))
+        prefill(each, prompt_tokens(295))
+    _agree(runner.forward([4, 5, 6, 7, 8]).logits, reference.forward([4, 5, 6, 7, 8]).logits)
 
 
 @pytest.mark.parametrize("make", [FastRunner, GraphedRunner])
 def test_a_pass_past_the_cache_is_refused(loaded: LoadedModel, make: type[FastRunner]) -> None:
     runner = make(loaded)
-    runner.prefill(prompt_tokens(255))
-    runner.decode(4)
-    for step in (lambda: runner.decode(5), lambda: runner.draft_step(5), lambda: runner.verify([5, 6])):
+    prefill(runner, prompt_tokens(255))
+    decode(runner, 4)
+    for step in (lambda: decode(runner, 5), lambda: draft_step(runner, 5), lambda: runner.forward([5, 6])):
         with pytest.raises(UsageError, match=r"ends at position 25[78], and the cache holds 256.*runner\.reserve"):
             step()
     assert runner.length == 256
@@ -311,7 +326,6 @@ def test_it_is_chosen_where_asked_and_says_that_it_is_dry(loaded: LoadedModel) -
     notices: list[str] = []
     runner = choose_runner(loaded, "graphs", notices.append)
     assert isinstance(runner, GraphedRunner)
-    assert isinstance(runner, GreedySteps)
     assert len(notices) == 1
     assert "runs dry on cpu" in notices[0]
     assert not isinstance(choose_runner(loaded, "auto", notices.append), GraphedRunner)
@@ -331,13 +345,15 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
 
 
 class _Uncapturable(GraphedRunner):
-    def decode(self, token: int) -> Tensor:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    def forward(self, tokens: Sequence[int], **how: Any) -> Scores:
+        if kind_of(tokens, **how) == "step":
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return super().forward(tokens, **how)
 
 
-class _Wrong(GraphedRunner):
-    def decode(self, token: int) -> Tensor:
-        return super().decode(token) + 1.0
+class _Wrong(Altered, GraphedRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits + 1.0 * (kind == "step")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +370,7 @@ def test_one_that_fails_or_differs_is_not_taken(
 
 def test_a_runner_without_the_method_drafts_by_steps() -> None:
     runner: Runner = TableRunner(chain(9, 4.0))
-    assert not isinstance(runner, GreedySteps)
+    assert not isinstance(runner, DraftsAhead)
     made = self_speculative(runner, [1], Limits(6), Sampler(), Draft(SkipSet.empty(1), FIXED))
     assert made.tokens == [2, 3, 4, 5, 6, 7]
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
-from selfspec_tune.engine.runner import GreedySteps, greedy_steps
+from selfspec_tune.engine.runner import Scores, Want, draft_ahead, prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
-from tests.engine_kit import RUNNERS, STEPS, load, prompt_tokens
+from tests.engine_kit import RUNNERS, STEPS, decode, draft_step, kind_of, load, prompt_tokens
 
 DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.THRESHOLD, 6))
 DTYPES = ["float32", "bfloat16"]
 passes = partial(cover, indirect=["loaded", "runner"], loaded=DTYPES, runner=list(RUNNERS))
-OF_THEIR_OWN = {"graphs": GraphedRunner, "native": NativeRunner}
 
 
 @pytest.fixture(scope="module", params=DTYPES)
@@ -36,20 +38,15 @@ def runner(request: pytest.FixtureRequest, loaded: LoadedModel) -> Runner:
     made = RUNNERS[request.param](loaded)
     made.reserve(200)
     made.set_draft(DRAFT)
-    made.prefill(prompt_tokens(30))
+    prefill(made, prompt_tokens(30))
     return made
-
-
-def test_native_and_graphs_choose_tokens_themselves(runner: Runner) -> None:
-    assert isinstance(runner, GreedySteps) == (runner.name in OF_THEIR_OWN)
-    assert (greedy_steps(runner) is runner) == (runner.name in OF_THEIR_OWN)
 
 
 def test_a_plain_step_gives_the_most_probable_token(runner: Runner) -> None:
     for token in prompt_tokens(8, seed=1):
-        expected = int(runner.decode(token).argmax())
+        expected = int(decode(runner, token).argmax())
         runner.rewind(30)
-        assert greedy_steps(runner).decode_greedy(token) == expected
+        assert runner.forward([token], want=Want.TOKENS).tokens[0] == expected
         assert runner.length == 31
         runner.rewind(30)
 
@@ -57,24 +54,21 @@ def test_a_plain_step_gives_the_most_probable_token(runner: Runner) -> None:
 @passes(count=[1, 2, 7, 16, 33, 40])
 def test_a_verification_gives_the_most_probable_token_after_each(runner: Runner, count: int) -> None:
     tokens = prompt_tokens(count, seed=2)
-    expected = runner.verify(tokens).argmax(-1).tolist()
+    expected = runner.forward(tokens).logits.argmax(-1).tolist()
     runner.rewind(30)
-    assert greedy_steps(runner).verify_greedy(tokens) == expected
+    assert runner.forward(tokens, want=Want.TOKENS).tokens == expected
     assert runner.length == 30 + count
 
 
-def test_drafting_follows_its_own_tokens_and_knows_their_probability(runner: Runner) -> None:
-    token, expected, confidences = 5, [], []
+def test_drafting_ahead_follows_its_own_tokens(runner: Runner) -> None:
+    token, expected = 5, []
     for _ in range(5):
-        logits = runner.draft_step(token).float()
-        token = int(logits.argmax())
+        token = int(draft_step(runner, token).argmax())
         expected.append(token)
-        confidences.append(float(logits.softmax(-1)[token]))
     runner.rewind(30)
-    tokens, probabilities = greedy_steps(runner, needs_probability=True).draft_greedy(5, 5)
-    assert tokens == expected
-    assert probabilities == pytest.approx(confidences, rel=0.02)
+    assert draft_ahead(runner, 5, 5) == expected
     assert runner.length == 35
+    assert draft_ahead(runner, 5, 0) == []
 
 
 @passes(count=[1, 2, 5, 9])
@@ -82,32 +76,24 @@ def test_a_draft_pass_puts_after_each_token_what_a_step_would(runner: Runner, co
     tokens = prompt_tokens(count, seed=4)
     expected, confidences = [], []
     for token in tokens:
-        logits = runner.draft_step(token).float()
+        logits = draft_step(runner, token).float()
         expected.append(int(logits.argmax()))
         confidences.append(float(logits.softmax(-1).max()))
     runner.rewind(30)
-    following, probabilities = greedy_steps(runner, needs_probability=True).draft_pass_greedy(tokens)
-    assert following == expected
-    assert probabilities == pytest.approx(confidences, rel=0.02)
+    scores = runner.forward(tokens, is_draft=True, want=Want.PROBABILITIES)
+    assert scores.tokens == expected
+    assert scores.probabilities == pytest.approx(confidences, rel=0.02)
     assert runner.length == 30 + count
     runner.rewind(30)
-    assert runner.draft_pass(tokens).argmax(-1).tolist() == expected
+    assert runner.forward(tokens, is_draft=True).logits.argmax(-1).tolist() == expected
 
 
 class NoLogits:
-    """Takes the passes that give logits away from a runner after its prefill."""
+    """A runner that is asked for no logits after its prefill."""
 
-    def decode(self, token: int) -> torch.Tensor:
-        raise AssertionError("logits of a plain step were built")
-
-    def draft_step(self, token: int) -> torch.Tensor:
-        raise AssertionError("logits of a draft step were built")
-
-    def draft_pass(self, tokens: object) -> torch.Tensor:
-        raise AssertionError("logits of a draft pass were built")
-
-    def verify(self, tokens: object) -> torch.Tensor:
-        raise AssertionError("logits of a verification were built")
+    def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: Any) -> Scores:
+        assert want is not Want.LOGITS or how.get("last_only"), f"logits of a {kind_of(tokens, **how)} were built"
+        return super().forward(tokens, want=want, **how)  # type: ignore[misc]
 
 
 class MuteNative(NoLogits, NativeRunner): ...
@@ -124,7 +110,7 @@ def test_greedy_decoding_builds_no_logits_where_the_runner_chooses(
     prompt, limits, sampler = prompt_tokens(12), Limits(24), Sampler()
     mute = kind(loaded)
     plain = autoregressive(mute, prompt, limits, sampler).tokens
-    draft = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(policy, 4, 0.1, credit=4.0), ngram=NgramLookup(2, 1, 3))
+    draft = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(policy, 4, 0.1, credit=4.0), sources=(NgramLookup(2, 1, 3),))
     made = self_speculative(mute, prompt, limits, sampler, draft, STEPS)
     assert len(plain) == len(made.tokens) == 24
     if loaded.dtype == torch.float32:
@@ -144,14 +130,14 @@ def test_a_fixed_draft_ends_with_an_end_of_sequence_though_drafted_at_once(loade
     end = tokens.index(tokens[4])
     assert made.tokens == tokens[: end + 1]
     assert made.stop_reason == "eos"
-    assert sum(made.drafted) <= end + 1
+    assert num_drafted(made.rounds) <= end + 1
 
 
 def test_graphs_for_the_lookups_longest_draft_are_captured_ahead(loaded: LoadedModel) -> None:
     runner = GraphedRunner(loaded)
-    runner.set_draft(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED, 2), ngram=NgramLookup(max_tokens=9)))
+    runner.set_draft(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.FIXED, 2), sources=(NgramLookup(max_tokens=9),)))
     runner.reserve(100)
     held = runner.num_graphs
-    runner.prefill(prompt_tokens(10))
-    runner.verify(prompt_tokens(10))
+    prefill(runner, prompt_tokens(10))
+    runner.forward(prompt_tokens(10))
     assert runner.num_graphs == held

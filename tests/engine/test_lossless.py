@@ -24,11 +24,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfspec_tune.draft import Draft, DraftPrecision, NgramLookup, Source
+from selfspec_tune.draft import Draft, DraftPrecision, Source
+from selfspec_tune.draft.ngram import NgramIndex, NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.source import Found, common_prefix
 from selfspec_tune.engine import Limits, RawGeneration, Runner, Sampler
-from selfspec_tune.engine.decoding import Round, plain_rounds, speculative_rounds
-from selfspec_tune.engine.drafting import Found, NgramIndex, common_prefix
+from selfspec_tune.engine.decoding import RoundTokens, plain_rounds, speculative_rounds
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.measure.lossless import rounding_bound
@@ -37,6 +39,7 @@ from tests import kit
 from tests.covering import rows
 from tests.engine_kit import RUNNERS, STEPS, by_search, check_record, every_policy, load, prompt_tokens
 from tests.enumeration import distribution
+from tests.runs import accepted_of, drafted_of
 
 LAYERS, VOCABULARY = 3, 24
 _tiny_llama = partial(kit.tiny_llama, layers=LAYERS, vocab=VOCABULARY)
@@ -154,14 +157,14 @@ class Case:
         """Whether the draft is the whole model, so that all that it drafts is right."""
         draft = self.draft
         is_whole = draft.skip_set == SKIPPED["nothing"] and draft.precision.is_same and draft.vocabulary != 17
-        return is_whole and self.is_exact and draft.ngram is None
+        return is_whole and self.is_exact and not draft.sources
 
-    def decode(self, limits: Limits, sampler: Sampler, draft: Draft | None) -> tuple[RawGeneration, list[Round]]:
+    def decode(self, limits: Limits, sampler: Sampler, draft: Draft | None) -> tuple[RawGeneration, list[RoundTokens]]:
         """Plainly, or with a draft; the cache is looked at after every round."""
-        record, found = RawGeneration(), list[Round]()
+        record, found = RawGeneration(), list[RoundTokens]()
         if self.known and self.runner.length < self.known:
             self.runner.reserve(len(self.prompt) + limits.max_new_tokens)
-            self.runner.prefill(self.prompt[: self.known])
+            prefill(self.runner, self.prompt[: self.known])
         ask = (self.runner, self.prompt, limits, sampler)
         if draft is None:
             rounds = plain_rounds(*ask, record, known=self.known)
@@ -169,7 +172,7 @@ class Case:
             rounds = speculative_rounds(*ask, draft, STEPS, record, known=self.known)
         length = len(self.prompt) - 1
         for round_ in rounds:
-            length += round_.num_accepted + 1
+            length += round_.round.num_accepted + 1
             assert self.runner.length == length
             found.append(round_)
         assert record.prefilled == len(self.prompt) - self.known
@@ -232,7 +235,7 @@ def _case(row: Mapping[str, str], model: Callable[[str, str], LoadedModel]) -> C
             POLICIES[row["policy"]],
             PRECISIONS[row["precision"]],
             vocabulary=VOCABULARIES[row["vocabulary"]],
-            ngram=ngram,
+            sources=() if ngram is None else (ngram,),
             model_drafts=model_drafts,
         ),
         replace(SAMPLERS[row["sampling"]], repetition_penalty=PENALTIES[row["penalty"]]),
@@ -260,7 +263,7 @@ def _check_greedy(case: Case) -> None:
     if case.is_exact:  # nothing of a draft stays cached
         torch.testing.assert_close(case.cached, cached, rtol=0, atol=case.distance)
     again, _ = case.decode(Limits(NEW_TOKENS), case.greedy, case.draft)
-    assert (again.tokens, again.counts, again.stop_reason) == (made.tokens, made.counts, made.stop_reason)
+    assert (again.tokens, again.rounds, again.stop_reason) == (made.tokens, made.rounds, made.stop_reason)
     _check_draft(case, text, Limits(1))
     _check_draft(case, text, Limits(3))
     if case.has_end:
@@ -274,7 +277,7 @@ def _check_draft(case: Case, text: Sequence[int], limits: Limits) -> RawGenerati
     check_record(made, limits, case.draft)
     _check_sources(case, found)
     if case.is_model:
-        assert made.accepted == made.drafted
+        assert accepted_of(made.rounds) == drafted_of(made.rounds)
     ends = (place + 1 for place, token in enumerate(text) if token in limits.eos_token_ids)
     expected = text[: min(limits.max_new_tokens, next(ends, NEW_TOKENS))]
     if made.tokens != expected:
@@ -302,17 +305,18 @@ def _check_tie(case: Case, plain: Sequence[int], made: Sequence[int]) -> None:
     assert float(logits.max() - torch.minimum(logits[plain[first]], logits[made[first]])) <= bound
 
 
-def _check_sources(case: Case, found: Sequence[Round]) -> None:
+def _check_sources(case: Case, found: Sequence[RoundTokens]) -> None:
     """What was looked up is what a search of the text so far finds, and the model drafts from its vocabulary."""
     text = list(case.prompt)
     for round_ in found:
-        if round_.source is Source.NGRAM:
-            assert case.draft.ngram is not None
-            expected = by_search(text, case.draft.ngram)
+        if round_.round.source == Source.MODEL:
+            assert max(round_.drafted) < (case.draft.vocabulary or VOCABULARY)
+        elif round_.drafted:
+            (lookup,) = case.draft.sources
+            assert isinstance(lookup, NgramLookup)
+            expected = by_search(text, lookup)
             assert expected is not None
             assert tuple(round_.drafted) == expected[: len(round_.drafted)]
-        elif round_.source is Source.MODEL:
-            assert max(round_.drafted) < (case.draft.vocabulary or VOCABULARY)
         text += round_.tokens
 
 
@@ -333,7 +337,7 @@ def _check_sampled(case: Case) -> None:
     def answer(every: Sampler, draft: Draft | None) -> tuple[int, ...]:
         made, _ = case.decode(limits, every, draft)
         if case.is_model:
-            assert made.accepted == made.drafted
+            assert accepted_of(made.rounds) == drafted_of(made.rounds)
         return tuple(made.tokens)
 
     expected = _joint(case, limits) if case.loaded.dtype == torch.float32 else answers(None)

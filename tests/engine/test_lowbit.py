@@ -14,13 +14,14 @@ from selfspec_tune.engine.layers import lowbit as lowbit_module
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings, copy_bytes, int8_matvec, make_copy, refusal
 from selfspec_tune.engine.layers.quantize import quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests import kit
 from tests.covering import cover
-from tests.engine_kit import llama, load, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, prompt_tokens
 
 CPU = torch.device("cpu")
 INT8, INT4, SAME = Precision.INT8, Precision.INT4, Precision.SAME
@@ -166,20 +167,20 @@ def test_a_draft_computes_with_the_copies_and_verification_does_not(
     runner, other = make(load(tiny_llama_dir)), make(_dequantised(tiny_llama_dir, precision, index))
     sublayers = tuple(precision if i == index else SAME for i in range(8))
     draft = _draft(DraftPrecision(sublayers, precision if index == 8 else SAME))
-    runner.prefill(prompt_tokens(9))
-    plain = runner.decode(5)
+    prefill(runner, prompt_tokens(9))
+    plain = decode(runner, 5)
     runner.rewind(9)
     runner.set_draft(draft)
-    drafted = runner.draft_step(5)
+    drafted = draft_step(runner, 5)
     assert (drafted - plain).abs().max() > 1e-4
     runner.rewind(9)
-    torch.testing.assert_close(runner.verify([5])[0], plain, rtol=0, atol=0)
+    torch.testing.assert_close(runner.forward([5]).logits[0], plain, rtol=0, atol=0)
     # The other model differs in its prompt's keys and values too: take those of the first.
-    other.prefill(prompt_tokens(9))
+    prefill(other, prompt_tokens(9))
     with torch.inference_mode():
         other._state.keys.copy_(runner._state.keys)
         other._state.values.copy_(runner._state.values)
-    torch.testing.assert_close(drafted, other.decode(5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drafted, decode(other, 5), rtol=1e-4, atol=1e-4)
 
 
 def test_copies_are_made_once_and_only_for_what_is_kept(loaded: LoadedModel) -> None:
@@ -203,12 +204,12 @@ def test_copies_that_are_not_needed_make_room(loaded: LoadedModel, make: type[Fa
     runner = make(loaded)
     four, eight = _draft(DraftPrecision.uniform(4, INT4)), _draft(DraftPrecision.uniform(4, INT8))
     runner.extra_memory_bytes = max(runner.copy_bytes(four), runner.copy_bytes(eight)) + 100
-    runner.prefill(prompt_tokens(9))
+    prefill(runner, prompt_tokens(9))
     drafted = {}
     for draft in (four, eight, four):
         runner.set_draft(draft)
         assert runner.copy_bytes(draft) <= runner.draft_copy_bytes <= runner.extra_memory_bytes
-        drafted.setdefault(draft, []).append(runner.draft_step(5))
+        drafted.setdefault(draft, []).append(draft_step(runner, 5))
         runner.rewind(9)
     assert torch.equal(*drafted[four])
 
@@ -235,15 +236,15 @@ def test_another_way_of_making_copies_drops_those_made(loaded: LoadedModel) -> N
     runner = GraphedRunner(loaded)
     draft = _draft(DraftPrecision.uniform(4, INT4))
     runner.set_draft(draft)
-    runner.prefill(prompt_tokens(9))
+    prefill(runner, prompt_tokens(9))
     coarse_bytes = runner.draft_copy_bytes
-    first = runner.draft_step(5)
+    first = draft_step(runner, 5)
     runner.configure_copies(LowBitSettings(64))
     assert runner.draft_copy_bytes == 0
     runner.set_draft(draft)
     runner.rewind(9)
     assert 0 < runner.draft_copy_bytes < coarse_bytes
-    assert not torch.equal(runner.draft_step(5), first)
+    assert not torch.equal(draft_step(runner, 5), first)
 
 
 def test_a_tied_model_keeps_its_embedding_when_its_head_is_copied(tmp_path: Path) -> None:

@@ -17,16 +17,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, Precision
+from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.kernels.binding import load_library
+from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.engine.runners import native as native_module
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.errors import NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
-from tests.engine_kit import llama, load, needs_compiler, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens
 from tests.rounded_runner import RoundedModel, check_passes
 
 pytestmark = needs_compiler
@@ -110,7 +111,7 @@ def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: S
     logits, at, size = [], 0, cycle(sizes)
     while at < len(tokens):
         chunk = tokens[at : at + next(size)]
-        logits.append(runner.verify(chunk))
+        logits.append(runner.forward(chunk).logits)
         at += len(chunk)
     return torch.cat(logits)
 
@@ -122,8 +123,8 @@ def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: S
 def test_any_chunking_gives_the_same_bits(model: LoadedModel) -> None:
     runner, tokens = NativeRunner(model), _prompt(45, seed=1)
     runner.reserve(200)
-    runner.prefill(_prompt(110))  # a chunk of the cache ends among the tokens
-    single = torch.stack([runner.decode(token) for token in tokens])
+    prefill(runner, _prompt(110))  # a chunk of the cache ends among the tokens
+    single = torch.stack([decode(runner, token) for token in tokens])
     assert single.isfinite().all()
     for size in range(1, 34):
         assert torch.equal(_in_chunks(runner, 110, tokens, [size]), single), size
@@ -139,10 +140,10 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
         with _threads(count):
             runner = NativeRunner(model)
             runner.reserve(200)
-        runner.prefill(_prompt(122))
+        prefill(runner, _prompt(122))
         logits = torch.cat([_in_chunks(runner, 122, tokens, sizes) for sizes in ([1], [5], [12])])
         runner.set_draft(Draft(SkipSet(2, (1,)), DraftPolicy(), vocabulary=555))
-        found.append((logits, runner.draft_greedy(5, 3)))
+        found.append((logits, runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)))
     for logits, drafted in found[1:]:
         assert torch.equal(logits, found[0][0])
         assert drafted == found[0][1]
@@ -239,17 +240,17 @@ def test_greedy_calls_give_the_highest_logit_and_its_probability(model: LoadedMo
     runner, tokens = NativeRunner(model), _prompt(40, seed=4)
     runner.reserve(100)
     runner.set_draft(Draft(SkipSet(2, (1,)), vocabulary=vocabulary))
-    runner.prefill(_prompt(9))
-    logits = runner.verify(tokens)
+    prefill(runner, _prompt(9))
+    logits = runner.forward(tokens).logits
     runner.rewind(9)
-    assert runner.verify_greedy(tokens) == logits.argmax(-1).tolist()
+    assert runner.forward(tokens, want=Want.TOKENS).tokens == logits.argmax(-1).tolist()
     runner.rewind(9)
-    assert [runner.decode_greedy(token) for token in tokens] == logits.argmax(-1).tolist()
+    assert [runner.forward([token], want=Want.TOKENS).tokens[0] for token in tokens] == logits.argmax(-1).tolist()
     runner.rewind(9)
-    drafted, probabilities = runner.draft_greedy(tokens[0], 5)
+    drafted = runner.forward(tokens, is_draft=True, want=Want.PROBABILITIES)
     runner.rewind(9)
-    for before, token, probability in zip([tokens[0], *drafted], drafted, probabilities, strict=False):
-        step = runner.draft_step(before)
+    for before, token, probability in zip(tokens, drafted.tokens, drafted.probabilities, strict=True):
+        step = draft_step(runner, before)
         assert step.shape == (vocabulary or VOCABULARY,)
         assert token == int(step.argmax())
         assert probability == pytest.approx(float(step.softmax(-1)[token]), rel=1e-5)
@@ -262,24 +263,11 @@ def test_of_equal_logits_the_lowest_token_wins(tmp_path: Path, dtype: str) -> No
     head[300:] = head[:300]  # every logit comes twice, in other lanes and blocks
     runner, tokens = NativeRunner(model), _prompt(30)
     runner.reserve(64)
-    runner.prefill(tokens)
-    greedy = runner.verify_greedy(tokens)
+    prefill(runner, tokens)
+    greedy = runner.forward(tokens, want=Want.TOKENS).tokens
     assert max(greedy) < 300
     runner.rewind(30)
-    assert greedy == runner.verify(tokens).argmax(-1).tolist()
-
-
-# -- lossless ----------------------------------------------------------------------------------------------------
-
-
-def _drafts(policy: DraftPolicy) -> dict[str, Draft]:
-    return {
-        "empty": Draft(SkipSet.empty(3), policy),
-        "random": Draft(SkipSet(3, (1,), (0, 2)), policy),
-        "aggressive": Draft(SkipSet(3, (0, 1, 2), (0, 1, 2)), policy, vocabulary=61),
-        "int4": Draft(SkipSet.empty(3), policy, DraftPrecision.uniform(3, Precision.INT4, Precision.INT4)),
-        "int8": Draft(SkipSet(3, (2,)), policy, DraftPrecision.uniform(3, Precision.INT8), vocabulary=80),
-    }
+    assert greedy == runner.forward(tokens).logits.argmax(-1).tolist()
 
 
 # -- misuse, memory ----------------------------------------------------------------------------------------------
@@ -288,23 +276,23 @@ def _drafts(policy: DraftPolicy) -> dict[str, Draft]:
 def test_a_pass_past_the_cache_is_refused_before_it_begins(tmp_path: Path) -> None:
     runner = NativeRunner(_load(tmp_path, "grouped", "float32", max_position_embeddings=64))
     with pytest.raises(UsageError, match="ends at position 1, and the cache holds 0"):
-        runner.decode(3)
-    runner.prefill(_prompt(20))
-    for verify in (runner.verify, runner.verify_greedy):
+        decode(runner, 3)
+    prefill(runner, _prompt(20))
+    for want in Want:
         with pytest.raises(UsageError, match="ends at position 65, and the cache holds 64"):
-            verify(_prompt(45))
+            runner.forward(_prompt(45), want=want)
         assert runner.length == 20
-    runner.verify(_prompt(44))
+    runner.forward(_prompt(44))
     with pytest.raises(UsageError, match="ends at position 65"):
-        runner.draft_greedy(3, 1)
+        runner.forward([3], is_draft=True, want=Want.TOKENS)
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 40])
 def test_a_token_that_the_model_does_not_embed_is_refused(small: LoadedModel, token: int) -> None:
     runner = NativeRunner(small)
-    runner.prefill(_prompt(9))
+    prefill(runner, _prompt(9))
     with pytest.raises(IndexError, match="the model embeds the tokens 0 to 96"):
-        runner.verify([3, token])
+        runner.forward([3, token])
     assert runner.length == 9
 
 
@@ -312,19 +300,18 @@ def test_logits_that_are_no_numbers_draft_some_token_and_end_everything_else(sma
     loaded: Any = small
     loaded.model.lm_head.weight.data.fill_(float("nan"))
     runner = NativeRunner(loaded)
-    runner.prefill(_prompt(9))
-    tokens, probabilities = runner.draft_pass_greedy([5, 6, 7])
-    runner.rewind(9)
-    assert [runner.draft_greedy(token, 1)[0][0] for token in (5, 6, 7)] == tokens == [0, 0, 0]
-    assert all(isnan(probability) for probability in probabilities)
-    runner.rewind(9)
-    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
-        runner.verify_greedy([5, 6, 7])
+    prefill(runner, _prompt(9))
+    scores = runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)
+    assert scores.tokens == [0, 0, 0]
+    assert all(isnan(probability) for probability in scores.probabilities)
     runner.rewind(9)
     with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
-        runner.decode_greedy(5)
+        runner.forward([5, 6, 7], want=Want.TOKENS)
     runner.rewind(9)
-    assert runner.verify([5, 6]).isnan().all()
+    with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
+        runner.forward([5], want=Want.TOKENS)
+    runner.rewind(9)
+    assert runner.forward([5, 6]).logits.isnan().all()
 
 
 class _Counting:
@@ -351,11 +338,11 @@ def test_every_engine_is_freed_once(small: LoadedModel, monkeypatch: pytest.Monk
     first = None
     for _ in range(5):
         runner = NativeRunner(small)
-        runner.prefill(_prompt(9))
+        prefill(runner, _prompt(9))
         runner.reserve(300)
         assert library.open == 1
-        runner.prefill(_prompt(9))
-        logits = runner.decode(5)
+        prefill(runner, _prompt(9))
+        logits = decode(runner, 5)
         first = logits if first is None else first
         assert torch.equal(logits, first)
         del runner
@@ -374,9 +361,9 @@ def test_a_cache_without_scratch_memory_is_refused_and_may_be_tried_again(
         with pytest.raises(UsageError, match=r"No memory for the native kernels' scratch space.*`max_new_tokens`"):
             runner.reserve(64)
         with pytest.raises(UsageError, match="the cache holds 0"):
-            runner.decode(5)
-    runner.prefill(_prompt(9))
-    assert runner.decode(5).isfinite().all()
+            decode(runner, 5)
+    prefill(runner, _prompt(9))
+    assert decode(runner, 5).isfinite().all()
 
 
 # -- which models ------------------------------------------------------------------------------------------------

@@ -469,7 +469,7 @@ def test_what_is_not_as_it_was_judged_is_built_again(fake: Fake, damage: str) ->
     again = build.built(ABI)
     assert _builds(log) == 2
     assert (again.path, again.notice) == (good.path, "")
-    assert again.verdict == store.lookup(again.path)
+    assert again.verdict == store.recorded(again.path)
     forget()
     build.built(ABI)
     assert _builds(log) == 2

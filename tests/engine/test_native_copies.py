@@ -15,11 +15,12 @@ from selfspec_tune.engine.kernels.weights import NativeCopy, copy_bytes, refusal
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Meter, Moments, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
-from tests.engine_kit import llama, load, needs_compiler, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens
 from tests.rounded_runner import RoundedModel, check_passes
 
 pytestmark = needs_compiler
@@ -105,12 +106,12 @@ def test_moments_are_those_of_the_model_s_own_layers(loaded: LoadedModel) -> Non
 
 def test_making_copies_keeps_what_is_cached(loaded: LoadedModel) -> None:
     runner, prompt = NativeRunner(loaded), [token % 121 for token in prompt_tokens(40, 2)]
-    runner.prefill(prompt)
-    expected = runner.decode(7)
+    prefill(runner, prompt)
+    expected = decode(runner, 7)
     runner.rewind(40)
     runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=INT4_EVERYWHERE))
     assert runner.length == 40
-    torch.testing.assert_close(runner.decode(7), expected, rtol=0, atol=0)
+    torch.testing.assert_close(decode(runner, 7), expected, rtol=0, atol=0)
 
 
 # -- values and bytes --------------------------------------------------------------------------------------------
@@ -199,20 +200,20 @@ def test_drafts_compute_with_the_copies_values_rounded_where_the_kernels_round(
     ):
         assert check_passes(runner, RoundedModel(loaded, runner), prompt, passes, draft) >= 0.5
         runner.rewind(length)
-        drafted = runner.draft_step(5)
+        drafted = draft_step(runner, 5)
         runner.rewind(length)
-        assert runner.draft_greedy(5, 1)[0] == [int(drafted.argmax())]
+        assert runner.forward([5], is_draft=True, want=Want.TOKENS).tokens == [int(drafted.argmax())]
 
 
 def test_drafting_low_leaves_full_passes_alone(loaded: LoadedModel) -> None:
     runner = NativeRunner(loaded)
-    runner.prefill(prompt_tokens(9))
-    plain = runner.verify([5, 6])
+    prefill(runner, prompt_tokens(9))
+    plain = runner.forward([5, 6]).logits
     runner.rewind(9)
     runner.set_draft(Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, INT4, INT8)))
-    runner.draft_greedy(5, 4)
+    runner.forward([5, 6, 7, 8], is_draft=True, want=Want.TOKENS)
     runner.rewind(9)
-    assert torch.equal(runner.verify([5, 6]), plain)
+    assert torch.equal(runner.forward([5, 6]).logits, plain)
 
 
 def test_a_notice_says_once_that_inputs_are_learnt(loaded: LoadedModel) -> None:
@@ -234,14 +235,14 @@ def test_copies_stay_within_the_limit_and_give_the_same_drafts_when_made_anew(lo
     runner = NativeRunner(loaded)
     drafts = [Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, p, p)) for p in (INT4, INT8)]
     runner.extra_memory_bytes = max(runner.copy_bytes(draft) for draft in drafts) + 100
-    runner.prefill(prompt_tokens(9))
+    prefill(runner, prompt_tokens(9))
     found: dict[Draft, list[Tensor]] = {draft: [] for draft in drafts}
     for draft in (*drafts, *drafts):
         runner.set_draft(draft)
         gc.collect()
         assert runner.copy_bytes(draft) <= runner.draft_copy_bytes <= runner.extra_memory_bytes
         assert set(runner._described) <= set(runner._copies._copies)  # no structure outlives its copy
-        found[draft].append(runner.draft_step(5))
+        found[draft].append(draft_step(runner, 5))
         runner.rewind(9)
     assert all(torch.equal(*steps) for steps in found.values())
     runner.extra_memory_bytes = 100
@@ -255,8 +256,8 @@ def test_a_draft_that_cannot_be_set_leaves_the_one_before_it_whole(tmp_path: Pat
     assert runner.precision_refusal(INT8) is runner.precision_refusal(SAME) is None
     first = Draft(SkipSet.empty(3), precision=DraftPrecision((INT8, SAME) * 3))
     runner.set_draft(first)
-    runner.prefill(prompt_tokens(9))
-    drafted = runner.draft_step(5)
+    prefill(runner, prompt_tokens(9))
+    drafted = draft_step(runner, 5)
     second = Draft(SkipSet.empty(3), precision=DraftPrecision((INT4, SAME) * 2 + (SAME, INT4)))
     runner.extra_memory_bytes = runner.copy_bytes(second)  # the first one's copies must go
     with pytest.raises(UnsupportedPrecisionError, match="no multiple of 32"):
@@ -265,24 +266,24 @@ def test_a_draft_that_cannot_be_set_leaves_the_one_before_it_whole(tmp_path: Pat
     gc.collect()
     torch.full((1 << 16,), float("nan"))  # over memory that was freed
     runner.rewind(9)
-    assert torch.equal(runner.draft_step(5), drafted)
+    assert torch.equal(draft_step(runner, 5), drafted)
     runner.extra_memory_bytes = None
     runner.set_draft(first)
     runner.rewind(9)
-    assert torch.equal(runner.draft_step(5), drafted)
+    assert torch.equal(draft_step(runner, 5), drafted)
 
 
 def test_copies_made_in_another_way_replace_those_there(loaded: LoadedModel) -> None:
     runner = NativeRunner(loaded)
     draft = Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, INT4))
     steps = []
-    runner.prefill(prompt_tokens(9))
+    prefill(runner, prompt_tokens(9))
     for settings in (CODEBOOK, GRID, CODEBOOK):
         runner.configure_copies(settings)
         assert runner.draft_copy_bytes == 0
         runner.set_draft(draft)
         assert runner.draft_copy_bytes == runner.copy_bytes(draft)
-        steps.append(runner.draft_step(5))
+        steps.append(draft_step(runner, 5))
         runner.rewind(9)
     assert torch.equal(steps[0], steps[2])
     assert not torch.equal(steps[0], steps[1])
@@ -299,9 +300,9 @@ def test_a_draft_pass_over_several_tokens_is_as_many_steps(
     runner.configure_copies(settings)
     runner.set_draft(Draft(SkipSet(3, (1,), ()), precision=DraftPrecision.parse(precision, 3)))
     prompt, tokens = ([token % 121 for token in prompt_tokens(n, seed)] for n, seed in ((20, 1), (count, 2)))
-    runner.prefill(prompt)
-    steps = torch.stack([runner.draft_step(token) for token in tokens])
+    prefill(runner, prompt)
+    steps = torch.stack([draft_step(runner, token) for token in tokens])
     runner.rewind(20)
-    torch.testing.assert_close(runner.draft_pass(tokens), steps, rtol=0, atol=0)
+    torch.testing.assert_close(runner.forward(tokens, is_draft=True).logits, steps, rtol=0, atol=0)
     runner.rewind(20)
-    assert runner.draft_pass_greedy(tokens)[0] == steps.argmax(-1).tolist()
+    assert runner.forward(tokens, is_draft=True, want=Want.TOKENS).tokens == steps.argmax(-1).tolist()

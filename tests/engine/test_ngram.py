@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspec_tune.draft import NgramLookup
-from selfspec_tune.engine.drafting import NOTHING, Found, NgramIndex, common_prefix
+from selfspec_tune.draft.ngram import NgramIndex, NgramLookup
+from selfspec_tune.draft.source import NOTHING, Found, common_prefix
 from tests.engine_kit import by_search
 
 

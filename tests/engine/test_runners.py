@@ -16,6 +16,7 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, choose_runner
 from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.layers.linear import fuse
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
@@ -23,7 +24,7 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.devices import cpu_computes_bfloat16
 from selfspec_tune.models.structure import unsupported_reason
 from tests import kit
-from tests.engine_kit import RUNNERS, hf_generate, llama, load, prompt_tokens
+from tests.engine_kit import RUNNERS, Altered, decode, draft_step, hf_generate, llama, load, prompt_tokens
 from tests.rounded_runner import FAST, RoundedModel, check_passes
 
 
@@ -94,18 +95,18 @@ def _walk(runner: Runner, prompt: Sequence[int], skip_set: SkipSet) -> list[Tens
     runner.reserve(len(prompt) + 64)
     runner.set_draft(Draft(skip_set))
     a, b, c, d, e, *more = prompt_tokens(60, seed=1)
-    logits = [runner.prefill(prompt), runner.decode(a)]
+    logits = [prefill(runner, prompt), decode(runner, a)]
     verified = runner.length
-    logits += [runner.draft_step(b), runner.draft_step(c), runner.draft_step(d)]
+    logits += [draft_step(runner, b), draft_step(runner, c), draft_step(runner, d)]
     runner.rewind(verified)
-    logits.append(runner.verify([b, c, d, e]))
+    logits.append(runner.forward([b, c, d, e]).logits)
     runner.rewind(verified + 2)  # one draft accepted
-    logits += [runner.draft_step(e), runner.draft_step(b)]
+    logits += [draft_step(runner, e), draft_step(runner, b)]
     runner.rewind(verified + 2)
-    logits.append(runner.verify([e]))
-    logits.append(runner.decode(d))
+    logits.append(runner.forward([e]).logits)
+    logits.append(decode(runner, d))
     runner.rewind(max(1, len(prompt) // 2))  # far back, into the prompt
-    logits += [runner.decode(c), runner.verify(more[:40])]  # more tokens than a verification ever has
+    logits += [decode(runner, c), runner.forward(more[:40]).logits]  # more tokens than a verification ever has
     return [step.reshape(-1, step.shape[-1]) for step in logits]
 
 
@@ -129,7 +130,7 @@ def test_the_runners_agree_with_one_forward_of_the_model(family: LoadedModel) ->
         logits = family.model(input_ids=torch.tensor([[*prompt, *further]])).logits[0]
     for make in RUNNERS.values():
         runner = make(family)
-        steps = [runner.prefill(prompt), *(runner.decode(token) for token in further)]
+        steps = [prefill(runner, prompt), *(decode(runner, token) for token in further)]
         _assert_agree(steps, list(logits[-6:]))
 
 
@@ -149,25 +150,25 @@ def test_attention_may_come_back_in_another_memory_order(loaded: LoadedModel, mo
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_draft_that_skips_nothing_is_the_model(loaded: LoadedModel, name: str) -> None:
     runner = RUNNERS[name](loaded)
-    runner.prefill(prompt_tokens(7))
-    drafted = runner.draft_step(5)
+    prefill(runner, prompt_tokens(7))
+    drafted = draft_step(runner, 5)
     runner.rewind(7)
-    torch.testing.assert_close(runner.decode(5), drafted, rtol=0, atol=0)
+    torch.testing.assert_close(decode(runner, 5), drafted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_rewound_cache_equals_one_that_never_drafted(loaded: LoadedModel, name: str) -> None:
     runner, prompt = RUNNERS[name](loaded), prompt_tokens(20)
-    runner.prefill(prompt)
-    plain = [runner.decode(8), runner.decode(9)]
+    prefill(runner, prompt)
+    plain = [decode(runner, 8), decode(runner, 9)]
     runner.set_draft(Draft(SkipSet(4, (0, 1, 2, 3), (1,))))
-    runner.prefill(prompt)
+    prefill(runner, prompt)
     for token in (4, 5, 6):
-        runner.draft_step(token)
+        draft_step(runner, token)
     runner.rewind(20)
-    runner.verify([8, 4, 5])
+    runner.forward([8, 4, 5])
     runner.rewind(20)
-    drafted = [runner.decode(8), runner.decode(9)]
+    drafted = [decode(runner, 8), decode(runner, 9)]
     for ours, theirs in zip(drafted, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -176,11 +177,11 @@ def test_a_rewound_cache_equals_one_that_never_drafted(loaded: LoadedModel, name
 def test_the_length_counts_positions_and_rewinding_never_adds_any(loaded: LoadedModel, name: str) -> None:
     runner = RUNNERS[name](loaded)
     assert (runner.length, runner.num_layers, runner.vocabulary_size) == (0, 4, 128)
-    runner.prefill(prompt_tokens(5))
-    runner.decode(3)
-    runner.draft_step(4)
+    prefill(runner, prompt_tokens(5))
+    decode(runner, 3)
+    draft_step(runner, 4)
     assert runner.length == 7
-    runner.verify([3, 4, 5])
+    runner.forward([3, 4, 5])
     assert runner.length == 10
     runner.rewind(20)
     assert runner.length == 10
@@ -194,25 +195,25 @@ def test_the_length_counts_positions_and_rewinding_never_adds_any(loaded: Loaded
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_prefill_forgets_what_came_before(loaded: LoadedModel, name: str) -> None:
     runner = RUNNERS[name](loaded)
-    first = runner.prefill(prompt_tokens(12))
-    runner.prefill(prompt_tokens(40, seed=3))
-    runner.decode(4)
-    torch.testing.assert_close(runner.prefill(prompt_tokens(12)), first, rtol=0, atol=0)
+    first = prefill(runner, prompt_tokens(12))
+    prefill(runner, prompt_tokens(40, seed=3))
+    decode(runner, 4)
+    torch.testing.assert_close(prefill(runner, prompt_tokens(12)), first, rtol=0, atol=0)
     assert runner.length == 12
 
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_a_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, name: str) -> None:
     runner, skip_set = RUNNERS[name](loaded), SkipSet(4, (1,), (2,))
-    runner.prefill(prompt_tokens(6))
+    prefill(runner, prompt_tokens(6))
     runner.set_draft(Draft(skip_set))
-    whole = runner.draft_step(7)
+    whole = draft_step(runner, 7)
     runner.rewind(6)
     runner.set_draft(Draft(skip_set, vocabulary=40))
-    part = runner.draft_step(7)
+    part = draft_step(runner, 7)
     assert part.shape == (40,)
     torch.testing.assert_close(part, whole[:40], rtol=1e-5, atol=1e-5)
-    assert runner.verify([7]).shape == (1, 128)
+    assert runner.forward([7]).logits.shape == (1, 128)
 
 
 def test_reserving_grows_the_cache_in_steps_and_empties_it_only_then(loaded: LoadedModel) -> None:
@@ -220,20 +221,20 @@ def test_reserving_grows_the_cache_in_steps_and_empties_it_only_then(loaded: Loa
     assert runner.capacity == 0
     runner.reserve(10)
     assert runner.capacity == 256
-    before = runner.prefill(prompt_tokens(30))
+    before = prefill(runner, prompt_tokens(30))
     runner.reserve(256)
     assert (runner.capacity, runner.length) == (256, 30)
     runner.reserve(257)
     assert (runner.capacity, runner.length) == (512, 0)
-    _assert_agree([runner.prefill(prompt_tokens(30))], [before])
+    _assert_agree([prefill(runner, prompt_tokens(30))], [before])
 
 
 def test_a_prompt_longer_than_the_cache_makes_room_for_itself(loaded: LoadedModel) -> None:
     runner = FastRunner(loaded)
-    runner.prefill(prompt_tokens(3))
-    logits = runner.prefill(prompt_tokens(300))
+    prefill(runner, prompt_tokens(3))
+    logits = prefill(runner, prompt_tokens(300))
     assert runner.capacity == 512
-    _assert_agree([logits], [ReferenceRunner(loaded).prefill(prompt_tokens(300))])
+    _assert_agree([logits], [prefill(ReferenceRunner(loaded), prompt_tokens(300))])
 
 
 def test_the_cache_never_outgrows_the_context(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_the_cache_never_outgrows_the_context(tmp_path: Path) -> None:
     runner.reserve(60)
     assert runner.capacity == 100
     assert ReferenceRunner(loaded).capacity == 100
-    _assert_agree([runner.prefill(prompt_tokens(100))], [ReferenceRunner(loaded).prefill(prompt_tokens(100))])
+    _assert_agree([prefill(runner, prompt_tokens(100))], [prefill(ReferenceRunner(loaded), prompt_tokens(100))])
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -321,7 +322,7 @@ def test_a_second_runner_holds_no_weight_twice(loaded: LoadedModel) -> None:
     storages = _storages(loaded.model)
     second = FastRunner(loaded)
     assert _storages(loaded.model) == storages
-    _assert_agree([second.prefill(prompt_tokens(9))], [first.prefill(prompt_tokens(9))])
+    _assert_agree([prefill(second, prompt_tokens(9))], [prefill(first, prompt_tokens(9))])
 
 
 @pytest.mark.parametrize(
@@ -329,10 +330,10 @@ def test_a_second_runner_holds_no_weight_twice(loaded: LoadedModel) -> None:
 )
 def test_a_weight_changed_in_place_is_seen_by_every_runner(loaded: LoadedModel, part: str) -> None:
     runners = [FastRunner(loaded), FastRunner(loaded), ReferenceRunner(loaded)]
-    before = runners[0].prefill(prompt_tokens(9))
+    before = prefill(runners[0], prompt_tokens(9))
     with torch.inference_mode():
         loaded.model.get_submodule(f"model.layers.1.{part}").weight.data.mul_(1.5)  # type: ignore[union-attr, operator]
-    first, second, reference = (runner.prefill(prompt_tokens(9)) for runner in runners)
+    first, second, reference = (prefill(runner, prompt_tokens(9)) for runner in runners)
     assert (first - before).abs().max() > 0.01
     _assert_agree([first, second], [reference, reference])
 
@@ -461,9 +462,9 @@ def test_an_unknown_runner_is_a_usage_error(loaded: LoadedModel) -> None:
         choose_runner(loaded, "quick")
 
 
-class _ShiftedLogits(FastRunner):
-    def decode(self, token: int) -> Tensor:
-        return super().decode(token) + 0.01
+class _ShiftedLogits(Altered, FastRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits + 0.01 * (kind == "step")
 
 
 class _DraftsWithTheWholeModel(FastRunner):
@@ -477,9 +478,9 @@ class _SkipsTheNextLayer(FastRunner):
         super().set_draft(Draft(SkipSet.from_flags([*flags[-2:], *flags[:-2]])))
 
 
-class _VerifiesInAnotherOrder(FastRunner):
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return super().verify(tokens).roll(1, 0)
+class _VerifiesInAnotherOrder(Altered, FastRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits.roll(1, 0) if kind == "verification" else logits
 
 
 class _NeverRewinds(FastRunner):
@@ -510,9 +511,9 @@ def test_the_probe_catches_a_runner_that_is_subtly_wrong(
     _assert_not_chosen(loaded, wrong, monkeypatch)
 
 
-class _NotANumber(FastRunner):
-    def decode(self, token: int) -> Tensor:
-        return super().decode(token) * float("nan")
+class _NotANumber(Altered, FastRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits * float("nan") if kind == "step" else logits
 
 
 def test_the_probe_catches_logits_that_are_no_numbers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,9 +521,9 @@ def test_the_probe_catches_logits_that_are_no_numbers(loaded: LoadedModel, monke
     _assert_not_chosen(loaded, _NotANumber, monkeypatch)
 
 
-class _WrongInLongPrompts(FastRunner):
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        return super().prefill(tokens) + (0.1 if len(tokens) > 33 else 0.0)
+class _WrongInLongPrompts(Altered, FastRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits + 0.1 * (kind == "prefill" and len(tokens) > 33)
 
 
 def test_the_probe_reaches_the_attention_of_long_prompts(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

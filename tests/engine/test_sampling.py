@@ -20,7 +20,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.sampling import accept
@@ -32,9 +33,9 @@ POLICIES = policies(max_draft_tokens=3, exit_threshold=0.3)
 EVERY_POLICY = every_policy(max_draft_tokens=3, exit_threshold=0.3)
 # In so small a vocabulary the last token has often been there before; the lookup alone, and with the model after it.
 LOOKUP = NgramLookup(max_match=2, min_match=1, max_tokens=3)
-COMBINED: dict[str, tuple[NgramLookup | None, bool]] = {
-    "lookup": (LOOKUP, False),
-    "lookup, then model": (NgramLookup(2, 2, 2), True),
+COMBINED: dict[str, tuple[tuple[NgramLookup, ...], bool]] = {
+    "lookup": ((LOOKUP,), False),
+    "lookup, then model": ((NgramLookup(2, 2, 2),), True),
 }
 # Rounding alone may separate the right rule's distribution from the target's; a broken rule moves answers in ten.
 ROUNDING, CAUGHT = 1e-5, 0.02
@@ -143,10 +144,10 @@ def test_speculative_answers_follow_the_targets_joint_distribution(name: str, po
     policy=EVERY_POLICY,
 )
 def test_looked_up_tokens_leave_the_targets_joint_distribution_as_it_is(
-    case: Case, sources: tuple[NgramLookup | None, bool], policy: DraftPolicy
+    case: Case, sources: tuple[tuple[NgramLookup, ...], bool], policy: DraftPolicy
 ) -> None:
-    ngram, model_drafts = sources
-    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary, ngram=ngram, model_drafts=model_drafts)
+    beside, model_drafts = sources
+    draft = Draft(SkipSet.empty(1), policy, vocabulary=case.vocabulary, sources=beside, model_drafts=model_drafts)
     found = _answers(case.runner(), REPETITIVE, case.limits(), case.sampler, draft)
     assert _distance(found, case.joint(REPETITIVE)) < ROUNDING
 
@@ -216,7 +217,7 @@ def test_a_broken_rule_for_looked_up_tokens_is_caught(
     policy: DraftPolicy, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("selfspec_tune.engine.decoding.accept", BROKEN[rule])
-    draft = Draft(SkipSet.empty(1), policy, ngram=LOOKUP, model_drafts=False)
+    draft = Draft(SkipSet.empty(1), policy, sources=(LOOKUP,), model_drafts=False)
     found = _answers(PLAIN.runner(), REPETITIVE, PLAIN.limits(), PLAIN.sampler, draft)
     assert _distance(found, PLAIN.joint(REPETITIVE)) > CAUGHT
 
@@ -375,7 +376,7 @@ def test_a_draft_taken_greedily_is_kept_as_often_as_the_target_draws_it() -> Non
 
     def accepted(every: Sampler) -> tuple[int, int]:
         made = self_speculative(runner, PROMPT, Limits(3), every, draft, samples_drafts=False)
-        return made.tokens[0], made.accepted[0]
+        return made.tokens[0], made.rounds[0].num_accepted
 
     kept = distribution(PLAIN.sampler, accepted)
     first = TARGET[1, 2, :3].softmax(-1)

@@ -13,6 +13,7 @@ import torch
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.engine.teacher_forcing import (
@@ -27,7 +28,7 @@ from selfspec_tune.engine.teacher_forcing import (
 )
 from selfspec_tune.engine.teacher_forcing.reference import BLOCK
 from selfspec_tune.models import LoadedModel
-from tests.engine_kit import RUNNERS, load, prompt_tokens
+from tests.engine_kit import RUNNERS, draft_step, load, prompt_tokens
 
 SKIP_SETS = {
     "nothing": SkipSet.empty(4),
@@ -91,9 +92,9 @@ def _by_drafting(runner: Runner, windows: Sequence[Window], draft: Draft) -> lis
     for window in windows:
         steps.append([])
         for position in range(window.start, window.end):
-            runner.prefill(window.tokens[: position + 1])
+            prefill(runner, window.tokens[: position + 1])
             runner.rewind(position)
-            logits = runner.draft_step(window.tokens[position])
+            logits = draft_step(runner, window.tokens[position])
             steps[-1].append(_step(logits, window.tokens[position + 1]))
     return steps
 
@@ -130,9 +131,9 @@ def _after_drafting(runner: Runner, windows: Sequence[Window], draft: Draft, bef
         steps.append([])
         for position in range(window.start, window.end):
             begun = max(position - before, window.start)
-            runner.prefill(window.tokens[: begun + 1])
+            prefill(runner, window.tokens[: begun + 1])
             runner.rewind(begun)
-            logits = [runner.draft_step(token) for token in window.tokens[begun : position + 1]][-1]
+            logits = [draft_step(runner, token) for token in window.tokens[begun : position + 1]][-1]
             steps[-1].append(_step(logits, window.tokens[position + 1]))
     return steps
 
@@ -210,9 +211,9 @@ def test_standing_alone_is_drafting_all_of_the_text(
     runner.set_draft(draft)
     steps = []
     for window in windows:
-        runner.prefill(window.tokens[:1])
+        prefill(runner, window.tokens[:1])
         runner.rewind(0)
-        drafted = [runner.draft_step(token) for token in window.tokens[: window.end]]
+        drafted = [draft_step(runner, token) for token in window.tokens[: window.end]]
         rows = zip(drafted[window.start :], window.targets, strict=True)
         steps.append([_step(row, target) for row, target in rows])
     for scorer in (StandaloneScorer(fast, windows), StandaloneReferenceScorer(loaded, windows)):
@@ -230,10 +231,10 @@ def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
     for window in windows:
         steps.append([])
         for start in range(window.start, window.end, BLOCK):
-            runner.prefill(window.tokens[: start + 1])
+            prefill(runner, window.tokens[: start + 1])
             runner.rewind(start)
             for position in range(start, min(start + BLOCK, window.end)):
-                logits = runner.draft_step(window.tokens[position])
+                logits = draft_step(runner, window.tokens[position])
                 steps[-1].append(_step(logits, window.tokens[position + 1]))
     _assert_same(BlockScorer(loaded, windows).trace(draft), steps)
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from selfspec_tune.bench.run import choose_prompts
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind
 from selfspec_tune.draft.dialects import DIALECTS, to_dialect
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, PromptError, SkipSetError, UsageError
 from selfspec_tune.measure.contenders import (
@@ -149,16 +150,16 @@ def test_our_own_file_brings_its_policy_and_vocabulary() -> None:
 
 
 def test_a_request_overrides_policy_lookup_and_precision() -> None:
-    draft = Draft(SKIP, DraftPolicy(PolicyKind.THRESHOLD, 9, 0.3), ngram=NgramLookup(5, 1, 7))
+    draft = Draft(SKIP, DraftPolicy(PolicyKind.THRESHOLD, 9, 0.3), sources=(NgramLookup(5, 1, 7),))
 
     def request(**options: object) -> BenchRequest:
         return BenchRequest(draft_overrides=tuple(options.items()))
 
     assert overridden(draft, request()) == draft
     assert overridden(draft, request(policy="cost-aware")).policy == DraftPolicy(PolicyKind.COST_AWARE, 9, 0.3)
-    assert overridden(draft, request(ngram=False)).ngram is None
+    assert overridden(draft, request(ngram=False)).sources == ()
     assert overridden(draft, request(ngram=True)) == draft  # its own lookup, not the default one
-    assert overridden(replace(draft, ngram=None), request(ngram=True)).ngram == NgramLookup()
+    assert overridden(replace(draft, sources=()), request(ngram=True)).sources == (NgramLookup(),)
     precise = overridden(draft, request(precision="int4 mlp 11"))
     assert precise.precision == DraftPrecision.parse("int4 mlp 11", 12)
 
@@ -169,7 +170,7 @@ def test_a_precision_for_layers_that_the_model_lacks_is_refused() -> None:
 
 
 def test_a_lookup_alone_cannot_do_without_its_lookup() -> None:
-    alone = Draft(SKIP, ngram=NgramLookup(), model_drafts=False)
+    alone = Draft(SKIP, sources=(NgramLookup(),), model_drafts=False)
     with pytest.raises(UsageError, match="neither a lookup nor the model"):
         overridden(alone, BenchRequest(draft_overrides=(("ngram", False),)))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner, choose_runner
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -32,7 +32,7 @@ from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import ModelOptions, PromptOptions
-from tests.engine_kit import TableRunner, chain, load, prompt_tokens
+from tests.engine_kit import Altered, TableRunner, chain, load, prompt_tokens
 from tests.models.test_structure import of_type
 
 SOME = Draft(SkipSet(4, (1, 3), (2,)), DraftPolicy(PolicyKind.FIXED, 3))
@@ -54,7 +54,7 @@ def _scripted(arm_id: str, log: list[str], tokens: Sequence[int] = (5, 6, 7)) ->
     def decode(item: WorkItem) -> RawGeneration:
         log.append(arm_id)
         return RawGeneration(
-            tokens=list(tokens), accepted=[1], drafted=[2], prefill_seconds=0.5, draft_seconds=0.1, decode_seconds=0.25
+            tokens=list(tokens), rounds=[Round(2, 1)], prefill_seconds=0.5, draft_seconds=0.1, decode_seconds=0.25
         )
 
     return Arm(arm_id, arm_id, decode)
@@ -133,12 +133,11 @@ def test_every_arm_of_a_block_draws_the_same_random_numbers(workload: Workload) 
 
 
 def test_a_record_keeps_the_raw_numbers_of_a_generation() -> None:
-    generation = RawGeneration([1, 2, 3, 4], [2], [3], 0.1, 0.2, 0.3, 0.6, "eos", sources=["ngram"])
+    generation = RawGeneration([1, 2, 3, 4], [Round(3, 2, "ngram")], 0.1, 0.2, 0.3, 0.6, "eos")
     run = arm_run(generation)
-    assert (run.num_tokens, run.accepted, run.drafted, run.stop_reason) == (4, [2], [3], "eos")
+    assert (run.num_tokens, run.rounds, run.stop_reason) == (4, (Round(3, 2, "ngram"),), "eos")
     assert (run.prefill_seconds, run.draft_seconds, run.verify_seconds, run.decode_seconds) == (0.1, 0.2, 0.3, 0.6)
     assert run.total_seconds == generation.total_seconds
-    assert run.sources == ["ngram"]
 
 
 def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) -> None:
@@ -163,7 +162,7 @@ def test_a_block_of_a_real_model_is_lossless_in_every_arm(workload: Workload) ->
     assert {run.lossless for run in runs} == {"identical"}
     assert all(run.candidate.num_tokens == run.baseline.num_tokens for run in runs)
     assert all(run.candidate.stop_reason == run.baseline.stop_reason for run in runs)
-    assert {bool(run.candidate.drafted) for run in runs if run.method in (NULL, GENERATE)} == {False}
+    assert {bool(run.candidate.rounds) for run in runs if run.method in (NULL, GENERATE)} == {False}
 
 
 def test_the_baselines_text_is_kept_beside_its_runs(workload: Workload) -> None:
@@ -275,15 +274,14 @@ def test_sampled_outputs_are_not_compared(near_ties: TableRunner) -> None:
     assert LosslessCheck(near_ties, 0.0, sampled=True)(_item([0]), [1, 2], [3]) == LosslessVerdict("sampled")
 
 
-class _Rounding(TableRunner):
+class _Rounding(Altered, TableRunner):
     """Verifies with an error, another one in each call."""
 
-    errors = (0.1, -0.3, 0.2, 0.0, 0.25, -0.15)
+    errors = (0.1, -0.3, 0.0, 0.25, -0.15)
 
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        error = self.errors[len(self.verified)]
-        logits = super().verify(tokens)
-        logits[-1, 1] += error
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        if kind == "verification":
+            logits[-1, 1] += self.errors[len(self.verified) - 1]
         return logits
 
 
@@ -291,7 +289,7 @@ def test_the_numeric_floor_is_the_largest_difference_of_any_verification() -> No
     runner = _Rounding(chain(8, 4.0))
     answer = [1, 2, 3, 4, 5, 6, 7]
     assert numeric_floor(runner, _item([7, 0]), answer) == pytest.approx(0.3, abs=1e-6)
-    assert runner.verified == [[1, 2, 3], [4, 5, 6], [7], [1, 2, 3, 4, 5], [6, 7], answer]
+    assert runner.verified == [[1, 2, 3], [4, 5, 6], [1, 2, 3, 4, 5], [6, 7], answer]
     assert runner.tokens == [7, 0, *answer]
 
 
@@ -299,9 +297,9 @@ def test_the_numeric_floor_is_nothing_where_verification_is_exact() -> None:
     assert numeric_floor(TableRunner(chain(8, 4.0)), _item([0]), [1, 2, 3]) == 0.0
 
 
-class _NotANumber(TableRunner):
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return super().verify(tokens) * float("nan")
+class _NotANumber(Altered, TableRunner):
+    def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+        return logits * float("nan") if kind == "verification" else logits
 
 
 def test_the_numeric_floor_does_not_hide_logits_that_are_no_numbers() -> None:
@@ -320,12 +318,11 @@ def test_the_numeric_floor_of_a_bfloat16_model_is_a_few_of_its_steps(tiny_llama_
 def test_a_runner_that_drafts_wrongly_but_verifies_is_still_lossless_and_one_that_does_not_is_caught(
     workload: Workload,
 ) -> None:
-    class AcceptsTooMuch(FastRunner):
+    class AcceptsTooMuch(Altered, FastRunner):
         """Its verification always agrees with the drafts."""
 
-        def verify(self, tokens: Sequence[int]) -> Tensor:
-            logits = super().verify(tokens).clone()
-            for row, token in enumerate(tokens[1:]):
+        def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
+            for row, token in enumerate(tokens[1:] if kind == "verification" else []):
                 logits[row, token] = 1e4
             return logits
 
@@ -351,7 +348,7 @@ def test_the_generate_arm_gives_the_baselines_tokens_and_its_own_times(workload:
         assert generated.prefill_seconds > 0
         assert generated.decode_seconds > 0
         assert generated.verify_seconds == generated.decode_seconds
-        assert (generated.accepted, generated.drafted) == ([], [])
+        assert generated.rounds == []
 
 
 def test_the_generate_arm_stops_where_the_baseline_stops(workload: Workload) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from selfspec_tune.draft import Round
+from selfspec_tune.draft.rounds import num_drafted, num_tokens
 from selfspec_tune.engine import Limits, RawGeneration, choose_runner
 from selfspec_tune.errors import RivalError
 from selfspec_tune.measure import rivals
 from selfspec_tune.measure.arms import Arm, autoregressive_arm, guarded
-from selfspec_tune.measure.hf_generate import AssistedRounds, counted_rounds, hf_generate, within
+from selfspec_tune.measure.hf_generate import counted_rounds, explained, hf_generate, within
 from selfspec_tune.measure.pairs import arm_run
 from selfspec_tune.measure.rivals import (
     draft_model_arm,
@@ -29,6 +31,7 @@ from selfspec_tune.prompts import Prompt
 from selfspec_tune.requests import PromptOptions
 from tests import kit
 from tests.engine_kit import load, prompt_tokens
+from tests.runs import accepted_of, drafted_of
 
 NEW_TOKENS = 24
 
@@ -152,8 +155,8 @@ def test_the_checkpoints_own_generation_defaults_do_not_reach_a_rival(tiny_llama
 
 def check_record(generation: RawGeneration) -> None:
     """Each round adds its accepted tokens and one more; the first one's come with the prefill."""
-    assert sum(generation.accepted) + len(generation.accepted) == len(generation.tokens)
-    assert generation.first_tokens == generation.accepted[0] + 1
+    assert num_tokens(generation.rounds) == len(generation.tokens)
+    assert generation.first_tokens == generation.rounds[0].num_tokens
     assert generation.prefill_seconds > 0
     assert generation.decode_seconds >= 0
     assert (generation.draft_seconds, generation.verify_seconds) == (0, 0)
@@ -163,8 +166,8 @@ def check_record(generation: RawGeneration) -> None:
 def test_a_draft_that_is_always_right_is_always_accepted(workload: Workload, twin: LoadedModel) -> None:
     twin.model.generation_config.assistant_confidence_threshold = 0.0  # type: ignore[union-attr]
     generation = draft_model_arm(workload, twin).decode(make_item(prompt_tokens(20)))
-    assert generation.accepted == generation.drafted
-    assert (generation.drafted[0], generation.first_tokens) == (20, 21)
+    assert accepted_of(generation.rounds) == drafted_of(generation.rounds)
+    assert (generation.rounds[0].num_drafted, generation.first_tokens) == (20, 21)
 
 
 def test_prompt_lookup_drafts_what_it_has_seen(workload: Workload) -> None:
@@ -172,23 +175,24 @@ def test_prompt_lookup_drafts_what_it_has_seen(workload: Workload) -> None:
     text = autoregressive_arm(workload).decode(item).tokens
     known = make_item([*item.tokens, *text, *item.tokens], 30)
     generation = prompt_lookup_arm(workload).decode(known)
-    assert max(generation.drafted) == rivals.PROMPT_LOOKUP_TOKENS
+    assert max(drafted_of(generation.rounds)) == rivals.PROMPT_LOOKUP_TOKENS
     check_record(generation)
 
 
-def test_counts_that_do_not_explain_the_tokens_are_left_empty() -> None:
-    assert AssistedRounds([1, 2], [3, 2]).checked(5) == ([1, 2], [3, 2])
-    assert AssistedRounds([1, 2], [3, 2]).checked(6) == ([], [])
-    assert AssistedRounds([4], [3]).checked(5) == ([], [])
+def test_rounds_that_do_not_explain_the_tokens_are_left_out() -> None:
+    rounds = [Round(3, 1), Round(2, 2)]
+    assert explained(rounds, 5, 5) == rounds
+    assert explained(rounds, 6, 6) == []
+    assert explained([Round(3, 4)], 5, 5) == []
 
 
 def test_only_the_rounds_before_the_end_of_sequence_count() -> None:
-    rounds = AssistedRounds([1, 4, 2], [3, 5, 2])  # 2, 5 and 3 tokens
-    assert rounds.checked(10, 10) == ([1, 4, 2], [3, 5, 2])
-    assert rounds.checked(10, 7) == ([1, 4], [3, 5])
-    assert rounds.checked(10, 4) == ([1, 2], [3, 5])
-    assert rounds.checked(10, 1) == ([1], [3])
-    assert rounds.checked(11, 4) == ([], [])
+    rounds = [Round(3, 1), Round(5, 4), Round(2, 2)]  # 2, 5 and 3 tokens
+    assert explained(rounds, 10, 10) == rounds
+    assert explained(rounds, 10, 7) == rounds[:2]
+    assert explained(rounds, 10, 4) == [Round(3, 1), Round(5, 2)]
+    assert explained(rounds, 10, 1) == [Round(3, 1)]
+    assert explained(rounds, 11, 4) == []
 
 
 class _PastTheEnd:
@@ -238,7 +242,7 @@ def test_a_rival_is_timed_to_its_end_of_sequence(
 def test_a_transformers_that_makes_its_generators_elsewhere_is_not_counted() -> None:
     with counted_rounds(object()) as rounds:
         pass
-    assert rounds.checked(0) == ([], [])
+    assert rounds == explained(rounds, 0, 0) == []
 
 
 def test_counting_leaves_the_model_as_it_was(workload: Workload) -> None:
@@ -262,10 +266,10 @@ def test_early_exit_leaves_after_the_layers_it_is_told(workload: Workload) -> No
     generation = early_exit_arm(workload, 3).decode(make_item(prompt_tokens(20), 8))
     for handle in handles:
         handle.remove()
-    drafted = sum(generation.drafted)
+    drafted = num_drafted(generation.rounds)
     assert drafted > 0
     assert ran.count(0) - ran.count(3) == ran.count(2) - ran.count(3) >= drafted
-    assert ran.count(3) == len(generation.drafted)
+    assert ran.count(3) == len(generation.rounds)
 
 
 def test_a_model_whose_forward_runs_every_layer_cannot_exit_early(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel, StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, choose_runner
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -85,7 +86,7 @@ def test_a_cost_aware_arm_decodes_with_measured_costs_and_others_measure_none(
     item = WorkItem("a", Prompt("a", "code", "text"), (5, 9, 20, 14), Limits(20))
     plain = autoregressive_arm(workload).decode(item)
     for kind in PolicyKind:
-        draft = Draft(SkipSet(4, (2,)), DraftPolicy(kind), ngram=NgramLookup())
+        draft = Draft(SkipSet(4, (2,)), DraftPolicy(kind), sources=(NgramLookup(),))
         assert self_speculative_arm(workload, draft).decode(item).tokens == plain.tokens
         assert len(measured) == (kind is PolicyKind.COST_AWARE)
 

@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import selfspec_tune as st
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SelfSpecError, SkipSetError, UsageError
 from selfspec_tune.models import load_model
@@ -28,7 +29,7 @@ FOUND = Draft(
     DraftPolicy(PolicyKind.COST_AWARE, 5, credit=2.0),
     DraftPrecision.parse("int8 attn 0,2 · mlp 3; head int8", 4),
     vocabulary=64,
-    ngram=NgramLookup(3, 1, 7, 2),
+    sources=(NgramLookup(3, 1, 7, 2),),
 )
 
 
@@ -87,7 +88,7 @@ def test_options_change_the_draft_as_they_do_in_a_bench(info: ModelInfo) -> None
     options: dict[str, Any] = {"policy": "threshold", "max_draft_tokens": 3, "exit_threshold": 0.5, "ngram": False}
     model = st.load("study", precision="same", **options)
     policy = replace(FOUND.policy, kind=PolicyKind.THRESHOLD, max_draft_tokens=3, exit_threshold=0.5)
-    assert model.draft == replace(FOUND, policy=policy, ngram=None, precision=DraftPrecision())
+    assert model.draft == replace(FOUND, policy=policy, sources=(), precision=DraftPrecision())
     assert model.costs is None
 
 
@@ -101,7 +102,7 @@ def test_another_projects_file_and_a_text_are_read_with_their_model(model_dir: P
 def test_a_models_name_alone_looks_tokens_up_and_says_so(model_dir: Path) -> None:
     model, said = said_by(st.load, str(model_dir), runner="fast")
     assert model.draft is not None
-    assert (model.draft.ngram, model.draft.model_drafts) == (NgramLookup().alone, False)
+    assert (model.draft.sources, model.draft.model_drafts) == ((NgramLookup().alone,), False)
     assert model.draft.policy.kind is PolicyKind.COST_AWARE
     assert "used without a study: tokens that occurred before are looked up" in said
     assert st.load(model=str(model_dir), runner="fast").draft == model.draft

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import selfspec_tune as st
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind, Source
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Source
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.errors import ContextError, PromptError, UsageError
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel
@@ -23,8 +25,10 @@ from tests import kit
 from tests.engine_kit import RUNNERS, STEPS, load
 
 PROMPTS = ["the sun and the sea", "on and on and on and on", "tin hat, red sand"]
-DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), ngram=NgramLookup(min_match=1, max_tokens=4))
-COST_AWARE = Draft(SkipSet(4, (), (1,)), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0), ngram=NgramLookup())
+DRAFT = Draft(
+    SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.FIXED, 3), sources=(NgramLookup(min_match=1, max_tokens=4),)
+)
+COST_AWARE = Draft(SkipSet(4, (), (1,)), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0), sources=(NgramLookup(),))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -57,7 +61,7 @@ def assert_equal_but_for_ties(loaded: LoadedModel, name: str, prompt: str, ours:
         assert list(ours) == theirs
         return
     runner = RUNNERS[name](loaded)
-    logits = runner.prefill([*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
+    logits = prefill(runner, [*loaded.tokenizer(prompt)["input_ids"], *theirs[:first]]).float()
     assert abs(float(logits[ours[first]] - logits[theirs[first]])) < 0.05 * float(logits.abs().max())
 
 
@@ -91,7 +95,7 @@ def test_the_pieces_of_a_stream_make_the_answer(model: Model) -> None:
     drafted = {source: sum(len(p.tokens) for p in pieces if p.source == source) for source in by_source}
     assert drafted == by_source
     assert sum(len(piece.rejected) for piece in pieces) == whole.drafted - whole.accepted
-    assert set(by_source) == {Source.MODEL, Source.NGRAM}
+    assert set(by_source) == {Source.MODEL, NgramLookup.name}
 
 
 def test_messages_go_through_the_chat_template_and_a_text_is_the_same_as_one_message(model: Model) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from selfspec_tune import models
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import FileFormatError, UnknownModelError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel, devices, load_model
@@ -111,7 +112,7 @@ def test_auto_runs_no_forward_of_transformers_on_imitated_bfloat16(
 
 def test_a_checkpoint_that_asks_for_tuples_is_decoded_all_the_same(copy: Path) -> None:
     edit_config(copy, return_dict=False)
-    ReferenceRunner(load(copy)).prefill([3, 4])
+    prefill(ReferenceRunner(load(copy)), [3, 4])
 
 
 def test_several_end_tokens_are_all_kept(copy: Path) -> None:

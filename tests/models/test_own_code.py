@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import choose_runner
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.engine.teacher_forcing.reference import StandaloneReferenceScorer
 from selfspec_tune.engine.teacher_forcing.trace import Window
@@ -22,7 +23,7 @@ from selfspec_tune.export.verify import along
 from selfspec_tune.measure.lossless import implementation_floor
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.models.loaded import keep_logits
-from tests.engine_kit import load, prompt_tokens
+from tests.engine_kit import decode, draft_step, load, prompt_tokens
 from tests.measure.test_measure import _item
 
 _CODE = """
@@ -73,9 +74,9 @@ def old(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> LoadedModel:
 def _walk(loaded: LoadedModel) -> list[torch.Tensor]:
     runner = ReferenceRunner(loaded)
     runner.set_draft(Draft(SkipSet(4, (1,), (2,))))
-    logits = [runner.prefill(prompt_tokens(9)), runner.decode(5), runner.draft_step(6)]
+    logits = [prefill(runner, prompt_tokens(9)), decode(runner, 5), draft_step(runner, 6)]
     runner.rewind(10)
-    return [*logits, runner.verify([6, 7, 8])]
+    return [*logits, runner.forward([6, 7, 8]).logits]
 
 
 def test_the_reference_runner_asks_what_a_forward_takes(old: LoadedModel, loaded: LoadedModel) -> None:

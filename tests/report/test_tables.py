@@ -222,13 +222,14 @@ def test_a_fixed_draft_has_no_threshold() -> None:
 
 
 def test_the_draft_line_names_precision_and_lookup() -> None:
-    draft = DraftSettings(
-        policy="cost-aware",
-        max_draft_tokens=16,
-        exit_threshold=0.6,
-        precision={"int4": {"attention": [0], "mlp": []}, "head": "int8"},
-        ngram={"max_match": 4, "min_match": 2, "max_tokens": 10},
-    )
+    settings = {
+        "policy": "cost-aware",
+        "max_draft_tokens": 16,
+        "exit_threshold": 0.6,
+        "precision": {"int4": {"attention": [0], "mlp": []}, "head": "int8"},
+        "ngram": {"max_match": 4, "min_match": 2, "max_tokens": 10},
+    }
+    draft = DraftSettings.model_validate(settings)
     line = draft_line(draft, 12)
     assert line == "cost-aware, at most 16 tokens, at int4 attn 0; head int8, n-gram 2-4, 10 tokens"
     assert draft_line(draft.model_copy(update={"model_drafts": False}), 12).endswith("10 tokens alone")

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from selfspec_tune.draft import Round, Source
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.intervals import Interval, cluster_bootstrap
@@ -147,15 +149,46 @@ def test_a_result_cannot_be_changed_into_a_lossy_one() -> None:
         result.lossless = LosslessCount(mismatches=1)
 
 
+ARM: dict[str, Any] = {"num_tokens": 3, "prefill_seconds": 0.1, "decode_seconds": 0.2}
+
+
 def test_a_round_cannot_accept_more_than_it_drafted() -> None:
     with pytest.raises(ValidationError, match="sources of 1 rounds for 2 rounds"):
-        ArmRun(
-            num_tokens=3, prefill_seconds=0.1, decode_seconds=0.2, accepted=[0, 1], drafted=[1, 1], sources=["model"]
-        )
+        ArmRun.model_validate(ARM | {"accepted": [0, 1], "drafted": [1, 1], "sources": ["model"]})
     with pytest.raises(ValidationError, match="accepted more tokens"):
-        ArmRun(num_tokens=3, prefill_seconds=1, decode_seconds=1, accepted=[3], drafted=[2])
+        ArmRun.model_validate(ARM | {"accepted": [3], "drafted": [2]})
+    with pytest.raises(ValidationError, match="accepted more tokens"):
+        ArmRun(**ARM, rounds=(Round(2, 3),))
     with pytest.raises(ValidationError, match="2 accepted counts for 1 drafted"):
-        ArmRun(num_tokens=3, prefill_seconds=1, decode_seconds=1, accepted=[1, 1], drafted=[2])
+        ArmRun.model_validate(ARM | {"accepted": [1, 1], "drafted": [2]})
+    with pytest.raises(ValidationError, match=r"(?s)passes.1.*valid integer"):
+        ArmRun.model_validate(ARM | {"accepted": [1, 1], "drafted": [2, 2], "passes": [1, True]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "rounds"),
+    [
+        ({}, ()),
+        ({"accepted": [1, 0], "drafted": [3, 2]}, (Round(3, 1), Round(2, 0))),
+        ({"accepted": [1], "drafted": [3], "sources": ["ngram"]}, (Round(3, 1, "ngram"),)),
+        ({"accepted": [1], "drafted": [3], "sources": ["another"], "passes": [2]}, (Round(3, 1, "another", 2),)),
+        (
+            {"accepted": [1, 0], "drafted": [3, 0], "sources": ["model", "plain"], "passes": [2, 0], "guesses": [4, 0]},
+            (Round(3, 1, Source.MODEL, 2, 4), PLAIN_ROUND),
+        ),
+    ],
+    ids=["none", "counts alone", "with sources", "with passes", "everything"],
+)
+def test_rounds_are_columns_in_files_and_what_is_not_known_stays_empty(
+    columns: dict[str, Any], rounds: tuple[Round, ...]
+) -> None:
+    read = ArmRun.model_validate(ARM | columns | {"novel": 1}, strict=True)
+    assert read.rounds == rounds
+    empty = {name: [] for name in ("accepted", "drafted", "sources", "passes", "guesses")}
+    times = {"draft_seconds": 0.0, "verify_seconds": 0.0}
+    expected = {**ARM, **times, **empty, **columns, "stop_reason": "length", "first_tokens": 1, "novel": 1}
+    assert json.dumps(read.to_dict()) == json.dumps(expected)  # in this order too
+    assert ArmRun(**ARM, rounds=rounds, novel=1) == read
 
 
 def test_decode_steps_leave_out_the_token_of_the_prefill() -> None:

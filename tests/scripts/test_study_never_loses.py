@@ -11,6 +11,7 @@ import pytest
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.prompts import load_prompts
@@ -81,7 +82,7 @@ def test_the_worst_prompts_are_predicted_from_what_they_drafted() -> None:
     good = paired_run("set/good", method=MAIN, drafted=(4, 4), accepted=(4, 4))
     bad = paired_run("set/bad", method=MAIN, drafted=(4, 4), accepted=(0, 0))
     plain = paired_run("set/plain", method=MAIN, drafted=(0, 0), accepted=(0, 0), candidate=(11, 0.5, 2.0))
-    plain = plain.model_copy(update={"candidate": plain.candidate.model_copy(update={"sources": ["plain", "plain"]})})
+    plain = plain.model_copy(update={"candidate": plain.candidate.model_copy(update={"rounds": (PLAIN_ROUND,) * 2})})
     first = result_of({MAIN: [good, bad, plain]})
     found = losses.foresee(first, draft, COSTS)
     step = COSTS.draft_step(draft)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, NgramLookup, PolicyKind, Precision, Source
-from selfspec_tune.draft.costs import Counts
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision, Round, Source
+from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -33,6 +34,7 @@ from selfspec_tune.search.stages.replay import replay
 from selfspec_tune.search.study_files import prediction_record
 from tests import scripts_kit
 from tests.engine_kit import load, prompt_tokens
+from tests.runs import accepted_of, drafted_of, sources_of
 from tests.search_kit import hurry, make_item, prompt_file
 
 import candidates  # isort: skip  # from studies/qwen2.5-coder-1.5b-proxy, by scripts_kit
@@ -63,10 +65,10 @@ def following(loaded: LoadedModel, text: Sequence[int]) -> list[int]:
     return tokens
 
 
-def by_hand(loaded: LoadedModel, prompt: Sequence[int], draft: Draft, num_tokens: int) -> Counts:
+def by_hand(loaded: LoadedModel, prompt: Sequence[int], draft: Draft, num_tokens: int) -> list[Round]:
     """Speculative decoding in which each draft token is a pass of the draft alone over all the text."""
     text = [*prompt, following(loaded, prompt)[-1]]
-    end, counts = len(prompt) + num_tokens, Counts()
+    end, rounds = len(prompt) + num_tokens, list[Round]()
     while len(text) < end:
         drafted: list[int] = []
         with skipped(loaded, draft.skip_set):
@@ -74,10 +76,9 @@ def by_hand(loaded: LoadedModel, prompt: Sequence[int], draft: Draft, num_tokens
                 drafted.append(following(loaded, [*text, *drafted])[-1])
         targets = following(loaded, [*text, *drafted])[len(text) - 1 :]
         accepted = next((i for i, token in enumerate(drafted) if token != targets[i]), len(drafted))
-        counts.drafted.append(len(drafted))
-        counts.accepted.append(accepted)
+        rounds.append(Round(len(drafted), accepted))
         text += [*drafted[:accepted], targets[accepted]]
-    return counts
+    return rounds
 
 
 @pytest.mark.parametrize("kind", [FastRunner, ReferenceRunner])
@@ -88,7 +89,7 @@ def test_a_standalone_draft_is_the_draft_alone_over_all_the_text(
     prompt, draft = prompt_tokens(9, seed=3), Draft(skip_set, FIXED)
     made = self_speculative(standalone(loaded, kind), prompt, Limits(24), Sampler(), draft)
     expected = by_hand(loaded, prompt, draft, 24)
-    assert (made.drafted, made.accepted) == (expected.drafted, expected.accepted)
+    assert (drafted_of(made.rounds), accepted_of(made.rounds)) == (drafted_of(expected), accepted_of(expected))
     assert made.tokens == autoregressive(FastRunner(loaded), prompt, Limits(24), Sampler()).tokens
 
 
@@ -100,26 +101,26 @@ def test_the_standalone_proxy_predicts_the_counts_exactly(loaded: LoadedModel, s
     trace = StandaloneScorer(runner, [window]).trace(draft)
     predicted = replay(trace, FIXED)
     made = self_speculative(standalone(loaded), prompt, Limits(41), Sampler(), draft)
-    rounds = min(len(predicted.accepted), len(made.accepted)) - 1  # the last one meets the text's end
+    rounds = min(len(predicted), len(made.rounds)) - 1  # the last one meets the text's end
     assert rounds > 5
-    assert made.accepted[:rounds] == predicted.accepted[:rounds]
+    assert made.rounds[:rounds] == predicted[:rounds]
 
 
 def test_a_standalone_draft_catches_up_on_what_the_lookup_found(loaded: LoadedModel) -> None:
     prompt, limits = prompt_tokens(60), Limits(40)
-    draft = Draft(SKIP_SETS[0], FIXED, ngram=NgramLookup(min_match=1))
+    draft = Draft(SKIP_SETS[0], FIXED, sources=(NgramLookup(min_match=1),))
     fast, reference = (
         self_speculative(standalone(loaded, kind), prompt, limits, Sampler(), draft)
         for kind in (FastRunner, ReferenceRunner)
     )
-    assert {Source.NGRAM, Source.MODEL} <= set(fast.sources)
-    assert (fast.drafted, fast.accepted, fast.sources) == (reference.drafted, reference.accepted, reference.sources)
+    assert {NgramLookup.name, Source.MODEL} <= set(sources_of(fast.rounds))
+    assert fast.rounds == reference.rounds
     assert fast.tokens == autoregressive(FastRunner(loaded), prompt, limits, Sampler()).tokens
 
 
 def test_a_standalone_draft_that_skips_nothing_is_always_right(loaded: LoadedModel) -> None:
     made = self_speculative(standalone(loaded), prompt_tokens(9), Limits(20), Sampler(), Draft(SkipSet.empty(4), FIXED))
-    assert made.accepted == made.drafted
+    assert accepted_of(made.rounds) == drafted_of(made.rounds)
 
 
 def test_drafts_are_predicted_where_they_will_be_decoded(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_drafts_are_predicted_where_they_will_be_decoded(loaded: LoadedModel, tm
         assert window.tokens == (*item.tokens, *tokens)
         assert list(window.targets) == tokens[1:]  # the prefill gives the first
         made = self_speculative(workload.runner, item.tokens, item.limits, Sampler(), Draft(SKIP_SETS[0], FIXED))
-        assert sum(made.accepted) + len(made.accepted) == window.end - window.start
+        assert num_tokens(made.rounds) == window.end - window.start
     nobody: Any = None
     assert plain_text(nobody, items, tmp_path / "text.json") == text
     with pytest.raises(UsageError, match="too short to draft from"):

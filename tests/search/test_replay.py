@@ -7,20 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
+from selfspec_tune.draft.rounds import PLAIN_ROUND, num_accepted, num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.teacher_forcing import Trace
 from selfspec_tune.search.stages.replay import (
     DRAFT_LENGTHS,
     EXIT_THRESHOLDS,
-    LookedUp,
+    Finding,
     acceptance_prior,
     best_policy,
     policies,
     replay,
     with_prior,
 )
+from tests.runs import accepted_of, drafted_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +49,9 @@ def traced(
     return Trace(tuple(map(tuple, matches)), tuple(map(tuple, confidences)), 0.0, later)
 
 
-def counts(match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None) -> Counts:
+def replayed_window(
+    match: Sequence[bool], policy: DraftPolicy, confidence: Sequence[float] | None = None
+) -> list[Round]:
     return replay(traced([match], [confidence or [1.0] * len(match)]), policy)
 
 
@@ -55,43 +60,43 @@ def fixed(length: int) -> DraftPolicy:
 
 
 def test_a_draft_that_always_matches_is_accepted_whole() -> None:
-    found = counts([True] * 10, fixed(4))
+    found = replayed_window([True] * 10, fixed(4))
     # 4 and the bonus token, twice: the window's ten positions
-    assert (found.drafted, found.accepted) == ([4, 4], [4, 4])
-    assert found.num_tokens == 10
+    assert (drafted_of(found), accepted_of(found)) == ([4, 4], [4, 4])
+    assert num_tokens(found) == 10
 
 
 def test_a_draft_that_never_matches_yields_one_token_a_round() -> None:
-    found = counts([False] * 5, fixed(3))
-    assert (found.drafted, found.accepted) == ([3, 3, 3, 2, 1], [0] * 5)
-    assert found.num_tokens == 5
+    found = replayed_window([False] * 5, fixed(3))
+    assert (drafted_of(found), accepted_of(found)) == ([3, 3, 3, 2, 1], [0] * 5)
+    assert num_tokens(found) == 5
 
 
 def test_what_follows_a_mismatch_in_a_draft_is_not_accepted() -> None:
-    found = counts([True, False, True, True, True, True], fixed(4))
-    assert (found.drafted, found.accepted) == ([4, 4], [1, 4])
-    assert found.num_tokens == 7
+    found = replayed_window([True, False, True, True, True, True], fixed(4))
+    assert (drafted_of(found), accepted_of(found)) == ([4, 4], [1, 4])
+    assert num_tokens(found) == 7
 
 
 def test_a_draft_ends_with_the_first_unlikely_token_which_is_still_verified() -> None:
     policy = DraftPolicy(THRESHOLD, 4, 0.5)
-    found = counts([True] * 6, policy, [0.9, 0.4, 0.9, 0.9, 0.9, 0.1])
+    found = replayed_window([True] * 6, policy, [0.9, 0.4, 0.9, 0.9, 0.9, 0.1])
     # round 1: 0.9, 0.4 (stop), bonus; round 2: position 3 on, 0.9, 0.9, 0.1 (stop)
-    assert (found.drafted, found.accepted) == ([2, 3], [2, 3])
-    assert found.num_tokens == 7
+    assert (drafted_of(found), accepted_of(found)) == ([2, 3], [2, 3])
+    assert num_tokens(found) == 7
 
 
 def test_a_probability_at_the_threshold_goes_on() -> None:
-    assert counts([True] * 3, DraftPolicy(THRESHOLD, 3, 0.5), [0.5, 0.5, 0.5]).drafted == [3]
+    assert drafted_of(replayed_window([True] * 3, DraftPolicy(THRESHOLD, 3, 0.5), [0.5, 0.5, 0.5])) == [3]
 
 
 def test_a_draft_never_goes_past_the_end_of_its_window() -> None:
-    found = counts([True] * 3, fixed(8))
-    assert (found.drafted, found.accepted) == ([3], [3])
+    found = replayed_window([True] * 3, fixed(8))
+    assert (drafted_of(found), accepted_of(found)) == ([3], [3])
 
 
 def test_a_fixed_policy_takes_no_notice_of_confidence() -> None:
-    assert counts([True] * 4, fixed(4), [0.0] * 4).drafted == [4]
+    assert drafted_of(replayed_window([True] * 4, fixed(4), [0.0] * 4)) == [4]
 
 
 def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_window() -> None:
@@ -99,8 +104,8 @@ def test_an_adaptive_threshold_rises_after_a_rejection_and_starts_anew_in_each_w
     # Thresholds 0.5, 0.7, 0.9: in the third round 0.8 no longer reaches it.
     window, confidence = [False, False, True, True], [0.8] * 4
     found = replay(traced([window, window], [confidence, confidence]), policy)
-    assert found.drafted == [2, 2, 1, 2, 2, 1]
-    assert found.accepted == [0, 0, 1, 0, 0, 1]
+    assert drafted_of(found) == [2, 2, 1, 2, 2, 1]
+    assert accepted_of(found) == [0, 0, 1, 0, 0, 1]
 
 
 def test_an_adaptive_threshold_goes_on_over_windows_until_the_answer_is_long_enough() -> None:
@@ -108,9 +113,9 @@ def test_an_adaptive_threshold_goes_on_over_windows_until_the_answer_is_long_eno
     window, confidence = [False, False, True, True], [0.8] * 4
     found = replay(traced([window] * 3, [confidence] * 3), policy, answer_tokens=8)
     # Thresholds 0.5, 0.7, 0.9 as above; from there on 0.8 is too little, until the third window begins anew.
-    assert found.drafted[:3] == [2, 2, 1]
-    assert found.drafted[3] == 1
-    assert found.drafted[-3:] == [2, 2, 1]
+    assert drafted_of(found)[:3] == [2, 2, 1]
+    assert drafted_of(found)[3] == 1
+    assert drafted_of(found)[-3:] == [2, 2, 1]
 
 
 def test_a_cost_aware_policy_that_knows_a_good_draft_uses_it_from_the_first_token() -> None:
@@ -131,20 +136,18 @@ def test_only_policies_that_expect_anything_take_a_prior() -> None:
 
 def test_an_adaptive_threshold_above_every_probability_still_drafts_one_token() -> None:
     policy = DraftPolicy(ADAPTIVE, 2, 1.0)
-    assert 0 not in counts([False] * 3 + [True] * 20, policy).drafted
+    assert 0 not in drafted_of(replayed_window([False] * 3 + [True] * 20, policy))
 
 
 def test_what_a_lookup_finds_is_taken_first_and_costs_no_draft_step() -> None:
-    lookups = [LookedUp(3, 2, 2), *[LookedUp()] * 6]
-    found = replay(traced([[False] * 7], [[1.0] * 7]), fixed(2), lookups=[lookups])
-    assert (found.sources[:2], found.drafted[:2], found.accepted[:2]) == (["ngram", "model"], [3, 2], [2, 0])
-    assert found.num_passes == sum(found.drafted) - 3
-    assert Counts([2, 3], [0, 0]).num_passes == 5  # of a record that does not say who drafted
+    findings = [Finding(3, 2, 2, "ngram"), *[Finding()] * 6]
+    found = replay(traced([[False] * 7], [[1.0] * 7]), fixed(2), findings=[findings])
+    assert found[:2] == [Round(3, 2, "ngram", 0, 0), Round(2, 0, "model", 2, 0)]
 
 
 def test_a_cost_aware_policy_is_not_replayed_without_costs() -> None:
     with pytest.raises(ValueError, match="needs the step costs"):
-        counts([True], DraftPolicy(PolicyKind.COST_AWARE))
+        replayed_window([True], DraftPolicy(PolicyKind.COST_AWARE))
 
 
 def test_a_traces_prior_is_its_acceptance_by_confidence() -> None:
@@ -168,7 +171,7 @@ def test_the_grid_of_a_cost_aware_policy_is_one_policy() -> None:
 
 def test_windows_are_replayed_one_after_another() -> None:
     found = replay(traced([[True, True], [False]], [[1.0, 1.0], [1.0]]), fixed(2))
-    assert (found.drafted, found.accepted) == ([2, 1], [2, 0])
+    assert (drafted_of(found), accepted_of(found)) == ([2, 1], [2, 0])
 
 
 def test_windows_and_confidences_must_be_as_many() -> None:
@@ -182,9 +185,9 @@ def test_a_later_token_of_a_draft_is_what_the_trace_of_its_place_says() -> None:
     trace = traced([[True] * 9], [[0.9] * 9], later=(second, third))
     # The first and the second token are right; the third, and any after it, from position 4 on.
     found = replay(trace, fixed(4))
-    assert (found.drafted, found.accepted) == ([4, 4, 1], [2, 4, 1])
+    assert (drafted_of(found), accepted_of(found)) == ([4, 4, 1], [2, 4, 1])
     # Confidence in the second is too little, wherever the draft begins.
-    assert replay(trace, DraftPolicy(THRESHOLD, 4, 0.7)).drafted == [2, 2, 2]
+    assert drafted_of(replay(trace, DraftPolicy(THRESHOLD, 4, 0.7))) == [2, 2, 2]
 
 
 def test_without_traces_of_later_places_the_first_stands_for_all() -> None:
@@ -206,13 +209,11 @@ def test_replayed_counts_are_those_of_a_possible_run(
     confidences = [[confidence for _, confidence in window] for window in trace]
     found = replay(traced(matches, confidences), policy, STEPS)
     positions = sum(len(window) for window in trace)
-    assert len(found.drafted) == len(found.accepted)
-    assert all(0 <= a <= d for a, d in zip(found.accepted, found.drafted, strict=True))
+    assert all(0 <= one.num_accepted <= one.num_drafted for one in found)
     least = 0 if policy.kind is PolicyKind.COST_AWARE else 1
-    assert all(least <= drafted <= policy.max_draft_tokens for drafted in found.drafted)
-    assert found.num_tokens >= len(found.drafted)
-    assert positions <= found.num_tokens <= positions + len(trace)
-    assert sum(found.accepted) <= sum(sum(window) for window in matches)
+    assert all(least <= drafted <= policy.max_draft_tokens for drafted in drafted_of(found))
+    assert positions <= num_tokens(found) <= positions + len(trace)
+    assert num_accepted(found) <= sum(sum(window) for window in matches)
 
 
 @given(trace=TRACES, length=st.integers(1, 8))
@@ -220,7 +221,7 @@ def test_a_longer_fixed_draft_needs_no_more_rounds(trace: list[list[tuple[bool, 
     matches = [[match for match, _ in window] for window in trace]
     confidences = [[confidence for _, confidence in window] for window in trace]
     short, long = (replay(traced(matches, confidences), fixed(n)) for n in (length, length + 1))
-    assert len(long.drafted) <= len(short.drafted)
+    assert len(long) <= len(short)
 
 
 def test_the_grid_holds_every_length_with_every_threshold() -> None:
@@ -276,27 +277,23 @@ def run_for_real(runner: FastRunner, draft: Draft, num_positions: int) -> RawGen
     return self_speculative(runner, PROMPT, Limits(num_positions + 2), Sampler(), draft, STEPS)
 
 
-def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> Counts:
+def replayed(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> list[Round]:
     from selfspec_tune.engine import Limits, Sampler, autoregressive
     from selfspec_tune.engine.teacher_forcing import Window, make_scorer
-    from selfspec_tune.search.stages.replay import look_up
+    from selfspec_tune.search.stages.replay import find_along
 
     answer = autoregressive(runner, PROMPT, Limits(num_positions + 1), Sampler()).tokens
     window = Window((*PROMPT, *answer), len(PROMPT), len(PROMPT) + num_positions)
     trace = make_scorer(runner, loaded, [window], depths=draft.policy.max_draft_tokens).trace(draft)
-    lookups = [look_up(window, draft.ngram)] if draft.ngram else None
-    return replay(trace, draft.policy, STEPS, lookups, draft.ngram)
+    findings = [find_along(window, draft.sources)] if draft.sources else None
+    return replay(trace, draft.policy, STEPS, findings, draft.sources)
 
 
 def check_against_reality(runner: FastRunner, loaded: LoadedModel, draft: Draft, num_positions: int) -> None:
     real, found = run_for_real(runner, draft, num_positions), replayed(runner, loaded, draft, num_positions)
     # Where the window ends between two rounds, the real run has one token left to decode plainly.
-    last = [0] if found.num_tokens == num_positions else []
-    assert real.drafted == found.drafted + last
-    assert real.accepted == found.accepted + last
-    assert real.sources == found.sources + ["plain"] * len(last)
-    assert real.passes == found.passes + last
-    assert real.guesses == found.guesses + last
+    last = [PLAIN_ROUND] if num_tokens(found) == num_positions else []
+    assert real.rounds == found + last
 
 
 @settings(max_examples=25, deadline=None)
@@ -316,7 +313,7 @@ def test_replaying_the_empty_skip_sets_trace_gives_a_real_runs_counts(
 def test_replaying_with_a_lookup_gives_a_real_runs_counts(
     runner: FastRunner, loaded: LoadedModel, policy: DraftPolicy, num_positions: int, lookup: NgramLookup
 ) -> None:
-    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, ngram=lookup), num_positions)
+    check_against_reality(runner, loaded, Draft(SkipSet.empty(4), policy, sources=(lookup,)), num_positions)
 
 
 @settings(max_examples=40, deadline=None)

@@ -397,7 +397,7 @@ def test_a_search_does_not_start_from_its_own_folder(ask: Callable[..., SearchRe
     run_search(ask(trials=1), Listener())
     for name in ("study", "./study/", "study/skip.json"):
         with pytest.raises(UsageError, match=r"own folder, where it resumes by itself"):
-            ask(start_from=(name,))
+            run_search(ask(start_from=(name,)), Listener())
 
 
 def test_the_plan_names_the_starts(ask: Callable[..., SearchRequest]) -> None:

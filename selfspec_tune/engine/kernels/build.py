@@ -123,7 +123,7 @@ def _had(library: Path, level: Level, abi: tuple[int, ...], unloadable: frozense
 
 def _kept(library: Path) -> LibraryVerdict | None:
     """What is known of a library that may be loaded; None where building may give a better one."""
-    verdict = store.lookup(library)
+    verdict = store.recorded(library)
     is_final = verdict and (not verdict.is_slow or verdict.found == _found())
     return verdict if is_final else None
 

@@ -208,7 +208,7 @@ def _is_own(group: int) -> bool:
         return False
 
 
-def lookup(library: Path) -> LibraryVerdict | None:
+def recorded(library: Path) -> LibraryVerdict | None:
     """The verdict on a kept library; None where there is none, or where it must not be trusted."""
     record = _record(library)
     if not (_is_ours(library) and _is_ours(record)):

@@ -20,7 +20,7 @@ from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.llama import Attention, CacheState, Mlp, Norm, SubLayer
 from selfspec_tune.engine.layers.lowbit import LowBitSettings, refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
-from selfspec_tune.engine.runner import check_cache, check_room
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_room, scored
 from selfspec_tune.models import LoadedModel
 
 
@@ -115,39 +115,12 @@ class FastRunner:
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
     @torch.inference_mode()
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self._length = 0
-        self.reserve(len(tokens))
-        return self.extend(tokens)
-
-    @torch.inference_mode()
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        return self.head(self._run(self.embed(tokens), self._sublayers)[-1])
-
-    @torch.inference_mode()
-    def draft_prefill(self, tokens: Sequence[int]) -> None:
-        """Empty the cache and run the prompt through the draft, as a draft with a cache of its own begins."""
-        self._length = 0
-        self.reserve(len(tokens))
-        self._run(self.embed(tokens), self._draft_sublayers)
-
-    @torch.inference_mode()
-    def decode(self, token: int) -> Tensor:
-        hidden = self._run(self._embedding[token : token + 1], self._sublayers)
-        return self.head(hidden)[0]
-
-    @torch.inference_mode()
-    def draft_step(self, token: int) -> Tensor:
-        hidden = self._run(self._embedding[token : token + 1], self._draft_sublayers)
-        return self._draft_head(self._norm(hidden))[0]
-
-    @torch.inference_mode()
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        return self._draft_head(self._norm(self._run(self.embed(tokens), self._draft_sublayers)))
-
-    @torch.inference_mode()
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return self.head(self._run(self.embed(tokens), self._sublayers))
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        hidden = self._run(self.embed(tokens), self._draft_sublayers if is_draft else self._sublayers)
+        head = self._draft_head if is_draft else self._head
+        return scored(head(self._norm(hidden[-1:] if last_only else hidden)), want, self, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._length = min(length, self._length)
@@ -186,6 +159,8 @@ class FastRunner:
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [tokens, width]."""
+        if len(tokens) == 1:  # nothing to send to the device
+            return self._embedding[tokens[0] : tokens[0] + 1]
         return self._embedding[torch.tensor(tokens, device=self._embedding.device)]
 
     def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:

@@ -21,7 +21,7 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine.layers.copies import Key
 from selfspec_tune.engine.layers.linear import Projection
 from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS, Attention, SubLayer
-from selfspec_tune.engine.runner import check_cache, most_probable
+from selfspec_tune.engine.runner import Scores, Want, check_cache, probability, scored
 from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
@@ -30,8 +30,9 @@ _SMALLEST_BUCKET = 256
 _MAX_DRAFTS = 8  # drafts whose graphs are kept; a search goes through hundreds
 
 _FULL = "full"
-# What: _FULL or a draft's key; how many tokens; bucket; whether they are given, or the device's own last one.
-_GraphKey = tuple[Any, int, int, bool]
+# What: _FULL or a draft's key; how many tokens; bucket; None where they are given, else what is wanted of a draft step
+# that takes the device's own last one.
+_GraphKey = tuple[Any, int, int, Want | None]
 
 
 class GraphedRunner(FastRunner):
@@ -81,91 +82,63 @@ class GraphedRunner(FastRunner):
 
     def set_draft(self, draft: Draft) -> None:
         super().set_draft(draft)
-        self._needs_probability = draft.policy.needs_probability
+        self._draft_want = Want.of_draft(needs_probability=draft.policy.needs_probability)
         self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
-        self._most_tried = draft.ngram.draft_tokens if draft.ngram and draft.model_drafts else 0
+        self._most_tried = max((source.draft_tokens for source in draft.sources), default=0)
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
-        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, self._needs_probability)
+        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary)
         self._drafts.pop(self._draft_key, None)
         self._drafts[self._draft_key] = frozenset(self._copies_of(draft))
         if len(self._drafts) > _MAX_DRAFTS:
             self._forget_drafts([next(iter(self._drafts))])
 
     @torch.inference_mode()
-    def decode(self, token: int) -> Tensor:
-        return self._pass([token])[0].clone()
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        if last_only or len(tokens) > MAX_MASKED_TOKENS:
+            return super().forward(tokens, is_draft=is_draft, want=want, last_only=last_only)
+        if is_draft and len(tokens) == 1:  # which may be on the device already
+            return self._steps(tokens[0], 1, want)
+        logits = self._pass(tokens, self._draft_key)[:, : self._draft_width] if is_draft else self._pass(tokens)
+        return scored(logits.clone() if want is Want.LOGITS else logits, want, self, is_draft=is_draft)
 
     @torch.inference_mode()
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        if len(tokens) > MAX_MASKED_TOKENS:
-            return super().verify(tokens)
-        return self._pass(tokens).clone()
-
-    @torch.inference_mode()
-    def draft_step(self, token: int) -> Tensor:
-        self._inputs.expect_draft(self._length, token)
-        self._step()
-        self._inputs.drafted()
-        return self._logits[0, : self._draft_width].clone()
-
-    @torch.inference_mode()
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        if len(tokens) > MAX_MASKED_TOKENS:
-            return super().draft_pass(tokens)
-        return self._pass(tokens, self._draft_key)[:, : self._draft_width].clone()
-
-    @torch.inference_mode()
-    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        is_long = len(tokens) > MAX_MASKED_TOKENS
-        logits = super().draft_pass(tokens) if is_long else self._pass(tokens, self._draft_key)[:, : self._draft_width]
-        following = logits.argmax(-1)
-        confidence = _probability if self._needs_probability else _certainty
-        chosen: list[list[float]] = torch.stack((following.double(), confidence(logits, following)), -1).tolist()
-        return [int(row[0]) for row in chosen], [row[1] for row in chosen]
-
-    @torch.inference_mode()
-    def decode_greedy(self, token: int) -> int:
-        return most_probable(self._pass([token]), self)[0]
-
-    @torch.inference_mode()
-    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        logits = self._pass(tokens) if len(tokens) <= MAX_MASKED_TOKENS else super().verify(tokens)
-        return most_probable(logits, self)
-
-    @torch.inference_mode()
-    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+    def draft_ahead(self, token: int, count: int) -> list[int]:
         """All steps in a row; waits for the device once, at the end."""
-        tokens, probabilities = [token], list[float]()
-        while len(probabilities) < count:
-            part = min(count - len(probabilities), MAX_MASKED_TOKENS - 1)  # as many as there are slots
-            drafted = self._steps(tokens[-1], part)
-            tokens += [int(row[0]) for row in drafted]
-            probabilities += [row[1] for row in drafted]
-        return tokens[1:], probabilities
+        tokens = [token]
+        while len(tokens) <= count:
+            part = min(count + 1 - len(tokens), MAX_MASKED_TOKENS - 1)  # as many as there are slots
+            tokens += self._steps(tokens[-1], part, Want.TOKENS).tokens
+        return tokens[1:]
 
-    def _steps(self, token: int, count: int) -> list[list[float]]:
-        """Token and probability of ``count`` steps, read off the device once."""
+    def _steps(self, token: int, count: int, want: Want) -> Scores:
+        """``count`` draft steps, read off the device once; the logits are of the last."""
         self._inputs.expect_draft(self._length, token, count)
         first = self._inputs.next_slot
         for _ in range(count):
-            self._step()
-        drafted: list[list[float]] = self._chosen[first : first + count].tolist()
-        self._inputs.drafted([int(row[0]) for row in drafted], count)
-        return drafted
+            self._step(want if want is Want.PROBABILITIES else self._draft_want)
+        if want is Want.LOGITS:
+            self._inputs.drafted(count=count)
+            return Scores(logits=self._logits[:1, : self._draft_width].clone())
+        rows: list[list[float]] = self._chosen[first : first + count].tolist()
+        tokens = [int(row[0]) for row in rows]
+        self._inputs.drafted(tokens, count)
+        return Scores(tokens, [row[1] for row in rows] if want is Want.PROBABILITIES else [])
 
     def _pass(self, tokens: Sequence[int], what: Any = _FULL) -> Tensor:
         """Logits [tokens, vocabulary] of the full model or of a draft, which the next pass overwrites."""
         end = self._length + len(tokens)
         check_cache(end, self.capacity)
         self._inputs.expect_pass(self._length, tokens)
-        self._replay((what, len(tokens), self._bucket(end), True))
+        self._replay((what, len(tokens), self._bucket(end), None))
         self._length = end
         return self._logits[: len(tokens)]
 
-    def _step(self) -> None:
+    def _step(self, want: Want) -> None:
         """One draft step from the slot that is next on the device."""
         check_cache(self._length + 1, self.capacity)
-        self._replay((self._draft_key, 1, self._bucket(self._length + 1), False))
+        self._replay((self._draft_key, 1, self._bucket(self._length + 1), want))
         self._length += 1
 
     def _replay(self, key: _GraphKey) -> None:
@@ -181,9 +154,9 @@ class GraphedRunner(FastRunner):
     def _capture_ahead(self, capacity: int) -> None:
         """Capture decode, draft step and each verification at every bucket; the cache stays as it is."""
         for bucket in self.buckets(capacity):
-            wanted: list[_GraphKey] = [(_FULL, count, bucket, True) for count in range(1, self._max_draft_tokens + 2)]
-            wanted.append((self._draft_key, 1, bucket, False))
-            wanted += [(self._draft_key, count, bucket, True) for count in range(2, self._most_tried + 2)]
+            wanted: list[_GraphKey] = [(_FULL, count, bucket, None) for count in range(1, self._max_draft_tokens + 2)]
+            wanted.append((self._draft_key, 1, bucket, self._draft_want))
+            wanted += [(self._draft_key, count, bucket, None) for count in range(2, self._most_tried + 2)]
             missing = [key for key in wanted if key not in self._graphs and key[1] <= bucket]
             if missing:
                 self._capture_at_end(bucket, missing)
@@ -194,8 +167,8 @@ class GraphedRunner(FastRunner):
         caches = (self._state.keys, self._state.values)
         before = [cache[:, :, overwritten].clone() for cache in caches]
         for key in keys:
-            _, count, _, is_given = key
-            if is_given:
+            _, count, _, want = key
+            if want is None:
                 self._inputs.expect_pass(bucket - count, [0] * count)
                 self._replay(key)
             else:
@@ -206,9 +179,9 @@ class GraphedRunner(FastRunner):
             cache[:, :, overwritten] = kept
 
     def _make_pass(self, key: _GraphKey) -> Pass:
-        what, count, bucket, is_given = key
-        if not is_given:
-            return self._step_of_draft(bucket)
+        what, count, bucket, want = key
+        if want is not None:
+            return self._step_of_draft(bucket, want)
         if what is _FULL:
             return self._pass_over(count, bucket, self._sublayers, self._head)
         return self._pass_over(count, bucket, self._draft_sublayers, self._draft_head)
@@ -225,18 +198,18 @@ class GraphedRunner(FastRunner):
 
         return forward
 
-    def _step_of_draft(self, bucket: int) -> Pass:
+    def _step_of_draft(self, bucket: int, want: Want) -> Pass:
         # Bound now: the draft may have changed by the time that a dry pass is called again.
         sublayers, head = self._draft_sublayers, self._draft_head
         inputs, logits = self._inputs, self._logits[:1, : self._draft_width]
-        confidence = _probability if self._needs_probability else _certainty
 
         def forward() -> None:
             hidden = F.embedding(inputs.tokens.index_select(0, inputs.slot), self._embedding)
             hidden = self._through(sublayers, hidden, inputs.start + inputs.slot, bucket)
             logits.copy_(head(self._norm(hidden)))
-            token = logits.argmax(-1)
-            self._chosen.index_copy_(0, inputs.slot, torch.stack((token.double(), confidence(logits, token)), -1))
+            largest, token = logits.max(-1)
+            confidence = probability(logits, largest) if want is Want.PROBABILITIES else largest.double()
+            self._chosen.index_copy_(0, inputs.slot, torch.stack((token.double(), confidence), -1))
             inputs.slot.add_(1)
             inputs.tokens.index_copy_(0, inputs.slot, token)
 
@@ -266,15 +239,5 @@ class GraphedRunner(FastRunner):
 
 
 def _most_drafted(draft: Draft) -> int:
-    """The longest draft of the model's or of the lookup's."""
-    return max(draft.policy.max_draft_tokens, draft.ngram.max_tokens if draft.ngram else 0)
-
-
-def _probability(logits: Tensor, token: Tensor) -> Tensor:
-    """The softmax of logits [1, vocabulary] at ``token`` [1]; float64 [1]."""
-    chosen = logits.gather(-1, token[:, None])[:, 0].float()
-    return torch.exp(chosen - logits.float().logsumexp(-1)).double()
-
-
-def _certainty(logits: Tensor, token: Tensor) -> Tensor:
-    return torch.ones_like(token, dtype=torch.float64)
+    """The longest draft of the model's or of a source's."""
+    return max([draft.policy.max_draft_tokens, *(source.max_tokens for source in draft.sources)])

@@ -31,10 +31,12 @@ from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Moments, typical_text
-from selfspec_tune.engine.runner import check_cache, check_largest
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
+
+_TOKEN_BYTES, _BEST_BYTES = ctypes.sizeof(ctypes.c_int64), ctypes.sizeof(Best)
 
 
 def native_unsupported_reason(loaded: LoadedModel) -> str | None:
@@ -73,7 +75,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class NativeRunner(FastRunner):
-    """A `FastRunner` whose steps after the prefill run in one native call each.
+    """A `FastRunner` whose passes after the prefill run in native calls, which write no logits where none are wanted.
 
     Logits are float32 with values rounded to the model's type. Where ``notice`` is set it is told
     of what takes long besides the steps.
@@ -117,40 +119,40 @@ class NativeRunner(FastRunner):
         assert isinstance(self._draft_head, Dense | NativeCopy)
         self._drafting = Stack.of(kept, self._draft_head)
 
-    @torch.inference_mode()
-    def decode(self, token: int) -> Tensor:
-        return self._logits([token], self._full)[0]
-
-    @torch.inference_mode()
-    def draft_step(self, token: int) -> Tensor:
-        return self._logits([token], self._drafting)[0]
-
-    @torch.inference_mode()
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        return torch.cat([self._logits(piece, self._drafting) for piece in self._pieces(tokens)])
-
-    @torch.inference_mode()
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return torch.cat([self._logits(piece, self._full) for piece in self._pieces(tokens)])
-
-    def decode_greedy(self, token: int) -> int:
-        return self._chosen(self._pass([token], self._full))[0]
-
-    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        for _ in range(count):
-            (token,), (probability,) = self.draft_pass_greedy([token])
-            tokens.append(token)
-            probabilities.append(probability)
-        return tokens, probabilities
-
-    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        found = [best for piece in self._pieces(tokens) for best in self._pass(piece, self._drafting)]
-        return [int(best.token) for best in found], [exp(best.logit - best.log_sum) for best in found]
-
-    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        return [token for piece in self._pieces(tokens) for token in self._chosen(self._pass(piece, self._full))]
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        if last_only:  # a prompt
+            return super().forward(tokens, is_draft=is_draft, want=want, last_only=True)
+        stack = self._drafting if is_draft else self._full
+        start, count = self._length, len(tokens)
+        check_cache(start + count, self._state.capacity)
+        num_embedded = self._embedding.shape[0]
+        if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
+            raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
+        given, best = (ctypes.c_int64 * count)(*tokens), (Best * count)()
+        logits = torch.empty(count, stack.head.rows) if want is Want.LOGITS else None
+        for first in range(0, count, MAX_TOKENS):
+            self._library.engine_run(
+                self._engine,
+                stack.sublayers,
+                len(stack.sublayers),
+                ctypes.byref(stack.head),
+                ctypes.byref(given, first * _TOKEN_BYTES),
+                min(MAX_TOKENS, count - first),
+                start + first,
+                None if logits is None else logits[first].data_ptr(),
+                ctypes.byref(best, first * _BEST_BYTES),
+            )
+        self._length = start + count
+        if logits is not None:
+            return Scores(logits=logits)
+        if not is_draft:
+            check_largest([each.log_sum if each.logit > LOWEST else nan for each in best], self)
+        chosen = Scores([each.token for each in best])
+        if want is Want.PROBABILITIES:
+            chosen.probabilities = [exp(each.logit - each.log_sum) for each in best]
+        return chosen
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
         """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""
@@ -204,43 +206,6 @@ class NativeRunner(FastRunner):
             made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
             self._described[key] = described, described.sublayer(index, self._sublayers[index], made)
         return self._described[key]
-
-    def _pieces(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        """``tokens`` as passes of no more than the kernels take; refused together where they do not fit."""
-        check_cache(self._length + len(tokens), self._state.capacity)
-        return [tokens[start : start + MAX_TOKENS] for start in range(0, len(tokens), MAX_TOKENS)]
-
-    def _logits(self, tokens: Sequence[int], stack: Stack) -> Tensor:
-        logits = torch.empty(len(tokens), stack.head.rows)
-        self._pass(tokens, stack, logits)
-        return logits
-
-    def _pass(self, tokens: Sequence[int], stack: Stack, logits: Tensor | None = None) -> Any:
-        """Run ``tokens`` at the positions that follow the cache; the best token of each, and logits [tokens, rows]."""
-        start, count = self._length, len(tokens)
-        check_cache(start + count, self._state.capacity)
-        num_embedded = self._embedding.shape[0]
-        if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
-            raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
-        best = (Best * count)()
-        self._library.engine_run(
-            self._engine,
-            stack.sublayers,
-            len(stack.sublayers),
-            ctypes.byref(stack.head),
-            (ctypes.c_int64 * count)(*tokens),
-            count,
-            start,
-            None if logits is None else logits.data_ptr(),
-            best,
-        )
-        self._length = start + count
-        return best
-
-    def _chosen(self, found: Any) -> list[int]:
-        """The best tokens of the last pass. Raises `NonFiniteError` where a logit of its rows was no number."""
-        check_largest([best.log_sum if best.logit > LOWEST else nan for best in found], self)
-        return [int(best.token) for best in found]
 
     def _close(self) -> None:
         """Give the scratch memory back, and what it was made for."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.runner import Runner
+from selfspec_tune.engine.runner import Runner, Scores, Want, scored
 
 NO_PENALTY = 1.0
 
@@ -52,26 +52,16 @@ class PenalisedRunner:
     def set_draft(self, draft: Draft) -> None:
         self._runner.set_draft(draft)
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self._read(tokens)
-        return self._under_penalty(self._runner.prefill(tokens))
-
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        logits = self._runner.extend(tokens)
-        self._read([*self._tokens, *tokens])
-        return self._under_penalty(logits)
-
-    def decode(self, token: int) -> Tensor:
-        return self._after([token], self._runner.decode(token)[None])[0]
-
-    def draft_step(self, token: int) -> Tensor:
-        return self._after([token], self._runner.draft_step(token)[None])[0]
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        return self._after(tokens, self._runner.draft_pass(tokens))
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return self._after(tokens, self._runner.verify(tokens))
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        logits = self._runner.forward(tokens, is_draft=is_draft, last_only=last_only).logits
+        if last_only:
+            self._read([*self._tokens, *tokens])
+            penalised = self._under_penalty(logits)
+        else:
+            penalised = self._after(tokens, logits)
+        return scored(penalised, want, self, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._runner.rewind(length)
@@ -98,7 +88,7 @@ class PenalisedRunner:
         return torch.stack(rows)
 
     def _under_penalty(self, logits: Tensor) -> Tensor:
-        """Logits [vocabulary, or a draft's part of it] under the penalty of what has been read."""
+        """Logits [..., vocabulary, or a draft's part of it] under the penalty of what has been read."""
         scores = logits.float()
         has_occurred = self._counts[: scores.shape[-1]].to(scores.device) > 0
         return torch.where(

@@ -7,7 +7,7 @@ that the fast runner does not know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine.runner import check_room, check_same_precision
+from selfspec_tune.engine.runner import Scores, Want, check_room, check_same_precision, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loaded import keep_logits
 
@@ -58,30 +58,19 @@ class ReferenceRunner:
         check_same_precision(draft, self.name)
         self._draft = draft
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        # A cache without the model's config keeps every position, sliding windows
-        # included: those are then enforced by the mask, and any position can be taken back.
-        self._cache, self._length = DynamicCache(), 0
-        return self.extend(tokens)
-
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        return self._forward(tokens, keep=1)[-1]
-
-    def decode(self, token: int) -> Tensor:
-        return self._forward([token], keep=1)[-1]
-
-    def draft_step(self, token: int) -> Tensor:
-        return self.draft_pass([token])[-1]
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        with skipped(self._loaded, self._draft.skip_set):
-            return self._forward(tokens, keep=len(tokens))[:, : self._draft.vocabulary]
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        return self._forward(tokens, keep=len(tokens))
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        with skipped(self._loaded, self._draft.skip_set) if is_draft else nullcontext():
+            logits = self._forward(tokens, keep=1 if last_only else len(tokens))
+        return scored(logits[:, : self._draft.vocabulary] if is_draft else logits, want, self, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
-        if length < self._length:
+        if length < 1:
+            # A cache without the model's config keeps every position, sliding windows
+            # included: those are then enforced by the mask, and any position can be taken back.
+            self._cache, self._length = DynamicCache(), 0
+        elif length < self._length:
             self._cache.crop(length - self._length)
             self._length = length
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from selfspec_tune.draft import Draft
-from selfspec_tune.engine.drafting import common_prefix
-from selfspec_tune.engine.runner import Runner, greedy_steps
-from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.draft.source import common_prefix
+from selfspec_tune.engine.runner import Runner, Scores, Want, draft_ahead
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.models import LoadedModel
 
@@ -31,7 +28,6 @@ class StandaloneRunner:
         self.vocabulary_size = full.vocabulary_size
         self._text: list[int] = []
         self._read: list[int] = []  # what the draft has in its cache
-        self._greedy_full, self._greedy_alone = greedy_steps(full), greedy_steps(alone)
 
     @classmethod
     def of(cls, chosen: Runner, loaded: LoadedModel) -> StandaloneRunner:
@@ -62,66 +58,33 @@ class StandaloneRunner:
 
     def set_draft(self, draft: Draft) -> None:
         self._alone.set_draft(draft)
-        self._greedy_alone = greedy_steps(self._alone, needs_probability=draft.policy.needs_probability)
         self._forget()
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
-        self._forget()
-        logits = self._full.prefill(tokens)
-        if isinstance(self._alone, FastRunner):
-            self._alone.draft_prefill(tokens)
-        else:
-            self._alone.reserve(len(tokens))
-            self._alone.draft_pass(tokens)
-        self._text, self._read = list(tokens), list(tokens)
-        return logits
-
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        """By the full model alone; the draft reads them in its next pass."""
+    def forward(
+        self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
+    ) -> Scores:
+        """Of the draft too: its tokens count as text until `rewind` takes them back."""
+        if is_draft:
+            self._alone.rewind(common_prefix(self._read, self._text))
+            unread = self._text[self._alone.length :]
+            scores = self._alone.forward([*unread, *tokens], is_draft=True, want=want, last_only=last_only)
+            self._note_read(tokens)
+            return scores.last(len(tokens))
+        if last_only and not self._text:  # a prompt; what follows it the draft reads in its next pass
+            self._forget()
+            self._alone.forward(tokens, is_draft=True, want=Want.TOKENS, last_only=True)
+            self._read = list(tokens)
         self._text += tokens
-        return self._full.extend(tokens)
+        return self._full.forward(tokens, want=want, last_only=last_only)
 
-    def decode(self, token: int) -> Tensor:
-        self._text.append(token)
-        return self._full.decode(token)
-
-    def decode_greedy(self, token: int) -> int:
-        self._text.append(token)
-        return self._greedy_full.decode_greedy(token)
-
-    def verify(self, tokens: Sequence[int]) -> Tensor:
-        self._text += tokens
-        return self._full.verify(tokens)
-
-    def verify_greedy(self, tokens: Sequence[int]) -> list[int]:
-        self._text += tokens
-        return self._greedy_full.verify_greedy(tokens)
-
-    def draft_step(self, token: int) -> Tensor:
-        return self.draft_pass([token])[0]
-
-    def draft_pass(self, tokens: Sequence[int]) -> Tensor:
-        """Logits [tokens, draft vocabulary]; the tokens count as text until `rewind` takes them back."""
-        unread = self._unread()
-        logits = self._alone.draft_pass([*unread, *tokens])[len(unread) :]
-        self._note_read(tokens)
-        return logits
-
-    def draft_pass_greedy(self, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-        unread = self._unread()
-        following, probabilities = self._greedy_alone.draft_pass_greedy([*unread, *tokens])
-        self._note_read(tokens)
-        return following[len(unread) :], probabilities[len(unread) :]
-
-    def draft_greedy(self, token: int, count: int) -> tuple[list[int], list[float]]:
+    def draft_ahead(self, token: int, count: int) -> list[int]:
         if count < 1:
-            return [], []
-        drafted, probabilities = self.draft_pass_greedy([token])
+            return []
+        drafted = self.forward([token], is_draft=True, want=Want.TOKENS).tokens
         if count > 1:
-            more, further = self._greedy_alone.draft_greedy(drafted[0], count - 1)
-            self._note_read([*drafted, *more[:-1]])
-            drafted, probabilities = [*drafted, *more], [*probabilities, *further]
-        return drafted, probabilities
+            drafted += draft_ahead(self._alone, drafted[0], count - 1)
+            self._note_read(drafted[:-1])
+        return drafted
 
     def rewind(self, length: int) -> None:
         del self._text[length:]
@@ -130,11 +93,6 @@ class StandaloneRunner:
     def synchronize(self) -> None:
         self._full.synchronize()
         self._alone.synchronize()
-
-    def _unread(self) -> list[int]:
-        """What the draft has yet to read of the text, once what is no longer text is gone from its cache."""
-        self._alone.rewind(common_prefix(self._read, self._text))
-        return self._text[self._alone.length :]
 
     def _note_read(self, tokens: Sequence[int]) -> None:
         self._text += tokens

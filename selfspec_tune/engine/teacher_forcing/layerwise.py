@@ -23,6 +23,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine.layers.llama import Attention
+from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
 
@@ -169,7 +170,7 @@ class TokenExactScorer(LayerwiseScorer):
 @torch.inference_mode()
 def _full_model_kv(runner: FastRunner, window: Window) -> list[tuple[Tensor, Tensor]]:
     """Per layer, rotated keys and values [kv heads, end, size] of the full model."""
-    runner.prefill(window.tokens[: window.end])
+    prefill(runner, window.tokens[: window.end])
     return [runner.keys_and_values(layer) for layer in range(runner.num_layers)]
 
 

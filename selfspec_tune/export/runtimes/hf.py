@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.export.runtimes.completion import Completion, RuntimeAnswer
 from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
 from selfspec_tune.measure.workload import WorkItem, open_workload
@@ -43,7 +44,7 @@ class AssistedGeneration:
     def speculative(self, prompt: Sequence[int], num_tokens: int) -> RuntimeAnswer:
         with counted_rounds(self._model) as rounds:
             answer = _generate(self._model, prompt, num_tokens, assistant_model=self._draft)
-        return RuntimeAnswer(_new_tokens(answer, prompt), (), sum(rounds.drafted), sum(rounds.accepted))
+        return RuntimeAnswer(_new_tokens(answer, prompt), (), num_drafted(rounds), num_accepted(rounds))
 
 
 class CustomGeneration:
@@ -111,8 +112,8 @@ class TimedTransformers:
             len(made.tokens),
             tuple(made.tokens),
             (),
-            counts.get("drafted", sum(made.drafted)),
-            counts.get("accepted", sum(made.accepted)),
+            counts.get("drafted", num_drafted(made.rounds)),
+            counts.get("accepted", num_accepted(made.rounds)),
             made.decode_seconds,
             made.prefill_seconds,
             made.first_tokens,

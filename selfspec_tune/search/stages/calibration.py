@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.checks import wholes
-from selfspec_tune.draft import Draft, NgramLookup
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.sources import SOURCES
 from selfspec_tune.engine import Limits, self_speculative
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window
 from selfspec_tune.errors import BudgetError
@@ -27,7 +28,6 @@ from selfspec_tune.search.study import tokens_hash
 
 _SCHEMA, _VERSION = "selfspec-tune/calibration", 2
 _SHORTEST_ANSWER = 8
-_SAFE_LOOKUP = 4  # tokens that cost next to nothing to verify
 _GOLDEN_RATIO = 0.618034
 
 
@@ -72,9 +72,9 @@ def _read_answers(file: Path, vocabulary_size: int) -> dict[str, list[int]]:
         return {hash_: list(wholes("an answer", tokens, vocabulary_size - 1)) for hash_, tokens in answers.items()}
 
 
-def lookup_alone(base: Draft) -> Draft:
-    """A draft by ``base``'s model that only looks up, and few tokens: what `calibrate` decodes with at worst."""
-    return replace(base, ngram=NgramLookup(max_tokens=_SAFE_LOOKUP, draft_tokens=0), model_drafts=False)
+def sources_alone(base: Draft) -> Draft:
+    """A draft from the context alone, few tokens at a time: what `calibrate` decodes with at worst."""
+    return replace(base, sources=tuple(kind().brief for kind in SOURCES.values()), model_drafts=False)
 
 
 def _continue(workload: Workload, item: WorkItem, draft: Draft) -> list[int]:

@@ -9,16 +9,17 @@ from typing import Any
 
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.teacher_forcing import DraftScorer, make_scorer
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.requests import EXACT_MATCH
 from selfspec_tune.search.stages.calibration import STANDALONE, Answer, spread_windows
 from selfspec_tune.search.stages.replay import (
-    LookedUp,
+    Finding,
     acceptance_prior,
     best_policy,
-    look_up,
+    find_along,
     policies,
     replay,
     with_prior,
@@ -38,20 +39,20 @@ class Prediction:
     origin: str
 
 
-class Lookups:
-    """What lookups find along a scorer's text: the same for all drafts with the same lookup."""
+class Findings:
+    """What sources find along a scorer's text: the same for all drafts with the same sources."""
 
     def __init__(self, scorer: DraftScorer) -> None:
         self._scorer = scorer
-        self._found: dict[object, list[list[LookedUp]]] = {}
+        self._found: dict[object, list[list[Finding]]] = {}
 
-    def of(self, draft: Draft) -> list[list[LookedUp]] | None:
-        """By window and position; None for a draft that looks nothing up."""
-        if draft.ngram is None:
+    def of(self, draft: Draft) -> list[list[Finding]] | None:
+        """By window and position; None for a draft without sources."""
+        if not draft.sources:
             return None
-        if draft.ngram not in self._found:
-            self._found[draft.ngram] = [look_up(window, draft.ngram) for window in self._scorer.windows]
-        return self._found[draft.ngram]
+        if draft.sources not in self._found:
+            self._found[draft.sources] = [find_along(window, draft.sources) for window in self._scorer.windows]
+        return self._found[draft.sources]
 
 
 class Proxy:
@@ -78,7 +79,7 @@ class Proxy:
         self._grid = grid
         self._answer_tokens = answer_tokens
         self._on_new = on_new
-        self._lookups = Lookups(scorer)
+        self._findings = Findings(scorer)
         self._known = {_key(prediction.draft): prediction for prediction in earlier}
 
     def __call__(self, draft: Draft, origin: str) -> Prediction:
@@ -95,7 +96,7 @@ class Proxy:
             prior = acceptance_prior(trace)
             grid = [with_prior(policy, prior) for policy in grid]
         policy, speedup = best_policy(
-            *(trace, self.costs.steps(draft), grid, self._lookups.of(draft), draft.ngram),
+            *(trace, self.costs.steps(draft), grid, self._findings.of(draft), draft.sources),
             answer_tokens=self._answer_tokens,
         )
         return Prediction(replace(draft, policy=policy), speedup, origin)
@@ -121,13 +122,13 @@ class Judge:
     def __init__(self, scorer: DraftScorer, answer_tokens: int) -> None:
         self._scorer = scorer
         self._answer_tokens = answer_tokens
-        self._lookups = Lookups(scorer)
+        self._findings = Findings(scorer)
 
     def speedup(self, draft: Draft, costs: CostModel) -> float:
         """Decode speedup by ``costs``."""
         steps, trace = costs.steps(draft), self._scorer.trace(draft)
-        counts = replay(trace, draft.policy, steps, self._lookups.of(draft), draft.ngram, self._answer_tokens)
-        return steps.speedup(counts)
+        rounds = replay(trace, draft.policy, steps, self._findings.of(draft), draft.sources, self._answer_tokens)
+        return steps.speedup(rounds)
 
 
 def _key(draft: Draft) -> Draft:
@@ -198,11 +199,9 @@ def predict_standalone(
     found = Proxy(scorer, costs.with_vocabulary(whole_vocabulary), list(policies(PolicyKind.FIXED)))(
         Draft(skip_set), "standalone"
     )
-    counts = replay(scorer.trace(found.draft), found.draft.policy)
-    drafted = sum(counts.drafted)
     return {
         "decode_speedup": found.speedup,
-        "acceptance_rate": sum(counts.accepted) / drafted if drafted else None,
+        "acceptance_rate": acceptance_rate(replay(scorer.trace(found.draft), found.draft.policy)),
         "draft_tokens": found.draft.policy.max_draft_tokens,
         "windows": len(windows),
         **({} if workload.sampler.greedy else {"acceptance": EXACT_MATCH}),  # of the text that the target drew

@@ -16,14 +16,15 @@ from selfspec_tune.draft import (
     CONFIDENCE_EDGES,
     AcceptancePrior,
     DraftPolicy,
-    NgramLookup,
+    DraftSource,
     PolicyKind,
     PolicyState,
+    Round,
     Source,
 )
-from selfspec_tune.draft.costs import Counts, StepCosts
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
-from selfspec_tune.engine.drafting import NgramIndex, common_prefix
+from selfspec_tune.draft.source import begin, common_prefix
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 
 DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -32,55 +33,59 @@ _PRIOR_STRENGTH = 4.0  # positions that each interval's own confidence counts fo
 
 
 @dataclass(frozen=True, slots=True)
-class LookedUp:
-    """What a lookup found at a position of a known text, and how many of its tokens, from the first, were right."""
+class Finding:
+    """What a source found at a position of a known text, and how many of its tokens, from the first, were right.
+
+    ``source`` and ``draft_tokens`` as in `Found`.
+    """
 
     num_found: int = 0
     match_length: int = 0
     num_right: int = 0
+    source: str = Source.PLAIN
+    draft_tokens: int = 0
 
 
-NOT_FOUND = LookedUp()
+NOT_FOUND = Finding()
 
 
 def replay(
     trace: Trace,
     policy: DraftPolicy,
     costs: StepCosts | None = None,
-    lookups: Sequence[Sequence[LookedUp]] | None = None,
-    ngram: NgramLookup | None = None,
+    findings: Sequence[Sequence[Finding]] | None = None,
+    sources: Sequence[DraftSource] = (),
     answer_tokens: int = 0,
-) -> Counts:
+) -> list[Round]:
     """Run ``policy`` over every window of ``trace``.
 
-    ``lookups`` say what ``ngram`` finds at every position of every window. A generation goes
+    ``findings`` say what ``sources`` find at every position of every window. A generation goes
     on over further windows until it has ``answer_tokens``: policies that learn are seen as long as
     in real answers, not as in so many beginnings. 0: each window is a generation. Raises
     ValueError for a cost-aware policy without ``costs``.
     """
-    counts, state, num_tokens = Counts(), None, 0
+    rounds: list[Round] = []
+    state, num_tokens = None, 0
     depths = (trace, *trace.later)
-    found = lookups if lookups is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
-    draft_tokens = 0 if ngram is None else ngram.draft_tokens
+    found = findings if findings is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
     matches = zip(*(one.matches for one in depths), strict=True)
     confidences = zip(*(one.confidences for one in depths), strict=True)
-    for match, confidence, looked_up in zip(matches, confidences, found, strict=True):
-        window = _Window(match, confidence, looked_up, draft_tokens)
+    for match, confidence, along in zip(matches, confidences, found, strict=True):
+        window = _Window(match, confidence, along)
         if state is None or num_tokens >= answer_tokens:
-            state, num_tokens = fresh_state(policy, costs, ngram=ngram), 0
-        _replay_window(counts, state, window)
-        num_tokens += len(looked_up)
-    return counts
+            state, num_tokens = fresh_state(policy, costs, sources=sources), 0
+        rounds += _replay_window(state, window)
+        num_tokens += len(along)
+    return rounds
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Traces of one window by depth, and what the lookup finds along it; ``draft_tokens`` as in `NgramLookup`."""
+    """Traces of one window by depth, and what is found along it."""
 
     match: Sequence[Sequence[bool]]
     confidence: Sequence[Sequence[float]]
-    lookups: Sequence[LookedUp]
-    draft_tokens: int
+    findings: Sequence[Finding]
 
     def matches(self, begun: int, drafted: int) -> bool:
         """Whether a draft begun at position ``begun`` is right after ``drafted`` tokens that were."""
@@ -92,38 +97,33 @@ class _Window:
 
     def guesses(self, begun: int, drafted: int, most: int, state: PolicyState) -> tuple[int, int]:
         """How many tokens the pass after ``drafted`` tries, and how many come out of it beside its own: those right."""
-        found = self.lookups[begun + drafted]
+        found = self.findings[begun + drafted]
         if not found.num_found:
             return 0, 0
-        tried = min(found.num_found, self.draft_tokens, most)
-        tried = state.num_guesses(tried, found.match_length) if tried > 0 else 0
+        tried = min(found.num_found, found.draft_tokens, most)
+        tried = state.num_guesses(tried, found.match_length, found.source) if tried > 0 else 0
         right = min(found.num_right, tried)
         return tried, next((n for n in range(right) if not self.matches(begun, drafted + n)), right)
 
 
-def _replay_window(counts: Counts, state: PolicyState, window: _Window) -> None:
-    position, last = 0, len(window.lookups)
+def _replay_window(state: PolicyState, window: _Window) -> Iterator[Round]:
+    position, last = 0, len(window.findings)
     while position < last:
-        found = window.lookups[position]
-        plan = state.begin(last - position, found.num_found, found.match_length)
-        drafted = accepted = passes = guesses = 0
-        if plan.source is Source.NGRAM:
-            drafted, accepted = plan.num_tokens, min(found.num_right, plan.num_tokens)
-        elif plan.source is Source.MODEL:
-            drafted, accepted, passes, guesses = _replay_draft(state, window, position, plan.num_tokens)
-        counts.drafted.append(drafted)
-        counts.accepted.append(accepted)
-        counts.sources.append(plan.source.value)
-        counts.passes.append(passes)
-        counts.guesses.append(guesses)
-        state.update(accepted, drafted, min(found.num_right, accepted + 1), passes, guesses)
-        position += accepted + 1
+        found = window.findings[position]
+        plan = state.begin(last - position, found.num_found, found.match_length, found.source)
+        if plan.source is Source.MODEL:
+            round_ = _replay_draft(state, window, position, plan.num_tokens)
+        else:
+            round_ = Round(plan.num_tokens, min(found.num_right, plan.num_tokens), plan.source, 0, 0)
+        state.update(round_, min(found.num_right, round_.num_tokens))
+        position += round_.num_tokens
+        yield round_
 
 
-def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> tuple[int, int, int, int]:
-    """Tokens drafted by the model from ``position``, those accepted, the passes that it took and what these tried.
+def _replay_draft(state: PolicyState, window: _Window, position: int, most: int) -> Round:
+    """The round that the model drafts from ``position``.
 
-    After a wrong token nobody knows what the lookup would find: every further one takes a pass.
+    After a wrong token nobody knows what a source would find: every further one takes a pass.
     """
     drafted = accepted = passes = guesses = ahead = 0
     agrees = True
@@ -140,7 +140,7 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
         drafted += 1
         if not state.wants_more(drafted, confidence, ahead):
             break
-    return drafted, accepted, passes, guesses
+    return Round(drafted, accepted, Source.MODEL, passes, guesses)
 
 
 def acceptance_prior(trace: Trace) -> AcceptancePrior:
@@ -186,24 +186,25 @@ def best_policy(
     trace: Trace,
     steps: StepCosts,
     grid: Sequence[DraftPolicy],
-    lookups: Sequence[Sequence[LookedUp]] | None = None,
-    ngram: NgramLookup | None = None,
+    findings: Sequence[Sequence[Finding]] | None = None,
+    sources: Sequence[DraftSource] = (),
     answer_tokens: int = 0,
 ) -> tuple[DraftPolicy, float]:
     """The policy with the highest predicted speedup, and that speedup; the rest as in `replay`."""
-    replays = (replay(trace, policy, steps, lookups, ngram, answer_tokens) for policy in grid)
-    scored = ((steps.speedup(counts), index) for index, counts in enumerate(replays))
+    replays = (replay(trace, policy, steps, findings, sources, answer_tokens) for policy in grid)
+    scored = ((steps.speedup(rounds), index) for index, rounds in enumerate(replays))
     speedup, index = max(scored, key=lambda pair: (pair[0], -pair[1]))
     return grid[index], speedup
 
 
-def look_up(window: Window, ngram: NgramLookup) -> list[LookedUp]:
-    """At each position of ``window``, from all the text before it."""
-    index = NgramIndex(ngram, window.tokens[: window.start])
-    found = []
+def find_along(window: Window, sources: Sequence[DraftSource]) -> list[Finding]:
+    """What ``sources``, one at least, find at each position of ``window`` from all the text before it."""
+    context = begin(sources, window.tokens[: window.start])
+    assert context is not None
+    findings = []
     for position in range(window.start, window.end):
-        index.extend(window.tokens[position : position + 1])
-        here = index.find()
-        num_right = common_prefix(here.tokens, window.tokens[position + 1 : window.end + 1])
-        found.append(LookedUp(len(here.tokens), here.match_length, num_right))
-    return found
+        context.extend(window.tokens[position : position + 1])
+        found = context.find()
+        num_right = common_prefix(found.tokens, window.tokens[position + 1 : window.end + 1])
+        findings.append(Finding(len(found.tokens), found.match_length, num_right, found.source, found.draft_tokens))
+    return findings

@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.rounds import acceptance_rate
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.files import append_jsonl
 from selfspec_tune.intervals import Interval, ratio_of_totals
@@ -118,9 +119,7 @@ class TimedScoring:
         arm = self_speculative_arm(self._workload, draft)
         generations = [arm.decode(item) for item in self._items]
         seconds = sum(generation.total_seconds for generation in generations)
-        drafted = sum(sum(generation.drafted) for generation in generations)
-        accepted = sum(sum(generation.accepted) for generation in generations)
-        rate = accepted / drafted if drafted else None
+        rate = acceptance_rate([one for generation in generations for one in generation.rounds])
         return TrialScore(sum(len(generation.tokens) for generation in generations) / seconds, acceptance_rate=rate)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, NgramLookup, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
 from selfspec_tune.intervals import verdict
@@ -433,8 +434,8 @@ def test_answers_that_all_end_with_their_first_token_leave_nothing_to_predict(
 def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, engine: ScriptedEngine) -> None:
     request = make_request(policy="cost-aware", ngram=True, precision="int4 attn 1; head int8", trials=3)
     outcome = run_scripted(request)
-    drafts = [draft for draft in engine.drafts if draft.ngram is not None]
-    assert {draft.ngram for draft in drafts} == {NgramLookup()}
+    drafts = [draft for draft in engine.drafts if draft.sources]
+    assert {draft.sources for draft in drafts} == {(NgramLookup(),)}
     # What is skipped has no precision; which drafts are tried depends on this machine's step times.
     for draft in drafts:
         assert str(draft.precision) == ("head int8" if 1 in draft.skip_set.attention else "int4 attn 1; head int8")
@@ -477,7 +478,7 @@ def test_unless_told_otherwise_drafts_are_as_small_as_engine_and_memory_allow(
     outcome = run_scripted(request)
     assert StudyConfig.load(request.out / "study.toml").draft["base_precision"] == precision
     draft = outcome.skip_config.draft
-    assert (draft.policy, draft.ngram) == ("cost-aware", NgramLookup().to_dict())
+    assert (draft.policy, draft.sources) == ("cost-aware", (NgramLookup(),))
     found = Draft.from_dict(outcome.skip_config.skip_set(), draft.model_dump())
     assert found.precision.is_same == (precision == "same")
     assert run_scripted(request).skip_config == outcome.skip_config  # the same command again reads it

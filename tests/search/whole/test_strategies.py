@@ -62,7 +62,7 @@ def test_the_papers_search_measures_its_own_time_alone(make_request: Any, engine
     assert not (outcome.out / "trials.jsonl").exists()
     draft = SkipConfig.load(outcome.out / "skip.json").draft
     assert (draft.policy, draft.max_draft_tokens, draft.exit_threshold) == ("adaptive", 12, 0.6)
-    assert draft.ngram is None
+    assert draft.sources == ()
 
 
 def test_swift_tries_sets_of_one_size_but_for_every_25th() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, NgramLookup
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.measure.workload import open_workload
@@ -134,7 +135,7 @@ def test_answers_belong_to_tokens_not_to_a_text(tmp_path: Path, model: Path, sou
     options = PromptOptions(source=source, num_prompts=2, max_new_tokens=9, template="raw")
     workload = open_workload(ModelOptions(str(model), dtype="float32", device="cpu"), options, SilentReporter())
     (item,) = workload.items([workload_prompt(source)])
-    draft, file = Draft(SkipSet.empty(4), ngram=NgramLookup(), model_drafts=False), tmp_path / "calibration.json"
+    draft, file = Draft(SkipSet.empty(4), sources=(NgramLookup(),), model_drafts=False), tmp_path / "calibration.json"
 
     def answer(tokens: tuple[int, ...]) -> tuple[int, ...]:
         return calibrate(workload, [replace(item, tokens=tokens)], draft, file, SilentReporter())[0].tokens

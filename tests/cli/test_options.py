@@ -1,0 +1,80 @@
+"""The table of options: what the parsers are made of, and what the requests hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from selfspec_tune.arguments import bench_request, search_request
+from selfspec_tune.cli.app import app
+from selfspec_tune.cli.options import FLAGS, OPTIONS, options_of
+from selfspec_tune.errors import UsageError
+from selfspec_tune.model.generation import Sampling
+from selfspec_tune.requests import (
+    BenchRequest,
+    DoctorRequest,
+    DraftOptions,
+    ExportRequest,
+    ModelOptions,
+    PromptOptions,
+    SearchRequest,
+)
+
+COMMANDS = vars(get_command(app))["commands"]
+# Fields that are no options: parts made of options, where studies lie, and what only files pin or keep.
+MADE_OF_OTHERS = {"model", "prompts", "draft", "model_overrides", "prompt_overrides", "draft_overrides", "studies"}
+NO_OPTIONS: dict[type[Any], set[str]] = {
+    ModelOptions: set(),
+    PromptOptions: {"template_date"},
+    DraftOptions: set(),
+    SearchRequest: MADE_OF_OTHERS,
+    BenchRequest: MADE_OF_OTHERS | {"log", "uniform_and_random"},  # --out names the log's place; --no-references
+    DoctorRequest: set(),
+    ExportRequest: set(),
+    Sampling: {"temperature", "top_p", "top_k"},  # which are `PromptOptions`' too
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_s_parser_is_its_rows(command: str) -> None:
+    rows = options_of(command)
+    shown = {row.name: (row.help, None if row.panel == "Options" else row.panel.value, row.metavar) for row in rows}
+    made = [option for option in COMMANDS[command].params if option.name != "help"]
+    assert {option.name: (option.help, option.rich_help_panel, option.metavar) for option in made} == shown
+    assert [option.name for option in made] == [row.name for row in rows]
+    for row, option in zip(rows, made, strict=True):
+        assert row.is_argument or row.flag in option.opts
+        assert (option.required, option.default) == (row.is_required, row.unset)
+
+
+def test_a_name_means_one_flag_in_all_commands() -> None:
+    assert all(row.is_argument or FLAGS[row.name] == row.flag for row in OPTIONS)
+
+
+def test_no_command_has_an_option_twice() -> None:
+    named = [(command, row.name) for row in OPTIONS for command in row.commands]
+    assert len(named) == len(set(named))
+    assert {command for command, _ in named} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("part", NO_OPTIONS)
+def test_every_field_of_a_request_that_is_an_option_has_a_row(part: type[Any]) -> None:
+    assert {row.field for row in OPTIONS if row.of is part} == set(part.__dataclass_fields__) - NO_OPTIONS[part]
+
+
+def test_what_a_row_says_of_commands_that_it_is_not_in_is_a_mistake() -> None:
+    assert all(set(row.differs or ()) <= set(row.commands) for row in OPTIONS)
+
+
+@pytest.mark.parametrize("command", ["search", "bench", "generate"])
+def test_an_unknown_sampling_option_is_refused_alike_by_library_and_command(command: str) -> None:
+    library = {"search": search_request, "bench": bench_request, "generate": lambda **own: Sampling.of(own)}  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="Did you mean temperature"):
+        library[command](temprature=0.5)
+    result = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "120"}).invoke(app, [command, "--temprature", "0.5"])
+    assert result.exit_code == UsageError.exit_code
+    assert "No such option: --temprature" in result.stderr
+    assert "--temperature" in result.stderr
