@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, Precision
+from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.kernels.binding import load_library
 from selfspec_tune.engine.runners import native as native_module
@@ -267,19 +267,6 @@ def test_of_equal_logits_the_lowest_token_wins(tmp_path: Path, dtype: str) -> No
     assert max(greedy) < 300
     runner.rewind(30)
     assert greedy == runner.verify(tokens).argmax(-1).tolist()
-
-
-# -- lossless ----------------------------------------------------------------------------------------------------
-
-
-def _drafts(policy: DraftPolicy) -> dict[str, Draft]:
-    return {
-        "empty": Draft(SkipSet.empty(3), policy),
-        "random": Draft(SkipSet(3, (1,), (0, 2)), policy),
-        "aggressive": Draft(SkipSet(3, (0, 1, 2), (0, 1, 2)), policy, vocabulary=61),
-        "int4": Draft(SkipSet.empty(3), policy, DraftPrecision.uniform(3, Precision.INT4, Precision.INT4)),
-        "int8": Draft(SkipSet(3, (2,)), policy, DraftPrecision.uniform(3, Precision.INT8), vocabulary=80),
-    }
 
 
 # -- misuse, memory ----------------------------------------------------------------------------------------------
