@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
@@ -160,6 +161,19 @@ def check_times(generation: RawGeneration) -> None:
     assert generation.verify_seconds >= 0
     assert generation.decode_seconds + 1e-6 >= generation.draft_seconds + generation.verify_seconds
     assert generation.total_seconds == generation.prefill_seconds + generation.decode_seconds
+
+
+def by_search(tokens: Sequence[int], lookup: NgramLookup) -> tuple[int, ...] | None:
+    """What a lookup finds after ``tokens``, by looking at every place of them, the latest first."""
+    for length in range(lookup.max_match, lookup.min_match - 1, -1):
+        suffix = list(tokens[-length:])
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if list(tokens[end - length : end]) == suffix:
+                copied = list(tokens)
+                for offset in range(lookup.max_tokens):
+                    copied.append(copied[end + offset])
+                return tuple(copied[len(tokens) :])
+    return None
 
 
 class TableRunner:

@@ -29,8 +29,8 @@ def server_loop(
     llama.cpp; transformers drafts before it has read the prompt. ``is_bounded``: whether fewer tokens are drafted where
     the budget ends.
     """
-    from selfspec_tune.engine import choose_runner
     from selfspec_tune.draft.source import common_prefix
+    from selfspec_tune.engine import choose_runner
     from selfspec_tune.engine.runner import Want, prefill
     from selfspec_tune.engine.runners.standalone import StandaloneRunner
 

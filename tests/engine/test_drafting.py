@@ -1,4 +1,4 @@
-"""Every policy over every source: greedy output is plain decoding's, and the record says who drafted."""
+"""Who drafts, on logits read off tables: lookup, the model, or nobody."""
 
 from __future__ import annotations
 
@@ -13,83 +13,16 @@ from selfspec_tune.draft.decisions import RuleState
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import Plan
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, self_speculative
+from selfspec_tune.engine import Limits, Sampler, self_speculative
 from selfspec_tune.engine.drafting import Drafter
 from selfspec_tune.engine.model_source import Drafted
 from selfspec_tune.engine.runner import prefill
-from selfspec_tune.models import LoadedModel
-from tests.covering import cover
-from tests.engine_kit import RUNNERS, STEPS, TableRunner, chain, check_record, every_policy, load, prompt_tokens
+from tests.engine_kit import STEPS, TableRunner, chain, every_policy
 from tests.runs import sources_of
 
 GREEDY = Sampler()
 LOOKUP = NgramLookup(max_match=3, min_match=1, max_tokens=4)
-SOURCES: dict[str, tuple[tuple[NgramLookup, ...], bool]] = {
-    "model": ((), True),
-    "lookup": ((LOOKUP,), False),
-    "lookup, then model": ((LOOKUP,), True),
-    "long lookup, then model": ((NgramLookup(4, 2, 40),), True),
-}
-SKIP_SETS = [SkipSet.empty(4), SkipSet(4, (1, 3), (2,)), SkipSet(4, (0, 1, 2, 3), (0, 1, 2, 3))]
 POLICIES = every_policy(max_draft_tokens=4, exit_threshold=0.25)
-
-
-def _draft(skip_set: SkipSet, policy: DraftPolicy, sources: str) -> Draft:
-    beside, model_drafts = SOURCES[sources]
-    return Draft(skip_set, policy, sources=beside, model_drafts=model_drafts)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_llama_dir: object) -> LoadedModel:
-    return load(tiny_llama_dir)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module", params=RUNNERS)
-def runner(loaded: LoadedModel, request: pytest.FixtureRequest) -> Runner:
-    return RUNNERS[request.param](loaded)
-
-
-def _repetitive(seed: int) -> list[int]:
-    """A prompt in which stretches come again, as in text that is edited or quoted."""
-    stretch = prompt_tokens(9, seed)
-    return [*stretch, *prompt_tokens(3, seed + 50), *stretch, *stretch[:4]]
-
-
-@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
-def test_greedy_output_is_plain_decodings_whoever_drafts(runner: Runner, sources: str, policy: DraftPolicy) -> None:
-    limits = Limits(40 if runner.name == "fast" else 24)
-    for skip_set in SKIP_SETS:
-        draft = _draft(skip_set, policy, sources)
-        for prompt in (_repetitive(1), prompt_tokens(1, 3)):
-            plain = autoregressive(runner, prompt, limits, GREEDY)
-            speculative = self_speculative(runner, prompt, limits, GREEDY, draft, STEPS)
-            assert speculative.tokens == plain.tokens
-            check_record(speculative, limits, draft)
-
-
-@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
-def test_an_end_of_sequence_ends_every_arm_alike(runner: Runner, sources: str, policy: DraftPolicy) -> None:
-    prompt = _repetitive(2)
-    text = autoregressive(runner, prompt, Limits(20), GREEDY).tokens
-    for place in range(0, 20, 1 if runner.name == "fast" else 6):
-        limits = Limits(20, frozenset({text[place]}))
-        draft = _draft(SkipSet(4, (2,)), policy, sources)
-        speculative = self_speculative(runner, prompt, limits, GREEDY, draft, STEPS)
-        assert speculative.tokens == text[: text.index(text[place]) + 1]
-        check_record(speculative, limits, draft)
-
-
-@cover(indirect=["runner"], runner=list(RUNNERS), sources=list(SOURCES), policy=POLICIES)
-def test_short_limits_are_kept(runner: Runner, sources: str, policy: DraftPolicy) -> None:
-    prompt = _repetitive(3)
-    text = autoregressive(runner, prompt, Limits(5), GREEDY).tokens
-    for most in range(1, 6):
-        draft = _draft(SKIP_SETS[0], policy, sources)
-        assert self_speculative(runner, prompt, Limits(most), GREEDY, draft, STEPS).tokens == text[:most]
-
-
-# -- who drafts, on logits read off tables -----------------------------------------------------------------------
-
 SURE = 8.0
 
 

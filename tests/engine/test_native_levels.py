@@ -15,7 +15,7 @@ from tests.engine_kit import needs_compiler
 pytestmark = needs_compiler
 LOWER = [level.name for level in available_levels()[:-1]]
 ROOT = Path(__file__).resolve().parents[2]
-BITS = ("tests/engine/test_native.py", "tests/engine/test_native_copies.py", "tests/engine/test_greedy.py")
+BITS = [f"tests/engine/test_{name}.py" for name in ("native", "native_copies", "greedy", "lossless")]
 
 
 @pytest.mark.parametrize("level", LOWER)

@@ -10,23 +10,11 @@ from hypothesis import strategies as st
 
 from selfspec_tune.draft.ngram import NgramIndex, NgramLookup
 from selfspec_tune.draft.source import NOTHING, Found, common_prefix
+from tests.engine_kit import by_search
 
 
 def find(tokens: Sequence[int], *, most: int = 3, least: int = 1, length: int = 4) -> Found:
     return NgramIndex(NgramLookup(most, least, length), tokens).find()
-
-
-def by_search(tokens: Sequence[int], lookup: NgramLookup) -> tuple[int, ...] | None:
-    """The same by looking at every place of the context, the latest first."""
-    for length in range(lookup.max_match, lookup.min_match - 1, -1):
-        suffix = list(tokens[-length:])
-        for end in range(len(tokens) - 1, length - 1, -1):
-            if list(tokens[end - length : end]) == suffix:
-                copied = list(tokens)
-                for offset in range(lookup.max_tokens):
-                    copied.append(copied[end + offset])
-                return tuple(copied[len(tokens) :])
-    return None
 
 
 @given(

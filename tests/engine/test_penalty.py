@@ -1,4 +1,4 @@
-"""Repetition penalty: transformers' own, whoever decodes, and from whatever cache."""
+"""Repetition penalty: transformers' own, row by row."""
 
 from __future__ import annotations
 
@@ -7,65 +7,11 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
-from selfspec_tune.draft.ngram import NgramLookup
-from selfspec_tune.draft.rounds import num_drafted
-from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine import Limits, RawGeneration, Sampler, autoregressive, self_speculative
-from selfspec_tune.engine.decoding import plain_rounds
 from selfspec_tune.engine.runner import prefill
-from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.penalty import PenalisedRunner, penalise_rows, penalised
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.engine.teacher_forcing.trace import to_trace
-from selfspec_tune.models import LoadedModel
-from tests import kit
-from tests.engine_kit import RUNNERS, STEPS, TableRunner, decode, load, prompt_tokens
-
-LIMITS = Limits(24)
-SKIPPED = SkipSet(4, (1,), (2,))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load(kit.tiny_llama(tmp_path_factory.mktemp("tiny")))
-
-
-def of_transformers(loaded: LoadedModel, prompt: list[int], penalty: float) -> list[int]:
-    output = loaded.model.generate(  # type: ignore[operator]
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        max_new_tokens=LIMITS.max_new_tokens,
-        do_sample=False,
-        repetition_penalty=penalty,
-        eos_token_id=[loaded.vocabulary_size],
-        pad_token_id=0,
-    )
-    return [int(token) for token in output[0, len(prompt) :]]
-
-
-@pytest.mark.parametrize("name", RUNNERS)
-@pytest.mark.parametrize("penalty", [1.3, 0.9])
-def test_greedy_answers_under_a_penalty_are_those_of_transformers(tiny: LoadedModel, name: str, penalty: float) -> None:
-    runner, sampler, prompt = RUNNERS[name](tiny), Sampler(repetition_penalty=penalty), prompt_tokens(12, 3)
-    expected = of_transformers(tiny, prompt, penalty)
-    assert expected != of_transformers(tiny, prompt, 1.0)
-    assert autoregressive(runner, prompt, LIMITS, sampler).tokens == expected
-    for policy in (DraftPolicy(PolicyKind.FIXED, 3), DraftPolicy(PolicyKind.COST_AWARE, credit=4.0)):
-        draft = Draft(SKIPPED, policy, sources=(NgramLookup(min_match=1),))
-        made = self_speculative(runner, prompt, LIMITS, sampler, draft, STEPS)
-        assert made.tokens == expected
-        assert num_drafted(made.rounds) > 0
-
-
-def test_what_a_cache_held_is_held_against_tokens_too(tiny: LoadedModel) -> None:
-    runner, sampler, prompt = FastRunner(tiny), Sampler(repetition_penalty=1.5), prompt_tokens(12, 5)
-    expected = autoregressive(runner, prompt, LIMITS, sampler).tokens
-    record = RawGeneration()
-    for _ in plain_rounds(runner, prompt, LIMITS, sampler, record, known=9):
-        pass
-    assert record.tokens == expected
-    assert record.prefilled == 3
+from tests.engine_kit import TableRunner, decode, prompt_tokens
 
 
 def test_without_a_penalty_the_runner_stays_what_it_is() -> None:

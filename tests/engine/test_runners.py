@@ -21,9 +21,11 @@ from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.devices import cpu_computes_bfloat16
 from selfspec_tune.models.structure import unsupported_reason
 from tests import kit
 from tests.engine_kit import RUNNERS, Altered, decode, draft_step, hf_generate, llama, load, prompt_tokens
+from tests.rounded_runner import FAST, RoundedModel, check_passes
 
 
 def _mistral(directory: Path) -> Path:
@@ -251,6 +253,20 @@ def test_more_than_the_context_is_refused_with_a_remedy(tmp_path: Path, name: st
     with pytest.raises(PromptError, match="need 65 positions; the model's context has 64") as refusal:
         runner.reserve(65)
     assert "`max_new_tokens`" in str(refusal.value)
+
+
+@pytest.mark.skipif(not cpu_computes_bfloat16(), reason="torch imitates bfloat16 here, and rounds elsewhere")
+@pytest.mark.parametrize("length", [5, 40])
+@pytest.mark.parametrize("checkpoint", ["tiny_llama_dir", "tiny_qwen2_dir"])
+def test_bfloat16_is_what_float64_is_rounded_where_torch_rounds(
+    checkpoint: str, length: int, request: pytest.FixtureRequest
+) -> None:
+    loaded = load(request.getfixturevalue(checkpoint), "bfloat16")
+    runner, tokens = FastRunner(loaded), prompt_tokens(12, seed=1)
+    passes = [*([token] for token in tokens[:9]), tokens[9:]]
+    draft = Draft(SkipSet(4, (1,), (2,)))
+    share = check_passes(runner, RoundedModel(loaded, runner, FAST), prompt_tokens(length), passes, draft)
+    assert share >= 0.1  # of engines that round elsewhere no row is equal
 
 
 # -- fused projections -------------------------------------------------------------------------------------------
