@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,26 @@ class StudyFolder:
     def locked(self, *, is_read: bool = False) -> Iterator[None]:
         """Own the study: a second search in the same folder is refused. Freed by the system on any exit.
 
-        ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner.
+        ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner. A folder that
+        is made here and in which nothing is written, for a search that is refused, does not stay.
         """
+        is_new = not self.path.exists()
+        lock = self.path / "study.lock"
         with ExitStack() as stack:
             try:
-                stack.enter_context(owned(self.path, "search", self.path / "study.lock"))
+                stack.enter_context(owned(self.path, "search", lock))
             except StorageError:
                 if not is_read:
                     raise
             else:
                 sweep_temporaries(*(file for file in vars(self).values() if file != self.path))
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # an open file cannot be deleted everywhere, and another search may begin
+                    if is_new and list(self.path.iterdir()) == [lock]:
+                        lock.unlink()
+                        self.path.rmdir()
 
     def check_is_no_search(self) -> None:
         """Raise `UsageError` where a single search lies: what several leave would overwrite its files."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -523,3 +524,15 @@ def test_unless_told_otherwise_drafts_are_as_small_as_engine_and_memory_allow(
 def test_a_precision_for_layers_that_the_model_lacks_ends_a_search_at_once(make_request: Any) -> None:
     with pytest.raises(UsageError, match="Cannot read the layers in the draft precision"):
         run_scripted(make_request(precision="int4 attn 99"))
+
+
+@pytest.mark.parametrize(("made", "written"), [(False, False), (True, False), (False, True)])
+def test_a_search_that_is_refused_leaves_no_folder_of_its_own(tmp_path: Path, made: bool, written: bool) -> None:
+    folder = StudyFolder(tmp_path / "studies" / "mine")
+    if made:
+        folder.path.mkdir(parents=True)
+    with suppress(UsageError), folder.locked():
+        if written:
+            folder.calibration.write_text("{}")
+        raise UsageError("no")
+    assert folder.path.exists() == (made or written)
