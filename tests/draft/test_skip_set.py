@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft.skip_set import SkipSet, sublayer_name
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import SkipSetError
 
 
@@ -141,7 +142,8 @@ def test_sets_of_different_models_have_no_distance() -> None:
 
 
 def test_sublayers_are_named_by_kind_and_layer() -> None:
-    assert [sublayer_name(index) for index in (0, 1, 6, 7)] == ["attn 0", "mlp 0", "attn 3", "mlp 3"]
+    assert [str(SubLayerId.of(index)) for index in (0, 1, 6, 7)] == ["attn 0", "mlp 0", "attn 3", "mlp 3"]
+    assert [sublayer.index for sublayer in sublayers_of(3)] == list(range(6))
 
 
 def test_skip_sets_are_values() -> None:
