@@ -143,12 +143,6 @@ class SkipSet:
         skipped = self.indices
         return tuple(index in skipped for index in range(2 * self.num_layers))
 
-    def toggled(self, index: int) -> SkipSet:
-        """The set with sub-layer ``index`` skipped if it was kept, kept if it was skipped."""
-        if not 0 <= index < 2 * self.num_layers:
-            raise SkipSetError(f"Sub-layer index {index}; expected 0 to {2 * self.num_layers - 1}.")
-        return self._from_indices(self.num_layers, self.indices ^ {index})
-
     def distance(self, other: SkipSet) -> int:
         """Number of sub-layers that one skips and the other keeps (Hamming distance)."""
         if other.num_layers != self.num_layers:

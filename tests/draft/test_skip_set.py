@@ -31,15 +31,6 @@ def test_flags_read_back_as_the_same_set(skip_set: SkipSet) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(skip_sets(), st.data())
-def test_toggling_twice_gives_the_set_back_and_once_is_one_step_away(skip_set: SkipSet, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, 2 * skip_set.num_layers - 1))
-    toggled = skip_set.toggled(index)
-    assert toggled.distance(skip_set) == 1
-    assert toggled.toggled(index) == skip_set
-
-
-@settings(deadline=None, max_examples=50)
 @given(skip_sets())
 def test_the_layer_map_draws_each_sublayer_once(skip_set: SkipSet) -> None:
     attention, mlp = (row[5:] for row in skip_set.layer_map().split("\n"))
@@ -148,11 +139,6 @@ def test_random_sets_have_the_size_asked_for_and_repeat_with_the_seed() -> None:
 def test_sets_of_different_models_have_no_distance() -> None:
     with pytest.raises(SkipSetError, match="same model"):
         SkipSet(4).distance(SkipSet(5))
-
-
-def test_toggling_outside_of_the_model_is_refused() -> None:
-    with pytest.raises(SkipSetError, match="expected 0 to 7"):
-        SkipSet(4).toggled(8)
 
 
 def test_sublayers_are_named_by_kind_and_layer() -> None:

@@ -19,7 +19,7 @@ from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.llama import Attention, CacheState, Mlp, Norm, SubLayer
-from selfspec_tune.engine.layers.lowbit import LowBitSettings, refusal
+from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_room, scored
 from selfspec_tune.models import LoadedModel
@@ -91,11 +91,6 @@ class FastRunner:
     def extra_memory_bytes(self, limit: int | None) -> None:
         self._copies.limit = limit
 
-    @property
-    def draft_copy_bytes(self) -> int:
-        """Bytes of low-precision copies held now."""
-        return self._copies.num_bytes
-
     def copy_bytes(self, draft: Draft) -> int:
         """Bytes of low-precision copies that ``draft`` needs."""
         return sum(self._copies.bytes_of(key) for key in self._copies_of(draft))
@@ -108,11 +103,6 @@ class FastRunner:
         widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
         reasons = (refusal(precision, device, dtype, width, self._copies.settings) for width in sorted(widths))
         return next((reason for reason in reasons if reason is not None), None)
-
-    def configure_copies(self, settings: LowBitSettings) -> None:
-        """Make int4 copies in another way; all are dropped, so that `set_draft` must follow."""
-        self._forget(self._copies.configure(settings))
-        self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
     @torch.inference_mode()
     def forward(
