@@ -85,7 +85,10 @@ def request(arguments: argparse.Namespace) -> SearchRequest:
     drafting |= {"vocabulary": arguments.vocabulary, "ngram": not arguments.no_ngram}
     drafting |= {"extra_memory": ExtraMemory.parse(arguments.extra_memory)}
     prompts = PromptOptions(
-        arguments.prompts, arguments.num_prompts, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed
+        source=arguments.prompts,
+        num_prompts=arguments.num_prompts,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
     )
     model = ModelOptions(arguments.model, arguments.dtype, runner=arguments.runner)
     return SearchRequest(arguments.out, model, prompts, DraftOptions(**drafting))

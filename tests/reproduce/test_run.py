@@ -357,8 +357,8 @@ WAITS = """#!{python}
 import sys, time
 from pathlib import Path
 print("half")
-Path({ready!r}).touch()
 try:
+    Path({ready!r}).touch()
     time.sleep(300)
 except KeyboardInterrupt:
     Path({kept!r}).touch()
