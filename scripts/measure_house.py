@@ -43,6 +43,7 @@ TOUCHED = {
     "a shared option (min_p)": (re.compile(r"min_?p\b", re.IGNORECASE), re.compile("")),
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
     "an export format (nas)": (re.compile(r"(?<![a-z])nas(?![a-z])", re.IGNORECASE), FORMATS_IN),
+    "a runner (graphs)": (re.compile(r"(?<![a-z])graphs(?![a-z])|graphedrunner", re.IGNORECASE), re.compile("")),
 }
 
 Definition = tuple[str, str]  # module, qualified name

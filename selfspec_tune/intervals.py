@@ -115,13 +115,6 @@ def cluster_bootstrap(
     return Interval(value, value * (low / value) ** widening, value * (high / value) ** widening)
 
 
-def null_interval(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0
-) -> Interval:
-    """The A-A interval: the baseline against itself. It should hold 1.0; see `excludes_one`."""
-    return cluster_bootstrap(first, second, clusters, seed=seed)
-
-
 def excludes_one(interval: Interval) -> bool:
     """Whether a ratio of 1.0 lies outside the interval."""
     return interval.low > 1.0 or interval.high < 1.0

@@ -12,6 +12,7 @@ import math
 import shutil
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_llama(
+def _tiny(
+    model_type: str,
     directory: Path,
     *,
     layers: int = 4,
@@ -43,36 +45,11 @@ def tiny_llama(
     context: int = 1024,
     chat: bool = False,
 ) -> Path:
-    """A Llama checkpoint (hidden 64); ``kv_heads=heads`` makes it Llama-2-shaped. Returns ``directory``."""
-    from transformers import LlamaConfig
+    """A checkpoint (hidden 64); ``kv_heads=heads`` gives each head keys of its own, as in Llama 2."""
+    from transformers import AutoConfig
 
-    config = LlamaConfig(
-        **_common(layers, vocab, context),
-        intermediate_size=2 * HIDDEN,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=HIDDEN // heads,
-        tie_word_embeddings=tied,
-    )
-    return save_random(config, directory, seed=seed, chat=chat)
-
-
-def tiny_qwen2(
-    directory: Path,
-    *,
-    layers: int = 4,
-    heads: int = 4,
-    kv_heads: int = 2,
-    vocab: int = 128,
-    tied: bool = False,
-    seed: int = 0,
-    context: int = 1024,
-    chat: bool = False,
-) -> Path:
-    """A Qwen2 checkpoint (hidden 64, biases on queries, keys and values). Returns ``directory``."""
-    from transformers import Qwen2Config
-
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        model_type,
         **_common(layers, vocab, context),
         intermediate_size=2 * HIDDEN,
         num_attention_heads=heads,
@@ -80,6 +57,10 @@ def tiny_qwen2(
         tie_word_embeddings=tied,
     )
     return save_random(config, directory, seed=seed, chat=chat)
+
+
+tiny_llama = partial(_tiny, "llama")
+tiny_qwen2 = partial(_tiny, "qwen2")  # which has biases on queries, keys and values
 
 
 def tiny_of_type(directory: Path, model_type: str, *, layers: int = 2, vocab: int = 128, seed: int = 0) -> Path:

@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "studies").rglob("*.md"))]
 COMMANDS: dict[str, Any] = get_command(app).commands
 OF_NO_COMMAND = {"--help", "--version", "--install-completion"}
-OF_SCRIPTS = {"--all", "--dry"}
+OF_SCRIPTS = {"--all", "--dry", "--paths"}
 
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?P<file>[^)#:]*)(?:#(?P<heading>[^)]+))?\)")

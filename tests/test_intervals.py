@@ -113,8 +113,8 @@ def test_the_verdict_needs_the_whole_interval_above_one(interval: Interval, expe
 
 
 def test_a_null_run_that_drifts_excludes_one() -> None:
-    steady = intervals.null_interval([1.0, 2.0, 3.0, 1.0], [1.01, 1.99, 3.0, 1.0], "abcd")
-    drifting = intervals.null_interval([1.0, 2.0, 3.0, 1.0], [1.2, 2.4, 3.61, 1.2], "abcd")
+    steady = cluster_bootstrap([1.0, 2.0, 3.0, 1.0], [1.01, 1.99, 3.0, 1.0], "abcd")
+    drifting = cluster_bootstrap([1.0, 2.0, 3.0, 1.0], [1.2, 2.4, 3.61, 1.2], "abcd")
     assert not intervals.excludes_one(steady)
     assert intervals.excludes_one(drifting)
     assert intervals.excludes_one(Interval(1.1, 1.05, 1.2))
@@ -147,4 +147,4 @@ def test_every_source_of_noise_is_named_with_a_remedy() -> None:
     assert "1 of 2 prompts" in spike
     assert "worst: a, 4.0 times" in spike
     assert "All were kept" in spike
-    assert "--num-prompts" in sample
+    assert "`num_prompts`" in sample

@@ -151,6 +151,21 @@ def test_every_module_has_a_layer() -> None:
     assert homeless == [], f"give these a place in LAYERS: {homeless}"
 
 
+def test_tests_lie_as_the_packages_they_are_of() -> None:
+    """What is of no single package lies at their root; ``scripts`` has what is outside of the package."""
+    tests = Path(__file__).parent
+    packages = {name for name, path in MODULES.items() if name and "." not in name and path.name == "__init__.py"}
+    folders = {path.parent.name for path in tests.glob("*/__init__.py")}
+    assert folders == packages | {"scripts"}
+    strangers = [
+        str(path.relative_to(tests))
+        for package in sorted(packages)
+        for path in (tests / package).rglob("test_*.py")
+        if not re.search(rf"\b{PACKAGE}(\.{package}\b| as )", path.read_text(encoding="utf-8"))
+    ]
+    assert strangers == [], f"tests that name neither their folder's package nor the library's face: {strangers}"
+
+
 def test_imports_go_one_way() -> None:
     for module in MODULES:
         if not module:

@@ -1,1 +1,1 @@
-"""The command line: typed signatures, one library call each, and rendering."""
+"""The command line: a table of options, one library call a command, and rendering."""

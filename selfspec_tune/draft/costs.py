@@ -16,6 +16,7 @@ from selfspec_tune.draft.draft import Draft
 from selfspec_tune.draft.precision import Precision
 from selfspec_tune.draft.rounds import Round, num_tokens
 from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.errors import UsageError
 
 # What a file may state.
@@ -129,19 +130,18 @@ class CostModel:
         """
         more = self._attention_beyond(context)
         seconds = _cost_of(self.heads, draft.precision.head)
-        for index, skipped in enumerate(draft.skip_set.to_flags()):
-            if skipped:
-                continue
-            precision = draft.precision.of(index)
-            if index % 2 == 0:
-                seconds += max(_cost_of(self.attention, precision) + more, 0.0)
-            else:
-                seconds += _cost_of(self.mlp, precision)
+        for sublayer, precision in draft.kept():
+            cost = self.of_sublayer(sublayer, precision)
+            seconds += max(cost + more, 0.0) if sublayer.is_attention else cost
         return seconds
 
-    def of_sublayer(self, index: int, precision: Precision) -> float:
-        """Seconds of sub-layer ``index`` (2i: attention, 2i + 1: MLP of layer i) in a draft step."""
-        return _cost_of(self.mlp if index % 2 else self.attention, precision)
+    def of_kind(self, kind: SubLayerKind) -> Mapping[Precision, float]:
+        """Seconds of such a sub-layer in a draft step, by precision."""
+        return self.attention if kind is SubLayerKind.ATTENTION else self.mlp
+
+    def of_sublayer(self, sublayer: SubLayerId, precision: Precision) -> float:
+        """Seconds of a sub-layer in a draft step. Raises ValueError for a precision that was not measured."""
+        return _cost_of(self.of_kind(sublayer.kind), precision)
 
     def steps(self, draft: Draft, context: float | None = None) -> StepCosts:
         """The steps of ``draft`` after ``context`` tokens (default: the length that the model is for)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from selfspec_tune.draft.policy import DraftPolicy
 from selfspec_tune.draft.precision import DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.source import DraftSource
+from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import UsageError
 
 MOST_TOKEN_IDS = 10_000_000  # many more than any vocabulary has
@@ -60,6 +61,12 @@ class Draft:
         """At which precision each sub-layer drafts, in running order; None where it is skipped."""
         flags = self.skip_set.to_flags()
         return tuple(None if skip else self.precision.of(index) for index, skip in enumerate(flags))
+
+    def kept(self) -> Iterator[tuple[SubLayerId, Precision]]:
+        """What stays of the sub-layers, in running order, each with its precision."""
+        for sublayer, precision in zip(sublayers_of(self.skip_set.num_layers), self.sublayers, strict=True):
+            if precision is not None:
+                yield sublayer, precision
 
     def with_sublayers(self, sublayers: Sequence[Precision | None]) -> Draft:
         """The same draft with its sub-layers so.

@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 from selfspec_tune.checks import only_known, shown
-from selfspec_tune.draft.skip_set import SkipSet, sublayer_name
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.errors import SkipSetError, UsageError
 
 
@@ -75,7 +76,7 @@ class DraftPrecision:
             precision, flags = _parse_part(part, text, num_layers)
             for index, chosen in enumerate(flags):
                 if chosen and sublayers[index] is not None:
-                    raise UsageError(f"The draft precision {text!r} names {sublayer_name(index)} twice; name it once.")
+                    raise UsageError(f"The draft precision {text!r} names {SubLayerId.of(index)} twice; name it once.")
                 if chosen:
                     sublayers[index] = precision
         return cls(tuple(precision or Precision.SAME for precision in sublayers), head or Precision.SAME)
@@ -96,7 +97,7 @@ class DraftPrecision:
             chosen = SkipSet(num_layers, tuple(layers.get("attention", ())), tuple(layers.get("mlp", ())))
             for index in chosen.indices:
                 if sublayers[index] is not Precision.SAME:
-                    raise UsageError(f"precision names {sublayer_name(index)} twice; expected it once.")
+                    raise UsageError(f"precision names {SubLayerId.of(index)} twice; expected it once.")
                 sublayers[index] = precision
         return cls(tuple(sublayers), _precision(named.get("head", "same"), str(value)))
 

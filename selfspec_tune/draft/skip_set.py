@@ -1,7 +1,6 @@
 """Which attention and MLP sub-layers a draft leaves out.
 
-Sub-layers are numbered as they run: index ``2 i`` is the attention of layer ``i``,
-``2 i + 1`` its MLP, so a model of L layers has 2 L of them.
+Sub-layers are numbered as they run (`SubLayerId.index`), so a model of L layers has 2 L of them.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from itertools import pairwise
 from random import Random
 
 from selfspec_tune.checks import shown
+from selfspec_tune.draft.sublayer import SubLayerKind, sublayers_of
 from selfspec_tune.errors import SkipSetError
 
 MOST_LAYERS = 10_000  # many more than any model has
@@ -107,9 +107,10 @@ class SkipSet:
 
     @classmethod
     def _from_indices(cls, num_layers: int, indices: Iterable[int]) -> SkipSet:
-        skipped = list(indices)
-        attention = tuple(index // 2 for index in skipped if index % 2 == 0)
-        mlp = tuple(index // 2 for index in skipped if index % 2 == 1)
+        sublayers = sublayers_of(num_layers)
+        skipped = [sublayers[index] for index in indices]
+        attention = tuple(layer for kind, layer in skipped if kind is SubLayerKind.ATTENTION)
+        mlp = tuple(layer for kind, layer in skipped if kind is SubLayerKind.MLP)
         return cls(num_layers, attention, mlp)
 
     def __str__(self) -> str:
@@ -133,18 +134,14 @@ class SkipSet:
     @property
     def indices(self) -> frozenset[int]:
         """The skipped sub-layers' indices, each from 0 to 2 L - 1."""
-        return frozenset({2 * layer for layer in self.attention} | {2 * layer + 1 for layer in self.mlp})
+        running = range(2 * self.num_layers)
+        attention, mlp = running[0::2], running[1::2]
+        return frozenset([*(attention[layer] for layer in self.attention), *(mlp[layer] for layer in self.mlp)])
 
     def to_flags(self) -> tuple[bool, ...]:
         """2 L flags in running order, true where the sub-layer is skipped."""
         skipped = self.indices
         return tuple(index in skipped for index in range(2 * self.num_layers))
-
-    def toggled(self, index: int) -> SkipSet:
-        """The set with sub-layer ``index`` skipped if it was kept, kept if it was skipped."""
-        if not 0 <= index < 2 * self.num_layers:
-            raise SkipSetError(f"Sub-layer index {index}; expected 0 to {2 * self.num_layers - 1}.")
-        return self._from_indices(self.num_layers, self.indices ^ {index})
 
     def distance(self, other: SkipSet) -> int:
         """Number of sub-layers that one skips and the other keeps (Hamming distance)."""
@@ -166,11 +163,6 @@ class SkipSet:
     def to_dict(self) -> dict[str, list[int]]:
         """The ``skip`` object of our files."""
         return {"attention": list(self.attention), "mlp": list(self.mlp)}
-
-
-def sublayer_name(index: int) -> str:
-    """How sub-layer ``index`` is called: ``attn 3`` or ``mlp 3``."""
-    return f"{'mlp' if index % 2 else 'attn'} {index // 2}"
 
 
 def _normalised(kind: str, layers: Iterable[int], num_layers: int) -> tuple[int, ...]:

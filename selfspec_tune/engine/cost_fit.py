@@ -93,10 +93,8 @@ def _parts(timing: TimedDraft, full_vocabulary: int) -> Counter[_Part]:
     draft = timing.draft
     parts: Counter[_Part] = Counter()
     parts["head", draft.precision.head, draft.vocabulary or full_vocabulary] = 1
-    for index, skipped in enumerate(draft.skip_set.to_flags()):
-        if not skipped:
-            precision = draft.precision.of(index)
-            parts["mlp" if index % 2 else "attention", precision, 0 if index % 2 else timing.length] += 1
+    for sublayer, precision in draft.kept():
+        parts[sublayer.kind.value, precision, timing.length if sublayer.is_attention else 0] += 1
     return parts
 
 

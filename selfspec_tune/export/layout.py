@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from selfspec_tune.checks import shown
 from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.export.checkpoint import Checkpoint
 
@@ -46,11 +47,10 @@ def surviving_blocks(skip_set: SkipSet) -> list[LayerBlock]:
     """
     blocks: list[LayerBlock] = []
     pending: int | None = None
-    for index, is_skipped in enumerate(skip_set.to_flags()):
-        layer, is_mlp = divmod(index, 2)
+    for (kind, layer), is_skipped in zip(sublayers_of(skip_set.num_layers), skip_set.to_flags(), strict=True):
         if is_skipped:
             continue
-        if is_mlp:
+        if kind is SubLayerKind.MLP:
             blocks.append(LayerBlock(pending, layer))
             pending = None
             continue
@@ -97,9 +97,9 @@ class Layout(Outline):
         return [name for name in self.names if not re.match(rf"{re.escape(self.layers)}\.\d+\.", name)]
 
     def is_of(self, name: str, sublayer: int) -> bool:
-        """Whether a tensor is one of sub-layer ``sublayer`` itself (2i: attention, 2i + 1: MLP of layer i)."""
-        layer, is_mlp = divmod(sublayer, 2)
-        return name.startswith(f"{self.layers}.{layer}.{self.mlp if is_mlp else self.attention}.")
+        """Whether a tensor is one of the sub-layer number ``sublayer`` itself."""
+        kind, layer = SubLayerId.of(sublayer)
+        return name.startswith(f"{self.layers}.{layer}.{self.mlp if kind is SubLayerKind.MLP else self.attention}.")
 
     @property
     def difference(self) -> str:

@@ -88,7 +88,7 @@ def along(
     return logits.argmax(-1).tolist(), logprobs.tolist()
 
 
-def verify_export(folder: Path, manifest: ExportManifest) -> Verification:
+def verify_export(folder: Path, manifest: ExportManifest, *, num_prompts: int = NUM_PROMPTS) -> Verification:
     """Run the export in ``folder``; what came out is also kept in its manifest.
 
     Raises `UsageError` where the runtime is not installed, saying how to install it, and what loading the target or
@@ -99,6 +99,6 @@ def verify_export(folder: Path, manifest: ExportManifest) -> Verification:
     target, revision = manifest.target
     loaded = load_model(target, dtype="float32", device="cpu", revision=revision)
     runtime, simulation = export_format(manifest.format).pair(loaded, folder, manifest)
-    found = verify(runtime, loaded, manifest.skip_set(), simulation)
+    found = verify(runtime, loaded, manifest.skip_set(), simulation, num_prompts=num_prompts)
     manifest.model_copy(update={"verified": found}).save(folder / MANIFEST)
     return found

@@ -74,10 +74,9 @@ class Traffic:
     def draft_step(self, draft: Draft, context: int) -> float:
         """Bytes of one step of ``draft`` after ``context`` positions."""
         moved = self.head.bytes_at(draft.precision.head) * (draft.vocabulary or self.head_rows) / self.head_rows
-        for index, skipped in enumerate(draft.skip_set.to_flags()):
-            if not skipped:
-                moved += self.sublayers[index].bytes_at(draft.precision.of(index))
-                moved += context * self.position if index % 2 == 0 else 0
+        for sublayer, precision in draft.kept():
+            moved += self.sublayers[sublayer.index].bytes_at(precision)
+            moved += context * self.position if sublayer.is_attention else 0
         return moved + self.final + self.row
 
 

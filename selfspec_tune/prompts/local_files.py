@@ -33,7 +33,7 @@ _MARKS_OF_LINES = re.compile("^\ufeff+", re.MULTILINE)
 
 
 def read_file(path: Path, kind: str, column: str | None = None) -> list[Row]:
-    """Every row of a file of one of `KINDS`, gzipped or not, as column → value.
+    """Every row of a file of ``kind`` (json, csv, text or parquet), gzipped or not, as column → value.
 
     ``column``: the one asked for, if any. Text is UTF-8, or what its byte-order mark says; where its content is of
     another kind than its name, the content decides.
@@ -146,4 +146,3 @@ _READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     "csv": _separated_rows,
     "text": _text_rows,
 }
-KINDS = (*_READERS, "parquet")

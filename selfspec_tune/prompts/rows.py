@@ -14,7 +14,7 @@ from selfspec_tune.files import writable
 from selfspec_tune.prompts.columns import Row
 from selfspec_tune.prompts.local_files import read_file
 
-# File suffix -> which of ``local_files.KINDS`` it is.
+# File suffix -> the kind that `read_file` is told.
 FORMATS = {
     ".jsonl": "json",
     ".ndjson": "json",

@@ -1,15 +1,16 @@
 """The records that measuring leaves behind and the files that keep them.
 
-record         what all of them share
-runs           raw paired runs
-logs           what the logs that keep such runs share
-metrics        from raw runs to figures
-bench          bench.json and sweep.json
-skip_config    skip.json
-study          study.toml
-runtime_bench  the result of a bench with ``runtime``
-transfer       transfer.json
-diagnosis      what doctor finds out
+record           what all of them share
+runs             raw paired runs
+logs             what the logs that keep such runs share
+metrics          from raw runs to figures
+bench            bench.json and sweep.json
+skip_config      skip.json
+study            study.toml
+runtime_bench    the result of a bench with ``runtime``
+export_manifest  selfspec-export.json
+transfer         transfer.json
+diagnosis        what doctor finds out
 
 Every file states its schema and version. Reading refuses another schema or a newer version
 with `FileFormatError`; unknown fields of the same version are kept.

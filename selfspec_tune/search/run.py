@@ -1,6 +1,6 @@
 """A search from beginning to end.
 
-load ─► fit to the time ─► calibrate ─► importance ─► proxy ─► trials ─► finalists ─► test ─► skip.json
+load ─► fit to the time ─► calibrate ─► importance ─► costs ─► proxy ─► trials ─► finalists ─► test ─► skip.json
 
 What a stage takes more than was planned is taken from the next ones. Every stage keeps what it
 found in the study's folder as it comes; the same command resumes after any interruption.

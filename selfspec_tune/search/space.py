@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from selfspec_tune.draft import AcceptancePrior, Draft, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel
-from selfspec_tune.draft.skip_set import sublayer_name
+from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.search.stages.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 
 _UNTOUCHABLE = 0  # the first attention: no model tried drafts without it, and two runtimes cannot load such a draft
@@ -99,12 +99,12 @@ class SearchSpace:
 
     def costed_by(self, costs: CostModel) -> SearchSpace:
         """The same without the precisions of which ``costs`` know nothing."""
-        tables = costs.attention, costs.mlp
+        known = [costs.of_kind(sublayer.kind) for sublayer in sublayers_of(self.num_layers)]
         return replace(
             self,
             sublayers=tuple(
-                tuple(precision for precision in precisions if precision in tables[index % 2])
-                for index, precisions in enumerate(self.sublayers)
+                tuple(precision for precision in precisions if precision in table)
+                for precisions, table in zip(self.sublayers, known, strict=True)
             ),
             heads=tuple(precision for precision in self.heads if precision in costs.heads),
         )
@@ -193,7 +193,7 @@ class Encoding:
 
 def sublayer_parameter(index: int) -> str:
     """The name of the parameter for sub-layer ``index``: ``attn_3`` or ``mlp_3``."""
-    return sublayer_name(index).replace(" ", "_")
+    return str(SubLayerId.of(index)).replace(" ", "_")
 
 
 def _nearest(value: float, choices: Sequence[float]) -> float:

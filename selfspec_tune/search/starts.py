@@ -11,7 +11,7 @@ from typing import Any
 
 from selfspec_tune.draft import Draft, PolicyKind, rescaled
 from selfspec_tune.draft.dialects import parse_skip_set
-from selfspec_tune.draft.skip_set import sublayer_name
+from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text, short_hash
 from selfspec_tune.measure.contenders import Contender, read_contender
@@ -208,7 +208,7 @@ def _changes(meant: Draft, space: SearchSpace) -> Iterator[str]:
     allowed = space.allowed(meant)
     kept = [i for i, p in enumerate(meant.sublayers) if p is None and allowed.sublayers[i] is not None]
     if kept:
-        yield f"{', '.join(map(sublayer_name, kept))} is kept"
+        yield f"{', '.join(str(SubLayerId.of(index)) for index in kept)} is kept"
     lost = _lost(meant, allowed)
     if lost:
         yield f"this search's own precision in place of {', '.join(lost)}"

@@ -11,13 +11,16 @@ from typer.testing import CliRunner
 
 from selfspec_tune.arguments import bench_request, search_request
 from selfspec_tune.cli.app import app
+from selfspec_tune.cli.command import Asked
 from selfspec_tune.cli.options import FLAGS, OPTIONS, options_of
+from selfspec_tune.cli.options.shared import complete_model
 from selfspec_tune.errors import UsageError
 from selfspec_tune.model.generation import AnswerOptions, SamplingOptions
 from selfspec_tune.requests import (
     BenchRequest,
     DoctorRequest,
     DraftOptions,
+    Dtype,
     ExportRequest,
     ModelOptions,
     PromptOptions,
@@ -108,11 +111,14 @@ def test_the_keywords_of_an_answer_are_its_options() -> None:
     assert set(get_type_hints(SamplingOptions)) == set(AnswerOptions.__dataclass_fields__)
 
 
-def test_files_say_what_is_not_as_usual_and_look_as_before_where_all_is() -> None:
-    assert list(PromptOptions().recorded) == ["temperature", "top_p", "top_k"]
-    asked = PromptOptions(temperature=0.5, top_k=3, min_p=0.1, repetition_penalty=1.2)
-    expected = {"temperature": 0.5, "top_p": 1.0, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}
-    assert asked.recorded == asked.in_force == expected
-    greedy = PromptOptions(top_k=3, min_p=0.1, repetition_penalty=1.2)
-    assert greedy.in_force == {"repetition_penalty": 1.2}
-    assert greedy.idle == {"top_k": 3, "min_p": 0.1}
+def test_only_given_options_count() -> None:
+    values = {"dtype": Dtype.FLOAT32, "seed": 0, "top_p": None, "allow_pickle": False, "trust_remote_code": True}
+    asked = Asked(options_of("search"), {**values, "ngram": False})
+    found = asked.given(*asked)
+    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True, "ngram": False}
+    assert type(found["dtype"]) is str
+
+
+def test_the_shell_completes_aliases() -> None:
+    assert "llama-2-13b" in complete_model("Llama-2")
+    assert complete_model("nothing-like-it") == []

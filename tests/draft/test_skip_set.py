@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft.skip_set import SkipSet, sublayer_name
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import SkipSetError
 
 
@@ -27,15 +28,6 @@ def test_the_text_form_reads_back_as_the_same_set(skip_set: SkipSet) -> None:
 def test_flags_read_back_as_the_same_set(skip_set: SkipSet) -> None:
     assert SkipSet.from_flags(skip_set.to_flags()) == skip_set
     assert sum(skip_set.to_flags()) == skip_set.num_skipped == len(skip_set.indices)
-
-
-@settings(deadline=None, max_examples=50)
-@given(skip_sets(), st.data())
-def test_toggling_twice_gives_the_set_back_and_once_is_one_step_away(skip_set: SkipSet, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, 2 * skip_set.num_layers - 1))
-    toggled = skip_set.toggled(index)
-    assert toggled.distance(skip_set) == 1
-    assert toggled.toggled(index) == skip_set
 
 
 @settings(deadline=None, max_examples=50)
@@ -149,13 +141,9 @@ def test_sets_of_different_models_have_no_distance() -> None:
         SkipSet(4).distance(SkipSet(5))
 
 
-def test_toggling_outside_of_the_model_is_refused() -> None:
-    with pytest.raises(SkipSetError, match="expected 0 to 7"):
-        SkipSet(4).toggled(8)
-
-
 def test_sublayers_are_named_by_kind_and_layer() -> None:
-    assert [sublayer_name(index) for index in (0, 1, 6, 7)] == ["attn 0", "mlp 0", "attn 3", "mlp 3"]
+    assert [str(SubLayerId.of(index)) for index in (0, 1, 6, 7)] == ["attn 0", "mlp 0", "attn 3", "mlp 3"]
+    assert [sublayer.index for sublayer in sublayers_of(3)] == list(range(6))
 
 
 def test_skip_sets_are_values() -> None:

@@ -185,18 +185,18 @@ def test_a_draft_computes_with_the_copies_and_verification_does_not(
 
 def test_copies_are_made_once_and_only_for_what_is_kept(loaded: LoadedModel) -> None:
     runner = FastRunner(loaded)
-    assert (runner.draft_copy_bytes, runner.copy_bytes(_draft(DraftPrecision()))) == (0, 0)
+    assert (runner._copies.num_bytes, runner.copy_bytes(_draft(DraftPrecision()))) == (0, 0)
     everything = DraftPrecision.uniform(4, INT4)
     runner.set_draft(_draft(everything, SkipSet(4, (0, 1, 2, 3), (1, 2, 3))))
-    one_mlp = runner.draft_copy_bytes
+    one_mlp = runner._copies.num_bytes
     layers = (_dense(256, 64), _dense(64, 128))
     assert one_mlp == sum(copy_bytes(dense, INT4, LowBitSettings()) for dense in layers)
     first = runner._copies.get((1, INT4))
     runner.set_draft(_draft(everything))
     assert runner._copies.get((1, INT4)) is first
-    assert runner.draft_copy_bytes == runner.copy_bytes(_draft(everything)) > one_mlp
+    assert runner._copies.num_bytes == runner.copy_bytes(_draft(everything)) > one_mlp
     runner.set_draft(_draft(DraftPrecision()))
-    assert runner.draft_copy_bytes > one_mlp  # kept for the next draft
+    assert runner._copies.num_bytes > one_mlp  # kept for the next draft
 
 
 @pytest.mark.parametrize("make", RUNNERS)
@@ -208,7 +208,7 @@ def test_copies_that_are_not_needed_make_room(loaded: LoadedModel, make: type[Fa
     drafted = {}
     for draft in (four, eight, four):
         runner.set_draft(draft)
-        assert runner.copy_bytes(draft) <= runner.draft_copy_bytes <= runner.extra_memory_bytes
+        assert runner.copy_bytes(draft) <= runner._copies.num_bytes <= runner.extra_memory_bytes
         drafted.setdefault(draft, []).append(draft_step(runner, 5))
         runner.rewind(9)
     assert torch.equal(*drafted[four])
@@ -220,7 +220,7 @@ def test_a_draft_over_the_limit_is_refused_with_its_need(loaded: LoadedModel) ->
     runner.set_draft(_draft(DraftPrecision()))
     with pytest.raises(UsageError, match=r"needs 0\.1 MiB of low-precision copies; .* is 0\.0 MiB.*`extra_memory`"):
         runner.set_draft(_draft(DraftPrecision.uniform(4, INT8)))
-    assert runner.draft_copy_bytes == 0
+    assert runner._copies.num_bytes == 0
 
 
 def test_a_runner_says_which_precisions_it_cannot_draft_at(tmp_path: Path) -> None:
@@ -230,21 +230,6 @@ def test_a_runner_says_which_precisions_it_cannot_draft_at(tmp_path: Path) -> No
     assert "its 48 inputs are no multiple of the group size 32" in (runner.precision_refusal(INT4) or "")
     with pytest.raises(UnsupportedPrecisionError, match="multiple of the group size"):
         runner.set_draft(Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, INT4)))
-
-
-def test_another_way_of_making_copies_drops_those_made(loaded: LoadedModel) -> None:
-    runner = GraphedRunner(loaded)
-    draft = _draft(DraftPrecision.uniform(4, INT4))
-    runner.set_draft(draft)
-    prefill(runner, prompt_tokens(9))
-    coarse_bytes = runner.draft_copy_bytes
-    first = draft_step(runner, 5)
-    runner.configure_copies(LowBitSettings(64))
-    assert runner.draft_copy_bytes == 0
-    runner.set_draft(draft)
-    runner.rewind(9)
-    assert 0 < runner.draft_copy_bytes < coarse_bytes
-    assert not torch.equal(draft_step(runner, 5), first)
 
 
 def test_a_tied_model_keeps_its_embedding_when_its_head_is_copied(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_drafts_compute_with_the_copies_values_rounded_where_the_kernels_round(
 ) -> None:
     loaded = load(llama(tmp_path, vocab_size=121, attention_bias=True, mlp_bias=True), name)
     runner = NativeRunner(loaded)
-    runner.configure_copies(settings)
+    runner._copies.settings = settings
     prompt, tokens = prompt_tokens(length, vocabulary=121), prompt_tokens(12, 1, vocabulary=121)
     passes = [tokens[:1], tokens[1:4], tokens[4:]]
     for draft in (
@@ -240,7 +240,7 @@ def test_copies_stay_within_the_limit_and_give_the_same_drafts_when_made_anew(lo
     for draft in (*drafts, *drafts):
         runner.set_draft(draft)
         gc.collect()
-        assert runner.copy_bytes(draft) <= runner.draft_copy_bytes <= runner.extra_memory_bytes
+        assert runner.copy_bytes(draft) <= runner._copies.num_bytes <= runner.extra_memory_bytes
         assert set(runner._described) <= set(runner._copies._copies)  # no structure outlives its copy
         found[draft].append(draft_step(runner, 5))
         runner.rewind(9)
@@ -273,22 +273,6 @@ def test_a_draft_that_cannot_be_set_leaves_the_one_before_it_whole(tmp_path: Pat
     assert torch.equal(draft_step(runner, 5), drafted)
 
 
-def test_copies_made_in_another_way_replace_those_there(loaded: LoadedModel) -> None:
-    runner = NativeRunner(loaded)
-    draft = Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, INT4))
-    steps = []
-    prefill(runner, prompt_tokens(9))
-    for settings in (CODEBOOK, GRID, CODEBOOK):
-        runner.configure_copies(settings)
-        assert runner.draft_copy_bytes == 0
-        runner.set_draft(draft)
-        assert runner.draft_copy_bytes == runner.copy_bytes(draft)
-        steps.append(draft_step(runner, 5))
-        runner.rewind(9)
-    assert torch.equal(steps[0], steps[2])
-    assert not torch.equal(steps[0], steps[1])
-
-
 # -- several tokens at once ----------------------------------------------------------------------------------------
 
 
@@ -297,7 +281,7 @@ def test_a_draft_pass_over_several_tokens_is_as_many_steps(
     loaded: LoadedModel, settings: LowBitSettings, precision: str, count: int
 ) -> None:
     runner = NativeRunner(loaded)
-    runner.configure_copies(settings)
+    runner._copies.settings = settings
     runner.set_draft(Draft(SkipSet(3, (1,), ()), precision=DraftPrecision.parse(precision, 3)))
     prompt, tokens = ([token % 121 for token in prompt_tokens(n, seed)] for n, seed in ((20, 1), (count, 2)))
     prefill(runner, prompt)

@@ -238,7 +238,7 @@ def test_an_export_is_verified_in_transformers(
     format_: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, manifest = exported(format_, directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
-    found = verify_export(out, manifest)
+    found = verify_export(out, manifest, num_prompts=2)
     assert found.verdict == "exact", found
     assert json.loads((out / MANIFEST).read_text())["verified"]["verdict"] == "exact"
 
@@ -248,7 +248,7 @@ def test_a_draft_that_computes_something_else_is_told(
 ) -> None:
     out, manifest = exported("hf-draft", directory, SkipSet(4, (1,), (1,)), skip_file, tmp_path)
     wrong = manifest.model_copy(update={"skip": SkipLayers(attention=[2], mlp=[0])})
-    assert verify_export(out, wrong).verdict == "different"
+    assert verify_export(out, wrong, num_prompts=2).verdict == "different"
 
 
 def test_skipping_nothing_is_refused(directory: Path, skip_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_experts_that_files_name_otherwise_go_by_code_only(skip_file: Callable[.
     with pytest.raises(UnsupportedModelError, match=r"under other names.*save it again.*`to` transformers-generate"):
         exported("hf-draft", directory, skip_set, skip_file, tmp_path)
     out, manifest = exported("transformers-generate", directory, skip_set, skip_file, tmp_path)
-    assert verify_export(out, manifest).verdict == "exact"
+    assert verify_export(out, manifest, num_prompts=2).verdict == "exact"
     assert any("could not be compared" in note for note in manifest.notes)
 
 

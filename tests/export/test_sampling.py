@@ -93,6 +93,7 @@ def test_what_was_measured_beyond_that_is_served_too(exported: Callable[..., Any
     assert lines["transformers"].endswith(asked)
     stated = "send temperature 0.6, top_p 0.9, top_k 30, min_p 0.1 and repetition_penalty 1.2"
     assert any(stated in note for note in manifest["notes"])
+    assert any("MLX-LM" in note and note.endswith("send repetition_penalty 1.2.") for note in manifest["notes"])
     line = exported("gguf", **more)["launch"]["llama.cpp"]
     assert line.endswith("--temp 0.6 --top-p 0.9 --top-k 30 --min-p 0.1 --repeat-penalty 1.2")
     greedy = exported("gguf", repetition_penalty=1.2)["launch"]["llama.cpp"]

@@ -77,7 +77,7 @@ def test_everything_that_a_search_found_is_used(info: ModelInfo, source: Any) ->
     assert (model.name, model.runner) == (info.id, "fast")
     assert model.costs is not None
     assert "steps are timed here" in said
-    assert model._runner.draft_copy_bytes > 0  # type: ignore[attr-defined]
+    assert model._runner._copies.num_bytes > 0  # type: ignore[attr-defined]
     answer = model.generate("the sun and the sun and the sun", max_new_tokens=24)
     plain = model.plainly("the sun and the sun and the sun", max_new_tokens=24)
     assert (answer.text, plain.drafted) == (plain.text, 0)

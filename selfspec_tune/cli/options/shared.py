@@ -53,7 +53,10 @@ MODEL = (
         metavar="R",
         panel=Panel.MODEL,
         default="the hub's, and a study's own where one is resumed",
-        differs={name: {"default": "the study's; without one the hub's"} for name in ("bench", "generate")},
+        differs={
+            **{name: {"default": "the study's; without one the hub's"} for name in ("bench", "generate")},
+            "doctor": {"default": "the hub's"},
+        },
     ),
     Option(
         "dtype",

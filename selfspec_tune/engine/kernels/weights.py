@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.draft import Precision
+from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.engine.kernels.binding import (
     INT4_GROUP,
     UNIT,
@@ -196,15 +197,13 @@ class Described:
     def sublayer(self, index: int, module: Attention | Mlp, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
         """Sub-layer ``index`` in the order of `SkipSet.to_flags`, with its own weights or their ``copies``."""
         into, out = copies or module.projections
-        norm = self.floats(module.norm.weight)
+        norm, layer = self.floats(module.norm.weight), SubLayerId.of(index).layer
         if isinstance(module, Attention):
             qkv, output = self.linear(into), self.linear(out)
-            return SubLayerStruct(
-                Kind.ATTENTION, index // 2, module.norm.epsilon, module.scale, norm, qkv, output, Linear()
-            )
+            return SubLayerStruct(Kind.ATTENTION, layer, module.norm.epsilon, module.scale, norm, qkv, output, Linear())
         width = module.width
         gate, up = self.linear(into, 0, width), self.linear(into, width, width)
-        return SubLayerStruct(Kind.MLP, index // 2, module.norm.epsilon, 0.0, norm, gate, up, self.linear(out))
+        return SubLayerStruct(Kind.MLP, layer, module.norm.epsilon, 0.0, norm, gate, up, self.linear(out))
 
     def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
         """A linear layer, or ``rows`` outputs of it from ``start``."""

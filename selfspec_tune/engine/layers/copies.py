@@ -32,12 +32,6 @@ class DraftCopies:
         self.limit: int | None = None
         self.settings = LowBitSettings()
 
-    def configure(self, settings: LowBitSettings) -> set[Key]:
-        """Make copies by ``settings`` from now on; returns the keys of those dropped for it: all."""
-        self.settings, dropped = settings, set(self._copies)
-        self._copies.clear()
-        return dropped
-
     @property
     def num_bytes(self) -> int:
         """Bytes of all copies that are held now."""

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.llama import Attention, CacheState, Mlp, Norm, SubLayer
-from selfspec_tune.engine.layers.lowbit import LowBitSettings, refusal
+from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_room, scored
 from selfspec_tune.models import LoadedModel
@@ -78,8 +79,7 @@ class FastRunner:
         keys = self._copies_of(draft)
         self._forget(self._copies.make_room(keys))  # first: making a copy may fail
         self._copies.require(keys)
-        kept = (index for index, skip in enumerate(draft.skip_set.to_flags()) if not skip)
-        self._draft_sublayers = [self._sublayer(index, draft.precision.of(index)) for index in kept]
+        self._draft_sublayers = [self._sublayer(sublayer.index, precision) for sublayer, precision in draft.kept()]
         self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
 
     @property
@@ -90,11 +90,6 @@ class FastRunner:
     @extra_memory_bytes.setter
     def extra_memory_bytes(self, limit: int | None) -> None:
         self._copies.limit = limit
-
-    @property
-    def draft_copy_bytes(self) -> int:
-        """Bytes of low-precision copies held now."""
-        return self._copies.num_bytes
 
     def copy_bytes(self, draft: Draft) -> int:
         """Bytes of low-precision copies that ``draft`` needs."""
@@ -108,11 +103,6 @@ class FastRunner:
         widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
         reasons = (refusal(precision, device, dtype, width, self._copies.settings) for width in sorted(widths))
         return next((reason for reason in reasons if reason is not None), None)
-
-    def configure_copies(self, settings: LowBitSettings) -> None:
-        """Make int4 copies in another way; all are dropped, so that `set_draft` must follow."""
-        self._forget(self._copies.configure(settings))
-        self.set_draft(Draft(SkipSet.empty(self.num_layers)))
 
     @torch.inference_mode()
     def forward(
@@ -149,13 +139,13 @@ class FastRunner:
 
     def attention(self, layer: int, precision: Precision = Precision.SAME) -> Attention:
         """One layer's attention sub-layer; at a low precision only after `set_draft` with such a draft."""
-        sublayer = self._sublayer(2 * layer, precision)
+        sublayer = self._sublayer(SubLayerId(SubLayerKind.ATTENTION, layer).index, precision)
         assert isinstance(sublayer, Attention)
         return sublayer
 
     def mlp(self, layer: int, precision: Precision = Precision.SAME) -> SubLayer:
         """One layer's MLP sub-layer; at a low precision only after `set_draft` with such a draft."""
-        return self._sublayer(2 * layer + 1, precision)
+        return self._sublayer(SubLayerId(SubLayerKind.MLP, layer).index, precision)
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Embeddings [tokens, width]."""
@@ -221,8 +211,7 @@ class FastRunner:
 
     def _copies_of(self, draft: Draft) -> list[Key]:
         """The low-precision copies that ``draft`` computes with: none for what it skips."""
-        flags = enumerate(draft.skip_set.to_flags())
-        keys = [(index, draft.precision.of(index)) for index, skip in flags if not skip]
+        keys = [(sublayer.index, precision) for sublayer, precision in draft.kept()]
         keys.append((len(self._sublayers), draft.precision.head))
         return [(index, precision) for index, precision in keys if precision is not Precision.SAME]
 

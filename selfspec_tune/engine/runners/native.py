@@ -114,8 +114,7 @@ class NativeRunner(FastRunner):
         super().set_draft(draft)
         if not self._own:
             self._describe_model()
-        flags = draft.skip_set.to_flags()
-        kept = [self._structure(i, draft.precision.of(i)) for i, skip in enumerate(flags) if not skip]
+        kept = [self._structure(sublayer.index, precision) for sublayer, precision in draft.kept()]
         assert isinstance(self._draft_head, Dense | NativeCopy)
         self._drafting = Stack.of(kept, self._draft_head)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.llama import Attention
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -79,8 +80,8 @@ class LayerwiseScorer:
         """Hidden states after sub-layer ``index`` at ``precision``; None: it is skipped."""
         if precision is None:
             return hidden
-        layer, is_mlp = divmod(index, 2)
-        if is_mlp:
+        kind, layer = SubLayerId.of(index)
+        if kind is SubLayerKind.MLP:
             return self._runner.mlp(layer, precision)(hidden, 0)
         attention = self._runner.attention(layer, precision)
         queries, keys, values = attention.project(hidden, *self._rotation)

@@ -229,6 +229,9 @@ def _notes(job: Job[CheckpointTarget], blocks: list[LayerBlock], final: Path) ->
     if _has_biases(job):
         notes.append("Not for TensorRT-LLM: its nemotron-nas has no biases.")
     notes.append(f"SGLang and TensorRT-LLM sample at temperature 1 unless a request states its own: {_asked(job)}.")
+    penalty = job.sampling.in_force.get("repetition_penalty")
+    if penalty is not None and not trouble:
+        notes.append(f"MLX-LM penalises repetition only where a request says so: send repetition_penalty {penalty:g}.")
     if job.exit_threshold:
         notes.append(
             f"It was searched to stop drafting below {job.exit_threshold:.0%}; of these runtimes only transformers "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.engine.teacher_forcing import LayerwiseScorer
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages.importance import Importance
@@ -152,7 +153,10 @@ def knapsack(
     """
     scorer.prepare(space.base)
     kept = space.base.sublayers
-    each = [costs.of_sublayer(index, space.base.precision.of(index)) for index in range(len(kept))]
+    each = [
+        costs.of_sublayer(sublayer, space.base.precision.of(sublayer.index))
+        for sublayer in sublayers_of(space.num_layers)
+    ]
     whole = sum(each)
     states = [_State((), 0.0, scorer.embedded, 1.0)]
     truth = scorer.embedded

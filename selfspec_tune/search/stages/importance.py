@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from selfspec_tune.checks import numbers
 from selfspec_tune.draft import Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.search.space import SearchSpace
 
@@ -109,7 +110,7 @@ def by_worth(importance: Importance, space: SearchSpace, costs: CostModel) -> li
     """Skippable sub-layers, first those that save most time for what skipping them harms."""
 
     def price(index: int) -> float:
-        seconds = costs.of_sublayer(index, space.base.precision.of(index))
+        seconds = costs.of_sublayer(SubLayerId.of(index), space.base.precision.of(index))
         return (max(importance.rises[index], 0.0) + _RISE_FLOOR) / max(seconds, 1e-12)
 
     return sorted(space.skippable, key=price)

@@ -12,6 +12,7 @@ from typing import Any
 from selfspec_tune.checks import whole
 from selfspec_tune.draft import MOST_TOKEN_IDS, Draft, DraftPolicy, Precision
 from selfspec_tune.draft.costs import CostModel
+from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.engine.cost_fit import CONTEXTS, CostPlan, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.files import taken_apart, write_json_atomic
@@ -134,7 +135,7 @@ class Preparer:
             for num_layers in range(self._space.num_layers // 2, 0, -1):
                 kept = [precision if i < 2 * num_layers else None for i in range(len(base.sublayers))]
                 if self._space.admits(base.with_sublayers(kept), beside=base):
-                    without = [None if i % 2 == 0 else p for i, p in enumerate(kept)]
+                    without = [None if SubLayerId.of(i).is_attention else p for i, p in enumerate(kept)]
                     drafts += [base.with_sublayers(kept), base.with_sublayers(without)]
                     break
         return [replace(draft, vocabulary=self._vocabularies()[0]) for draft in drafts]

@@ -27,7 +27,7 @@ from selfspec_tune.reproduce.verdicts import figure, judge
 from tests.results_kit import bench_result, skip_config
 from tests.search_kit import prompt_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "studies").rglob(PLAN_FILE))
 PLAN = """
 schema = "selfspec-tune/reproduce"

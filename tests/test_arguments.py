@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Texts and keywords that make a request: durations, sizes, names; the nearest option for one that is not known."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import pytest
 
@@ -16,26 +16,8 @@ from selfspec_tune.arguments import (
     search_request,
     slug,
 )
-from selfspec_tune.cli.command import Asked
-from selfspec_tune.cli.options import options_of
-from selfspec_tune.cli.options.shared import complete_model
-from selfspec_tune.draft import PolicyKind
 from selfspec_tune.errors import BudgetError, UsageError
-from selfspec_tune.requests import (
-    BenchRequest,
-    CompareRequest,
-    DraftOptions,
-    Dtype,
-    ExportRequest,
-    ExtraMemory,
-    PolicyChoice,
-    PromptOptions,
-    RuntimeBenchRequest,
-    RuntimeName,
-    StrategyName,
-    SweepKind,
-    SweepRequest,
-)
+from selfspec_tune.requests import DraftOptions, ExtraMemory
 
 
 @pytest.mark.parametrize(
@@ -67,14 +49,6 @@ def test_without_any_budget_a_search_takes_45_minutes() -> None:
     assert budget_seconds(10, "1h") == 3600
 
 
-def test_only_given_options_count() -> None:
-    values = {"dtype": Dtype.FLOAT32, "seed": 0, "top_p": None, "allow_pickle": False, "trust_remote_code": True}
-    asked = Asked(options_of("search"), {**values, "ngram": False})
-    found = asked.given(*asked)
-    assert found == {"dtype": "float32", "seed": 0, "trust_remote_code": True, "ngram": False}
-    assert type(found["dtype"]) is str
-
-
 @pytest.mark.parametrize("text", [None, "auto", "full", "8192"])
 def test_draft_vocabularies_are_read(text: str | None) -> None:
     assert parse_vocabulary(text) == text
@@ -103,11 +77,6 @@ def test_slugs_are_fit_for_folders(text: str, name: str) -> None:
 
 def test_a_study_is_named_after_model_and_prompts() -> None:
     assert str(default_folder("org/Tiny", "data/My set.csv")) == "studies/tiny-my-set"
-
-
-def test_the_shell_completes_aliases() -> None:
-    assert "llama-2-13b" in complete_model("Llama-2")
-    assert complete_model("nothing-like-it") == []
 
 
 @pytest.mark.parametrize(
@@ -148,24 +117,6 @@ def test_a_precision_is_checked_before_there_is_a_model() -> None:
         parse_precision("int5")
 
 
-def test_auto_searches_two_policies_and_a_threshold_asks_for_the_one_that_has_one() -> None:
-    assert DraftOptions().policy_kinds == (PolicyKind.COST_AWARE, PolicyKind.THRESHOLD)
-    assert DraftOptions(exit_threshold=0.5).policy_kinds == (PolicyKind.THRESHOLD,)
-    assert DraftOptions("adaptive", exit_threshold=0.5).policy_kinds == (PolicyKind.ADAPTIVE,)
-    assert {choice.value for choice in PolicyChoice} == {"auto", *(kind.value for kind in PolicyKind)}
-    for policy in ("cost-aware", "fixed"):
-        with pytest.raises(UsageError, match=f"the {policy} policy has no threshold"):
-            DraftOptions(policy, exit_threshold=0.5)
-
-
-@pytest.mark.parametrize(
-    "options", [{"exit_threshold": float("nan")}, {"exit_threshold": 1.5}, {"max_draft_tokens": 0}]
-)
-def test_a_draft_that_means_nothing_is_refused_by_the_library_too(options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="expected"):
-        DraftOptions(policy="threshold", **options)  # type: ignore[arg-type]
-
-
 def test_digits_of_other_scripts_are_no_numbers() -> None:
     for parse, text in (
         (parse_duration, "\u0669m"),
@@ -175,53 +126,6 @@ def test_digits_of_other_scripts_are_no_numbers() -> None:
     ):
         with pytest.raises(UsageError):
             parse(text)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": float("nan")},
-        {"temperature": "hot"},
-        {"temperature": True},
-        {"top_p": float("nan")},
-        {"top_k": 2.5},
-        {"seed": 10**30},
-        {"max_new_tokens": float("inf")},
-        {"num_prompts": "all"},
-        {"tasks": 3},
-        {"source": 5},
-        {"template": None},
-    ],
-)
-def test_prompt_options_that_mean_nothing_are_refused_wherever_they_come_from(options: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="expected"):
-        PromptOptions(**options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("temperature", [-0.0, 0.0, 1e-320, 1e-40, 9e-6])
-def test_a_temperature_of_all_but_nothing_is_none(temperature: float) -> None:
-    assert str(PromptOptions(temperature=temperature).temperature) == "0.0"
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [("temperature", (0.0, 1e-40)), ("temperature", (0.0, 101.0)), ("max-draft", (1, 2000))],
-)
-def test_a_sweep_over_what_means_nothing_is_refused(kind: str, values: tuple[float, ...]) -> None:
-    with pytest.raises(UsageError, match=r"`sweep_values` .*expected"):
-        SweepRequest(BenchRequest(), SweepKind(kind), values)
-
-
-def test_rounds_are_bounded() -> None:
-    with pytest.raises(UsageError, match="`rounds` 1000000: expected at least 1, up to 1000"):
-        BenchRequest(rounds=10**6)
-
-
-def test_answers_longer_than_a_runtime_s_context_are_refused_before_it_loads() -> None:
-    options = PromptOptions(max_new_tokens=4096)
-    with pytest.raises(UsageError, match=r"`max_new_tokens` 4096: the runtime's context has 4096 positions"):
-        RuntimeBenchRequest(Path("draft"), RuntimeName.LLAMACPP, options)
-    RuntimeBenchRequest(Path("draft"), RuntimeName.TRANSFORMERS, options)
 
 
 def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
@@ -235,18 +139,6 @@ def test_an_option_that_is_not_known_is_refused_with_the_nearest() -> None:
 def test_a_word_that_means_nothing_is_refused_with_those_that_do(option: str) -> None:
     with pytest.raises(UsageError, match=f"`{option}` 'quickly': expected one of "):
         search_request(**{option: "quickly"})  # type: ignore[arg-type]
-
-
-def test_a_request_looks_at_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    touched: list[object] = []
-    with monkeypatch.context() as patch:
-        for name in ("stat", "lstat", "readlink", "scandir", "open", "mkdir"):
-            patch.setattr(f"os.{name}", lambda *what, **_: touched.append(what))
-        request = search_request(model="m", prompts="p.jsonl", out=Path("s"), start_from=["s"], trials=1)
-        CompareRequest(request, (StrategyName.STAGED, StrategyName.TPE))
-        bench_request(skip_files=[Path("s/skip.json")], skip_sets=["s"], log=Path("s/bench.json"))
-        ExportRequest(Path("s"), "gguf", Path("d"), gguf=Path("m.gguf"))
-    assert touched == []
 
 
 @pytest.mark.parametrize("options", [{"ngram": True}, {"extra_memory": "1GiB"}])
