@@ -63,12 +63,12 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
         if options["policy"] not in list(PolicyKind):
-            raise UsageError(f"policy {options['policy']!r}: expected one of {', '.join(PolicyKind)}.")
+            raise UsageError(f"`policy` {options['policy']!r}: expected one of {', '.join(PolicyKind)}.")
         draft = replace(draft, policy=replace(draft.policy, kind=PolicyKind(options["policy"])))
     if "exit_threshold" in options and draft.policy.kind not in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE):
         raise UsageError(
-            f"exit_threshold {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Choose the "
-            "policy threshold or adaptive too, or leave it out."
+            f"`exit_threshold` {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Add "
+            "`policy` threshold or adaptive, or leave it out."
         )
     limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
     draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))

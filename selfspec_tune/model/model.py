@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Unpack, cast, overload
+from typing import Any, TypeVar, Unpack, cast, overload
 
 from selfspec_tune.checks import check_kind
 from selfspec_tune.draft import Draft
@@ -24,6 +24,7 @@ from selfspec_tune.prompts import Prompt, Template, fit_vocabulary, may_fit, ren
 from selfspec_tune.prompts.prompt import is_list, read_conversation
 
 Messages = Sequence[Mapping[str, Any]]
+Given = TypeVar("Given", bound=str | Messages)  # a list of any kind of these; one of both would take no other list
 _ID = "given"
 _MESSAGE = '{"role": "user", "content": "Hello"}'
 _KEYS = ({"role", "from"}, {"content", "value"})  # of messages; the second ones as data sets have them
@@ -144,17 +145,17 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | Messages, *, compare: bool = False, **options: Unpack[SamplingOptions]
-    ) -> Generation: ...
+        self, prompt: list[Given], *, compare: bool = False, **options: Unpack[SamplingOptions]
+    ) -> list[Generation]: ...
 
     @overload
     def generate(
-        self, prompt: list[str] | list[Messages], *, compare: bool = False, **options: Unpack[SamplingOptions]
-    ) -> list[Generation]: ...
+        self, prompt: str | Messages, *, compare: bool = False, **options: Unpack[SamplingOptions]
+    ) -> Generation: ...
 
     def generate(
         self,
-        prompt: str | Messages | list[str] | list[Messages],
+        prompt: str | Messages | list[Given],
         *,
         compare: bool = False,
         **options: Unpack[SamplingOptions],

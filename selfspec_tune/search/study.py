@@ -80,10 +80,10 @@ class StudyFolder:
     def locked(self, *, is_read: bool = False) -> Iterator[None]:
         """Own the study: a second search in the same folder is refused. Freed by the system on any exit.
 
-        ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner. A folder that
-        is made here and in which nothing is written, for a search that is refused, does not stay.
+        ``is_read``: that it will only be read, for which a folder that cannot be written needs no owner. Folders
+        that are made here and in which nothing is written, for a search that is refused, do not stay.
         """
-        is_new = not self.path.exists()
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         lock = self.path / "study.lock"
         with ExitStack() as stack:
             try:
@@ -97,9 +97,10 @@ class StudyFolder:
                 yield
             finally:
                 with suppress(OSError):  # an open file cannot be deleted everywhere, and another search may begin
-                    if is_new and list(self.path.iterdir()) == [lock]:
+                    if made and list(self.path.iterdir()) == [lock]:
                         lock.unlink()
-                        self.path.rmdir()
+                        for folder in made:  # down to one that another search has put something into
+                            folder.rmdir()
 
     def check_is_no_search(self) -> None:
         """Raise `UsageError` where a single search lies: what several leave would overwrite its files."""

@@ -139,6 +139,18 @@ def test_every_runner_notices_in_its_own_steps(name: str, broken: LoadedModel) -
             runner.rewind(9)
 
 
+@pytest.mark.parametrize("name", RUNNERS)
+def test_what_was_no_number_is_nothing_to_the_next_generation(name: str, tiny_llama_dir: Path) -> None:
+    loaded = load(tiny_llama_dir)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[7] = nan  # type: ignore[index]
+    runner = RUNNERS[name](loaded)
+    tokens = autoregressive(runner, [4, 5], Limits(3), Sampler()).tokens
+    with pytest.raises(NonFiniteError, match="at position 4 are"):
+        autoregressive(runner, [4, 5, 6, 7], Limits(3), Sampler())
+    assert autoregressive(runner, [4, 5], Limits(3), Sampler()).tokens == tokens
+
+
 def spoilt_after(token: int, value: float) -> Tensor:
     """A chain of tokens whose logits after ``token`` hold ``value``."""
     table = chain(12, 5.0)

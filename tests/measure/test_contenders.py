@@ -380,9 +380,9 @@ def test_the_longest_draft_and_the_threshold_are_overridden_too() -> None:
     draft = Draft(SKIP, DraftPolicy(PolicyKind.COST_AWARE, 5))
     asked = BenchRequest(draft_overrides=(("policy", "adaptive"), ("max_draft_tokens", 3), ("exit_threshold", 0.25)))
     assert overridden(draft, asked).policy == DraftPolicy(PolicyKind.ADAPTIVE, 3, 0.25)
-    with pytest.raises(UsageError, match="the cost-aware policy has no threshold"):
+    with pytest.raises(UsageError, match=r"^`exit_threshold` 0\.25: the cost-aware policy has no threshold\. Add `pol"):
         overridden(draft, BenchRequest(draft_overrides=(("exit_threshold", 0.25),)))
-    with pytest.raises(UsageError, match="policy 'quick': expected one of fixed"):
+    with pytest.raises(UsageError, match="`policy` 'quick': expected one of fixed"):
         overridden(draft, BenchRequest(draft_overrides=(("policy", "quick"),)))
     with pytest.raises(UsageError, match="max_draft_tokens"):
         overridden(draft, BenchRequest(draft_overrides=(("max_draft_tokens", 0),)))

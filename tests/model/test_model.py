@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_overloads, get_type_hints
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive
 from selfspec_tune.engine.runner import Scores, prefill
 from selfspec_tune.errors import ContextError, PromptError, UsageError
+from selfspec_tune.model.generation import Generation
 from selfspec_tune.model.model import Model
 from selfspec_tune.models import LoadedModel
 from tests import kit
@@ -104,7 +105,15 @@ def test_messages_go_through_the_chat_template_and_a_text_is_the_same_as_one_mes
     assert [answer.prompt_tokens for answer in several] == [
         model.generate(messages, max_new_tokens=4).prompt_tokens
     ] * 2
-    assert model.generate([], max_new_tokens=4) == []  # type: ignore[call-overload]
+    assert model.generate([], max_new_tokens=4) == []
+
+
+def test_a_list_of_prompts_of_any_kind_is_one_to_a_type_checker() -> None:
+    several, one = (get_type_hints(overload) for overload in get_overloads(Model.generate))
+    assert (several["return"], one["return"]) == (list[Generation], Generation)
+    (item,) = get_args(several["prompt"])
+    assert isinstance(item, TypeVar)  # a list[str | Messages] would be no list[str] and no list of lists of messages
+    assert item.__bound__ == one["prompt"]
 
 
 def test_a_stop_text_ends_the_answer_where_plain_decoding_would_have(chatty: LoadedModel, model: Model) -> None:

@@ -82,6 +82,11 @@ class CacheState:
         keys, values = held
         self.keys[:, :, : keys.shape[2]], self.values[:, :, : values.shape[2]] = keys, values
 
+    def clear_after(self, length: int) -> None:
+        """Zeros in all but the first ``length`` positions."""
+        self.keys[:, :, length:] = 0
+        self.values[:, :, length:] = 0
+
     def _make_band(self, capacity: int) -> Tensor:
         """[tokens * group, 2 * capacity]: row t (each ``group`` times) sees columns up to capacity + t."""
         columns = torch.arange(2 * capacity, device=self._loaded.device)

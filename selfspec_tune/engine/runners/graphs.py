@@ -97,7 +97,10 @@ class GraphedRunner(FastRunner):
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
         if last_only or len(tokens) > MAX_MASKED_TOKENS:
-            return super().forward(tokens, is_draft=is_draft, want=want, last_only=last_only)
+            scores = super().forward(tokens, is_draft=is_draft, want=want, last_only=last_only)
+            if last_only:  # a prompt: attention reads whole buckets, and no mask hides what was no number
+                self._state.clear_after(self._length)
+            return scores
         if is_draft and len(tokens) == 1:  # which may be on the device already
             return self._steps(tokens[0], 1, want)
         logits = self._pass(tokens, self._draft_key)[:, : self._draft_width] if is_draft else self._pass(tokens)

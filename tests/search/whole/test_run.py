@@ -536,3 +536,12 @@ def test_a_search_that_is_refused_leaves_no_folder_of_its_own(tmp_path: Path, ma
             folder.calibration.write_text("{}")
         raise UsageError("no")
     assert folder.path.exists() == (made or written)
+    assert folder.path.parent.exists() == (made or written)
+
+
+def test_a_search_that_is_refused_leaves_what_others_made_meanwhile(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "studies" / "mine")
+    with suppress(UsageError), folder.locked():
+        (tmp_path / "studies" / "another").mkdir()
+        raise UsageError("no")
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["another"]
