@@ -42,6 +42,18 @@ def test_every_row_is_penalised_by_its_own_prefix_alone() -> None:
     torch.testing.assert_close(decode(under, 4), expected(decode(plain, 4), [0, 1, 2, 4]))  # 3 has been taken back
 
 
+def test_what_was_read_in_inference_mode_is_taken_back_outside_of_it() -> None:
+    table = torch.randn(6, 6, 6, generator=torch.Generator().manual_seed(1))
+    mixed, steady = PenalisedRunner(TableRunner(table), 1.7), PenalisedRunner(TableRunner(table), 1.7)
+    with torch.inference_mode():
+        prefill(mixed, [0, 1, 2])
+    for runner in (mixed, steady):
+        prefill(runner, [3, 1])
+    with torch.inference_mode():
+        decoded = decode(mixed, 4)
+    torch.testing.assert_close(decoded, decode(steady, 4))
+
+
 def rows_of_transformers(logits: Tensor, text: list[int], penalty: float) -> Tensor:
     """Every row of logits [positions, vocabulary] after all of ``text`` up to it."""
     process, whole = RepetitionPenaltyLogitsProcessor(penalty), torch.tensor([text])

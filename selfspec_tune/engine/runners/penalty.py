@@ -75,8 +75,9 @@ class PenalisedRunner:
     def _read(self, tokens: Sequence[int]) -> None:
         """Count ``tokens`` as all that has been read."""
         self._tokens = list(tokens)
-        read = torch.tensor(self._tokens, dtype=torch.int64)
-        self._counts = torch.bincount(read, minlength=self.vocabulary_size)
+        with torch.inference_mode(False):  # or nobody outside of that mode could count on
+            read = torch.tensor(self._tokens, dtype=torch.int64)
+            self._counts = torch.bincount(read, minlength=self.vocabulary_size)
 
     def _after(self, tokens: Sequence[int], logits: Tensor) -> Tensor:
         """Each row of logits [tokens, vocabulary] under the penalty of all tokens up to the one that it follows."""
