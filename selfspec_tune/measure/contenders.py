@@ -17,6 +17,7 @@ from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.requests.draft import check_limits
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.results.skip_config import SKIP_FILE, newest_skip_file
 
@@ -63,13 +64,14 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
         if options["policy"] not in list(PolicyKind):
-            raise UsageError(f"policy {options['policy']!r}: expected one of {', '.join(PolicyKind)}.")
+            raise UsageError(f"`policy` {options['policy']!r}: expected one of {', '.join(PolicyKind)}.")
         draft = replace(draft, policy=replace(draft.policy, kind=PolicyKind(options["policy"])))
     if "exit_threshold" in options and draft.policy.kind not in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE):
         raise UsageError(
-            f"exit_threshold {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Choose the "
-            "policy threshold or adaptive too, or leave it out."
+            f"`exit_threshold` {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Add "
+            f"`policy` {PolicyKind.THRESHOLD} or {PolicyKind.ADAPTIVE}, or leave it out."
         )
+    check_limits(options.get("max_draft_tokens"), options.get("exit_threshold"))
     limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
     draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))
     if "precision" in options:
