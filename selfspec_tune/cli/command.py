@@ -53,6 +53,9 @@ def command(name: str, *, interrupted: str = "interrupted") -> Callable[[Callabl
             body(Asked(options, values))
 
         run.__signature__ = inspect.Signature([option.parameter() for option in options])  # type: ignore[attr-defined]
+        # A line's end in the source is none of the help page, whose width is the terminal's.
+        paragraphs = inspect.cleandoc(body.__doc__ or "").split("\n\n")
+        run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         run.__annotations__ = {}  # of the body; Typer goes by the signature
         return at_edge(interrupted=interrupted)(run)
 

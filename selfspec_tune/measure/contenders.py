@@ -17,6 +17,7 @@ from selfspec_tune.files import read_json, read_text
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import BenchRequest, ModelOptions, PromptOptions
+from selfspec_tune.requests.draft import check_limits
 from selfspec_tune.results import SkipConfig
 from selfspec_tune.results.skip_config import SKIP_FILE, newest_skip_file
 
@@ -68,8 +69,9 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
     if "exit_threshold" in options and draft.policy.kind not in (PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE):
         raise UsageError(
             f"`exit_threshold` {options['exit_threshold']}: the {draft.policy.kind} policy has no threshold. Add "
-            "`policy` threshold or adaptive, or leave it out."
+            f"`policy` {PolicyKind.THRESHOLD} or {PolicyKind.ADAPTIVE}, or leave it out."
         )
+    check_limits(options.get("max_draft_tokens"), options.get("exit_threshold"))
     limits = {name: options[name] for name in ("max_draft_tokens", "exit_threshold") if name in options}
     draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))
     if "precision" in options:

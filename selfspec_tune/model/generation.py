@@ -46,7 +46,7 @@ class AnswerOptions(Sampling):
         if self.seed is not None:
             check_number("seed", self.seed, 0, LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}", whole=True)
         if not all(self.stop):
-            raise UsageError(f"`stop` {self.stop!r}: expected texts of one character or more.")
+            raise UsageError("`stop` '': expected texts of one character or more.")
 
     def seeded(self) -> AnswerOptions:
         """The same with a seed, drawn where there is none."""

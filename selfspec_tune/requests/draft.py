@@ -85,6 +85,15 @@ EXACT_MATCH = "exact match"
 the target draws the same. So do servers by default (vLLM's `draft_sample_method` greedy)."""
 
 
+def check_limits(max_draft_tokens: int | None, exit_threshold: float | None) -> None:
+    """Raise `UsageError` for a longest draft or a threshold, where one is given, that no policy can have."""
+    if max_draft_tokens is not None:
+        length = f"1 to {LONGEST_DRAFT}"
+        check_number("max_draft_tokens", max_draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
+    if exit_threshold is not None:
+        check_number("exit_threshold", exit_threshold, 0, 1, "a probability, 0 to 1")
+
+
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
     """The draft to search with. ``policy`` is a `PolicyChoice`; ``vocabulary``: auto, full, or a number of token ids.
@@ -133,11 +142,7 @@ class DraftOptions:
         object.__setattr__(self, "objective", Objective(self.objective))  # the command line has plain values
         if self.objective is Objective.STANDALONE:
             self._check_standalone()
-        if self.max_draft_tokens is not None:
-            length = f"1 to {LONGEST_DRAFT}"
-            check_number("max_draft_tokens", self.max_draft_tokens, 1, LONGEST_DRAFT, length, whole=True)
-        if self.exit_threshold is not None:
-            check_number("exit_threshold", self.exit_threshold, 0, 1, "a probability, 0 to 1")
+        check_limits(self.max_draft_tokens, self.exit_threshold)
         if self.exit_threshold is not None and not set(_THRESHOLD_POLICIES).intersection(self.policy_kinds):
             raise UsageError(
                 f"`exit_threshold` {self.exit_threshold:g}: the {self.policy} policy has no threshold. Add `policy` "

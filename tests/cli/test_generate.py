@@ -343,7 +343,7 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored() -> None:
         (["--temprature", "1"], None, "No such option"),
         (["--temperature", "-1", "--prompt", "a"], None, "temperature -1.0: expected 0 to 100"),
         (["--min-p", "2", "--prompt", "a"], None, "--min-p 2.0: expected"),
-        (["--stop", "", "--prompt", "a"], None, "expected texts of one character or more"),
+        (["--stop", "", "--prompt", "a"], None, "--stop '': expected texts of one character or more"),
         (["--prompt", "a", "--prompt-file", "b"], None, "both given"),
         (["--prompt-file", "nowhere.txt"], None, "nowhere.txt does not exist"),
         ([], "", "The prompt is empty"),

@@ -56,6 +56,12 @@ def test_a_command_s_parser_is_its_rows(command: str) -> None:
         assert (option.required, option.default) == (row.is_required, row.unset)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_page_s_paragraphs_break_where_the_terminal_ends(command: str) -> None:
+    assert all("\n" not in paragraph for paragraph in COMMANDS[command].help.split("\n\n"))
+    assert COMMANDS[command].help.strip()
+
+
 def test_a_name_means_one_flag_in_all_commands() -> None:
     assert all(row.is_argument or FLAGS[row.name] == row.flag for row in OPTIONS)
 

@@ -18,6 +18,7 @@ SEARCHES = ("search", "compare")
 READING = (*SEARCHES, "bench")
 DECODING = (*READING, "generate")
 _LOADING = (*DECODING, "doctor")
+_PRECISIONS = "such as same, int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'."
 _OF_SKIP_FILE = {"default": "the skip.json's"}
 _DRAWN_BY_STUDY = {"bench": _OF_SKIP_FILE, "generate": _OF_SKIP_FILE}
 
@@ -158,13 +159,15 @@ DRAFT = (
     Option(
         "precision",
         str,
-        "Weights to draft with: auto, or such as same, int4, 'int4 head int8' or 'int8 attn 0-3; int4 mlp 4-9'.",
+        f"Weights to draft with: auto, or {_PRECISIONS}",
         DECODING,
         DraftOptions,
         metavar="TEXT",
         panel=Panel.DRAFT,
         flags=("--draft-precision",),
-        differs=_DRAWN_BY_STUDY,
+        differs={
+            name: {"help": f"Weights to draft with, {_PRECISIONS}", **_OF_SKIP_FILE} for name in ("bench", "generate")
+        },
     ),
     Option(
         "extra_memory",
