@@ -35,7 +35,8 @@ def generate(asked: Asked) -> None:
     from selfspec_tune.model.generation import AnswerOptions
 
     sampling = asked.of(AnswerOptions)
-    AnswerOptions.of(sampling)  # type: ignore[arg-type]  # refuses what means nothing before a model is loaded
+    # What means nothing is refused before a model is loaded.
+    about_idle = AnswerOptions.of(sampling).about_idle  # type: ignore[arg-type]
     text = _prompt(asked["prompt"], asked["prompt_file"])
     if asked["show_drafts"] and not _is_terminal(sys.stdout):
         raise UsageError("--show-drafts colours a terminal, and standard output is none. Leave it out.")
@@ -43,6 +44,8 @@ def generate(asked: Asked) -> None:
         raise UsageError("--json prints one answer: give --prompt, --prompt-file or standard input.")
     loading = asked.of(ModelOptions, DraftOptions) | asked.given("template")
     loaded = _load(asked["source"], loading, quiet=asked["quiet"])
+    if about_idle and not asked["quiet"]:
+        output.say(f"note: {about_idle}", to_errors=True)
     shown = _Shown(loaded, sampling, **{name: asked[name] for name in ("show_drafts", "compare", "quiet")})
     system = asked["system"]
     if text is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SKIP_FILE = "skip.json"
 BENCH_FILE = "bench.json"
+_SHOWN = "Expected a study's folder, a skip.json, the result of a bench or of a sweep, or an export."
 
 
 @command("show")
@@ -72,10 +73,12 @@ def _read_other(path: Path) -> Callable[..., None] | None:
     Raises `FileFormatError`.
     """
     from selfspec_tune.files import read_json
-    from selfspec_tune.results import MANIFEST, ExportManifest, RuntimeBench, SweepResult
+    from selfspec_tune.results import MANIFEST, BenchResult, ExportManifest, RuntimeBench, SkipConfig, SweepResult
 
     if path.is_dir() and (path / MANIFEST).is_file():
         path = path / MANIFEST
+    if path.suffix == ".toml":
+        raise FileFormatError(f"{path} says how results were made, and holds none. Give its folder, {path.parent}.")
     value = None if path.is_dir() else read_json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema == SweepResult.SCHEMA:
@@ -84,6 +87,9 @@ def _read_other(path: Path) -> Callable[..., None] | None:
         return partial(bench_module.print_runtime_result, RuntimeBench.from_dict(value, origin=str(path)))
     if schema == ExportManifest.SCHEMA:
         return partial(_print_export, ExportManifest.from_dict(value, origin=str(path)), path.parent)
+    is_ours = isinstance(schema, str) and schema.startswith("selfspec-tune/")
+    if is_ours and schema not in (SkipConfig.SCHEMA, BenchResult.SCHEMA):
+        raise FileFormatError(f"{path} holds {schema}, which is not shown. {_SHOWN}")
     return None
 
 

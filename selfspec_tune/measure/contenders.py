@@ -10,7 +10,7 @@ from typing import Any
 
 from selfspec_tune.draft import Draft, DraftPrecision, PolicyKind
 from selfspec_tune.draft.dialects import parse_skip_set, read_skip_set, stated_depth
-from selfspec_tune.draft.skip_set import MOST_LAYERS
+from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
 from selfspec_tune.draft.sources import wanted
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
 from selfspec_tune.files import read_json, read_text
@@ -33,7 +33,7 @@ class Contender:
     def draft(self, loaded: LoadedModel, default: Draft | None) -> Draft:
         """The draft for ``loaded``; other dialects state no policy and take the ``default``'s."""
         if self.config is None:
-            skip_set = parse_skip_set(self.text or "", loaded.num_layers)
+            skip_set = _parsed(self.text or "", loaded.num_layers)
             return replace(default, skip_set=skip_set) if default else Draft(skip_set)
         check_same_model(self.config, loaded, self.label)
         return _draft_of(self.config)
@@ -85,7 +85,7 @@ def gather(request: BenchRequest) -> list[Contender]:
     sources += [read_contender(text) for text in request.skip_sets]
     for source in sources:
         if source.text is not None and not _is_file(source.text):
-            parse_skip_set(source.text, MOST_LAYERS)  # what cannot be read is refused before a model is loaded
+            _parsed(source.text, MOST_LAYERS)  # what cannot be read is refused before a model is loaded
     return sources or [_read(newest_study(request.studies))]
 
 
@@ -150,6 +150,14 @@ def check_same_model(config: SkipConfig, loaded: LoadedModel, label: str) -> Non
             f"{loaded.name} is another model (fingerprint {loaded.fingerprint}). Use that model, or measure the "
             f"layers alone with `skip_sets` '{config.skip_set()}'."
         )
+
+
+def _parsed(text: str, num_layers: int) -> SkipSet:
+    """One of ``skip_sets``. Raises `SkipSetError` that names it."""
+    try:
+        return parse_skip_set(text, num_layers)
+    except SkipSetError as error:
+        raise SkipSetError(f"`skip_sets` {text}: {error}") from error
 
 
 def read_contender(text: str) -> Contender:

@@ -240,9 +240,8 @@ def _check_room(model: ModelOptions, prompts: PromptOptions) -> None:
 
 def _tell_ignored(loaded: LoadedModel, options: PromptOptions, reporter: Reporter) -> None:
     """What the checkpoint or the options ask for and is not measured."""
-    if options.idle:
-        said = " and ".join(f"{name} {value:g}" for name, value in options.idle.items())
-        reporter.notice(f"{said}: without effect where the temperature is 0, since decoding is greedy there")
+    if about := options.about_idle:
+        reporter.notice(about)
     ignored = ignored_settings(loaded.generation_settings, options)
     if ignored:
         how = "greedy decoding" if options.greedy else f"sampling at temperature {options.temperature:g}"

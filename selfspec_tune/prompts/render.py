@@ -133,7 +133,8 @@ def _check_conversation(prompt: Prompt, tokenizer: Tokenizer, template: Template
     if not tokenizer.chat_template:
         raise PromptError(
             f"Prompt {prompt.id} is a conversation, and this model's tokenizer has no chat template to render it by. "
-            "Use an instruction-tuned model, give single texts, or, where each is a single turn, use `template` raw."
+            "Use an instruction-tuned model, or give single texts without a system message; where each is a single "
+            "turn, `template` raw takes its text."
         )
 
 

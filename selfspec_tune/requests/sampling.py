@@ -79,8 +79,11 @@ class Sampling:
         return {name: value for name, value in self.recorded.items() if not (self.greedy and name in _OF_DRAWS)}
 
     @property
-    def idle(self) -> dict[str, Any]:
-        """What is asked for and has no effect, since decoding is greedy."""
-        usual = Sampling().sampling
-        found = {name: value for name, value in self.recorded.items() if name not in self.in_force}
-        return {name: value for name, value in found.items() if value != usual[name]}
+    def about_idle(self) -> str | None:
+        """What is asked for and has no effect, since decoding is greedy; None where there is nothing of the kind."""
+        usual, in_force = Sampling().sampling, self.in_force
+        idle = {name: value for name, value in self.recorded.items() if name not in in_force and value != usual[name]}
+        if not idle:
+            return None
+        said = " and ".join(f"`{name}` {value:g}" for name, value in idle.items())
+        return f"{said}: without effect where the temperature is 0, since decoding is greedy there"

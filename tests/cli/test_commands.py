@@ -501,6 +501,14 @@ def test_show_explains_a_bad_file(library: Library, content: str | None, message
     assert message in result.stderr
 
 
+def test_show_names_what_it_takes_instead_of_our_other_files(library: Library) -> None:
+    Path("doctor.json").write_text('{"schema": "selfspec-tune/doctor"}')
+    Path("study.toml").write_text("")
+    for file, said in (("doctor.json", "Expected a study's folder"), ("study.toml", "Give its folder")):
+        result = run("show", file)
+        assert (result.exit_code, said in result.stderr) == (2, True)
+
+
 def test_show_without_any_study_says_how_to_make_one(library: Library) -> None:
     result = run("show")
     assert result.exit_code == 2

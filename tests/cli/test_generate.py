@@ -103,6 +103,11 @@ def test_json_is_one_object_with_what_plain_decoding_took(study: Path, expected:
     assert found["speedup"] > 0
 
 
+def test_what_has_no_effect_where_decoding_is_greedy_is_said(study: Path) -> None:
+    assert "note: --top-p 0.5: without effect" in answer(study, "--prompt", PROMPT, "--top-p", "0.5").stderr
+    assert "without effect" not in answer(study, "--prompt", PROMPT, "--repetition-penalty", "1.1").stderr
+
+
 def test_sampling_options_mean_what_they_mean_in_python(study: Path) -> None:
     options: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "seed": 3}
     options |= {"repetition_penalty": 1.2, "stop": ["e"]}

@@ -74,8 +74,8 @@ def test_it_is_said_once_and_in_words(asking: Path, tiny_llama_dir: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"top_p": 0.9}, "top_p 0.9: without effect"),
-        ({"top_k": 40, "top_p": 0.9}, "top_p 0.9 and top_k 40: without effect"),
+        ({"top_p": 0.9}, "`top_p` 0.9: without effect"),
+        ({"top_k": 40, "top_p": 0.9}, "`top_p` 0.9 and `top_k` 40: without effect"),
         ({}, None),
         ({"top_p": 0.9, "temperature": 0.7}, None),
     ],

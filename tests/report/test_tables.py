@@ -210,6 +210,14 @@ def test_a_skip_config_shows_what_its_search_started_from() -> None:
     assert "studies/old, attn 2" in stream.getvalue()
 
 
+def test_a_skip_config_tells_how_tokens_were_drawn_where_not_greedily() -> None:
+    target, stream = console(80)
+    prompts = {"source": "builtin", "temperature": 0.0, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.3}
+    print_skip_config(target, skip_config(provenance={"prompts": prompts}))
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["decoding", "repetition", "penalty", "1.3"] in lines
+
+
 def test_a_skip_config_without_provenance_is_shown_all_the_same() -> None:
     target, stream = console(80)
     print_skip_config(target, skip_config(provenance={}))

@@ -108,4 +108,4 @@ def test_files_say_what_is_not_as_usual_and_look_as_before_where_all_is() -> Non
     assert asked.recorded == asked.in_force == expected
     greedy = PromptOptions(top_k=3, min_p=0.1, repetition_penalty=1.2)
     assert greedy.in_force == {"repetition_penalty": 1.2}
-    assert greedy.idle == {"top_k": 3, "min_p": 0.1}
+    assert str(greedy.about_idle).startswith("`top_k` 3 and `min_p` 0.1: without effect")
