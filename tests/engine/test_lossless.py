@@ -379,7 +379,7 @@ def _rewind_less(runner: FastRunner, length: int, rewind: Callable[..., None] = 
 
 def _find_later(index: NgramIndex, find: Callable[[NgramIndex], Found] = NgramIndex.find) -> Found:
     found = find(index)
-    return replace(found, tokens=(*found.tokens[1:], *found.tokens[:1]))
+    return found._replace(tokens=(*found.tokens[1:], *found.tokens[:1]))
 
 
 def _forget_min_p(
