@@ -1,4 +1,4 @@
-"""Finds a decoder's attention and MLP sub-layers by structure.
+"""Finds a decoder's attention and MLP sub-layers: by its plan, else by structure.
 
 Self-speculative decoding leaves single sub-layers out of a residual stream, so
 it needs, in every layer, exactly one attention module and exactly one MLP (or
@@ -19,7 +19,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.plans import plan_of
 
 _ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP_NAME = re.compile(r"mlp|moe|ffn|feed_?forward", re.IGNORECASE)
@@ -37,16 +39,25 @@ WHAT_WORKS = (
 
 @dataclass(frozen=True, slots=True)
 class SubLayers:
-    """The 2L sub-layers of a decoder with L layers, in order.
+    """The 2L sub-layers of a decoder with L layers, in running order.
 
-    ``attention[i]`` and ``mlp[i]`` belong to ``layers[i]``; ``names[2 * i]`` and
-    ``names[2 * i + 1]`` are their dotted paths inside the model.
+    ``silence[2 * i]`` and ``silence[2 * i + 1]`` are the modules whose output, zeroed, leaves the attention and the
+    MLP of ``layers[i]`` out, and ``names`` the dotted path of the first of each inside the model.
     """
 
     layers: nn.ModuleList
-    attention: tuple[nn.Module, ...]
-    mlp: tuple[nn.Module, ...]
+    silence: tuple[tuple[nn.Module, ...], ...]
     names: tuple[str, ...]
+
+    @property
+    def attention(self) -> tuple[nn.Module, ...]:
+        """The first module of each attention's."""
+        return tuple(modules[0] for modules in self.silence[::2])
+
+    @property
+    def mlp(self) -> tuple[nn.Module, ...]:
+        """The first module of each MLP's."""
+        return tuple(modules[0] for modules in self.silence[1::2])
 
     @property
     def num_layers(self) -> int:
@@ -61,18 +72,30 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
             another kind (state-space, linear attention, convolution), or does
             not keep its attention and MLP in one module each.
     """
+    planned = _planned(model)
+    if planned is not None:
+        return planned
     _refuse_by_config(model)
     path, layers = _decoder_layers(model)
-    attention: list[nn.Module] = []
-    mlp: list[nn.Module] = []
     names: list[str] = []
     for index, layer in enumerate(layers):
         where = f"{path}.{index}"
-        attention_name, mlp_name = _separate(model, layer, where)
-        attention.append(layer.get_submodule(attention_name))
-        mlp.append(layer.get_submodule(mlp_name))
-        names += [f"{where}.{attention_name}", f"{where}.{mlp_name}"]
-    return SubLayers(layers, tuple(attention), tuple(mlp), tuple(names))
+        names += [f"{where}.{name}" for name in _separate(model, layer, where)]
+    return SubLayers(layers, tuple((model.get_submodule(name),) for name in names), tuple(names))
+
+
+def _planned(model: PreTrainedModel) -> SubLayers | None:
+    """The same by the model's plan; None where it has none, or other modules than the plan says."""
+    try:
+        plan = plan_of(model.config.to_dict())
+        halves = [(sublayer.layer, plan.half(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
+        names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in halves]
+        layers = model.get_submodule(plan.layers_path)
+        silence = tuple(tuple(model.get_submodule(name) for name in those) for those in names)
+    except (UnsupportedModelError, AttributeError):
+        return None
+    assert isinstance(layers, nn.ModuleList)
+    return SubLayers(layers, silence, tuple(those[0] for those in names))
 
 
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:

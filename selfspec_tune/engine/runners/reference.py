@@ -115,9 +115,9 @@ def skipped(loaded: LoadedModel, skip_set: SkipSet) -> Iterator[None]:
     A skipped attention still runs, so that every layer's cache has the same length; its
     output is thrown away. What it wrote is taken back with the draft.
     """
-    modules: list[nn.Module] = [loaded.sublayers.attention[i] for i in skip_set.attention]
-    modules += [loaded.sublayers.mlp[i] for i in skip_set.mlp]
-    handles = [module.register_forward_hook(_zero_output) for module in modules]
+    found = zip(loaded.sublayers.silence, skip_set.to_flags(), strict=True)
+    skipped_modules = [module for modules, is_skipped in found if is_skipped for module in modules]
+    handles = [module.register_forward_hook(_zero_output) for module in skipped_modules]
     try:
         yield
     finally:

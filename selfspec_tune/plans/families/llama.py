@@ -1,0 +1,103 @@
+"""Llama, and what other families start from: their files state only what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.plans.attention import AttentionPlan, RopePlan
+from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, LayerPlan, RopeTable
+from selfspec_tune.plans.mlp import Activation, MlpPlan
+from selfspec_tune.plans.norm import NormPlan
+
+Config = Mapping[str, Any]
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+_ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu": Activation.GELU,
+    "gelu_python": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "relu": Activation.RELU,
+    "relu2": Activation.RELU2,
+    "xielu": Activation.XIELU,
+}
+
+
+def activation(name: str) -> Activation:
+    """What transformers calls ``name``. Raises `UnsupportedModelError` where no plan has it."""
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(f"its activation {name} is none of {', '.join(sorted(_ACTIVATIONS))}")
+    return _ACTIVATIONS[name]
+
+
+def check_static_rope(parameters: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedModelError` unless angles depend on the position alone."""
+    kind = parameters.get("rope_type", "default")
+    if kind not in _STATIC_ROPE:
+        raise UnsupportedModelError(f"its rotary positions ({kind}) depend on the length")
+
+
+def norm(config: Config, path: str, **changes: Any) -> NormPlan:
+    """An RMSNorm at ``path`` with the configuration's ``rms_norm_eps``, unless ``changes`` say otherwise."""
+    given = {"epsilon": changes.pop("epsilon", None) or config["rms_norm_eps"]}
+    return NormPlan(path=path, **given, **changes)
+
+
+def head_size(config: Config) -> int:
+    """``head_dim``, or the width over the heads."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def attention(config: Config, **changes: Any) -> AttentionPlan:
+    """Llama's attention with ``changes``; rope over the whole head by the table ``full`` unless they say otherwise."""
+    size = head_size(config)
+    given: dict[str, Any] = {
+        "silence": ("self_attn",),
+        "norm": None if "norm" in changes else norm(config, "input_layernorm"),
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "head_size": size,
+        "scale": size**-0.5,
+        "inputs": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "output": "self_attn.o_proj",
+        "rope": RopePlan(table="full", size=size),
+    }
+    return AttentionPlan(**(given | changes))
+
+
+def mlp(config: Config, **changes: Any) -> MlpPlan:
+    """Llama's MLP with ``changes``."""
+    given: dict[str, Any] = {
+        "silence": ("mlp",),
+        "norm": None if "norm" in changes else norm(config, "post_attention_layernorm"),
+        "width": config["intermediate_size"],
+        "inputs": ("mlp.gate_proj", "mlp.up_proj"),
+        "output": "mlp.down_proj",
+        "activation": Activation.SILU if "activation" in changes else activation(config["hidden_act"]),
+    }
+    return MlpPlan(**(given | changes))
+
+
+def decoder(config: Config, layer: Callable[[int], LayerPlan], *, at: str = "model", **changes: Any) -> DecoderPlan:
+    """Llama's decoder, at the path ``at`` within the model, with ``layer`` (number) as its layers, and ``changes``."""
+    given: dict[str, Any] = {
+        "model_type": config["model_type"],
+        "layers_path": f"{at}.layers",
+        "hidden_size": config["hidden_size"],
+        "embedding": EmbeddingPlan(path=f"{at}.embed_tokens"),
+        "layers": tuple(layer(index) for index in range(config["num_hidden_layers"])),
+        "norm": None if "norm" in changes else norm(config, f"{at}.norm"),
+        "ropes": {"full": RopeTable(module=f"{at}.rotary_emb")},
+    }
+    return DecoderPlan(**(given | changes))
+
+
+def llama(config: Config) -> DecoderPlan:
+    """llama; also what other checkpoints load as: exaone 3, internlm3, …."""
+    check_static_rope(config.get("rope_parameters") or {})
+    layer = LayerPlan(attention=attention(config), mlp=mlp(config))
+    return decoder(config, lambda _: layer)
