@@ -61,7 +61,7 @@ class RouterPlan:
     """Which experts a token goes to, and with which weights.
 
     Logits of all experts are a linear layer of the normalised input, then widened to float32, in which all that
-    follows is computed: scores; the choice of the best by score (by logit if ``is_chosen_first``), plus ``choice_bias``,
+    follows is computed: scores; the choice of the best by score (by logit if ``is_chosen_first``) plus ``choice_bias``
     within the best groups; weights: the scores of the chosen without that bias, over their sum, times ``scale``.
 
     Attributes:

@@ -18,6 +18,8 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
 }
 """By transformers' ``model_type``: what makes a plan of a configuration, given as a dictionary with every default."""
 
+_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+
 REFUSED: dict[str, str] = {}
 """By ``model_type``: why no plan can be made, completing "cannot …: "."""
 
@@ -33,6 +35,9 @@ def plan_of(config: Config) -> DecoderPlan:
         raise UnsupportedModelError(REFUSED[model_type])
     if model_type not in FAMILIES:
         raise UnsupportedModelError(f"no plan of the architecture {model_type} is known")
+    others = set(config.get("layer_types") or ()) - _ATTENDING
+    if others:
+        raise UnsupportedModelError(f"it is a hybrid with {', '.join(sorted(others))} layers, which cannot be rewound")
     try:
         return FAMILIES[model_type](config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
