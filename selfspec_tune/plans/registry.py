@@ -1,4 +1,4 @@
-"""From a configuration to a plan: the families that are known, and those that are refused with a reason."""
+"""From a configuration to a plan, for the families that are known."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.decoder import DecoderPlan
 from selfspec_tune.plans.families import llama, qwen
+from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
 Config = Mapping[str, Any]
 
@@ -18,11 +19,6 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
 }
 """By transformers' ``model_type``: what makes a plan of a configuration, given as a dictionary with every default."""
 
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-
-REFUSED: dict[str, str] = {}
-"""By ``model_type``: why no plan can be made, completing "cannot …: "."""
-
 
 def plan_of(config: Config) -> DecoderPlan:
     """The plan of a model with this configuration, a dictionary with every default filled in.
@@ -31,13 +27,11 @@ def plan_of(config: Config) -> DecoderPlan:
     asks for something that no plan holds.
     """
     model_type = str(config.get("model_type"))
-    if model_type in REFUSED:
-        raise UnsupportedModelError(REFUSED[model_type])
-    if model_type not in FAMILIES:
-        raise UnsupportedModelError(f"no plan of the architecture {model_type} is known")
-    others = set(config.get("layer_types") or ()) - _ATTENDING
-    if others:
-        raise UnsupportedModelError(f"it is a hybrid with {', '.join(sorted(others))} layers, which cannot be rewound")
+    reason = refused_reason(config)
+    if reason is None and model_type not in FAMILIES:
+        reason = UNPLANNED.get(model_type, f"no plan of the architecture {model_type} is known")
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     try:
         return FAMILIES[model_type](config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
