@@ -1,4 +1,4 @@
-"""From a configuration to a plan: the families that are known, and those that are refused with a reason."""
+"""From a configuration to a plan, for the families that are known."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from selfspec_tune.plans.families import (
     stablelm,
     starcoder2,
 )
+from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
 Config = Mapping[str, Any]
 
@@ -75,11 +76,6 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
 }
 """By transformers' ``model_type``: what makes a plan of a configuration, given as a dictionary with every default."""
 
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-
-REFUSED: dict[str, str] = {}
-"""By ``model_type``: why no plan can be made, completing "cannot …: "."""
-
 
 def plan_of(config: Config) -> DecoderPlan:
     """The plan of a model with this configuration, a dictionary with every default filled in.
@@ -88,23 +84,14 @@ def plan_of(config: Config) -> DecoderPlan:
     asks for something that no plan holds.
     """
     model_type = str(config.get("model_type"))
-    if model_type in REFUSED:
-        raise UnsupportedModelError(REFUSED[model_type])
-    if model_type not in FAMILIES:
-        raise UnsupportedModelError(f"no plan of the architecture {model_type} is known")
-    for part in (config, config.get("text_config") or {}):
-        _check_causal(part)
+    reason = refused_reason(config)
+    if reason is None and model_type not in FAMILIES:
+        reason = UNPLANNED.get(model_type, f"no plan of the architecture {model_type} is known")
+    if reason is None and config.get("per_layer_config"):
+        reason = "its configuration (per_layer_config) changes single layers"
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     try:
         return FAMILIES[model_type](config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedModelError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _check_causal(config: Config) -> None:
-    others = set(config.get("layer_types") or ()) - _ATTENDING
-    if others:
-        raise UnsupportedModelError(f"it is a hybrid with {', '.join(sorted(others))} layers, which cannot be rewound")
-    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
-        raise UnsupportedModelError("its attention sees later positions too")
-    if config.get("per_layer_config"):
-        raise UnsupportedModelError("its configuration (per_layer_config) changes single layers")
