@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.plans.attention import AttentionPlan
 from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan
 from selfspec_tune.plans.families import llama
 from selfspec_tune.plans.families.llama import Config
+from selfspec_tune.plans.mlp import MlpPlan
 
 
 def granite(config: Config) -> DecoderPlan:
@@ -21,9 +24,9 @@ def granitemoehybrid(config: Config) -> DecoderPlan:
     """Granite 4 without Mamba layers and without experts: its MLP is what others share beside theirs."""
     if config["num_local_experts"]:
         raise UnsupportedModelError("its layers have experts beside an MLP of their own")
-    changes = {} if config["position_embedding_type"] == "rope" else {"rope": None}
+    is_rotated = config["position_embedding_type"] == "rope"
     residual = config["residual_multiplier"]
-    attention = llama.attention(config, scale=config["attention_multiplier"], residual_scale=residual, **changes)
+    attention = llama.attention(config, scale=config["attention_multiplier"], residual_scale=residual)
     mlp = llama.mlp(
         config,
         silence=("shared_mlp",),
@@ -32,7 +35,9 @@ def granitemoehybrid(config: Config) -> DecoderPlan:
         output="shared_mlp.output_linear",
         residual_scale=residual,
     )
-    return _decoder(config, attention, mlp, **({"ropes": {}} if changes else {}))
+    if is_rotated:
+        return _decoder(config, attention, mlp)
+    return _decoder(config, replace(attention, rope=None), mlp, ropes={})
 
 
 def hyperclovax(config: Config) -> DecoderPlan:
@@ -46,7 +51,11 @@ def hyperclovax(config: Config) -> DecoderPlan:
     return _decoder(config, attention, mlp, head=HeadPlan(scale=config["logits_scaling"]))
 
 
-def _decoder(config: Config, *halves: Any, **changes: Any) -> DecoderPlan:
-    embedding = EmbeddingPlan(path="model.embed_tokens", scale=config["embedding_multiplier"], is_scale_rounded=False)
-    head = HeadPlan(scale=1 / config["logits_scaling"])
-    return llama.alike(config, *halves, **({"embedding": embedding, "head": head} | changes))
+def _decoder(config: Config, attention: AttentionPlan, mlp: MlpPlan, **changes: Any) -> DecoderPlan:
+    given = {
+        "embedding": EmbeddingPlan(
+            path="model.embed_tokens", scale=config["embedding_multiplier"], is_scale_rounded=False
+        ),
+        "head": HeadPlan(scale=1 / config["logits_scaling"]),
+    }
+    return llama.alike(config, attention, mlp, **(given | changes))

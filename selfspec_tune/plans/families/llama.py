@@ -88,7 +88,8 @@ def layer_norm(path: str, epsilon: float, **changes: Any) -> NormPlan:
 def qk_norm(config: Config, names: tuple[str, str] = ("q_norm", "k_norm"), **changes: Any) -> QkNormPlan:
     """RMSNorm of each head's query and key, by one weight for all heads, with ``changes``."""
     query, key = (norm(config, f"self_attn.{name}") for name in names)
-    return QkNormPlan(**({"kind": QkNormKind.HEAD, "query": query, "key": key} | changes))
+    given: dict[str, Any] = {"kind": QkNormKind.HEAD, "query": query, "key": key}
+    return QkNormPlan(**(given | changes))
 
 
 def head_size(config: Config) -> int:
