@@ -123,13 +123,10 @@ class Layout(Outline):
             )
 
     def config_of(self, blocks: Sequence[LayerBlock], given: Mapping[str, Any]) -> dict[str, Any]:
-        """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them.
-
-        Raises `UnsupportedModelError` where the model has no plan.
-        """
+        """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
         own = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
         kept = {name: value for name, value in without_code(given).items() if name != "num_hidden_layers"}
-        return {**kept, own: len(blocks), **restated(self.config, self.planned, blocks)}
+        return {**kept, own: len(blocks), **restated(self.config, self.num_layers, self.plan, blocks)}
 
 
 def read_outline(folder: Path) -> Outline:

@@ -16,27 +16,40 @@ _NO_LISTS_BY_LAYER = re.compile(r"_token_ids?$|^architectures$")
 _DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")
 
 
-def restated(config: Mapping[str, Any], plan: DecoderPlan, blocks: Sequence[LayerBlock]) -> dict[str, Any]:
+def restated(
+    config: Mapping[str, Any], depth: int, plan: DecoderPlan | None, blocks: Sequence[LayerBlock]
+) -> dict[str, Any]:
     """The entries of ``config``, a decoder's with every default, that are others in a model of whole ``blocks``.
 
-    Its depth is not among them: families have names of their own for it.
+    ``depth``: its layers, of which the new number is not among them: families have names of their own for that.
+    Without a plan only lists follow the layers.
     """
     halves = [(_known(block.attention), _known(block.mlp)) for block in blocks]
     entries: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, list) and len(value) == plan.num_layers and not _NO_LISTS_BY_LAYER.search(name):
+        if isinstance(value, list) and len(value) == depth and not _NO_LISTS_BY_LAYER.search(name):
             entries[name] = [value[mlp if _OF_MLPS.search(name) else attention] for attention, mlp in halves]
-    is_dense = [isinstance(plan.layers[mlp].mlp, MlpPlan) for _, mlp in halves]
-    sparse = [index for index, dense in enumerate(is_dense) if not dense]
-    first_sparse = sparse[0] if sparse else len(blocks)
-    entries |= dict.fromkeys(_DENSE_FIRST, first_sparse)
-    entries |= {"mlp_only_layers": [index for index, dense in enumerate(is_dense) if dense], "decoder_sparse_step": 1}
-    entries |= {"moe_layers": sparse}
-    entries |= {"moe_layer_start_index": first_sparse, "moe_layer_end_index": len(blocks) - 1, "moe_layer_interval": 1}
     first_windows = config.get("max_window_layers")
     if isinstance(first_windows, int):
         entries["max_window_layers"] = sum(attention < first_windows for attention, _ in halves)
+    if plan is not None:
+        entries |= _of_experts([isinstance(plan.layers[mlp].mlp, MlpPlan) for _, mlp in halves])
     return {name: value for name, value in entries.items() if name in config and config[name] != value}
+
+
+def _of_experts(is_dense: Sequence[bool]) -> dict[str, Any]:
+    """By the names that families have for it: which layers have experts."""
+    sparse = [index for index, dense in enumerate(is_dense) if not dense]
+    first = sparse[0] if sparse else len(is_dense)
+    return {
+        **dict.fromkeys(_DENSE_FIRST, first),
+        "mlp_only_layers": [index for index, dense in enumerate(is_dense) if dense],
+        "decoder_sparse_step": 1,
+        "moe_layers": sparse,
+        "moe_layer_start_index": first,
+        "moe_layer_end_index": len(is_dense) - 1,
+        "moe_layer_interval": 1,
+    }
 
 
 def _known(layer: int | None) -> int:

@@ -15,6 +15,8 @@ from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model
 from selfspec_tune.export.restated import unlike
 from selfspec_tune.export.stored_names import StoredNames
 
+_BY_DEPTH = ("scale_depth", "scale_attn_by_inverse_layer_idx")  # of MiniCPM and GPT-2: a layer's scale by its place
+
 
 class HfDraft(AssistedFormat):
     """The model's own architecture with fewer layers."""
@@ -63,12 +65,19 @@ def _unlike(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tupl
 
     from selfspec_tune.models.bound import bind
 
+    source = job.target.layout.plan
     rest = {name: value for name, value in config.items() if name != "model_type"}
     try:
         model = empty_model(AutoConfig.for_model(config["model_type"], **rest))
-        made = bind(model).plan
+        made = bind(model).plan if source is not None else None
     except (*NO_SUCH_MODEL, UnsupportedModelError, TypeError, KeyError, IndexError) as error:
         return str(error).splitlines()[0]
     stored = StoredNames(model, (new for new, _ in names))
-    wrong = stored.missing or stored.misshapen(job.target.checkpoint, dict(names))
-    return f"{wrong[0]} is not what it takes" if wrong else unlike(job.target.layout.planned, made, job.blocks)
+    wrong = stored.missing + stored.misshapen(job.target.checkpoint, dict(names))
+    wrong += [new for new, old in names if old in job.target.layout.names.of and new not in stored.of]
+    if wrong:
+        return f"{wrong[0]} is not what it takes"
+    if source is not None and made is not None:
+        return unlike(source, made, job.blocks)
+    by_depth = [name for name in _BY_DEPTH if config.get(name)]
+    return f"{by_depth[0]} counts layers" if by_depth else ""
