@@ -83,6 +83,12 @@ class Reach:
             return max(0, position - self.size + 1)
         return position // self.size * self.size if self.kind is ReachKind.CHUNK else 0
 
+    def seen(self, before: int) -> int:
+        """How many of the ``before`` positions before its own a query sees."""
+        if self.kind is ReachKind.FULL:
+            return before
+        return before % self.size if self.kind is ReachKind.CHUNK else min(before, self.size - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthPlan:
