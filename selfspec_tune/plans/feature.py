@@ -34,7 +34,7 @@ class Feature(StrEnum):
     RESIDUAL_SCALE = "scaled residuals"
     EMBEDDING_SCALE = "scaled embeddings"
     LEARNED_POSITIONS = "learned positions"
-    EMBEDDING_NORM = "a norm after the embedding"
+    EMBEDDING_NORM = "norm after the embedding"
     LOGIT_SCALE = "scaled logits"
     LOGIT_CAP = "capped logits"
     STACKED = "weights stacked in the checkpoint"
