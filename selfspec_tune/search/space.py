@@ -99,7 +99,7 @@ class SearchSpace:
 
     def costed_by(self, costs: CostModel) -> SearchSpace:
         """The same without the precisions of which ``costs`` know nothing."""
-        known = [costs.of_kind(sublayer.kind) for sublayer in sublayers_of(self.num_layers)]
+        known = [costs.of(sublayer) for sublayer in sublayers_of(self.num_layers)]
         return replace(
             self,
             sublayers=tuple(
