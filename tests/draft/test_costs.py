@@ -121,7 +121,9 @@ def test_sublayers_unlike_others_of_their_kind_have_costs_of_their_own() -> None
 
 
 def test_an_attention_in_a_window_costs_no_more_beyond_it() -> None:
-    at = {context: MIXED.draft_step(draft(), context) - LONG.draft_step(draft((1,)), context) for context in (20, 35, 50)}
+    at = {
+        context: MIXED.draft_step(draft(), context) - LONG.draft_step(draft((1,)), context) for context in (20, 35, 50)
+    }
     assert at == pytest.approx({20: 0.05, 35: 0.1, 50: 0.15})
     for context in (51, 300, 10_000):
         more = MIXED.draft_step(draft(), context) - LONG.draft_step(draft((1,)), context)
