@@ -110,6 +110,7 @@ class _Examination:
                 DraftPrecision.uniform(runner.num_layers, low, low) for low in (Precision.INT8, Precision.INT4)
             ),
             classes=self._workload.cost_classes,
+            experts=self._draft.experts,
             others=beside,
             seconds=_SECONDS,
             most_rounds=_MOST_ROUNDS,

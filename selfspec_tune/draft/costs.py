@@ -141,7 +141,7 @@ class CostModel:
         for sublayer, precision in draft.kept():
             other = others.get(sublayer.index)
             if other is not None:
-                seconds += other.step(precision, context, getattr(draft, "experts", None))
+                seconds += other.step(precision, context, draft.experts)
                 continue
             cost = cost_of(self._of_kind(sublayer), precision)
             seconds += max(cost + more, 0.0) if sublayer.is_attention else cost

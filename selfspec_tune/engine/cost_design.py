@@ -30,6 +30,7 @@ class CostPlan:
         vocabularies: how many token ids drafts cover; the first one's head is the model's.
         precisions: which to time beside the model's own, where the runner accepts them.
         classes: sub-layers that cost the same; empty: all attentions do, and all MLPs.
+        experts: another number of experts than the model's to which a token may go in a draft, fewest of all.
         drafts: further drafts to time at home, for what these leave untold.
         others: further steps to interleave with these, at every context.
         seconds: time for all of it, prefills included.
@@ -42,6 +43,7 @@ class CostPlan:
     vocabularies: tuple[int | None, ...] = (None,)
     precisions: tuple[DraftPrecision, ...] = ()
     classes: tuple[CostClass, ...] = ()
+    experts: int | None = None
     drafts: tuple[Draft, ...] = ()
     others: Mapping[str, Step] = field(default_factory=dict)
     seconds: float = 30.0
@@ -90,7 +92,12 @@ def home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
     yield from (Draft(skip_set, vocabulary=first) for skip_set in sets)
     for size in other_sizes:
         yield from (Draft(skip_set, vocabulary=size) for skip_set in (sets[0], sets[-1]))
-    for precision in accepted_precisions(runner, plan.precisions):
+    precisions = accepted_precisions(runner, plan.precisions)
+    if plan.experts is not None:
+        for precision in (DraftPrecision(), *precisions):
+            for skip_set in (sets[0], sets[-2]):  # with all attentions, and without any
+                yield Draft(skip_set, precision=precision, vocabulary=first, experts=plan.experts)
+    for precision in precisions:
         is_mixed = len(set(precision.sublayers)) > 1
         for skip_set in sets if is_mixed else dict.fromkeys([*few, sets[-1]]):
             yield Draft(skip_set, precision=precision, vocabulary=first)

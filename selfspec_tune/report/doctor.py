@@ -127,9 +127,9 @@ def _costs(costs: CostModel) -> Table:
         if context.length != costs.length and "attention" in dict(rows):
             table.add_row(f"attention after {context.length} tokens", _one(context.attention))
     for other in costs.others:
-        for seen, seconds in other.by_seen:
+        for seen, value in other.by_seen:
             if seen != other.seen:
-                table.add_row(f"{other.name}, over {seen} tokens", _one(seconds))
+                table.add_row(f"{other.name}, over {seen} tokens", _one(value))
         if other.experts and other.each_expert:
             table.add_row(
                 f"one of {other.experts}", *(_one(other.each_expert.get(precision)) for precision in costs.mlp)

@@ -85,6 +85,39 @@ def test_classes_of_sublayers_are_told_apart_at_every_context() -> None:
     assert CostModel.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
 
 
+class ExpertRunner(ClockedRunner):
+    """A mixture in every layer but the first, of whose experts a token goes to four."""
+
+    def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+        draft, before = draft or Draft(SkipSet.empty(6)), self.length if length is None else length
+        seconds = 0.042
+        for sublayer, precision in draft.kept():
+            experts = 0.02 + 0.03 * (draft.experts or 4)
+            part = 0.02 + 1e-5 * before if sublayer.is_attention else 0.05 if sublayer.layer == 0 else experts
+            seconds += part / (1 if precision is SAME else 2)
+        return seconds
+
+
+def test_what_an_expert_costs_is_told_where_drafts_may_go_to_fewer() -> None:
+    runner = ExpertRunner(low=0.5)
+    kinds = {SubLayerKind.ATTENTION: range(0, 12, 2), SubLayerKind.MLP: (1,)}
+    classes = [CostClass(kind.value, kind, tuple(indices)) for kind, indices in kinds.items()]
+    classes.append(CostClass("experts", SubLayerKind.MLP, (3, 5, 7, 9, 11), experts=4))
+    plan = replace(PLAN, precisions=(EIGHT,), classes=tuple(classes), experts=1)
+    costs = measure_costs(runner, CONTEXT, plan, clock=runner.clock)
+    (experts,) = costs.others
+    assert experts.seconds == pytest.approx({SAME: 0.14, INT8: 0.07})
+    assert experts.each_expert == pytest.approx({SAME: 0.03, INT8: 0.015})
+    for number in (None, 1, 2, 3):
+        for precision in (DraftPrecision(), EIGHT):
+            draft = Draft(SkipSet(6, (2,), (0, 3)), precision=precision, experts=number)
+            assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
+    whole = measure_costs(runner, CONTEXT, replace(plan, experts=None), clock=runner.clock)
+    assert whole.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(runner.step_seconds(length=200))
+    with pytest.raises(ValueError, match="no costs were measured"):
+        whole.draft_step(Draft(SkipSet.empty(6), experts=2))
+
+
 def test_classes_take_few_more_steps() -> None:
     plain, mixed = designed_skip_sets(6), designed_skip_sets(6, CLASSES)
     assert set(plain) < set(mixed)

@@ -108,6 +108,7 @@ class Preparer:
                 vocabularies=self._vocabularies(),
                 precisions=() if precision.is_same else (precision,),
                 classes=self._workload.cost_classes,
+                experts=self._space.fewest_experts,
                 drafts=tuple(self._other_precisions()),
                 seconds=seconds,
             )
@@ -140,6 +141,8 @@ class Preparer:
                 if self._space.admits(base.with_sublayers(kept), beside=base):
                     drafts.append(base.with_sublayers(kept))
                     drafts += [base.with_sublayers(alone) for alone in self._apart(kept)]
+                    if (fewest := self._space.fewest_experts) is not None:
+                        drafts.append(replace(base.with_sublayers(kept), experts=fewest))
                     break
         return [replace(draft, vocabulary=self._vocabularies()[0]) for draft in drafts]
 
