@@ -89,6 +89,11 @@ class Reach:
             return before
         return before % self.size if self.kind is ReachKind.CHUNK else min(before, self.size - 1)
 
+    @property
+    def most_seen(self) -> int | None:
+        """How many earlier positions a query sees at most; None: there is no limit."""
+        return None if self.kind is ReachKind.FULL else self.size - 1
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthPlan:
