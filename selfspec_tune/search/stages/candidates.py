@@ -172,7 +172,7 @@ def knapsack(
         for state in states:
             for option in options:
                 seconds = state.seconds + (0.0 if option is None else each[index])
-                hidden = scorer.through(state.hidden, index, option)
+                hidden = scorer.through(state.hidden, index, option, space.base.experts)
                 place = round(num_budgets * seconds / whole)
                 found = _State((*state.choices, option), seconds, hidden, _likeness(hidden, truth))
                 if place not in best or found.likeness > best[place].likeness:
