@@ -79,7 +79,7 @@ def test_halves_that_follow_each_other_are_joined_or_refused(
 
 def test_it_drafts_in_generate_as_our_engine_does(loaded: LoadedModel, directory: Path, tmp_path: Path) -> None:
     layers, prompt, length = loaded.num_layers, prompt_tokens(12, seed=2), 10
-    draft = Draft(SkipSet(layers, (0,), (layers - 1,)), DraftPolicy(PolicyKind.THRESHOLD, 3, 0.02), vocabulary=100)
+    draft = Draft(SkipSet(layers, (0,), (layers - 1,)), DraftPolicy(PolicyKind.THRESHOLD, 3, 0.1), vocabulary=100)
     out = write("transformers-generate", directory, draft.skip_set, tmp_path / "x", policy=draft.policy, vocabulary=100)
     ours = self_speculative(ReferenceRunner(loaded), prompt, Limits(length, frozenset()), Sampler(), draft)
     counts: dict[str, int] = {}
