@@ -21,8 +21,9 @@ _NEUTRAL = {
     *("_name_or_path", "dtype", "is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states"),
     *("vocab_size", "output_vocab_size", "pad_token_id", "initializer_range", "tie_word_embeddings"),
     *("max_position_embeddings", "output_router_logits", "router_aux_loss_coef"),
-    *("attention_dropout", "embedding_dropout", "hidden_dropout", "resid_pdrop", "residual_dropout"),
+    *("attention_dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop", "residual_dropout"),
     *("attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "use_qkv_bias"),
+    *("audio_config", "vision_config"),
 }
 # Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts.
 _UNUSED = {
