@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans import Claim, ClaimKind, DecoderPlan, claims, plan_of
-from selfspec_tune.plans.mlp import Activation, MlpPlan
+from selfspec_tune.plans.mlp import Activation, ExpertsPlan, MlpPlan
 
 _KNOWN_CODE = {"transformers", "torch"}
 _FOREIGN_CODE = "transformers_modules"  # where transformers keeps the code that came with a checkpoint
@@ -75,6 +75,15 @@ def bind(model: PreTrainedModel) -> BoundModel:
     return BoundModel(model, plan)
 
 
+def unbound_reason(model: PreTrainedModel) -> str | None:
+    """Why `bind` refuses a model; None where it does not."""
+    try:
+        bind(model)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
 def _check(reasons: Iterator[str]) -> None:
     reason = next(reasons, None)
     if reason is not None:
@@ -86,7 +95,9 @@ def _reasons(model: PreTrainedModel, plan: DecoderPlan) -> Iterator[str]:
     for claim in made:
         yield from (f"its {claim.path} {reason}" for reason in _unlike(model, claim))
     yield from _unclaimed(model, made)
+    yield from _mixed_biases(model, plan)
     yield from _activations(model, plan)
+    yield from _rope_sizes(model, plan)
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             yield f"its {name} computes more than its class does"
@@ -143,6 +154,16 @@ def _unclaimed(model: nn.Module, made: list[Claim]) -> Iterator[str]:
             yield f"it has a {name} that {'is claimed twice' if count else 'our own loops do not know'}"
 
 
+def _mixed_biases(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
+    """Linear layers over one input of which some have a bias: fused into one, all have or none."""
+    for index, layer in enumerate(plan.layers):
+        for half in (layer.attention, layer.mlp):
+            paths = () if isinstance(half, ExpertsPlan) else half.inputs
+            modules = [model.get_submodule(f"{plan.layer_path(index)}.{path}") for path in paths]
+            if len({module.bias is None for module in modules}) > 1:
+                yield f"its {plan.layer_path(index)} has biases on some of {', '.join(paths)} only"
+
+
 def _all_tensors(model: nn.Module) -> Iterator[str]:
     """Names of every parameter and every buffer that a checkpoint holds; a tied one has two."""
     yield from (name for name, _ in model.named_parameters(remove_duplicate=False))
@@ -167,6 +188,18 @@ def _activations(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
         is_activation = name.rpartition(".")[2] in ("act_fn", "act", "activation_fn") or kind in everything
         if is_activation and kind not in known:
             yield f"its {plan.layers_path}.{name} is {kind}, where {' or '.join(sorted(mlps))} is planned"
+
+
+def _rope_sizes(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
+    """Tables of rotary positions that rotate more or less of a head than planned."""
+    for rope in {layer.attention.rope: None for layer in plan.layers}:
+        table = None if rope is None else plan.ropes[rope.table]
+        if rope is None or table is None or table.module is None:
+            continue
+        found = getattr(_submodule(model, table.module), table.frequencies, None)
+        count = found.numel() if isinstance(found, Tensor) else 0
+        if 2 * count != rope.size:
+            yield f"its {table.module} rotates {2 * count} dimensions of a head, where {rope.size} are planned"
 
 
 def _own_code(model: nn.Module) -> Iterator[str]:

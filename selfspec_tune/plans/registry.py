@@ -27,6 +27,7 @@ from selfspec_tune.plans.families import (
     smollm3,
     stablelm,
     starcoder2,
+    wrapper,
 )
 from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
@@ -41,12 +42,14 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "ernie4_5": adjacent.ernie4_5,
     "exaone": llama.llama,
     "exaone4": exaone.exaone4,
+    "fuyu": wrapper.fuyu,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3,
+    "gemma3": wrapper.gemma3,
     "gemma3_text": gemma.gemma3_text,
     "glm": glm.glm,
     "glm4": glm.glm4,
+    "got_ocr2": wrapper.got_ocr2,
     "granite": granite.granite,
     "granitemoehybrid": granite.granitemoehybrid,
     "helium": adjacent.helium,
@@ -66,6 +69,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "olmo3": olmo.olmo3,
     "persimmon": persimmon.persimmon,
     "phi3": phi3.phi3,
+    "phi4_multimodal": wrapper.phi4_multimodal,
     "qwen2": qwen.qwen2,
     "qwen3": qwen.qwen3,
     "seed_oss": llama.llama,
@@ -93,5 +97,5 @@ def plan_of(config: Config) -> DecoderPlan:
         raise UnsupportedModelError(reason)
     try:
         return FAMILIES[model_type](config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedModelError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error

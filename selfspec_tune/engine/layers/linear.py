@@ -99,6 +99,21 @@ def fuse(projections: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     return weight, _stack(biases)
 
 
+def turned(layer: Any) -> Tensor:
+    """A weight stored [inputs, outputs] as [outputs, inputs], contiguous.
+
+    Afterwards the layer's parameter is a view of that: `model.generate` still runs and no weight is held twice.
+    """
+    stored: Tensor = layer.weight.data
+    if stored.t().is_contiguous() and not is_mapped(stored.t()):
+        return stored.t()
+    weight = roomy(tuple(reversed(stored.shape)), stored.dtype, stored.device)
+    weight.copy_(stored.t())
+    let_go(stored)
+    layer.weight.data = weight.t()
+    return weight
+
+
 def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
     first = parameters[0].data
     rows = sum(p.shape[0] for p in parameters)
@@ -185,18 +200,31 @@ class Projection(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """``weight`` [outputs, inputs] and ``bias`` [outputs], the model's own tensors."""
+    """``weight`` [outputs, inputs] and ``bias`` [outputs], the model's own tensors.
+
+    ``parts``: how many layers of one shape lie in it, one below the other; each may be computed by itself.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    parts: int = 1
 
     @classmethod
-    def of(cls, *layers: Any) -> Dense:
-        """One linear layer, or several over one input fused into one."""
+    def of(cls, *layers: Any, is_transposed: bool = False) -> Dense:
+        """One linear layer, or several over one input fused into one; or one that stores [inputs, outputs]."""
+        if is_transposed:
+            (layer,) = layers
+            return cls(turned(layer), None if layer.bias is None else layer.bias.data)
         return cls(*fuse(layers))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self.weight, self.bias)
+
+    def part(self, number: int) -> Dense:
+        """One of the parts, as views."""
+        rows = self.weight.shape[0] // self.parts
+        own = slice(number * rows, (number + 1) * rows)
+        return Dense(self.weight[own], None if self.bias is None else self.bias[own])
 
     def narrow(self, rows: int | None) -> Dense:
         """The first ``rows`` outputs, as views; None: all."""

@@ -48,13 +48,13 @@ def rope_size(config: Config, size: int) -> int:
     return int(size * (config["rope_parameters"].get("partial_rotary_factor") or 1.0))
 
 
-def ropes_by_type(config: Config, at: str = "model") -> dict[str, RopeTable]:
+def ropes_by_type(config: Config) -> dict[str, RopeTable]:
     """A table for each kind of layer, by its name in ``layer_types``."""
     kinds = sorted(set(config["layer_types"]))
     for kind in kinds:
         check_static_rope(config["rope_parameters"][kind])
     return {
-        kind: RopeTable(module=f"{at}.rotary_emb", frequencies=f"{kind}_inv_freq", factor=f"{kind}_attention_scaling")
+        kind: RopeTable(module="model.rotary_emb", frequencies=f"{kind}_inv_freq", factor=f"{kind}_attention_scaling")
         for kind in kinds
     }
 
