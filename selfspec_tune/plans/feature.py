@@ -168,7 +168,7 @@ def _of_attention(plan: AttentionPlan) -> Iterator[Feature]:
         Feature.CHUNK: plan.reach.kind is ReachKind.CHUNK,
         Feature.SCORE_CAP: plan.cap is not None,
         Feature.SINKS: plan.sinks is not None,
-        Feature.DISTANCE_BIAS: plan.slopes is not None,
+        Feature.DISTANCE_BIAS: plan.alibi is not None,
         Feature.GATE: plan.gate is not None,
         Feature.INNER_NORM: plan.inner is not None,
     }

@@ -7,12 +7,23 @@ from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.decoder import DecoderPlan
-from selfspec_tune.plans.families import llama, qwen
+from selfspec_tune.plans.families import bloom, cohere, gpt2, gpt_neox, llama, opt, phi, qwen
 
 Config = Mapping[str, Any]
 
 FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
+    "bloom": bloom.bloom,
+    "cohere": cohere.cohere,
+    "cohere2": cohere.cohere2,
+    "falcon": bloom.falcon,
+    "gpt2": gpt2.gpt2,
+    "gpt_bigcode": gpt2.gpt_bigcode,
+    "gpt_neox": gpt_neox.gpt_neox,
+    "gptj": gpt2.gptj,
     "llama": llama.llama,
+    "mpt": bloom.mpt,
+    "opt": opt.opt,
+    "phi": phi.phi,
     "qwen2": qwen.qwen2,
     "qwen3": qwen.qwen3,
 }

@@ -9,7 +9,7 @@ from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.attention import AttentionPlan, RopePlan
 from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, LayerPlan, RopeTable
 from selfspec_tune.plans.mlp import Activation, MlpPlan
-from selfspec_tune.plans.norm import NormPlan
+from selfspec_tune.plans.norm import NormKind, NormPlan
 
 Config = Mapping[str, Any]
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -45,6 +45,19 @@ def norm(config: Config, path: str, **changes: Any) -> NormPlan:
     """An RMSNorm at ``path`` with the configuration's ``rms_norm_eps``, unless ``changes`` say otherwise."""
     given = {"epsilon": changes.pop("epsilon", None) or config["rms_norm_eps"]}
     return NormPlan(path=path, **given, **changes)
+
+
+def layer_norm(path: str, epsilon: float, **changes: Any) -> NormPlan:
+    """A LayerNorm at ``path``, its bias as found."""
+    return NormPlan(path=path, epsilon=epsilon, kind=NormKind.LAYER, is_late=True, **changes)
+
+
+def partial_rope(config: Config, **changes: Any) -> RopePlan:
+    """Rotation of the first ``partial_rotary_factor`` of each head, by the table ``full``, with ``changes``."""
+    parameters = config["rope_parameters"]
+    check_static_rope(parameters)
+    size = int(head_size(config) * parameters.get("partial_rotary_factor", 1.0))
+    return RopePlan(**({"table": "full", "size": size} | changes))
 
 
 def head_size(config: Config) -> int:

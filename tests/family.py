@@ -1,0 +1,2 @@
+"""temp"""
+from tests.families import Family, _family as family
