@@ -1,2 +1,3 @@
 """temp"""
+
 from tests.families import Family, _family as family

@@ -7,7 +7,8 @@ from statistics import median
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.engine.timing import ContextTimings
-from selfspec_tune.measure.roofline import Limit, ReadKernel, Traffic, find_limit
+from selfspec_tune.measure.roofline import Limit, ReadKernel, find_limit
+from selfspec_tune.measure.traffic import Traffic
 from selfspec_tune.results.diagnosis import (
     Check,
     ContextTiming,

@@ -136,6 +136,16 @@ class LoadedModel:
         return self.sublayers.num_layers
 
     @property
+    def decoder(self) -> Any:
+        """The module that holds the layers: its forward takes token ids, and gives hidden states after the last norm.
+
+        ``base_model`` of transformers may be another, as a wrapper's is that also sees pictures.
+        """
+        layers = self.sublayers.layers
+        path = next(name for name, module in self.model.named_modules() if module is layers)
+        return self.model.get_submodule(path.rpartition(".")[0])
+
+    @property
     def cache_argument(self) -> str:
         """What the model's forward calls its cache: transformers renamed it, a model's own code may not have."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"

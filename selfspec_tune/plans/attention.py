@@ -77,6 +77,12 @@ class Reach:
     kind: ReachKind = ReachKind.FULL
     size: int = 0
 
+    def seen(self, before: int) -> int:
+        """How many of the ``before`` positions before its own a query sees."""
+        if self.kind is ReachKind.FULL:
+            return before
+        return before % self.size if self.kind is ReachKind.CHUNK else min(before, self.size - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthPlan:
@@ -118,6 +124,7 @@ class AttentionPlan(HalfPlan):
         inputs: the linear layers of queries, keys and values; one where they are stacked or grouped.
         is_transposed: whether weights are stored [inputs, outputs] (transformers' Conv1D).
         clip: queries, keys and values are clamped to ± this.
+        is_clip_late: whether they are clamped behind the q/k norm.
         cap: scores become ``cap * tanh(scores / cap)``.
         sinks: a parameter [heads]: one more score in the denominator of each head's softmax, with no value.
         alibi: what is added to scores by the position of their key, after ``scale``.
@@ -134,6 +141,7 @@ class AttentionPlan(HalfPlan):
     order: WeightOrder = WeightOrder.SEPARATE
     is_transposed: bool = False
     clip: float | None = None
+    is_clip_late: bool = False
     qk_norm: QkNormPlan | None = None
     rope: RopePlan | None = None
     growth: GrowthPlan | None = None

@@ -1,4 +1,4 @@
-"""From a configuration to a plan: the families that are known, and those that are refused with a reason."""
+"""From a configuration to a plan, for the families that are known."""
 
 from __future__ import annotations
 
@@ -7,32 +7,118 @@ from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.decoder import DecoderPlan
-from selfspec_tune.plans.families import bloom, cohere, gpt2, gpt_neox, llama, opt, phi, qwen
+from selfspec_tune.plans.families import (
+    adjacent,
+    afmoe,
+    apertus,
+    bitnet,
+    bloom,
+    cohere,
+    exaone,
+    gemma,
+    glm,
+    glm_moe,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    hunyuan,
+    llama,
+    llama4,
+    mistral,
+    mixtral,
+    nanochat,
+    olmo,
+    opt,
+    persimmon,
+    phi,
+    phi3,
+    plain,
+    qwen,
+    qwen_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
+from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
 Config = Mapping[str, Any]
 
 FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
+    "afmoe": afmoe.afmoe,
+    "apertus": apertus.apertus,
+    "apertus1p5_text": apertus.apertus,
+    "arcee": plain.arcee,
+    "bitnet": bitnet.bitnet,
     "bloom": bloom.bloom,
     "cohere": cohere.cohere,
     "cohere2": cohere.cohere2,
+    "cwm": mistral.ministral,
+    "dots1": glm_moe.dots1,
+    "ernie4_5": adjacent.ernie4_5,
+    "ernie4_5_moe": adjacent.ernie4_5_moe,
+    "exaone": llama.llama,
+    "exaone4": exaone.exaone4,
+    "exaone_moe": glm_moe.exaone_moe,
     "falcon": bloom.falcon,
+    "flex_olmo": olmo.flex_olmo,
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3,
+    "gemma3_text": gemma.gemma3_text,
+    "glm": glm.glm,
+    "glm4": glm.glm4,
+    "glm4_moe": glm_moe.glm4_moe,
     "gpt2": gpt2.gpt2,
     "gpt_bigcode": gpt2.gpt_bigcode,
     "gpt_neox": gpt_neox.gpt_neox,
+    "gpt_oss": gpt_oss.gpt_oss,
     "gptj": gpt2.gptj,
+    "granite": granite.granite,
+    "granite_swa": granite.granite_swa,
+    "granitemoe": granite.granitemoe,
+    "granitemoehybrid": granite.granitemoehybrid,
+    "granitemoeshared": granite.granitemoe,
+    "helium": adjacent.helium,
+    "hunyuan_v1_dense": hunyuan.hunyuan_v1_dense,
+    "hunyuan_v1_moe": hunyuan.hunyuan_v1_moe,
+    "hy_v3": glm_moe.hy_v3,
+    "hyperclovax": granite.hyperclovax,
+    "internlm3": llama.llama,
+    "iquestcoder": llama.llama,
+    "jais2": plain.jais2,
     "llama": llama.llama,
+    "llama4": llama4.llama4,
+    "llama4_text": llama4.llama4_text,
+    "mellum": qwen_moe.mellum,
+    "minimax_m2": glm_moe.minimax_m2,
+    "ministral": mistral.ministral,
+    "ministral3": mistral.ministral3,
+    "mistral": mistral.mistral,
+    "mixtral": mixtral.mixtral,
     "mpt": bloom.mpt,
+    "nanochat": nanochat.nanochat,
+    "nemotron": plain.nemotron,
+    "olmo": olmo.olmo,
+    "olmo2": olmo.olmo2,
+    "olmo3": olmo.olmo3,
+    "olmoe": mixtral.olmoe,
     "opt": opt.opt,
+    "persimmon": persimmon.persimmon,
     "phi": phi.phi,
+    "phi3": phi3.phi3,
     "qwen2": qwen.qwen2,
+    "qwen2_moe": qwen_moe.qwen2_moe,
     "qwen3": qwen.qwen3,
+    "qwen3_moe": qwen_moe.qwen3_moe,
+    "seed_oss": llama.llama,
+    "smollm3": smollm3.smollm3,
+    "solar_open": glm_moe.solar_open,
+    "stablelm": stablelm.stablelm,
+    "starcoder2": starcoder2.starcoder2,
+    "vaultgemma": gemma.vaultgemma,
 }
 """By transformers' ``model_type``: what makes a plan of a configuration, given as a dictionary with every default."""
-
-_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-
-REFUSED: dict[str, str] = {}
-"""By ``model_type``: why no plan can be made, completing "cannot …: "."""
 
 
 def plan_of(config: Config) -> DecoderPlan:
@@ -42,13 +128,13 @@ def plan_of(config: Config) -> DecoderPlan:
     asks for something that no plan holds.
     """
     model_type = str(config.get("model_type"))
-    if model_type in REFUSED:
-        raise UnsupportedModelError(REFUSED[model_type])
-    if model_type not in FAMILIES:
-        raise UnsupportedModelError(f"no plan of the architecture {model_type} is known")
-    others = set(config.get("layer_types") or ()) - _ATTENDING
-    if others:
-        raise UnsupportedModelError(f"it is a hybrid with {', '.join(sorted(others))} layers, which cannot be rewound")
+    reason = refused_reason(config)
+    if reason is None and model_type not in FAMILIES:
+        reason = UNPLANNED.get(model_type, f"no plan of the architecture {model_type} is known")
+    if reason is None and config.get("per_layer_config"):
+        reason = "its configuration (per_layer_config) changes single layers"
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     try:
         return FAMILIES[model_type](config)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.plans.attention import AlibiPlan, BiasRounding, WeightOrder
+from selfspec_tune.plans.attention import AlibiPlan, BiasRounding, RopePlan, WeightOrder
 from selfspec_tune.plans.decoder import BlockOrder, DecoderPlan, EmbeddingPlan, LayerPlan
 from selfspec_tune.plans.families import llama
 from selfspec_tune.plans.families.llama import Config
@@ -62,7 +62,7 @@ def falcon(config: Config) -> DecoderPlan:
         slopes = tuple(_slopes(heads))
         own["alibi"] = AlibiPlan(slopes=slopes, scale=own["scale"], rounding=BiasRounding.BFLOAT16)
     else:
-        own["rope"] = llama.partial_rope(config, size=own["head_size"])
+        own["rope"] = RopePlan(table="full", size=own["head_size"])
     first = norm("ln_attn" if is_parallel and count == 2 else "input_layernorm")
     second = norm("ln_mlp") if count == 2 else first
     mlp = llama.mlp(

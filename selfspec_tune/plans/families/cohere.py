@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, Reach, ReachKind, RopePairs, RopePlan
+from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, RopePairs, RopePlan
 from selfspec_tune.plans.decoder import BlockOrder, DecoderPlan, HeadPlan, LayerPlan
 from selfspec_tune.plans.families import llama
 from selfspec_tune.plans.families.llama import Config
@@ -15,15 +15,12 @@ def cohere(config: Config) -> DecoderPlan:
     """Attention and MLP side by side after one LayerNorm without bias; each head may have norms of its own."""
     query, key = (_norm(config, f"self_attn.{name}") for name in ("q_norm", "k_norm"))
     norms = QkNormPlan(kind=QkNormKind.EACH_HEAD, query=query, key=key) if config["use_qk_norm"] else None
-    attention = llama.attention(
-        config, norm=_norm(config, "input_layernorm"), rope=_rope(config), qk_norm=norms
-    )
+    attention = llama.attention(config, norm=_norm(config, "input_layernorm"), rope=_rope(config), qk_norm=norms)
     return _decoder(config, lambda _: attention)
 
 
 def cohere2(config: Config) -> DecoderPlan:
     """Windows with rotary positions, and full attentions without."""
-    window = config["sliding_window"]
 
     def attention(layer: int) -> AttentionPlan:
         is_window = config["layer_types"][layer] == "sliding_attention"
@@ -31,7 +28,7 @@ def cohere2(config: Config) -> DecoderPlan:
             config,
             norm=_norm(config, "input_layernorm"),
             rope=_rope(config) if is_window else None,
-            reach=Reach(ReachKind.WINDOW, window) if is_window else Reach(),
+            reach=llama.reach(config, layer),
         )
 
     return _decoder(config, attention)
@@ -42,7 +39,7 @@ def _norm(config: Config, path: str) -> NormPlan:
 
 
 def _rope(config: Config) -> RopePlan:
-    return llama.partial_rope(config, size=llama.head_size(config), pairs=RopePairs.ADJACENT, in_float32=True)
+    return RopePlan(table="full", size=llama.head_size(config), pairs=RopePairs.ADJACENT, in_float32=True)
 
 
 def _decoder(config: Config, attention: Callable[[int], AttentionPlan]) -> DecoderPlan:
