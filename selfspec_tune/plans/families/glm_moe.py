@@ -20,8 +20,9 @@ def glm4_moe(config: Config) -> DecoderPlan:
 
 
 def solar_open(config: Config) -> DecoderPlan:
-    """GLM 4.5 with experts in every layer."""
-    attention = llama.attention(config, rope=llama.partial_rope(config))
+    """Experts in every layer."""
+    llama.check_whole_rope(config["rope_parameters"])
+    attention = llama.attention(config)
     experts = _grouped(config, config["n_shared_experts"])
     return mixture.layered(config, lambda _: attention, lambda _: experts)
 

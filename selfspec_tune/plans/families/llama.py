@@ -48,6 +48,13 @@ def rope_size(config: Config, size: int) -> int:
     return int(size * (config["rope_parameters"].get("partial_rotary_factor") or 1.0))
 
 
+def check_whole_rope(parameters: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedModelError` where a part of a head is to be rotated, in a family whose code has no such."""
+    factor = parameters.get("partial_rotary_factor") or 1.0
+    if factor != 1:
+        raise UnsupportedModelError(f"its rotary positions are for a part of a head ({factor}), which it cannot rotate")
+
+
 def ropes_by_type(config: Config, at: str = "model") -> dict[str, RopeTable]:
     """A table for each kind of layer, by its name in ``layer_types``."""
     kinds = sorted(set(config["layer_types"]))

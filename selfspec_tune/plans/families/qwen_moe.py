@@ -38,8 +38,8 @@ def mellum(config: Config) -> DecoderPlan:
 
     def attention(layer: int) -> AttentionPlan:
         kind = config["layer_types"][layer]
-        factor = config["rope_parameters"][kind].get("partial_rotary_factor") or 1.0
-        rope = RopePlan(table=kind, size=int(llama.head_size(config) * factor))
+        llama.check_whole_rope(config["rope_parameters"][kind])
+        rope = RopePlan(table=kind, size=llama.head_size(config))
         return llama.attention(config, qk_norm=norms, rope=rope, reach=llama.reach(config, layer))
 
     return mixture.layered(
