@@ -18,7 +18,7 @@ F = Feature
 _GQA = {"num_key_value_heads": 2}
 _HEAD = {**_GQA, "head_dim": 32}  # twice the width over the heads
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
-_RMS = {"rms_norm_eps": 1e-3}
+_RMS = {"rms_norm_eps": 0.03}
 _BIAS = {"attention_bias": True}
 _LLAMA = {**_HEAD, **_ROPE, **_RMS}
 _YARN = {
@@ -164,7 +164,7 @@ FAMILIES: dict[str, Family] = {
         model_type="stablelm",
         **_GQA,
         **_PARTIAL,
-        layer_norm_eps=1e-3,
+        layer_norm_eps=0.03,
         use_qkv_bias=True,
         qk_layernorm=True,
     ),
@@ -176,7 +176,7 @@ FAMILIES: dict[str, Family] = {
         model_type="starcoder2",
         **_HEAD,
         **_ROPE,
-        norm_epsilon=1e-3,
+        norm_epsilon=0.03,
         sliding_window=8,
     ),
     "glm": _family(F.STACKED, F.PARTIAL_ROPE, F.ADJACENT_ROPE, model_type="glm", **_HEAD, **_RMS, **_PARTIAL),
@@ -220,11 +220,11 @@ FAMILIES: dict[str, Family] = {
         **_HEAD,
         **_PARTIAL,
         **_BIAS,
-        norm_eps=1e-3,
+        norm_eps=0.03,
         mlp_bias=True,
     ),
     "arcee": _family(F.PLAIN_MLP, F.RELU2, model_type="arcee", **_LLAMA, **_BIAS, mlp_bias=True),
-    "jais2": _family(F.LAYER_NORM, F.PLAIN_MLP, F.RELU2, model_type="jais2", **_HEAD, **_ROPE, layer_norm_eps=1e-3),
+    "jais2": _family(F.LAYER_NORM, F.PLAIN_MLP, F.RELU2, model_type="jais2", **_HEAD, **_ROPE, layer_norm_eps=0.03),
     "helium": _family(
         F.LATE_NORM, F.ADJACENT_ROPE, model_type="helium", **_LLAMA | {"head_dim": 16}, **_BIAS, mlp_bias=True
     ),
@@ -247,7 +247,7 @@ FAMILIES: dict[str, Family] = {
         F.RELU2,
         model_type="persimmon",
         **_PARTIAL,
-        layer_norm_eps=1e-3,
+        layer_norm_eps=0.03,
     ),
     "nanochat": _family(
         F.NORM_WITHOUT_WEIGHT,

@@ -107,9 +107,8 @@ class Traffic:
     def draft_step(self, draft: Draft, context: int) -> float:
         """Bytes of one step of ``draft`` after ``context`` positions."""
         moved = self.head.bytes_at(draft.precision.head) * (draft.vocabulary or self.head_rows) / self.head_rows
-        chosen = getattr(draft, "experts", None)
         for sublayer, precision in draft.kept():
-            moved += self.sublayers[sublayer.index].bytes_at(precision, context, chosen=chosen)
+            moved += self.sublayers[sublayer.index].bytes_at(precision, context, chosen=draft.experts)
         return moved + self.final + self.row
 
 

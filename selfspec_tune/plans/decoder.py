@@ -105,6 +105,11 @@ class DecoderPlan:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def most_chosen(self) -> int:
+        """To how many experts a token goes, where that is most; 0 without mixtures of experts."""
+        return max((layer.mlp.chosen for layer in self.layers if isinstance(layer.mlp, ExpertsPlan)), default=0)
+
     def half(self, sublayer: SubLayerId) -> AttentionPlan | MlpPlan | ExpertsPlan:
         """The plan of one sub-layer."""
         layer = self.layers[sublayer.layer]
