@@ -78,7 +78,7 @@ def falcon(config: Config) -> DecoderPlan:
         order=BlockOrder.PARALLEL if is_parallel else BlockOrder.SEQUENTIAL,
     )
     at = "transformer"
-    changes = {"ropes": {}} if config["alibi"] else {}
+    changes: dict[str, Any] = {"ropes": {}} if config["alibi"] else {}
     embedding, last = EmbeddingPlan(path=f"{at}.word_embeddings"), norm(f"{at}.ln_f")
     return llama.decoder(
         config, lambda _: layer, at=at, layers_path=f"{at}.h", embedding=embedding, norm=last, **changes

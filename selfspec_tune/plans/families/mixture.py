@@ -48,7 +48,8 @@ def shared(config: Config, path: str, width: int, **changes: Any) -> MlpPlan | N
 
 def softmax_router(**changes: Any) -> RouterPlan:
     """Softmax of all logits, weights rounded to the model's type."""
-    return RouterPlan(**({"weight": "mlp.gate.weight", "is_rounded": True} | changes))
+    given: dict[str, Any] = {"weight": "mlp.gate.weight", "is_rounded": True}
+    return RouterPlan(**(given | changes))
 
 
 def sigmoid_router(**changes: Any) -> RouterPlan:
