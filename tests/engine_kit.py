@@ -61,6 +61,25 @@ def llama(directory: Path, **settings: object) -> Path:
     return kit.save_random(LlamaConfig(**(values | settings)), directory)  # type: ignore[arg-type]
 
 
+def of_type(directory: Path, model_type: str, **settings: object) -> LoadedModel:
+    """A tiny model of any Llama-like architecture."""
+    from transformers import AutoConfig
+
+    sizes: dict[str, object] = {
+        "hidden_size": kit.HIDDEN,
+        "intermediate_size": 2 * kit.HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 256,
+        "pad_token_id": kit.EOS,
+        "bos_token_id": kit.BOS,
+        "eos_token_id": kit.EOS,
+    }
+    return load(kit.save_random(AutoConfig.for_model(model_type, **(sizes | settings)), directory))
+
+
 def prompt_tokens(length: int, seed: int = 0, vocabulary: int = 128) -> list[int]:
     """Token ids without the special ones."""
     return Random(seed).choices(range(len(kit.SPECIAL_TOKENS), vocabulary), k=length)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.draft import Precision
-from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.engine.kernels.binding import (
     INT4_GROUP,
     UNIT,
@@ -27,10 +26,12 @@ from selfspec_tune.engine.kernels.binding import (
     WeightFormat,
     load_library,
 )
+from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.linear import PIECE_ROWS, Dense, is_widened, linear_by_pieces, roomy
-from selfspec_tune.engine.layers.llama import Attention, Mlp
 from selfspec_tune.engine.layers.lowbit import LowBitSettings, row_chunks
+from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.quantize import Moments, lies_on_a_grid, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.errors import UnsupportedPrecisionError
 
 _SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
@@ -194,16 +195,19 @@ class Described:
     def __init__(self) -> None:
         self._kept: list[Any] = []
 
-    def sublayer(self, index: int, module: Attention | Mlp, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
-        """Sub-layer ``index`` in the order of `SkipSet.to_flags`, with its own weights or their ``copies``."""
+    def sublayer(self, module: SubLayer, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
+        """A sub-layer with its own weights or their ``copies``."""
         into, out = copies or module.projections
-        norm, layer = self.floats(module.norm.weight), SubLayerId.of(index).layer
+        assert module.norm is not None
+        assert module.norm.weight is not None
+        norm, layer, epsilon = self.floats(module.norm.weight), module.layer, module.norm.epsilon
         if isinstance(module, Attention):
             qkv, output = self.linear(into), self.linear(out)
-            return SubLayerStruct(Kind.ATTENTION, layer, module.norm.epsilon, module.scale, norm, qkv, output, Linear())
+            return SubLayerStruct(Kind.ATTENTION, layer, epsilon, module.plan.scale, norm, qkv, output, Linear())
+        assert isinstance(module, Mlp)
         width = module.width
         gate, up = self.linear(into, 0, width), self.linear(into, width, width)
-        return SubLayerStruct(Kind.MLP, layer, module.norm.epsilon, 0.0, norm, gate, up, self.linear(out))
+        return SubLayerStruct(Kind.MLP, layer, epsilon, 0.0, norm, gate, up, self.linear(out))
 
     def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
         """A linear layer, or ``rows`` outputs of it from ``start``."""

@@ -35,6 +35,7 @@ from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.plans import Feature
 
 _TOKEN_BYTES, _BEST_BYTES = ctypes.sizeof(ctypes.c_int64), ctypes.sizeof(Best)
 
@@ -82,6 +83,7 @@ class NativeRunner(FastRunner):
     """
 
     name = "native"
+    SERVES: frozenset[Feature] = frozenset()
 
     @torch.inference_mode()
     def __init__(self, loaded: LoadedModel) -> None:
@@ -126,7 +128,7 @@ class NativeRunner(FastRunner):
         stack = self._drafting if is_draft else self._full
         start, count = self._length, len(tokens)
         check_cache(start + count, self._state.capacity)
-        num_embedded = self._embedding.shape[0]
+        num_embedded = self._embedding.weight.shape[0]
         if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
             raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
         given, best = (ctypes.c_int64 * count)(*tokens), (Best * count)()
@@ -166,7 +168,7 @@ class NativeRunner(FastRunner):
     def precision_refusal(self, precision: Precision) -> str | None:
         if precision is Precision.SAME:
             return None
-        widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
+        widths = {int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections}
         reasons = (weights.refusal(precision, width, self._copies.settings) for width in sorted(widths))
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -191,10 +193,10 @@ class NativeRunner(FastRunner):
             self._described.pop(key, None)
 
     def _describe_model(self) -> None:
-        for index, module in enumerate(self._sublayers):
+        for module in self._sublayers:
             described = Described()
-            self._own.append((described, described.sublayer(index, module)))
-        self._full = Stack.of(self._own, self._head)
+            self._own.append((described, described.sublayer(module)))
+        self._full = Stack.of(self._own, self._head.dense)
 
     def _structure(self, index: int, precision: Precision) -> tuple[Described, SubLayerStruct]:
         if precision is Precision.SAME:
@@ -203,7 +205,7 @@ class NativeRunner(FastRunner):
         if key not in self._described:
             described = Described()
             made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
-            self._described[key] = described, described.sublayer(index, self._sublayers[index], made)
+            self._described[key] = described, described.sublayer(self._sublayers[index], made)
         return self._described[key]
 
     def _close(self) -> None:
@@ -215,9 +217,13 @@ class NativeRunner(FastRunner):
     def _open(self) -> None:
         """Scratch memory for the cache's new size."""
         state = self._state
-        tables = state.cos.float().contiguous(), state.signed_sin.float().contiguous()
-        final_norm = self._norm.weight.float().contiguous()
-        hidden = int(self._embedding.shape[1])
+        (table,) = state.tables.values()
+        tables = tuple(part.float().contiguous() for part in table)
+        norm = self._head.norm
+        assert norm is not None
+        assert norm.weight is not None
+        final_norm = norm.weight.float().contiguous()
+        hidden = int(self._embedding.weight.shape[1])
         widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
         model = Model(
             self._loaded.dtype == torch.bfloat16,
@@ -229,8 +235,8 @@ class NativeRunner(FastRunner):
             max(hidden, *widths),
             self.vocabulary_size,
             state.capacity,
-            self._norm.epsilon,
-            self._embedding.data_ptr(),
+            norm.epsilon,
+            self._embedding.weight.data_ptr(),
             final_norm.data_ptr(),
             *(table.data_ptr() for table in tables),
             state.keys.data_ptr(),
