@@ -21,10 +21,11 @@ def bloom(config: Config) -> DecoderPlan:
     if config["apply_residual_connection_post_layernorm"]:
         reason = "it adds to the normalised stream (apply_residual_connection_post_layernorm)"
         raise UnsupportedModelError(reason)
-    if config["pretraining_tp"] > 1 and config["slow_but_exact"]:
+    slices, is_sliced = config["pretraining_tp"], config["slow_but_exact"]
+    if is_sliced and slices > 1:
         raise UnsupportedModelError("it leaves out biases (slow_but_exact with pretraining_tp above 1)")
     width, heads = config["hidden_size"], config["n_head"]
-    config = {**config, "num_attention_heads": heads, "num_hidden_layers": config["n_layer"]}
+    config = llama.renamed(config, num_attention_heads=heads, num_hidden_layers=config["n_layer"])
     norm = partial(llama.layer_norm, epsilon=config["layer_norm_epsilon"])
     attention = llama.attention(
         config,
@@ -89,7 +90,8 @@ def mpt(config: Config) -> DecoderPlan:
     """LayerNorm without bias, stacked weights, no rotation, a plain MLP that adds the residual."""
     width, heads = config["d_model"], config["n_heads"]
     told = config["attn_config"]
-    config = {**config, "hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": config["n_layers"]}
+    layers = config["n_layers"]
+    config = llama.renamed(config, hidden_size=width, num_attention_heads=heads, num_hidden_layers=layers)
     norm = partial(llama.layer_norm, epsilon=config["layer_norm_epsilon"])
     size = width // heads
     attention = llama.attention(

@@ -56,10 +56,15 @@ def _common(config: Config) -> Config:
     """The configuration by the names that most families use."""
     if config.get("add_cross_attention"):
         raise UnsupportedModelError("it attends to an encoder (add_cross_attention)")
-    names = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
-    common = {name: config[theirs] for name, theirs in names.items()}
     inner = 4 * config["n_embd"] if config["n_inner"] is None else config["n_inner"]
-    return {**config, **common, "intermediate_size": inner, "hidden_act": config["activation_function"]}
+    return llama.renamed(
+        config,
+        hidden_size=config["n_embd"],
+        num_attention_heads=config["n_head"],
+        num_hidden_layers=config["n_layer"],
+        intermediate_size=inner,
+        hidden_act=config["activation_function"],
+    )
 
 
 def _scale(config: Config) -> float:

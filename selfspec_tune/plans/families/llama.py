@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, Reach, ReachKind, RopePlan
@@ -25,6 +26,11 @@ _ACTIVATIONS = {
     "relu2": Activation.RELU2,
     "xielu": Activation.XIELU,
 }
+
+
+def renamed(config: Config, **values: Any) -> Config:
+    """The configuration with ``values`` by the names that most families use."""
+    return ChainMap(values, cast("dict[str, Any]", config))
 
 
 def activation(name: str) -> Activation:
@@ -132,7 +138,7 @@ def mlp(config: Config, **changes: Any) -> MlpPlan:
     given: dict[str, Any] = {
         "silence": ("mlp",),
         "norm": None if "norm" in changes else norm(config, "post_attention_layernorm"),
-        "width": config["intermediate_size"],
+        "width": None if "width" in changes else config["intermediate_size"],
         "inputs": ("mlp.gate_proj", "mlp.up_proj"),
         "output": "mlp.down_proj",
         "activation": Activation.SILU if "activation" in changes else activation(config["hidden_act"]),
