@@ -39,6 +39,7 @@ from selfspec_tune.plans.families import (
     smollm3,
     stablelm,
     starcoder2,
+    wrapper,
 )
 from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
@@ -62,13 +63,15 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "exaone_moe": glm_moe.exaone_moe,
     "falcon": bloom.falcon,
     "flex_olmo": olmo.flex_olmo,
+    "fuyu": wrapper.fuyu,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3,
+    "gemma3": wrapper.gemma3,
     "gemma3_text": gemma.gemma3_text,
     "glm": glm.glm,
     "glm4": glm.glm4,
     "glm4_moe": glm_moe.glm4_moe,
+    "got_ocr2": wrapper.got_ocr2,
     "gpt2": gpt2.gpt2,
     "gpt_bigcode": gpt2.gpt_bigcode,
     "gpt_neox": gpt_neox.gpt_neox,
@@ -107,6 +110,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "persimmon": persimmon.persimmon,
     "phi": phi.phi,
     "phi3": phi3.phi3,
+    "phi4_multimodal": wrapper.phi4_multimodal,
     "qwen2": qwen.qwen2,
     "qwen2_moe": qwen_moe.qwen2_moe,
     "qwen3": qwen.qwen3,

@@ -22,8 +22,8 @@ _NEUTRAL = {
     *("_name_or_path", "dtype", "is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states"),
     *("vocab_size", "output_vocab_size", "pad_token_id", "initializer_range", "tie_word_embeddings"),
     *("max_position_embeddings", "output_router_logits", "router_aux_loss_coef"),
-    *("attention_dropout", "embedding_dropout", "hidden_dropout", "resid_pdrop", "residual_dropout"),
-    *("attn_pdrop", "dropout", "embd_pdrop", "layerdrop", "init_std", "max_seq_len", "router_jitter_noise"),
+    *("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "layerdrop"),
+    *("resid_pdrop", "residual_dropout", "init_std", "max_seq_len", "router_jitter_noise"),
     *(
         "attention_bias",
         "attention_out_bias",
@@ -35,6 +35,7 @@ _NEUTRAL = {
         "qkv_bias",
     ),
     *("reorder_and_upcast_attn", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+    *("audio_config", "vision_config"),
 }
 # Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts,
 # Falcon's kinds pass by each other's settings, and a sum in float32 of two numbers rounds as one in their type does.

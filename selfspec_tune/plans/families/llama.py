@@ -61,13 +61,13 @@ def check_whole_rope(parameters: Mapping[str, Any]) -> None:
         raise UnsupportedModelError(f"its rotary positions are for a part of a head ({factor}), which it cannot rotate")
 
 
-def ropes_by_type(config: Config, at: str = "model") -> dict[str, RopeTable]:
+def ropes_by_type(config: Config) -> dict[str, RopeTable]:
     """A table for each kind of layer, by its name in ``layer_types``."""
     kinds = sorted(set(config["layer_types"]))
     for kind in kinds:
         check_static_rope(config["rope_parameters"][kind])
     return {
-        kind: RopeTable(module=f"{at}.rotary_emb", frequencies=f"{kind}_inv_freq", factor=f"{kind}_attention_scaling")
+        kind: RopeTable(module="model.rotary_emb", frequencies=f"{kind}_inv_freq", factor=f"{kind}_attention_scaling")
         for kind in kinds
     }
 
