@@ -178,11 +178,12 @@ def test_a_mixture_is_what_transformers_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_mixture_rounds_to_bfloat16_where_transformers_does(name: str) -> None:
+    """Else other experts would be chosen now and then, and sums be off throughout."""
     block, module = block_of(name, torch.bfloat16)
     hidden = inputs(37, torch.bfloat16)
     found, expected = ours(block, hidden).float(), theirs(module, hidden).float()
-    assert (found != expected).float().mean() < 0.1  # sums in another order round otherwise, now and then
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0.05)
+    assert (found != expected).float().mean() < 0.1  # products are summed in another order
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
