@@ -183,7 +183,8 @@ def test_a_mixture_rounds_to_bfloat16_where_transformers_does(name: str) -> None
     hidden = inputs(37, torch.bfloat16)
     found, expected = ours(block, hidden).float(), theirs(module, hidden).float()
     assert (found != expected).float().mean() < 0.1  # products are summed in another order
-    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    is_off = (found - expected).abs().amax(-1) > 0.02 * expected.abs().max()
+    assert is_off.sum() < 2  # of logits that round to the same, transformers takes any
 
 
 @pytest.mark.parametrize("name", BLOCKS)
