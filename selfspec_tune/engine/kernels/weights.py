@@ -21,8 +21,10 @@ from selfspec_tune.draft.sublayer import SubLayerId
 from selfspec_tune.engine.kernels.binding import (
     INT4_GROUP,
     UNIT,
+    AttentionStruct,
     Kind,
     Linear,
+    Norm,
     SubLayerStruct,
     WeightFormat,
     load_library,
@@ -197,13 +199,19 @@ class Described:
     def sublayer(self, index: int, module: Attention | Mlp, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
         """Sub-layer ``index`` in the order of `SkipSet.to_flags`, with its own weights or their ``copies``."""
         into, out = copies or module.projections
-        norm, layer = self.floats(module.norm.weight), SubLayerId.of(index).layer
+        layer = SubLayerId.of(index).layer
+        norm = Norm(1, 0, module.norm.epsilon, self.floats(module.norm.weight))
+        made = SubLayerStruct(layer=layer, residual_scale=1.0, norm=norm)
         if isinstance(module, Attention):
-            qkv, output = self.linear(into), self.linear(out)
-            return SubLayerStruct(Kind.ATTENTION, layer, module.norm.epsilon, module.scale, norm, qkv, output, Linear())
+            heads, kv_heads, size = module.shape
+            made.kind, made.first, made.second = Kind.ATTENTION, self.linear(into), self.linear(out)
+            made.attention = AttentionStruct(heads, kv_heads, size, scale=module.scale)
+            return made
         width = module.width
-        gate, up = self.linear(into, 0, width), self.linear(into, width, width)
-        return SubLayerStruct(Kind.MLP, layer, module.norm.epsilon, 0.0, norm, gate, up, self.linear(out))
+        made.kind, made.first, made.second = Kind.MLP, self.linear(into, 0, width), self.linear(into, width, width)
+        made.third = self.linear(out)
+        made.mlp.is_gated = True
+        return made
 
     def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
         """A linear layer, or ``rows`` outputs of it from ``start``."""

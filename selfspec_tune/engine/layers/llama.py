@@ -145,6 +145,7 @@ class Attention:
         self._qkv: Projection = self.projections[0]
         self._output: Projection = self.projections[1]
         self.scale = float(getattr(attention, "scaling", state.head_size**-0.5))
+        self.shape = (state.num_heads, state.num_kv_heads, state.head_size)
         self._index = index
         self._state = state
 

@@ -23,6 +23,8 @@ from selfspec_tune.engine.kernels.binding import (
     MAX_TOKENS,
     Best,
     Model,
+    Norm,
+    RopeTable,
     SubLayerStruct,
     load_library,
 )
@@ -219,26 +221,28 @@ class NativeRunner(FastRunner):
         final_norm = self._norm.weight.float().contiguous()
         hidden = int(self._embedding.shape[1])
         widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
+        ropes = (RopeTable * 1)(RopeTable(*(table.data_ptr() for table in tables), state.head_size))
         model = Model(
-            self._loaded.dtype == torch.bfloat16,
-            torch.get_num_threads(),
-            hidden,
-            state.num_heads,
-            state.num_kv_heads,
-            state.head_size,
-            max(hidden, *widths),
-            self.vocabulary_size,
-            state.capacity,
-            self._norm.epsilon,
-            self._embedding.data_ptr(),
-            final_norm.data_ptr(),
-            *(table.data_ptr() for table in tables),
-            state.keys.data_ptr(),
-            state.values.data_ptr(),
+            is_bf16=self._loaded.dtype == torch.bfloat16,
+            threads=torch.get_num_threads(),
+            hidden=hidden,
+            heads=state.num_heads,
+            kv_heads=state.num_kv_heads,
+            head_size=state.head_size,
+            widest=max(hidden, *widths),
+            vocabulary=self.vocabulary_size,
+            capacity=state.capacity,
+            embedding=self._embedding.data_ptr(),
+            embedding_scale=1.0,
+            logit_scale=1.0,
+            final_norm=Norm(1, 0, self._norm.epsilon, final_norm.data_ptr()),
+            ropes=ctypes.addressof(ropes),
+            keys=state.keys.data_ptr(),
+            values=state.values.data_ptr(),
         )
         self._close()
         self._engine = self._library.engine_new(ctypes.byref(model))
-        self._engine_reads = tables, final_norm, state.keys, state.values
+        self._engine_reads = tables, ropes, final_norm, state.keys, state.values
         if not self._engine:
             state.capacity = 0  # so that no pass runs, and the next reservation tries again
             raise UsageError(
