@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfspec_tune.checks import check_kind, check_option_names, checked_arguments
-from selfspec_tune.draft import DraftPrecision
+from selfspec_tune.draft import MOST_EXPERTS, DraftPrecision
 from selfspec_tune.draft.sources import SOURCES
 from selfspec_tune.errors import BudgetError, UsageError
 from selfspec_tune.prompts.render import Template
@@ -38,7 +38,7 @@ Word = TypeVar("Word", bound=StrEnum)
 # Options whose field has another name, in whichever part of a request it is.
 RENAMED = {"model": "name", "prompts": "source", "timeout": "timeout_seconds", "to": "format"}
 # What a bench may change in any draft, and what its request holds besides its own options.
-_OF_ANY_DRAFT = ("policy", "max_draft_tokens", "exit_threshold", *SOURCES, "precision")
+_OF_ANY_DRAFT = ("policy", "max_draft_tokens", "exit_threshold", *SOURCES, "precision", "experts")
 _PARTS_OF_BENCH = ("model_overrides", "prompt_overrides", "draft_overrides", "studies")
 _WORDS: dict[str, type[StrEnum]] = {"policy": PolicyChoice, "template": Template, "objective": Objective}
 _NUMBER = re.compile("[0-9]{1,9}")  # str.isdecimal takes the digits of every script
@@ -88,6 +88,7 @@ def bench_request(*, uniform_and_random: bool = True, **options: Any) -> BenchRe
     parts = [*_fields(ModelOptions), *_fields(PromptOptions), *_OF_ANY_DRAFT]
     check_option_names("a bench", options, [*parts, *own])
     parse_precision(options.get("precision"))  # auto is a search's
+    parse_experts(options.get("experts"))
     of_draft = {name: value for name, value in options.items() if name in _OF_ANY_DRAFT}
     return BenchRequest(
         model_overrides=tuple(_of(ModelOptions, options).items()),
@@ -175,6 +176,14 @@ def parse_precision(text: str | None, *, auto: bool = False) -> str | None:
     return text
 
 
+def parse_experts(text: str | None, *, auto: bool = False) -> str | None:
+    """``same`` or a number of experts, checked; ``auto`` where it is allowed. Raises `UsageError`."""
+    words = ("auto", "same") if auto else ("same",)
+    if text is None or text in words or (_NUMBER.fullmatch(text) and 0 < int(text) <= MOST_EXPERTS):
+        return text
+    raise UsageError(f"`experts` {text!r}: expected {', '.join(words)}, or a positive number of experts.")
+
+
 def parse_extra_memory(text: str | None) -> ExtraMemory | None:
     """``30%``, ``2GiB`` or ``0``. Raises `UsageError`."""
     return None if text is None else ExtraMemory.parse(text)
@@ -209,7 +218,7 @@ def parse_sweep_values(text: str | None) -> tuple[float, ...] | None:
 
 # Of options that are read, or whose field has another name, before they are.
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("model", "prompts", "vocabulary", "precision", "extra_memory"), str),
+    **dict.fromkeys(("model", "prompts", "vocabulary", "precision", "experts", "extra_memory"), str),
     "tasks": list[str] | tuple[str, ...],
     "skip_files": list[Path] | tuple[Path, ...],
     "skip_sets": list[str] | tuple[str, ...],
@@ -220,5 +229,6 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "skip_sets": tuple,
     "vocabulary": parse_vocabulary,
     "precision": partial(parse_precision, auto=True),
+    "experts": partial(parse_experts, auto=True),
     "extra_memory": parse_extra_memory,
 }

@@ -44,6 +44,7 @@ def _tiny(
     seed: int = 0,
     context: int = 1024,
     chat: bool = False,
+    **settings: Any,
 ) -> Path:
     """A checkpoint (hidden 64); ``kv_heads=heads`` gives each head keys of its own, as in Llama 2."""
     from transformers import AutoConfig
@@ -55,6 +56,7 @@ def _tiny(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         tie_word_embeddings=tied,
+        **settings,
     )
     return save_random(config, directory, seed=seed, chat=chat)
 
@@ -72,7 +74,10 @@ def tiny_config(model_type: str, *, layers: int = 2, vocab: int = 128) -> PreTra
     """The configuration behind ``tiny_of_type``."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(model_type, **_common(layers, vocab, 256), **OTHER_CONFIGS[model_type])
+    settings = _common(layers, vocab, 256) | OTHER_CONFIGS[model_type]
+    if model_type in _SEEING:
+        return AutoConfig.for_model(model_type, text_config=settings, vision_config=_SEEING[model_type])
+    return AutoConfig.for_model(model_type, **settings)
 
 
 _HEADS = {"num_attention_heads": 4}
@@ -93,6 +98,12 @@ OTHER_CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4},
     "opt": {**_HEADS, "ffn_dim": 2 * HIDDEN, "word_embed_proj_dim": HIDDEN},
     "mamba": {"state_size": 4},
+    "gemma3": {**_GQA, "head_dim": 16},
+    "llama4_text": {**_GQA, "head_dim": 16, "intermediate_size_mlp": HIDDEN, "num_local_experts": 2},
+}
+# Wrappers that also see pictures, and what they see with.
+_SEEING: dict[str, dict[str, Any]] = {
+    "gemma3": {**_HEADS, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "image_size": 28},
 }
 
 

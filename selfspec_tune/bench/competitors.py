@@ -26,7 +26,7 @@ from selfspec_tune.requests import BenchRequest, ModelOptions
 
 UNIFORM = "uniform"
 EXIT_FRACTION = 3
-SKIPS, COPIES, COPIES_AND_SKIPS = "skips-alone", "copies-alone", "copies-and-skips"
+SKIPS, COPIES, COPIES_AND_SKIPS, EXPERTS = "skips-alone", "copies-alone", "copies-and-skips", "experts-alone"
 POLICIES = tuple(f"policy-{kind}" for kind in PolicyKind)
 # Rules that do not count costs draft blindly: longer drafts only lose more.
 _MOST_BY_RULE = 6
@@ -160,11 +160,16 @@ def parts_of(main: Draft) -> Iterator[Part]:
     sources = [source.label for source in main.sources]
     has_skips, has_copies = not main.skip_set.is_empty, not main.precision.is_same
     if has_skips:
-        alone = replace(by_model, precision=DraftPrecision(), policy=rule(main.policy, PolicyKind.THRESHOLD))
+        alone = replace(
+            by_model, precision=DraftPrecision(), policy=rule(main.policy, PolicyKind.THRESHOLD), experts=None
+        )
         yield Part(SKIPS, f"the skip set at the model's own precision, without {labels(' and ')}", alone)
     if has_copies:
-        alone = replace(by_model, skip_set=nothing_skipped)
+        alone = replace(by_model, skip_set=nothing_skipped, experts=None)
         yield Part(COPIES, f"the low-precision copies with nothing skipped, without {labels(' and ')}", alone)
+    if main.experts is not None:
+        alone = replace(by_model, skip_set=nothing_skipped, precision=DraftPrecision())
+        yield Part(EXPERTS, f"{main.experts} experts a token, nothing skipped, without {labels(' and ')}", alone)
     if has_copies and sources:
         yield Part(COPIES_AND_SKIPS, f"the draft without its {' and '.join(sources)}", by_model)
     if has_copies and has_skips and sources:

@@ -15,7 +15,8 @@ from selfspec_tune.engine.cost_fit import CONTEXTS, CostPlan, fitted, time_conte
 from selfspec_tune.engine.timing import Step, draft_step
 from selfspec_tune.errors import UsageError
 from selfspec_tune.measure.contenders import gather
-from selfspec_tune.measure.roofline import largest_matrix, read_kernels, traffic_of
+from selfspec_tune.measure.roofline import largest_matrix, read_kernels
+from selfspec_tune.measure.traffic import traffic_of
 from selfspec_tune.measure.workload import Workload, open_workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import BenchRequest, DoctorRequest, ModelOptions, PromptOptions
@@ -30,7 +31,13 @@ _REFERENCE_NOTE = (
     "The reference runner runs a skipped sub-layer all the same and throws its output away: a draft step saves no "
     "time and cannot be split into attention, MLP and head. Only whole steps are shown."
 )
-_EXPERTS_NOTE = "A mixture of experts reads the chosen experts only; the bytes here count all of them: an upper bound."
+_EXPERTS_NOTE = (
+    "A mixture of experts reads the experts that its tokens go to; the bytes here are what it reads in the mean where "
+    "every choice is as likely as any other. Real texts choose less evenly, and read fewer."
+)
+_ALL_EXPERTS_NOTE = (
+    "A mixture of experts reads the chosen experts only; the bytes here count all of them: an upper bound."
+)
 
 
 def examine(found: Diagnosis, request: DoctorRequest, model: ModelOptions, reporter: Reporter) -> Diagnosis:
@@ -126,7 +133,9 @@ class _Examination:
 
     def _notes(self) -> list[str]:
         notes = [] if self._can_split else [_REFERENCE_NOTE]
-        return [*notes, _EXPERTS_NOTE] if self._traffic.has_experts else notes
+        if self._traffic.has_experts:
+            notes.append(_ALL_EXPERTS_NOTE if self._traffic.counts_all else _EXPERTS_NOTE)
+        return notes
 
 
 def _contexts(request: DoctorRequest, longest: int) -> list[int]:

@@ -7,7 +7,8 @@ from statistics import median
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.engine.timing import ContextTimings
-from selfspec_tune.measure.roofline import Limit, ReadKernel, Traffic, find_limit
+from selfspec_tune.measure.roofline import Limit, ReadKernel, find_limit
+from selfspec_tune.measure.traffic import Traffic
 from selfspec_tune.results.diagnosis import (
     Check,
     ContextTiming,
@@ -67,7 +68,7 @@ def _copy_name(draft: Draft) -> str | None:
     """What a step is called that skips nothing and reads copies at one precision; None for any other."""
     num_layers, head = draft.skip_set.num_layers, draft.precision.head
     is_whole = draft.skip_set.is_empty and draft.precision == DraftPrecision.uniform(num_layers, head, head)
-    return COPIES.get(head) if is_whole else None
+    return COPIES.get(head) if is_whole and draft.experts is None else None
 
 
 def _row(name: str, seconds: Sequence[float], decode: Sequence[float], limit: Limit, num_bytes: float) -> StepTiming:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfspec_tune.draft.draft import MOST_TOKEN_IDS, Draft, rescaled
+from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, rescaled
 from selfspec_tune.draft.policy import (
     CONFIDENCE_EDGES,
     PLAIN,
@@ -19,6 +19,7 @@ from selfspec_tune.draft.source import DraftSource
 
 __all__ = [
     "CONFIDENCE_EDGES",
+    "MOST_EXPERTS",
     "MOST_TOKEN_IDS",
     "PLAIN",
     "AcceptancePrior",

@@ -17,6 +17,7 @@ from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import UsageError
 
 MOST_TOKEN_IDS = 10_000_000  # many more than any vocabulary has
+MOST_EXPERTS = 10_000  # the same for a mixture
 _POLICY, _SAME = DraftPolicy(), DraftPrecision()
 
 
@@ -31,6 +32,8 @@ class Draft:
 
     Each of ``sources`` is asked in turn what may follow the context, and the model drafts where
     nothing is found; with ``model_drafts`` false the sources draft alone.
+
+    ``experts``: to how many experts of each kept mixture a token goes; None: to as many as in the model.
     """
 
     skip_set: SkipSet
@@ -39,11 +42,14 @@ class Draft:
     vocabulary: int | None = None
     sources: tuple[DraftSource, ...] = ()
     model_drafts: bool = True
+    experts: int | None = None
 
     def __post_init__(self) -> None:
         self.precision.check(self.skip_set.num_layers)
         if self.vocabulary is not None:
             whole("vocabulary", self.vocabulary, 1, MOST_TOKEN_IDS)
+        if self.experts is not None:
+            whole("experts", self.experts, 1, MOST_EXPERTS)
         if not self.sources and not self.model_drafts:
             labels = known.labels(" nor a ")
             raise UsageError(f"A draft with neither a {labels} nor the model drafts nothing; give it one of them.")
@@ -99,17 +105,20 @@ class Draft:
             parts.append(f"vocabulary {self.vocabulary}")
         if not self.precision.is_same:
             parts.append(f"precision {self.precision}")
+        if self.experts is not None:
+            parts.append(f"experts {self.experts}")
         parts += [f"{source}" if self.model_drafts else f"{source} alone" for source in self.sources]
         return f"{self.skip_set} ({', '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``draft`` object of skip.json (the skip set stands beside it there)."""
+        """The ``draft`` object of skip.json (the skip set stands beside it there); ``experts`` where it is told."""
         return {
             **self.policy.to_dict(),
             "precision": self.precision.to_json(),
             "vocabulary": self.vocabulary,
             **known.to_json(self.sources),
             "model_drafts": self.model_drafts,
+            **({} if self.experts is None else {"experts": self.experts}),
         }
 
     @classmethod
@@ -125,6 +134,7 @@ class Draft:
             draft.get("vocabulary"),
             known.from_json(draft),
             model_drafts,
+            draft.get("experts"),
         )
 
 

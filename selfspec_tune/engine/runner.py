@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
+from selfspec_tune.models import LoadedModel
 
 _NUM_TOKENS = 40  # those that engines are compared on
 
@@ -165,6 +166,22 @@ def check_same_precision(draft: Draft, runner_name: str) -> None:
             f"The {runner_name} runner cannot draft at {draft.precision}: it holds the weights at their own precision "
             "only. Draft at precision same, or choose a runner with low-precision copies."
         )
+
+
+def check_experts(draft: Draft, loaded: LoadedModel) -> None:
+    """Raise `UsageError` where a draft goes to more experts than the model, or to some where it has none."""
+    most = loaded.experts_per_token
+    if draft.experts is None or draft.experts <= most:
+        return
+    if not most:
+        raise UsageError(
+            f"The draft goes to {draft.experts} experts a token, but {loaded.name} is no mixture of experts that is "
+            "known here. Leave `experts` out."
+        )
+    raise UsageError(
+        f"The draft goes to {draft.experts} experts a token, and {loaded.name} itself to {most}. Give `experts` 1 to "
+        f"{most}, or same."
+    )
 
 
 def check_room(needed: int, context_length: int) -> None:

@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 from selfspec_tune.draft import DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError, SkipSetError, UsageError
+from selfspec_tune.export.blocks import LayerBlock, surviving_blocks
 from selfspec_tune.export.checkpoint import Checkpoint, checkpoint_folder, named_in_lines, own_file
 from selfspec_tune.export.decoding import MeasuredSampling, settings_of_folder
-from selfspec_tune.export.layout import LayerBlock, Layout, Outline, read_layout, read_outline, surviving_blocks
+from selfspec_tune.export.layout import Layout, Outline, read_layout, read_outline
 from selfspec_tune.models.origin import find_origin
 from selfspec_tune.requests import ExportRequest
 from selfspec_tune.results import SkipConfig
@@ -112,7 +113,7 @@ class CheckpointTarget(Target):
         """As `LoadedModel.fingerprint` has it, read weight by weight. Raises where they cannot be read so."""
         from selfspec_tune.models.loaded import fingerprint
 
-        return fingerprint(self.layout.model, self.checkpoint.read)
+        return fingerprint(self.layout.model, lambda name: self.layout.names.read(self.checkpoint, name))
 
     def fingerprint(self, config: SkipConfig | None) -> str | None:
         try:

@@ -12,140 +12,121 @@ from huggingface_hub.errors import StrictDataclassError
 
 from selfspec_tune.checks import shown
 from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
-from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
+from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.blocks import LayerBlock
 from selfspec_tune.export.checkpoint import Checkpoint
+from selfspec_tune.export.restated import restated
+from selfspec_tune.export.stored_names import StoredNames
+from selfspec_tune.plans import BlockOrder, Claim, ClaimKind, DecoderPlan, claims
 
 NO_SUCH_MODEL = (ValueError, StrictDataclassError)  # what transformers raises of a configuration
-_ATTENTION_NORM, _MLP_NORM = "input_layernorm", "post_attention_layernorm"
-_LLAMA_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
-_LLAMA_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
-
-
-@dataclass(frozen=True, slots=True)
-class LayerBlock:
-    """A layer of the draft: the source layers that its attention and its MLP come from; None where it has none."""
-
-    attention: int | None
-    mlp: int | None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has both."""
-        return self.attention is not None and self.mlp is not None
-
-    def __str__(self) -> str:
-        parts = [f"attention {self.attention}"] if self.attention is not None else []
-        return " + ".join(parts + ([f"MLP {self.mlp}"] if self.mlp is not None else []))
-
-
-def surviving_blocks(skip_set: SkipSet) -> list[LayerBlock]:
-    """The sub-layers that stay, in running order, every attention paired with the MLP that follows it.
-
-    "MLP 3 and attention 4 skipped" leaves attention 3 and MLP 4, which make one ordinary layer: in a pre-norm model
-    whose rotary embedding and window do not depend on the layer, it computes the same.
-    """
-    blocks: list[LayerBlock] = []
-    pending: int | None = None
-    for (kind, layer), is_skipped in zip(sublayers_of(skip_set.num_layers), skip_set.to_flags(), strict=True):
-        if is_skipped:
-            continue
-        if kind is SubLayerKind.MLP:
-            blocks.append(LayerBlock(pending, layer))
-            pending = None
-            continue
-        if pending is not None:
-            blocks.append(LayerBlock(pending, None))
-        pending = layer
-    return blocks if pending is None else [*blocks, LayerBlock(pending, None)]
-
-
-def partial(blocks: list[LayerBlock]) -> list[LayerBlock]:
-    """Those that lack their attention or their MLP."""
-    return [block for block in blocks if not block.is_whole]
+_NORMS = (ClaimKind.NORM, ClaimKind.NORMS)
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The modules of a model: ``layers`` is the path of its layers, ``attention`` and ``mlp`` are their children.
+    """The modules of a model, by its configuration alone.
 
-    ``config``: the model's configuration with every default filled in; ``model``: an empty one of that kind.
+    Attributes:
+        layers: the path of its layers.
+        silence: of each sub-layer, in running order, the modules whose output, zeroed, leaves it out.
+        config: its configuration with every default filled in.
+        model: an empty one of that kind.
+        plan: what it computes; None where ``unplanned`` says why that is not known.
     """
 
     layers: str
-    attention: str
-    mlp: str
-    num_layers: int
+    silence: tuple[tuple[str, ...], ...]
     config: Mapping[str, Any]
     model: Any
+    plan: DecoderPlan | None
+    unplanned: str
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.silence) // 2
+
+    @property
+    def planned(self) -> DecoderPlan:
+        """Its plan. Raises `UnsupportedModelError` where there is none."""
+        if self.plan is None:
+            raise UnsupportedModelError(
+                f"Its layers cannot be taken apart: {self.unplanned}. Use `to` hf-zero or `to` transformers-generate."
+            )
+        return self.plan
 
 
 @dataclass(frozen=True, slots=True)
 class Layout(Outline):
-    """An outline with the ``names`` of a checkpoint's tensors, which are those of the model's modules."""
+    """An outline with the tensors of a checkpoint: their ``names`` there, and what claims each within a half."""
 
-    names: tuple[str, ...]
+    names: StoredNames
+    claims: Mapping[str, Claim]
 
-    def of_layer(self, layer: int) -> Iterator[tuple[str, str]]:
-        """(name, name within the layer) of a layer's tensors."""
-        prefix = f"{self.layers}.{layer}."
-        return ((name, name.removeprefix(prefix)) for name in self.names if name.startswith(prefix))
+    def zeroed(self, skip_set: SkipSet) -> Iterator[str]:
+        """The stored tensors to be zero for the model to compute what is left: all of a half's, and what its norm adds.
 
-    @property
-    def outside(self) -> list[str]:
-        """Tensors of no layer: embeddings, last norm, head."""
-        return [name for name in self.names if not re.match(rf"{re.escape(self.layers)}\.\d+\.", name)]
+        Its norms stay: another half may read the stream through the same one. Of nothing, an RMSNorm makes nothing.
+        """
+        halves = zip(sublayers_of(self.num_layers), skip_set.to_flags(), strict=True)
+        skipped = {half for half, is_skipped in halves if is_skipped}
+        for name, claim in self.claims.items():
+            if claim.owner in skipped and (claim.kind not in _NORMS or self._is_added_last(name, claim)):
+                yield name
 
-    def is_of(self, name: str, sublayer: int) -> bool:
-        """Whether a tensor is one of the sub-layer number ``sublayer`` itself."""
-        kind, layer = SubLayerId.of(sublayer)
-        return name.startswith(f"{self.layers}.{layer}.{self.mlp if kind is SubLayerKind.MLP else self.attention}.")
-
-    @property
-    def difference(self) -> str:
-        """How a layer differs from a Llama's, biases apart: "has …" or "lacks …"; empty where in nothing."""
-        own = {rest for _, rest in self.of_layer(0)}
-        more = sorted(rest for rest in own if not _is_llamas(rest))
-        less = [norm for norm in (_ATTENTION_NORM, _MLP_NORM) if f"{norm}.weight" not in own]
-        return f"has {', '.join(more[:3])}" if more else f"lacks {', '.join(less)}" if less else ""
+    def _is_added_last(self, name: str, claim: Claim) -> bool:
+        """Whether it is the bias of the norm of a half's output."""
+        assert self.plan is not None
+        assert claim.owner is not None
+        post = self.plan.half(claim.owner).post
+        path = f"{self.plan.layer_path(claim.owner.layer)}.{post.path}" if post else None
+        return claim.path == path and name.endswith(".bias")
 
     def renamed(self, blocks: Sequence[LayerBlock]) -> Iterator[tuple[str, str]]:
         """(new name, name in the checkpoint) of every tensor of a model of ``blocks``.
 
         Raises `UnsupportedModelError` where a block takes its halves from two layers, or has one half only, and the
-        model's norms are not known to belong to one of them.
+        model has no plan or runs them side by side.
         """
-        if self.difference and any(block.attention != block.mlp for block in blocks):
-            raise UnsupportedModelError(
-                f"A layer of this model {self.difference}, unlike a Llama's, so its halves cannot be joined anew. "
-                "Skip whole layers, or use `to` hf-zero."
-            )
-        for name in self.outside:
-            yield name, name
+        self._check_joined(blocks)
+        by_layer: dict[int | None, list[str]] = {}
+        for name in self.names.stored:
+            by_layer.setdefault(self._layer_of(name), []).append(name)
+        yield from ((name, name) for name in by_layer.get(None, []))
         for number, block in enumerate(blocks):
-            prefix = f"{self.layers}.{number}"
-            if block.attention == block.mlp:
-                assert block.attention is not None
-                yield from ((f"{prefix}.{rest}", name) for name, rest in self.of_layer(block.attention))
-                continue
-            for layer, own in ((block.attention, self._is_attentions), (block.mlp, self._is_mlps)):
-                if layer is not None:
-                    yield from ((f"{prefix}.{rest}", name) for name, rest in self.of_layer(layer) if own(rest))
+            for layer in dict.fromkeys((block.attention, block.mlp)):
+                for name in by_layer.get(layer, []) if layer is not None else []:
+                    if name in self.names.of and (block.attention == block.mlp or self._is_in(name, block)):
+                        yield self._renumbered(name, number), name
 
-    def _is_attentions(self, rest: str) -> bool:
-        return rest.split(".")[0] in (self.attention, _ATTENTION_NORM)
+    def _layer_of(self, name: str) -> int | None:
+        found = re.match(rf"{re.escape(self.layers)}\.(\d+)\.", self.names.of.get(name, name))
+        return int(found[1]) if found else None
 
-    def _is_mlps(self, rest: str) -> bool:
-        return rest.split(".")[0] in (self.mlp, _MLP_NORM)
+    def _is_in(self, name: str, block: LayerBlock) -> bool:
+        owner = self.claims[name].owner
+        assert owner is not None
+        return owner.layer == (block.attention if owner.is_attention else block.mlp)
+
+    def _renumbered(self, name: str, layer: int) -> str:
+        """The stored name of the same tensor in another layer."""
+        container = re.escape(self.layers.rpartition(".")[2])
+        return re.sub(rf"((?:^|\.){container}\.)\d+\.", rf"\g<1>{layer}.", name, count=1)
+
+    def _check_joined(self, blocks: Sequence[LayerBlock]) -> None:
+        joined = [block for block in blocks if block.attention != block.mlp]
+        if joined and any(layer.order is BlockOrder.PARALLEL for layer in self.planned.layers):
+            raise UnsupportedModelError(
+                f"The attention and the MLP of a layer of this model read the same input side by side, so {joined[0]} "
+                "are no layer of it. Skip whole layers, or use `to` hf-zero or `to` transformers-generate."
+            )
 
     def config_of(self, blocks: Sequence[LayerBlock], given: Mapping[str, Any]) -> dict[str, Any]:
         """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
-        name_of_depth = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        config = {**without_code(given), name_of_depth: len(blocks)}
-        for name, value in self.config.items():
-            if isinstance(value, list) and len(value) == self.num_layers:
-                config[name] = [value[block.attention or 0] for block in blocks]
-        return config
+        own = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        kept = {name: value for name, value in without_code(given).items() if name != "num_hidden_layers"}
+        return {**kept, own: len(blocks), **restated(self.config, self.num_layers, self.plan, blocks)}
 
 
 def read_outline(folder: Path) -> Outline:
@@ -155,6 +136,7 @@ def read_outline(folder: Path) -> Outline:
     """
     from transformers import AutoConfig
 
+    from selfspec_tune.models.bound import bind
     from selfspec_tune.models.sublayers import find_sublayers
 
     try:
@@ -171,9 +153,14 @@ def read_outline(folder: Path) -> Outline:
             f"export does not run ({str(error).splitlines()[0]})."
         ) from error
     found = find_sublayers(model)
-    layers, _, rest = found.names[0].partition(".0.")
-    mlp = found.names[1].rpartition(".")[2]
-    return Outline(layers, rest, mlp, found.num_layers, config.to_dict(), model)
+    plan, unplanned = None, ""
+    try:
+        plan = bind(model).plan
+    except UnsupportedModelError as error:
+        unplanned = str(error)
+    paths = {module: path for path, module in model.named_modules()}
+    silence = tuple(tuple(paths[module] for module in modules) for modules in found.silence)
+    return Outline(paths[found.layers], silence, config.to_dict(), model, plan, unplanned)
 
 
 def empty_model(config: Any) -> Any:
@@ -187,34 +174,38 @@ def empty_model(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
-    """The outline with the checkpoint's names.
-
-    Raises `UnsupportedModelError` where its tensors are named otherwise than the model's modules.
-    """
-    parts = {field.name: getattr(outline, field.name) for field in fields(outline)}
-    layout = Layout(**parts, names=tuple(checkpoint.tensors))
-    missing = sorted({name for name, _ in outline.model.named_parameters()} - set(layout.names))
-    if missing:
-        raise UnsupportedModelError(
-            f"{checkpoint.folder} has no tensor {missing[0]}: its weights are stored under other names than the "
-            "model's modules, so they cannot be taken apart. Load it with transformers and save it again, or, where "
-            "that changes nothing, use `to` transformers-generate, which takes no weights."
-        )
-    return layout
-
-
 def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration that leads to no code of a checkpoint's own: transformers knows every model written here."""
     return {name: value for name, value in config.items() if name != "auto_map"}
 
 
-def _is_llamas(rest: str) -> bool:
-    parts = rest.split(".")
-    if parts[-1] not in ("weight", "bias"):
-        return False
-    if len(parts) == 2:
-        return parts[0] in (_ATTENTION_NORM, _MLP_NORM) and parts[1] == "weight"
-    return len(parts) == 3 and (
-        (parts[0] == "self_attn" and parts[1] in _LLAMA_ATTENTION) or (parts[0] == "mlp" and parts[1] in _LLAMA_MLP)
-    )
+def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
+    """The outline with the checkpoint's tensors.
+
+    Raises `UnsupportedModelError` where transformers would not load each of the model's from them.
+    """
+    names = StoredNames(outline.model, checkpoint.tensors)
+    if names.missing:
+        raise UnsupportedModelError(
+            f"{checkpoint.folder} has no tensor {names.missing[0]}: its weights are stored under other names than "
+            "transformers knows for its modules, so they cannot be taken apart. Load it with transformers and save it "
+            "again, or, where that changes nothing, use `to` transformers-generate, which takes no weights."
+        )
+    parts = {field.name: getattr(outline, field.name) for field in fields(outline)}
+    return Layout(**parts, names=names, claims=dict(_claimed(outline, names)))
+
+
+def _claimed(outline: Outline, names: StoredNames) -> Iterator[tuple[str, Claim]]:
+    """The claim of a half on each stored tensor; without a plan a half has what lies in the modules that silence it."""
+    if outline.plan is not None:
+        made = [claim for claim in claims(outline.plan) if claim.owner is not None]
+    else:
+        halves = zip(sublayers_of(outline.num_layers), outline.silence, strict=True)
+        made = [Claim(path, ClaimKind.NUMBERS, half) for half, paths in halves for path in paths]
+    by_path = {claim.path: claim for claim in made}
+    for stored, name in names.of.items():
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            claim = by_path.get(".".join(parts[:end]))
+            if claim is not None and claim.covers(name):
+                yield stored, claim

@@ -60,7 +60,7 @@ class Contender:
 
 
 def overridden(draft: Draft, request: BenchRequest) -> Draft:
-    """``draft`` with what the request says of policy, sources and precision. Raises `UsageError`."""
+    """``draft`` with what the request says of policy, sources, precision and experts. Raises `UsageError`."""
     options: dict[str, Any] = dict(request.draft_overrides)
     if "policy" in options:
         if options["policy"] not in list(PolicyKind):
@@ -76,6 +76,8 @@ def overridden(draft: Draft, request: BenchRequest) -> Draft:
     draft = replace(draft, policy=replace(draft.policy, **limits), sources=wanted(options, draft.sources))
     if "precision" in options:
         draft = replace(draft, precision=DraftPrecision.parse(options["precision"], draft.skip_set.num_layers))
+    if "experts" in options:
+        draft = replace(draft, experts=None if options["experts"] == "same" else int(options["experts"]))
     return draft
 
 

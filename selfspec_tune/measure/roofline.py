@@ -1,7 +1,4 @@
-"""Bytes that the engine's steps must move, beside what this machine's memory can deliver.
-
-Counted over the loaded model's own modules. A step at batch 1 reads every weight of the
-sub-layers that run once, however many tokens it is over; activations are not counted.
+"""What this machine's memory can deliver.
 
 The limit is the best of several read kernels over far more than the last-level cache,
 timed in the same rounds as the steps: on a shared machine memory is faster in one minute
@@ -10,7 +7,7 @@ than in the next, and only what ran side by side can be divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -21,88 +18,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfspec_tune.cpu import cpu_caches, last_level_bytes
-from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine.runner import Runner
 from selfspec_tune.engine.timing import Step
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.models import LoadedModel
 
-# Bytes of a weight in a low-precision copy; its scales, a few per cent more, are not counted.
-_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.INT4: 0.5}
 CACHES_AS_LARGE = 4  # how many times the last-level cache a kernel reads
 LEAST_BYTES = 256 << 20
 FALLBACK_CACHE = 32 << 20  # where the system does not say
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Weights that one part of the model reads: matrices, which a copy may hold at lower precision, and the rest."""
-
-    num_matrix_weights: int
-    matrix_bytes: int
-    other_bytes: int
-
-    def bytes_at(self, precision: Precision) -> float:
-        if precision is Precision.SAME:
-            return self.matrix_bytes + self.other_bytes
-        return self.num_matrix_weights * _WEIGHT_BYTES[precision] + self.other_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What the parts of a model hold, in bytes.
-
-    ``sublayers`` are in running order, each with its norm; ``final`` is what every step reads
-    after them except the head (the last norm); ``row`` one embedding row; ``position`` what
-    one attention reads of the cache for each position before it.
-    """
-
-    sublayers: tuple[_Part, ...]
-    head: _Part
-    head_rows: int
-    final: int
-    row: int
-    position: int
-    has_experts: bool
-
-    def full_step(self, context: int, num_tokens: int = 1) -> float:
-        """Bytes of a full pass over ``num_tokens`` after ``context`` positions: decoding, or verification."""
-        weights = sum(part.bytes_at(Precision.SAME) for part in self.sublayers)
-        cache = len(self.sublayers) // 2 * context * self.position
-        return weights + cache + self.head.bytes_at(Precision.SAME) + self.final + num_tokens * self.row
-
-    def draft_step(self, draft: Draft, context: int) -> float:
-        """Bytes of one step of ``draft`` after ``context`` positions."""
-        moved = self.head.bytes_at(draft.precision.head) * (draft.vocabulary or self.head_rows) / self.head_rows
-        for sublayer, precision in draft.kept():
-            moved += self.sublayers[sublayer.index].bytes_at(precision)
-            moved += context * self.position if sublayer.is_attention else 0
-        return moved + self.final + self.row
-
-
-def traffic_of(loaded: LoadedModel) -> Traffic:
-    """Count a model's bytes by structure. A tied head is counted as a head; of the embedding only a row is read."""
-    model: Any = loaded.model
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    sublayers: list[_Part] = []
-    inside: list[nn.Module] = [embedding, head]
-    parts = zip(loaded.sublayers.layers, loaded.sublayers.attention, loaded.sublayers.mlp, strict=True)
-    for layer, attention, mlp in parts:
-        norms = _bytes(_without(layer, (attention, mlp)))
-        # What lies beside the two are norms: half of them go with each.
-        sublayers += [_part(attention, norms // 2), _part(mlp, norms - norms // 2)]
-        inside.append(layer)
-    final = _bytes(parameter for parameter in _without(model, inside) if parameter.dim() < 2)
-    weight = embedding.weight
-    return Traffic(
-        sublayers=tuple(sublayers),
-        head=_part(head, 0),
-        head_rows=int(head.weight.shape[0]),
-        final=final,
-        row=int(weight.shape[1] * weight.element_size()),
-        position=_cache_bytes(loaded),
-        has_experts=any("expert" in name for name, _ in loaded.sublayers.mlp[-1].named_modules()),
-    )
 
 
 def largest_matrix(loaded: LoadedModel) -> tuple[int, int]:
@@ -115,34 +38,6 @@ def largest_matrix(loaded: LoadedModel) -> tuple[int, int]:
         if parameter.dim() == 2
     ]
     return max(shapes, key=lambda shape: shape[0] * shape[1])
-
-
-def _cache_bytes(loaded: LoadedModel) -> int:
-    """Bytes of one position's key and value in one layer's cache."""
-    config: Any = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * size * loaded.dtype.itemsize)
-
-
-def _part(module: nn.Module, norm_bytes: int) -> _Part:
-    parameters = list(module.parameters())
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    return _Part(
-        sum(matrix.numel() for matrix in matrices),
-        _bytes(matrices),
-        norm_bytes + _bytes(parameter for parameter in parameters if parameter.dim() < 2),
-    )
-
-
-def _without(module: nn.Module, inner: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of ``module`` that belong to none of ``inner``."""
-    known = {id(parameter) for part in inner for parameter in part.parameters()}
-    return [parameter for parameter in module.parameters() if id(parameter) not in known]
-
-
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ def load(
     exit_threshold: float | None = None,
     ngram: bool | None = None,
     precision: str | None = None,
+    experts: str | None = None,
     template: str | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Model:
@@ -100,6 +101,7 @@ def load(
         exit_threshold: probability below which a draft ends, instead of the draft's own.
         ngram: whether tokens are looked up in the context; None: as the draft says.
         precision: of the draft's weights, as in ``int4 head int8``, instead of the draft's own.
+        experts: of a mixture that a token goes to while drafting, a number or ``same``, instead of the draft's own.
         template: auto, chat or raw: whether prompts go through the model's chat template; None: auto.
         notice: is told what is not as it was when the draft was searched, and what takes long; None: nobody is.
 
@@ -125,6 +127,7 @@ def load(
         exit_threshold=exit_threshold,
         ngram=ngram,
         precision=precision,
+        experts=experts,
     )
     found = gather(request)[0] if text is not None or name is None else None
     return _opened(request, found, Template(template or Template.AUTO), notice or (lambda _: None))
@@ -182,13 +185,14 @@ def _draft(found: Contender | None, loaded: LoadedModel, request: BenchRequest) 
         return overridden(found.draft(loaded, None), request)
     options = dict(request.draft_overrides)
     sources = wanted(DraftOptions().source_choices | options)
-    if not sources and "precision" not in options:
+    by_model = "precision" in options or "experts" in options
+    if not sources and not by_model:
         return None
     draft = Draft(
         SkipSet.empty(loaded.num_layers),
         DraftPolicy(PolicyKind.COST_AWARE),
         sources=sources,
-        model_drafts="precision" in options,
+        model_drafts=by_model,
     )
     return overridden(draft, request)
 

@@ -87,6 +87,7 @@ def _reasons(model: PreTrainedModel, plan: DecoderPlan) -> Iterator[str]:
         yield from (f"its {claim.path} {reason}" for reason in _unlike(model, claim))
     yield from _unclaimed(model, made)
     yield from _activations(model, plan)
+    yield from _rope_sizes(model, plan)
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             yield f"its {name} computes more than its class does"
@@ -167,6 +168,18 @@ def _activations(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
         is_activation = name.rpartition(".")[2] in ("act_fn", "act", "activation_fn") or kind in everything
         if is_activation and kind not in known:
             yield f"its {plan.layers_path}.{name} is {kind}, where {' or '.join(sorted(mlps))} is planned"
+
+
+def _rope_sizes(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
+    """Tables of rotary positions that rotate more or less of a head than planned."""
+    for rope in {layer.attention.rope: None for layer in plan.layers}:
+        table = None if rope is None else plan.ropes[rope.table]
+        if rope is None or table is None or table.module is None:
+            continue
+        found = getattr(_submodule(model, table.module), table.frequencies, None)
+        count = found.numel() if isinstance(found, Tensor) else 0
+        if 2 * count != rope.size:
+            yield f"its {table.module} rotates {2 * count} dimensions of a head, where {rope.size} are planned"
 
 
 def _own_code(model: nn.Module) -> Iterator[str]:

@@ -28,7 +28,7 @@ from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.own_code import check_own_code, without_exit
 from selfspec_tune.models.structure import unsupported_reason
-from selfspec_tune.models.sublayers import find_sublayers
+from selfspec_tune.models.sublayers import find_sublayers, refuse_by_config
 from selfspec_tune.models.weights import (
     by_its_files,
     cannot_run,
@@ -149,6 +149,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
     nonsense = check_generation_file(file.parent)
     source["trust_remote_code"] = options.trust_remote_code
     config = AutoConfig.from_pretrained(origin.location, **source)
+    refuse_by_config(config)  # before any weights are fetched
     config.return_dict = True  # what passes return is read by its names
     method, claimed = quantised_by(config) or by_its_files(file.parent), None
     if method == "bitsandbytes" and is_plain(file.parent):  # it quantises while it loads, where it can be had

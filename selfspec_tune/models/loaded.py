@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.sublayers import SubLayers
+from selfspec_tune.plans import plan_of
 
 SAMPLES_PER_WEIGHT = 64
 # Bookkeeping, defaults for generation and run-time choices: none changes the logits of a forward pass.
@@ -134,6 +136,24 @@ class LoadedModel:
     @property
     def num_layers(self) -> int:
         return self.sublayers.num_layers
+
+    @property
+    def experts_per_token(self) -> int:
+        """To how many experts a token goes; 0 where it has none, or no plan that tells."""
+        try:
+            return plan_of(self.model.config.to_dict()).most_chosen
+        except UnsupportedModelError:
+            return 0
+
+    @property
+    def decoder(self) -> Any:
+        """The module that holds the layers: its forward takes token ids, and gives hidden states after the last norm.
+
+        ``base_model`` of transformers may be another, as a wrapper's is that also sees pictures.
+        """
+        layers = self.sublayers.layers
+        path = next(name for name, module in self.model.named_modules() if module is layers)
+        return self.model.get_submodule(path.rpartition(".")[0])
 
     @property
     def cache_argument(self) -> str:

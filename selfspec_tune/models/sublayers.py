@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans import plan_of
+from selfspec_tune.plans.refused import refused_reason
 
 _ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP_NAME = re.compile(r"mlp|moe|ffn|feed_?forward", re.IGNORECASE)
@@ -29,11 +30,11 @@ _NORM_NAME = re.compile(r"norm|^ln_", re.IGNORECASE)
 _QUERY_PROJECTIONS = frozenset(
     {"q_proj", "query", "q_a_proj", "wq", "qkv_proj", "Wqkv", "c_attn", "query_key_value", "qkv"}
 )
-_ATTENDING_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 WHAT_WORKS = (
     "What works: decoder-only models whose every layer has one attention and one MLP (or "
-    "mixture-of-experts) module, such as the Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX families"
+    "mixture-of-experts) module, such as the Llama, Qwen, Mistral, Gemma, Phi, GPT-2 and GPT-NeoX families: "
+    "`selfspec-tune models` lists them"
 )
 
 
@@ -75,7 +76,7 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
     planned = _planned(model)
     if planned is not None:
         return planned
-    _refuse_by_config(model)
+    refuse_by_config(model.config, model)
     path, layers = _decoder_layers(model)
     names: list[str] = []
     for index, layer in enumerate(layers):
@@ -98,20 +99,20 @@ def _planned(model: PreTrainedModel) -> SubLayers | None:
     return SubLayers(layers, silence, tuple(those[0] for those in names))
 
 
-def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{type(model).__name__} cannot draft for itself: {reason}. {WHAT_WORKS}.")
+def _unsupported(model: nn.Module | str, reason: str) -> UnsupportedModelError:
+    name = model if isinstance(model, str) else type(model).__name__
+    return UnsupportedModelError(f"{name} cannot draft for itself: {reason}. {WHAT_WORKS}.")
 
 
-def _refuse_by_config(model: PreTrainedModel) -> None:
-    config: Any = model.config
-    text: Any = config.get_text_config()
+def refuse_by_config(config: PreTrainedConfig, model: nn.Module | None = None) -> None:
+    """Raise `UnsupportedModelError` where the configuration alone tells that its model cannot draft for itself."""
+    stated = next(iter(config.architectures or ()), None) or f"A model of the architecture {config.model_type}"
+    name = stated if model is None else model
+    reason = refused_reason(config.to_dict())
+    if reason is not None:
+        raise _unsupported(name, reason)
     if getattr(config, "is_encoder_decoder", False):
-        raise _unsupported(model, "it is an encoder–decoder")
-    other = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENDING_LAYER_TYPES)
-    if other:
-        raise _unsupported(model, f"it is a hybrid with {', '.join(other)} layers, which cannot be rewound")
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise _unsupported(model, "its later layers read the keys and values of earlier ones")
+        raise _unsupported(name, "it is an encoder–decoder")
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

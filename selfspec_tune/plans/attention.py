@@ -77,6 +77,12 @@ class Reach:
     kind: ReachKind = ReachKind.FULL
     size: int = 0
 
+    def seen(self, before: int) -> int:
+        """How many of the ``before`` positions before its own a query sees."""
+        if self.kind is ReachKind.FULL:
+            return before
+        return before % self.size if self.kind is ReachKind.CHUNK else min(before, self.size - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthPlan:

@@ -26,6 +26,7 @@ class ClaimKind(StrEnum):
     EMBEDDING = "embedding"  # a module with a weight
     TENSOR = "tensor"  # a parameter or a persistent buffer itself
     NUMBERS = "learned numbers"  # a module all of whose tensors are meant
+    BESIDE = "unused"  # the same, of a module that text never runs through
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Claim:
         """Whether the tensor called ``name`` within the model is one of those claimed."""
         if self.kind is ClaimKind.TENSOR:
             return name == self.path
-        if self.kind in (ClaimKind.NORMS, ClaimKind.NUMBERS):
+        if self.kind in (ClaimKind.NORMS, ClaimKind.NUMBERS, ClaimKind.BESIDE):
             return name.startswith(f"{self.path}.")
         return name in (f"{self.path}.weight", f"{self.path}.bias")
 
@@ -59,6 +60,7 @@ def claims(plan: DecoderPlan) -> Iterator[Claim]:
     for norm in (plan.embedding.norm, plan.norm):
         yield from _norm(norm, "", None, width)
     yield Claim(plan.head.path, ClaimKind.LINEAR, shape=(_ANY, width))
+    yield from (Claim(path, ClaimKind.BESIDE) for path in plan.beside)
     for sublayer in sublayers_of(plan.num_layers):
         yield from half_claims(plan, sublayer)
 

@@ -34,13 +34,15 @@ class EmbeddingPlan:
 
     Attributes:
         path: the embedding, within the model.
-        scale: rounded to the model's type, then multiplied with the rows.
+        scale: what rows are multiplied with.
+        is_scale_rounded: whether the scale is rounded to the model's type before that.
         positions: the embedding of positions, within the model; ``offset`` is added to a position to find its row.
         norm: after both.
     """
 
     path: str
     scale: float = 1.0
+    is_scale_rounded: bool = True
     positions: str | None = None
     offset: int = 0
     norm: NormPlan | None = None
@@ -63,6 +65,7 @@ class RopeTable:
         module: a module within the model that has both numbers; None: they follow from ``theta`` and the size.
         frequencies: its buffer [size / 2] of inverse frequencies.
         factor: its attribute that multiplies cosines and sines.
+        is_reversed: whether angles are the negative of that: sines change their sign.
         theta: base of inverse frequencies ``theta ** (-2 i / size)``, with the factor 1.
         longest: positions up to which the table holds; None: any (`longrope` has another table beyond).
     """
@@ -70,6 +73,7 @@ class RopeTable:
     module: str | None = None
     frequencies: str = "inv_freq"
     factor: str = "attention_scaling"
+    is_reversed: bool = False
     theta: float | None = None
     longest: int | None = None
 
@@ -84,6 +88,7 @@ class DecoderPlan:
         hidden_size: width of the stream.
         norm: after the last layer.
         ropes: tables by name, as `RopePlan.table` gives it.
+        beside: modules, within the model, that text never runs through, such as a vision tower.
     """
 
     model_type: str
@@ -94,10 +99,16 @@ class DecoderPlan:
     norm: NormPlan | None
     head: HeadPlan = HeadPlan()
     ropes: Mapping[str, RopeTable] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def most_chosen(self) -> int:
+        """To how many experts a token goes, where that is most; 0 without mixtures of experts."""
+        return max((layer.mlp.chosen for layer in self.layers if isinstance(layer.mlp, ExpertsPlan)), default=0)
 
     def half(self, sublayer: SubLayerId) -> AttentionPlan | MlpPlan | ExpertsPlan:
         """The plan of one sub-layer."""

@@ -75,7 +75,10 @@ class Feature(StrEnum):
     INTERLEAVED_EXPERTS = "experts with gate and up interleaved"
     EXPERT_BIASES = "experts with biases"
     CLAMPED_EXPERTS = "experts with clamped gates"
-    ROUTER_IN_TYPE = "routers in the model's type"
+    ROUTER_IN_FLOAT32 = "routers in float32"
+    ROUNDED_WEIGHTS = "weights of experts rounded to the model's type"
+    ROUTER_BIAS = "routers with a bias"
+    CHOSEN_FIRST = "routers that score the chosen alone"
 
 
 _ACTIVATIONS = {
@@ -239,6 +242,9 @@ def _of_router(router: RouterPlan) -> Iterator[Feature]:
         Feature.CHOICE_BIAS: router.choice_bias is not None,
         Feature.EXPERT_GROUPS: router.groups > 1,
         Feature.INPUT_WEIGHTS: router.on_input,
-        Feature.ROUTER_IN_TYPE: router.in_type,
+        Feature.ROUTER_IN_FLOAT32: router.is_float32,
+        Feature.ROUNDED_WEIGHTS: router.is_rounded,
+        Feature.ROUTER_BIAS: router.bias is not None,
+        Feature.CHOSEN_FIRST: router.is_chosen_first,
     }
     yield from (feature for feature, is_needed in told.items() if is_needed)

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from selfspec_tune.model.generation import Generation
 
 REJECTED = "red strike"
-_STYLES = {"skip": "green", "copies": "magenta", "skip and copies": "yellow", "whole model": "green"}
+_STYLES = {
+    "skip": "green",
+    "copies": "magenta",
+    "skip and copies": "yellow",
+    "whole model": "green",
+    "fewer experts": "green",
+}
 _ENDS = {
     "eos": "the model ended it",
     "length": "as long as allowed",
@@ -28,14 +34,15 @@ def source_name(source: str, draft: Draft | None) -> str:
     if source == Source.PLAIN or draft is None:
         return ""
     parts = [] if draft.skip_set.is_empty else ["skip"]
-    return " and ".join(parts if draft.precision.is_same else [*parts, "copies"]) or "whole model"
+    parts += [] if draft.precision.is_same else ["copies"]
+    return " and ".join(parts if draft.experts is None else [*parts, "fewer experts"]) or "whole model"
 
 
 def style_of(source: str, draft: Draft | None) -> str:
     """The colour of accepted tokens of a source; none for the whole model's own."""
     if source in SOURCES:
         return SOURCES[source].style
-    return _STYLES.get(source_name(source, draft), "")
+    return _STYLES.get(source_name(source, draft).removesuffix(" and fewer experts"), "")
 
 
 def legend(draft: Draft | None) -> list[tuple[str, str]]:

@@ -104,6 +104,8 @@ def draft_line(draft: DraftSettings, num_layers: int) -> str:
         parts.append(f"of the first {draft.vocabulary} token ids")
     if draft.precision != "same":
         parts.append(f"at {DraftPrecision.from_json(draft.precision, num_layers)}")
+    if draft.experts is not None:
+        parts.append(f"by {draft.experts} expert{'s' if draft.experts > 1 else ''} a token")
     then = "" if draft.model_drafts else " alone"
     parts += [f"{source}{then}" for source in draft.sources]
     return ", ".join(parts)

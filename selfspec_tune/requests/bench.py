@@ -23,8 +23,8 @@ class BenchRequest:
     Model and prompts are those of the (first) skip.json or study; the overrides replace single
     fields of its `ModelOptions` and `PromptOptions`, as (field, value) pairs. Where there is no
     study they replace fields of the defaults, the model's ``name`` among them. ``draft_overrides``
-    are fields of `DraftOptions` (policy, max_draft_tokens, exit_threshold, a source's name, precision) that every skip
-    set then drafts with.
+    are fields of `DraftOptions` (policy, max_draft_tokens, exit_threshold, a source's name, precision, experts) that
+    every skip set then drafts with.
 
     With a ``log`` (see `log_beside`) raw runs are kept as they come and a bench resumes from
     them; ``fresh`` puts an earlier log aside and measures anew.

@@ -102,6 +102,8 @@ class DraftOptions:
     `DraftPrecision`, whose copies of weights may take ``extra_memory``, or auto: the lowest
     one that the engine has kernels for and whose copies fit, else the model's own. A ``standalone`` draft is what
     other runtimes run: it looks nothing up, covers every token id, at the model's own precision.
+
+    ``experts``: to how many experts a token goes in a mixture; auto: searched; same: as many as in the model.
     """
 
     policy: str = PolicyChoice.AUTO.value
@@ -112,6 +114,7 @@ class DraftOptions:
     precision: str = "auto"
     extra_memory: ExtraMemory = ExtraMemory(share=0.3)
     objective: Objective = Objective.SHARED
+    experts: str = "auto"
 
     @property
     def source_choices(self) -> dict[str, bool]:
@@ -163,6 +166,8 @@ class DraftOptions:
             )
         if self.vocabulary not in ("auto", "full"):
             raise UsageError(f"{given} covers all token ids, so `vocabulary` {self.vocabulary} is lost. Leave it out.")
+        if self.experts not in ("auto", "same"):
+            raise UsageError(f"{given} goes to the model's experts, so `experts` {self.experts} is lost. Leave it out.")
         alone = dict.fromkeys(self.source_choices, False)
-        for name, value in {**alone, "precision": "same", "vocabulary": "full"}.items():
+        for name, value in {**alone, "precision": "same", "vocabulary": "full", "experts": "same"}.items():
             object.__setattr__(self, name, value)

@@ -33,6 +33,7 @@ class DraftSettings(Record):
     precision: str | dict[str, Any] = "same"
     vocabulary: int | None = None
     model_drafts: bool = True
+    experts: int | None = None
 
     @property
     def sources(self) -> tuple[DraftSource, ...]:
@@ -51,7 +52,10 @@ class DraftSettings(Record):
         """As `Draft.to_dict` has it: ``model_drafts`` after the sources."""
         values = plain(self)
         sources = {name: values.pop(name) for name in SOURCES if name in values}
-        before = {name: values.pop(name) for name in DraftSettings.model_fields if name != "model_drafts"}
+        last = ("model_drafts", "experts")
+        before = {name: values.pop(name) for name in DraftSettings.model_fields if name not in last}
+        if values.get("experts") is None:
+            values.pop("experts", None)
         return {**before, **sources, **values}
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from selfspec_tune.measure.traffic import traffic_of
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import SearchRequest
@@ -106,11 +107,8 @@ def _stages(fit: Fit) -> list[tuple[str, str, float | None]]:
 def _memory(setting: SearchSetup, longest_prompt: int) -> dict[str, int]:
     """Bytes of the weights, the KV cache and the calibration KV, and what is free now."""
     loaded = setting.workload.loaded
-    config = loaded.model.config
     weights = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_position = 2 * loaded.num_layers * heads * head_size * loaded.dtype.itemsize
+    per_position = traffic_of(loaded).position
     positions = longest_prompt + setting.request.prompts.max_new_tokens
     return {
         "weights": weights,

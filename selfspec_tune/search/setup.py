@@ -194,7 +194,8 @@ def _open_space(workload: Workload, options: DraftOptions) -> SearchSpace:
     So what no draft could use later is refused now.
     """
     num_layers, runner = workload.loaded.num_layers, workload.runner
-    base = Draft(SkipSet.empty(num_layers), sources=options.sources)
+    experts = int(options.experts) if options.experts not in (AUTO, "same") else None
+    base = Draft(SkipSet.empty(num_layers), sources=options.sources, experts=experts)
     if not isinstance(runner, FastRunner):
         precision = "same" if options.precision == AUTO else options.precision
         base = replace(base, precision=DraftPrecision.parse(precision, num_layers))
@@ -208,6 +209,8 @@ def _open_space(workload: Workload, options: DraftOptions) -> SearchSpace:
     else:
         space = SearchSpace.of_skips(replace(base, precision=DraftPrecision.parse(options.precision, num_layers)))
     runner.set_draft(space.base)
+    if options.experts == AUTO:
+        space = replace(space, experts=(None, *range(workload.loaded.experts_per_token - 1, 0, -1)))
     return replace(space, copy_bytes=runner.copy_bytes, allowed_bytes=allowed)
 
 
@@ -219,7 +222,7 @@ def _joint_space(runner: FastRunner, base: Draft, allowed_bytes: int) -> SearchS
         uniform = replace(base, precision=DraftPrecision.uniform(num_layers, lowest, lowest))
         if runner.copy_bytes(uniform) <= allowed_bytes:
             choices = (lowest, *(p for p in kernels if p is not lowest), Precision.SAME)
-            return SearchSpace(uniform, (choices,) * (2 * num_layers), choices)
+            return SearchSpace(uniform, (choices,) * (2 * num_layers), choices, experts=(base.experts,))
     return SearchSpace.of_skips(base)
 
 
@@ -235,5 +238,6 @@ def _draft_record(options: DraftOptions, space: SearchSpace) -> dict[str, Any]:
         "base_precision": str(space.base.precision),
         "extra_memory": str(options.extra_memory),
         "objective": None if options.objective is Objective.SHARED else options.objective.value,
+        "experts": None if space.experts == (None,) else options.experts,
     }
     return {key: value for key, value in record.items() if value is not None}

@@ -14,7 +14,8 @@ from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.search.stages.replay import DRAFT_LENGTHS, EXIT_THRESHOLDS, policies, with_prior
 
 _UNTOUCHABLE = 0  # the first attention: no model tried drafts without it, and two runtimes cannot load such a draft
-_SKIP, _HEAD, _POLICY, _LENGTH, _THRESHOLD = "skip", "head", "policy", "max_draft_tokens", "exit_threshold"
+_SKIP, _HEAD, _EXPERTS = "skip", "head", "experts"
+_POLICY, _LENGTH, _THRESHOLD = "policy", "max_draft_tokens", "exit_threshold"
 _HAS_THRESHOLD = frozenset({PolicyKind.THRESHOLD, PolicyKind.ADAPTIVE})
 
 
@@ -32,6 +33,7 @@ class SearchSpace:
         heads: the precisions that the output head may draft at.
         copy_bytes: bytes of low-precision copies that a draft computes with.
         allowed_bytes: most bytes that they may take.
+        experts: to how many experts a token may go in a mixture; None: to as many as in the model.
     """
 
     base: Draft
@@ -39,12 +41,13 @@ class SearchSpace:
     heads: tuple[Precision, ...]
     copy_bytes: Callable[[Draft], int] = _no_copies
     allowed_bytes: int = 0
+    experts: tuple[int | None, ...] = (None,)
 
     @classmethod
     def of_skips(cls, base: Draft) -> SearchSpace:
         """Sub-layers are skipped or draft as in ``base``: at the model's own precision, the paper's setting."""
         kept = tuple((base.precision.of(index),) for index in range(2 * base.skip_set.num_layers))
-        return cls(base, kept, (base.precision.head,))
+        return cls(base, kept, (base.precision.head,), experts=(base.experts,))
 
     @property
     def num_layers(self) -> int:
@@ -78,7 +81,8 @@ class SearchSpace:
             for i, precision in enumerate(draft.sublayers)
         ]
         head = draft.precision.head if draft.precision.head in self.heads else self.base.precision.head
-        return replace(self.base, policy=draft.policy).with_sublayers(sublayers).with_head(head)
+        experts = draft.experts if draft.experts in self.experts else self.base.experts
+        return replace(self.base, policy=draft.policy, experts=experts).with_sublayers(sublayers).with_head(head)
 
     def projected(self, draft: Draft) -> Draft:
         """The draft of this space that is nearest to ``draft``, of a model of the same depth."""
@@ -112,7 +116,7 @@ class SearchSpace:
     def without_copies(self) -> SearchSpace:
         """The same at the model's own precision alone."""
         plain = SearchSpace.of_skips(replace(self.base, precision=DraftPrecision()))
-        return replace(plain, copy_bytes=self.copy_bytes, allowed_bytes=self.allowed_bytes)
+        return replace(plain, copy_bytes=self.copy_bytes, allowed_bytes=self.allowed_bytes, experts=self.experts)
 
     def skipping(self, indices: frozenset[int]) -> Draft:
         """The base without the sub-layers ``indices``."""
@@ -145,6 +149,7 @@ class Encoding:
             for i, precisions in enumerate(space.sublayers)
         }
         choices[_HEAD] = tuple(precision.value for precision in space.heads)
+        choices[_EXPERTS] = space.experts
         choices[_POLICY] = tuple(kind.value for kind in self.policies)
         choices = {name: values for name, values in choices.items() if len(values) > 1}
         choices[_LENGTH] = self.draft_lengths
@@ -167,7 +172,8 @@ class Encoding:
         kind = PolicyKind(values.get(_POLICY, self.policies[0]))
         length = max(self.draft_lengths) if kind is PolicyKind.COST_AWARE else values[_LENGTH]
         (policy,) = policies(kind, [length], [values.get(_THRESHOLD, 0.0)])
-        draft = replace(base, policy=with_prior(policy, self.prior)).with_sublayers(sublayers)
+        experts = values.get(_EXPERTS, base.experts)
+        draft = replace(base, policy=with_prior(policy, self.prior), experts=experts).with_sublayers(sublayers)
         return self.space.fitted(draft.with_head(Precision(values.get(_HEAD, base.precision.head))))
 
     def parameters(self, draft: Draft) -> dict[str, Any]:
@@ -177,6 +183,7 @@ class Encoding:
             for i, precision in enumerate(draft.sublayers)
         }
         values[_HEAD] = draft.precision.head.value
+        values[_EXPERTS] = draft.experts
         kind = draft.policy.kind
         values[_POLICY] = (kind if kind in self.policies else self.policies[0]).value
         values[_LENGTH] = _nearest(draft.policy.max_draft_tokens, self.draft_lengths)

@@ -173,7 +173,7 @@ def _usable(drafts: Sequence[Draft], space: SearchSpace) -> list[Draft]:
 
 
 def _is_plain(draft: Draft) -> bool:
-    return draft.skip_set.is_empty and draft.precision.is_same
+    return draft.skip_set.is_empty and draft.precision.is_same and draft.experts is None
 
 
 def _keeps_any(draft: Draft, space: SearchSpace) -> bool:
@@ -212,6 +212,8 @@ def _changes(meant: Draft, space: SearchSpace) -> Iterator[str]:
     lost = _lost(meant, allowed)
     if lost:
         yield f"this search's own precision in place of {', '.join(lost)}"
+    if meant.experts != allowed.experts:
+        yield "this search's own number of experts"
     fitted = space.fitted(allowed)
     num_others = sum(a is not b for a, b in zip(allowed.sublayers, fitted.sublayers, strict=True))
     if fitted != allowed:

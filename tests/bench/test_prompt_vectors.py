@@ -11,8 +11,10 @@ import torch
 
 from selfspec_tune.bench.transfer import prompt_vectors
 from selfspec_tune.engine import choose_runner
+from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.requests import PromptOptions
+from tests import kit
 from tests.engine_kit import load
 from tests.search_kit import make_item
 
@@ -30,3 +32,14 @@ def test_a_prompts_vector_is_the_mean_of_its_final_hidden_states(tiny_llama_dir:
     np.testing.assert_allclose(second, states.float().mean(0).numpy(), rtol=1e-5, atol=1e-6)
     (alone,) = prompt_vectors(workload, [replace(items[0], id="another")])
     np.testing.assert_array_equal(alone, first)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama4_text", "gemma3"])
+def test_the_decoder_is_found_wherever_its_layers_are(tmp_path: Path, kind: str) -> None:
+    loaded = load(kit.tiny_of_type(tmp_path, kind))
+    workload = Workload(loaded, ReferenceRunner(loaded), PromptOptions())
+    item = make_item(1)
+    (vector,) = prompt_vectors(workload, [item])
+    with torch.inference_mode():
+        states = loaded.model(torch.tensor([item.tokens]), output_hidden_states=True).hidden_states[-1][0]
+    np.testing.assert_allclose(vector, states.float().mean(0).numpy(), rtol=1e-5, atol=1e-6)

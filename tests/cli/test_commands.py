@@ -306,6 +306,7 @@ def test_the_matrix_is_drawn_where_asked_for(library: Library, tmp_path: Path) -
         ("--top-p 0", "--top-p 0.0: expected above 0"),
         ("--draft-vocab many", "--draft-vocab 'many': expected auto, full"),
         ("--policy greedy", "greedy"),
+        ("--draft-experts 0", "--draft-experts '0': expected auto, same, or a positive number of experts"),
         ("--draft-precision int3", "'int3' in the draft precision 'int3' is not same, int8 or int4"),
         ("--extra-memory lots", "--extra-memory 'lots': expected a share of the weights such as 30%"),
         ("--extra-memory 5", "a size such as 2GiB or 512MiB, or 0 for none"),
@@ -323,12 +324,12 @@ def test_a_bad_option_exits_with_2_before_anything_runs(library: Library, option
 def test_a_bench_takes_the_draft_from_the_file_unless_told_otherwise(library: Library) -> None:
     run("bench")
     run("bench", "--policy", "cost-aware", "--no-ngram", "--draft-precision", "int8 attn 0; head int4")
-    run("bench", "--ngram")
+    run("bench", "--ngram", "--draft-experts", "2")
     overrides = [dict(request.draft_overrides) for request in library.benches]
     assert overrides == [
         {},
         {"policy": "cost-aware", "ngram": False, "precision": "int8 attn 0; head int4"},
-        {"ngram": True},
+        {"ngram": True, "experts": "2"},
     ]
 
 
@@ -337,6 +338,7 @@ def test_a_bench_takes_the_draft_from_the_file_unless_told_otherwise(library: Li
     [
         (["--policy", "never"], "never"),
         (["--draft-precision", "int4 attn 1; int8 attn 1"], "names attn 1 twice"),
+        (["--draft-experts", "auto"], "--draft-experts 'auto': expected same, or a positive number of experts"),
     ],
 )
 def test_a_bad_draft_for_a_bench_exits_with_2(library: Library, options: list[str], message: str) -> None:

@@ -46,8 +46,8 @@ POLICIES = st.builds(
 )
 LOOKUPS = st.builds(lambda least, more, most: NgramLookup(least + more, least, most), *[st.integers(1, 9)] * 3)
 DRAFTS = st.builds(
-    lambda flags, policy, precision, vocabulary, sources, alone: Draft(
-        SkipSet.from_flags(flags), policy, precision, vocabulary, sources, not sources or not alone
+    lambda flags, policy, precision, vocabulary, sources, alone, experts: Draft(
+        SkipSet.from_flags(flags), policy, precision, vocabulary, sources, not sources or not alone, experts
     ),
     st.tuples(*[st.booleans()] * (2 * LAYERS)),
     POLICIES,
@@ -55,6 +55,7 @@ DRAFTS = st.builds(
     st.one_of(st.none(), st.integers(1, 99)),
     st.one_of(st.just(()), st.tuples(LOOKUPS)),
     st.booleans(),
+    st.one_of(st.none(), st.integers(1, 99)),
 )
 
 
@@ -169,6 +170,14 @@ def test_a_file_of_before_lookups_and_precisions_is_read() -> None:
     draft = Draft.from_dict(SkipSet.empty(2), old)
     assert draft == Draft(SkipSet.empty(2), DraftPolicy(PolicyKind.THRESHOLD, 10, 0.9), vocabulary=37984)
     assert DraftSettings.model_validate(old).sources == ()
+    assert "experts" not in draft.to_dict()  # as in files of before mixtures had any to choose
+    assert "experts" not in DraftSettings.model_validate(old).model_dump()
+
+
+@pytest.mark.parametrize("experts", [0, -1, 1.5, True, "2"])
+def test_a_number_of_experts_is_a_whole_one(experts: Any) -> None:
+    with pytest.raises(UsageError, match=r"experts is .*; expected a whole number from 1"):
+        Draft(SkipSet.empty(2), experts=experts)
 
 
 @given(DRAFTS, DRAFTS)
@@ -180,7 +189,7 @@ def test_a_description_tells_any_two_drafts_apart(first: Draft, second: Draft) -
 @given(DRAFTS, st.data())
 def test_a_description_shows_every_single_change(draft: Draft, data: st.DataObject) -> None:
     other = data.draw(DRAFTS)
-    for name in ("skip_set", "policy", "precision", "vocabulary"):
+    for name in ("skip_set", "policy", "precision", "vocabulary", "experts"):
         changed = replace(draft, **{name: getattr(other, name)})
         assert (changed.describe() == draft.describe()) == (changed == draft)
 

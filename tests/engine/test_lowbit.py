@@ -12,7 +12,7 @@ from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, 
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.layers import lowbit as lowbit_module
 from selfspec_tune.engine.layers.linear import Dense
-from selfspec_tune.engine.layers.lowbit import LowBitSettings, copy_bytes, int8_matvec, make_copy, refusal
+from selfspec_tune.engine.layers.lowbit import LowBitSettings, Parts, copy_bytes, int8_matvec, make_copy, refusal
 from selfspec_tune.engine.layers.quantize import quantize_asymmetric, quantize_symmetric
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -79,6 +79,19 @@ def test_a_copy_made_in_pieces_is_the_same(precision: Precision, monkeypatch: py
     whole = make_copy(dense, precision)(hidden)
     monkeypatch.setattr(lowbit_module, "_CHUNK_ELEMENTS", 64 * 64)
     assert torch.equal(make_copy(dense, precision)(hidden), whole)
+
+
+@pytest.mark.parametrize("precision", [INT8, INT4])
+@pytest.mark.parametrize("rows", [48, 128])
+def test_a_copy_of_several_layers_is_one_of_each(precision: Precision, rows: int) -> None:
+    whole = _dense(3 * rows, 64)
+    stacked = Dense(whole.weight, None, parts=3)
+    copy, hidden = make_copy(stacked, precision), _input(64, 2, torch.float32)
+    assert copy.num_bytes == copy_bytes(stacked, precision, LowBitSettings())
+    each = [make_copy(Dense(whole.weight[n * rows : (n + 1) * rows], None), precision)(hidden) for n in range(3)]
+    assert isinstance(copy, Parts)
+    assert all(torch.equal(copy.part(n)(hidden), each[n]) for n in range(3))
+    assert torch.equal(copy.narrow(None)(hidden), torch.cat(each, -1))
 
 
 @pytest.mark.parametrize("precision", [INT8, INT4])

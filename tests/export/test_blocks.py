@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.export.layout import LayerBlock, partial, surviving_blocks
+from selfspec_tune.export.blocks import LayerBlock, partial, surviving_blocks
 
 FLAGS = st.integers(1, 12).flatmap(lambda layers: st.lists(st.booleans(), min_size=2 * layers, max_size=2 * layers))
 

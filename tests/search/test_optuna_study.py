@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -603,3 +604,12 @@ def test_policies_of_two_kinds_are_a_choice_and_come_back_as_they_were() -> None
     adaptive = encoding.parameters(Draft(A, DraftPolicy(PolicyKind.ADAPTIVE, 4, 0.4)))
     assert adaptive["policy"] == "cost-aware"
     assert "policy" not in Encoding(SPACE, (PolicyKind.FIXED,)).choices
+
+
+@pytest.mark.parametrize("as_reals", [False, True])
+def test_numbers_of_experts_are_a_choice_and_come_back_as_they_were(as_reals: bool) -> None:
+    space = replace(SPACE, experts=(None, 3, 2, 1))
+    encoding = Encoding(space, (PolicyKind.FIXED,), (4,), as_reals=as_reals)
+    drafts = [Draft(A, DraftPolicy(PolicyKind.FIXED, 4, 0.0), experts=experts) for experts in space.experts]
+    assert [encoding.draft(encoding.parameters(draft)) for draft in drafts] == drafts
+    assert "experts" not in Encoding(SPACE, (PolicyKind.FIXED,)).choices

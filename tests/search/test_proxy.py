@@ -617,6 +617,12 @@ def test_moves_of_a_joint_space_try_other_precisions_and_keep_to_the_memory() ->
     assert seen == {None, Precision.INT4, Precision.SAME}
 
 
+def test_moves_try_other_numbers_of_experts_where_there_are_some() -> None:
+    for experts in ((None,), (None, 2, 1)):
+        moves = Moves(replace(skips(3), experts=experts), Importance((0.1,) * 6, (0.1,) * 6), 0)
+        assert {moves([skips(3).base]).experts for _ in range(50)} == set(experts)
+
+
 def test_a_harmful_sublayer_is_raised_where_that_pays() -> None:
     harms = [0.002] * 12
     harms[7] = 5.0

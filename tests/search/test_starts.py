@@ -479,10 +479,12 @@ def test_a_comparison_that_would_start_from_one_of_its_own_searches_is_refused_b
 
 def test_a_projection_is_in_the_space_and_stays_where_it_is() -> None:
     space = joint_space()
-    draft = replace(INT4_BASE, vocabulary=77).with_sublayers([None, Precision.INT8] * LAYERS)
+    draft = replace(INT4_BASE, vocabulary=77, experts=2).with_sublayers([None, Precision.INT8] * LAYERS)
     found = space.projected(draft)
     assert found == space.projected(found)
     assert found.vocabulary is None
+    assert found.experts is None  # a space of a model without a choice of them
+    assert replace(space, experts=(None, 2)).projected(draft).experts == 2
     assert found.sublayers[0] is Precision.INT4
     assert found.sublayers[2] is None
     assert Prediction(found, 1.0, START).draft.sublayers[1] is Precision.INT4

@@ -170,6 +170,24 @@ DRAFT = (
         },
     ),
     Option(
+        "experts",
+        str,
+        "Experts that a token goes to while drafting, in a mixture of experts: auto, same (as in the model), or fewer.",
+        DECODING,
+        DraftOptions,
+        metavar="auto|same|K",
+        panel=Panel.DRAFT,
+        flags=("--draft-experts",),
+        differs={
+            name: {
+                "help": "Experts that a token goes to while drafting: same (as in the model), or fewer.",
+                "metavar": "same|K",
+                **_OF_SKIP_FILE,
+            }
+            for name in ("bench", "generate")
+        },
+    ),
+    Option(
         "extra_memory",
         str,
         "Most memory for low-precision copies of weights.",

@@ -185,10 +185,14 @@ class Projection(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """``weight`` [outputs, inputs] and ``bias`` [outputs], the model's own tensors."""
+    """``weight`` [outputs, inputs] and ``bias`` [outputs], the model's own tensors.
+
+    ``parts``: how many layers of one shape lie in it, one below the other; each may be computed by itself.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    parts: int = 1
 
     @classmethod
     def of(cls, *layers: Any) -> Dense:
@@ -197,6 +201,12 @@ class Dense:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self.weight, self.bias)
+
+    def part(self, number: int) -> Dense:
+        """One of the parts, as views."""
+        rows = self.weight.shape[0] // self.parts
+        own = slice(number * rows, (number + 1) * rows)
+        return Dense(self.weight[own], None if self.bias is None else self.bias[own])
 
     def narrow(self, rows: int | None) -> Dense:
         """The first ``rows`` outputs, as views; None: all."""

@@ -8,7 +8,7 @@ that was dequantised beforehand: where there is no kernel, the precision is refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -59,6 +59,8 @@ def make_copy(dense: Dense, precision: Precision, settings: LowBitSettings = Low
             f"No {precision} copy of a {weight.shape[0]} × {weight.shape[1]} weight can draft here: {reason}. "
             "Draft it at the model's own precision."
         )
+    if dense.parts > 1:
+        return Parts([make_copy(dense.part(number), precision, settings) for number in range(dense.parts)])
     if precision is Precision.INT8:
         return Int8(dense)
     return Int4(dense, settings)
@@ -92,7 +94,7 @@ def copy_bytes(dense: Dense, precision: Precision, settings: LowBitSettings) -> 
         return 0
     if precision is Precision.INT8:
         return rows * (columns + dtype.itemsize)
-    padded = -(-rows // _ROW_BLOCK) * _ROW_BLOCK
+    padded = dense.parts * -(-rows // (dense.parts * _ROW_BLOCK)) * _ROW_BLOCK
     return padded * (columns // 2 + 2 * dtype.itemsize * columns // settings.group_size)
 
 
@@ -162,6 +164,29 @@ class Int4:
         output = multiply(hidden.contiguous(), self._packed, self._group_size, self._scales)
         output = output[:, : self._num_outputs]
         return output if self._bias is None else output + self._bias
+
+
+class Parts:
+    """Copies of layers that lie one below the other, each packed by itself: packed layouts begin at whole blocks."""
+
+    def __init__(self, copies: Sequence[LowBit]) -> None:
+        self._copies = copies
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(copy.num_bytes for copy in self._copies)
+
+    def part(self, number: int) -> LowBit:
+        """The copy of one layer."""
+        return self._copies[number]
+
+    def narrow(self, rows: int | None) -> Projection:
+        if rows is None:
+            return self
+        raise ValueError("layers that lie one below the other have parts, not rows")
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return torch.cat([copy(hidden) for copy in self._copies], -1)
 
 
 def row_chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -193,6 +193,15 @@ class Meter:
         self._products.baddbmm_(blocks.transpose(1, 2), blocks)
         self._count += hidden.shape[0]
 
+    def part(self, number: int) -> Dense:
+        """One of several layers, of whose inputs nothing is noted: few tokens of a text go to each of many experts."""
+        return self._dense.part(number)
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether anything was noted."""
+        return self._count > 0
+
     @property
     def moments(self) -> Moments:
         """Of all that was noted."""

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine.runner import Scores, Want, check_room, check_same_precision, scored
+from selfspec_tune.engine.runner import Scores, Want, check_experts, check_room, check_same_precision, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loaded import keep_logits
 
@@ -56,12 +56,13 @@ class ReferenceRunner:
 
     def set_draft(self, draft: Draft) -> None:
         check_same_precision(draft, self.name)
+        check_experts(draft, self._loaded)
         self._draft = draft
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
-        with skipped(self._loaded, self._draft.skip_set) if is_draft else nullcontext():
+        with drafting(self._loaded, self._draft) if is_draft else nullcontext():
             logits = self._forward(tokens, keep=1 if last_only else len(tokens))
         return scored(logits[:, : self._draft.vocabulary] if is_draft else logits, want, self, is_draft=is_draft)
 
@@ -106,6 +107,32 @@ class ReferenceRunner:
         self._length += len(tokens)
         logits: Tensor = output.logits[0, -keep:]
         return logits
+
+
+@contextmanager
+def drafting(loaded: LoadedModel, draft: Draft) -> Iterator[None]:
+    """Within it the model's own forward is the draft's, at the model's own precision."""
+    with skipped(loaded, draft.skip_set), _fewer_experts(loaded, draft.experts):
+        yield
+
+
+@contextmanager
+def _fewer_experts(loaded: LoadedModel, experts: int | None) -> Iterator[None]:
+    """Within it routers choose at most so many experts; None: as many as they do."""
+    routers = [] if experts is None else [module for module in loaded.decoder.modules() if _routes(module)]
+    before: list[int] = [router.top_k for router in routers]
+    try:
+        for router in routers:
+            router.top_k = min(router.top_k, experts)
+        yield
+    finally:
+        for router, top_k in zip(routers, before, strict=True):
+            router.top_k = top_k
+
+
+def _routes(module: Any) -> bool:
+    """Whether it is a router of transformers: all call the number of experts that a token goes to so."""
+    return isinstance(getattr(module, "top_k", None), int)
 
 
 @contextmanager

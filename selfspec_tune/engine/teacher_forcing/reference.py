@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.runner import check_same_precision
-from selfspec_tune.engine.runners.reference import skipped
+from selfspec_tune.engine.runners.reference import drafting
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, to_trace
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loaded import keep_logits
@@ -41,7 +41,7 @@ class BlockScorer:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         check_same_precision(draft, "reference")
         logits = []
-        with skipped(self._loaded, draft.skip_set):
+        with drafting(self._loaded, draft):
             for window, prefix in zip(self.windows, self._prefixes, strict=True):
                 for start in range(window.start, window.end, BLOCK):
                     block = window.tokens[start : min(start + BLOCK, window.end)]
@@ -89,7 +89,7 @@ class StandaloneReferenceScorer:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         check_same_precision(draft, "reference")
         logits = []
-        with skipped(self._loaded, draft.skip_set):
+        with drafting(self._loaded, draft):
             for window in self.windows:
                 input_ids = torch.tensor([window.tokens[: window.end]], device=self._loaded.device)
                 keep = window.end - window.start

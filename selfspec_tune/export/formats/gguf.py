@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import FileFormatError, SkipSetError, UnsupportedModelError, UsageError
+from selfspec_tune.export.blocks import LayerBlock, partial
 from selfspec_tune.export.format import AGAIN, ExportFormat, Written
 from selfspec_tune.export.formats.gguf_file import (
     GgufFile,
@@ -28,7 +29,6 @@ from selfspec_tune.export.formats.gguf_file import (
     write_gguf_file,
 )
 from selfspec_tune.export.job import Job, stated_model
-from selfspec_tune.export.layout import LayerBlock, partial
 from selfspec_tune.reporting import Reporter
 from selfspec_tune.requests import GGUF_WEIGHTS, ExportRequest, RuntimeBenchRequest, RuntimeName
 from selfspec_tune.results import MANIFEST, ExportManifest, SkipConfig

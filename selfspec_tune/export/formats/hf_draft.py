@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from selfspec_tune.errors import SkipSetError, UnsupportedModelError
+from selfspec_tune.export.blocks import partial
 from selfspec_tune.export.checkpoint import write_checkpoint
 from selfspec_tune.export.format import Written
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
 from selfspec_tune.export.job import CheckpointTarget, Job
-from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model, partial
+from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model
+from selfspec_tune.export.restated import unlike
+from selfspec_tune.export.stored_names import StoredNames
 
 _BY_DEPTH = ("scale_depth", "scale_attn_by_inverse_layer_idx")  # of MiniCPM and GPT-2: a layer's scale by its place
 
@@ -34,9 +37,10 @@ class HfDraft(AssistedFormat):
                 f"hf-draft holds whole layers only; of this skip set would be left: {some} alone. Use `to` nas, `to` "
                 "gguf or `to` hf-zero, or skip whole layers (a set of another project's conflayers kind)."
             )
-        config = job.target.layout.config_of(job.blocks, job.target.checkpoint.config)
-        names = list(job.target.layout.renamed(job.blocks))
-        _check_loads(job, config, names)
+        layout = job.target.layout
+        names = list(layout.renamed(job.blocks))
+        config = layout.config_of(job.blocks, job.target.checkpoint.config)
+        _check_same(job, config, names)
         size = write_checkpoint(folder, ((new, job.target.checkpoint.read(old)) for new, old in names), config)
         copy_beside(job, folder)
         return Written(size, assisted_launch(job, final), settings={"exit_threshold": job.exit_threshold})
@@ -45,27 +49,35 @@ class HfDraft(AssistedFormat):
 FORMAT = HfDraft()
 
 
-def _check_loads(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tuple[str, str]]) -> None:
-    """That a model of ``config`` takes the tensors (new name, name in the checkpoint): each has its place and shape."""
-    from transformers import AutoConfig
-
-    kind = config["model_type"]
-    reason = ""
-    try:
-        model = empty_model(AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"}))
-    except (*NO_SUCH_MODEL, TypeError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-    else:
-        shapes = {new: job.target.checkpoint.tensors[old].shape for new, old in names}
-        wrong = [name for name, one in model.named_parameters() if tuple(one.shape) != shapes.get(name)]
-        known, own = model.state_dict(), job.target.layout.model.state_dict()
-        wrong += [new for new, old in names if old in own and new not in known]
-        reason = f"{wrong[0]} is not what it takes" if wrong else ""
-    by_depth = [name for name in _BY_DEPTH if config.get(name)]
-    if by_depth:
-        reason = f"{by_depth[0]} counts layers"
+def _check_same(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tuple[str, str]]) -> None:
+    """That a model of ``config`` computes what is left, and takes the tensors (new name, name in the checkpoint)."""
+    reason = _unlike(job, config, names)
     if reason:
         raise UnsupportedModelError(
-            f"{job.target.model} is of the type {kind}, whose layers are what they are by their place: with fewer it "
-            f"does not compute what was searched ({reason}). Use `to` hf-zero or `to` transformers-generate."
+            f"{job.target.model} is of the type {config['model_type']}, whose layers are what they are by their place: "
+            f"with fewer it does not compute what was searched ({reason}). Use `to` hf-zero or `to` "
+            "transformers-generate."
         )
+
+
+def _unlike(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tuple[str, str]]) -> str:
+    from transformers import AutoConfig
+
+    from selfspec_tune.models.bound import bind
+
+    source = job.target.layout.plan
+    rest = {name: value for name, value in config.items() if name != "model_type"}
+    try:
+        model = empty_model(AutoConfig.for_model(config["model_type"], **rest))
+        made = bind(model).plan if source is not None else None
+    except (*NO_SUCH_MODEL, UnsupportedModelError, TypeError, KeyError, IndexError) as error:
+        return str(error).splitlines()[0]
+    stored = StoredNames(model, (new for new, _ in names))
+    wrong = stored.missing + stored.misshapen(job.target.checkpoint, dict(names))
+    wrong += [new for new, old in names if old in job.target.layout.names.of and new not in stored.of]
+    if wrong:
+        return f"{wrong[0]} is not what it takes"
+    if source is not None and made is not None:
+        return unlike(source, made, job.blocks)
+    by_depth = [name for name in _BY_DEPTH if config.get(name)]
+    return f"{by_depth[0]} counts layers" if by_depth else ""

@@ -43,7 +43,7 @@ FORMAT = HfZero()
 def _zeroed(job: Job[CheckpointTarget]) -> Iterator[tuple[str, Tensor]]:
     import torch
 
+    zeroed = frozenset(job.target.layout.zeroed(job.skip_set))
     for name in job.target.checkpoint.tensors:
         tensor = job.target.checkpoint.read(name)
-        is_skipped = any(job.target.layout.is_of(name, index) for index in job.skip_set.indices)
-        yield name, torch.zeros_like(tensor) if is_skipped else tensor
+        yield name, torch.zeros_like(tensor) if name in zeroed else tensor

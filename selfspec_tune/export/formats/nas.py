@@ -10,22 +10,24 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.blocks import LayerBlock
 from selfspec_tune.export.checkpoint import FILES, write_checkpoint
 from selfspec_tune.export.format import Written, not_ours
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
 from selfspec_tune.export.job import CheckpointTarget, Job
-from selfspec_tune.export.layout import LayerBlock
+from selfspec_tune.export.restated import difference
 from selfspec_tune.files import read_settings, read_text, write_atomic
+from selfspec_tune.plans import DecoderPlan, features, plan_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FILES = Path(__file__).parent / "nas_files"
-_LLAMAS = ("llama", "mistral", "qwen2")  # what a Llama with biases computes, where nothing slides
 _VLLM_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 _TRTLLM = "trtllm.yaml"
 _CODE = ("configuration_decilm.py", "modeling_decilm.py")
@@ -80,24 +82,30 @@ def _model_code() -> dict[str, str]:
 
 def _check_is_llama(job: Job[CheckpointTarget]) -> None:
     """Raises `UnsupportedModelError` unless the target computes what a Llama with biases does."""
-    kind, layout = job.target.checkpoint.config.get("model_type"), job.target.layout
-    reason = f"its layers are of the type {kind}"
-    if kind in _LLAMAS:
-        reason = f"a layer of it {layout.difference}" if layout.difference else ""
-        if "sliding_attention" in (layout.config.get("layer_types") or ()) or _slides(job):
-            reason = "its attention looks back over a window only"
-        if any(re.search(r"\.(o_proj|gate_proj|up_proj|down_proj)\.bias$", name) for name in layout.names):
-            reason = "it has biases in its output projections or its MLPs"
+    layout = job.target.layout
+    reason = layout.unplanned if layout.plan is None else _unlike_llama(layout.plan, layout.config)
+    if any(re.search(r"\.(o_proj|gate_proj|up_proj|down_proj)\.bias$", name) for name in layout.names.stored):
+        reason = reason or "it has biases in its output projections or its MLPs"
+    if any(name != own for name, own in layout.names.of.items()):
+        reason = reason or "its weights are stored under other names than its modules'"
     if reason:
         raise UnsupportedModelError(
-            f"{job.target.model} cannot be written as a Llama without some sub-layers: {reason}. Expected one of "
-            f"the types {', '.join(_LLAMAS)}. Use `to` hf-draft for whole layers, or `to` hf-zero."
+            f"{job.target.model}, of the type {layout.config.get('model_type')}, cannot be written as a Llama without "
+            f"some sub-layers: {reason}. Expected what computes as llama or qwen2 do. Use `to` hf-draft for whole "
+            "layers, or `to` hf-zero or `to` transformers-generate."
         )
 
 
-def _slides(job: Job[CheckpointTarget]) -> bool:
-    config = job.target.layout.config
-    return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
+def _unlike_llama(plan: DecoderPlan, config: Mapping[str, Any]) -> str:
+    """How the target differs from the Llama of the same configuration, biases apart; empty where in nothing."""
+    if more := sorted(features(plan)):
+        return f"it has {', '.join(more[:3])}"
+    try:
+        llama = plan_of({**config, "model_type": "llama"})
+    except UnsupportedModelError as error:
+        return str(error)
+    found = difference(llama, replace(plan, model_type="llama"))
+    return f"a Llama's {found} is another" if found else ""
 
 
 def _tensors(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> Iterator[tuple[str, Tensor]]:
@@ -254,7 +262,7 @@ def _asked(job: Job[CheckpointTarget]) -> str:
 
 def _has_biases(job: Job[CheckpointTarget]) -> bool:
     """On queries, keys and values."""
-    return any(name.endswith(".q_proj.bias") for name in job.target.layout.names)
+    return any(name.endswith(".q_proj.bias") for name in job.target.layout.names.stored)
 
 
 def _mlx_trouble(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> str:

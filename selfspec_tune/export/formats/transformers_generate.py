@@ -45,15 +45,13 @@ class TransformersGenerate(ExportFormat[CheckpointTarget]):
         return checkpoint_target(request, config, stack, needs_weights=False)
 
     def write(self, job: Job[CheckpointTarget], folder: Path, final: Path) -> Written:
-        layout, skip_set = job.target.outline, job.skip_set
-        attentions = [f"{layout.layers}.{layer}.{layout.attention}" for layer in skip_set.attention]
-        mlps = [f"{layout.layers}.{layer}.{layout.mlp}" for layer in skip_set.mlp]
+        silence, skip_set = job.target.outline.silence, job.skip_set
         policy, notes = _carried(job.policy)
         settings = {
             "model": job.target.model,
             "num_layers": skip_set.num_layers,
-            "skipped": [*attentions, *mlps],
-            "first_attention": f"{layout.layers}.0.{layout.attention}",
+            "skipped": [path for index in skip_set.indices for path in silence[index]],
+            "first_attention": silence[0],
             "vocabulary": job.vocabulary,
             "max_draft_tokens": policy.max_draft_tokens,
             "exit_threshold": policy.exit_threshold,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.plans.attention import AttentionPlan, RopePlan
+from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, Reach, ReachKind, RopePlan
 from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, LayerPlan, RopeTable
 from selfspec_tune.plans.mlp import Activation, MlpPlan
-from selfspec_tune.plans.norm import NormPlan
+from selfspec_tune.plans.norm import NormKind, NormPlan
 
 Config = Mapping[str, Any]
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -34,17 +34,62 @@ def activation(name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def check_static_rope(parameters: Mapping[str, Any]) -> None:
+def check_static_rope(parameters: Mapping[str, Any] | None) -> None:
     """Raise `UnsupportedModelError` unless angles depend on the position alone."""
-    kind = parameters.get("rope_type", "default")
-    if kind not in _STATIC_ROPE:
+    kind = (parameters or {}).get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
         raise UnsupportedModelError(f"its rotary positions ({kind}) depend on the length")
+    if kind not in _STATIC_ROPE:
+        raise UnsupportedModelError(f"its rotary positions ({kind}) are none of {', '.join(_STATIC_ROPE)}")
+
+
+def rope_size(config: Config, size: int) -> int:
+    """How many of a head's ``size`` dimensions are rotated, where a family lets ``partial_rotary_factor`` say it."""
+    return int(size * (config["rope_parameters"].get("partial_rotary_factor") or 1.0))
+
+
+def ropes_by_type(config: Config, at: str = "model") -> dict[str, RopeTable]:
+    """A table for each kind of layer, by its name in ``layer_types``."""
+    kinds = sorted(set(config["layer_types"]))
+    for kind in kinds:
+        check_static_rope(config["rope_parameters"][kind])
+    return {
+        kind: RopeTable(module=f"{at}.rotary_emb", frequencies=f"{kind}_inv_freq", factor=f"{kind}_attention_scaling")
+        for kind in kinds
+    }
+
+
+def window(size: int | None) -> Reach:
+    """The last ``size`` positions, or all for None."""
+    if size is not None and size < 1:
+        raise UnsupportedModelError(f"its sliding window is {size} positions long")
+    return Reach() if size is None else Reach(ReachKind.WINDOW, size)
+
+
+def reach(config: Config, layer: int) -> Reach:
+    """By ``layer_types`` and ``sliding_window``."""
+    kind = config["layer_types"][layer]
+    if kind not in ("full_attention", "sliding_attention"):
+        raise UnsupportedModelError(f"its layers of type {kind} are none of this family's")
+    return window(config["sliding_window"]) if kind == "sliding_attention" else Reach()
 
 
 def norm(config: Config, path: str, **changes: Any) -> NormPlan:
     """An RMSNorm at ``path`` with the configuration's ``rms_norm_eps``, unless ``changes`` say otherwise."""
-    given = {"epsilon": changes.pop("epsilon", None) or config["rms_norm_eps"]}
+    given = {"epsilon": config["rms_norm_eps"]} if "epsilon" not in changes else {}
     return NormPlan(path=path, **given, **changes)
+
+
+def layer_norm(path: str, epsilon: float, **changes: Any) -> NormPlan:
+    """torch's LayerNorm."""
+    return NormPlan(path=path, epsilon=epsilon, kind=NormKind.LAYER, is_late=True, **changes)
+
+
+def qk_norm(config: Config, names: tuple[str, str] = ("q_norm", "k_norm"), **changes: Any) -> QkNormPlan:
+    """RMSNorm of each head's query and key, by one weight for all heads, with ``changes``."""
+    query, key = (norm(config, f"self_attn.{name}") for name in names)
+    given: dict[str, Any] = {"kind": QkNormKind.HEAD, "query": query, "key": key}
+    return QkNormPlan(**(given | changes))
 
 
 def head_size(config: Config) -> int:
@@ -84,6 +129,9 @@ def mlp(config: Config, **changes: Any) -> MlpPlan:
 
 def decoder(config: Config, layer: Callable[[int], LayerPlan], *, at: str = "model", **changes: Any) -> DecoderPlan:
     """Llama's decoder, at the path ``at`` within the model, with ``layer`` (number) as its layers, and ``changes``."""
+    if "ropes" not in changes:
+        check_static_rope(config.get("rope_parameters"))
+        changes["ropes"] = {"full": RopeTable(module=f"{at}.rotary_emb")}
     given: dict[str, Any] = {
         "model_type": config["model_type"],
         "layers_path": f"{at}.layers",
@@ -91,13 +139,16 @@ def decoder(config: Config, layer: Callable[[int], LayerPlan], *, at: str = "mod
         "embedding": EmbeddingPlan(path=f"{at}.embed_tokens"),
         "layers": tuple(layer(index) for index in range(config["num_hidden_layers"])),
         "norm": None if "norm" in changes else norm(config, f"{at}.norm"),
-        "ropes": {"full": RopeTable(module=f"{at}.rotary_emb")},
     }
     return DecoderPlan(**(given | changes))
 
 
+def alike(config: Config, attention: AttentionPlan, mlp: MlpPlan, **changes: Any) -> DecoderPlan:
+    """A decoder all of whose layers are alike."""
+    layer = LayerPlan(attention=attention, mlp=mlp)
+    return decoder(config, lambda _: layer, **changes)
+
+
 def llama(config: Config) -> DecoderPlan:
-    """llama; also what other checkpoints load as: exaone 3, internlm3, …."""
-    check_static_rope(config.get("rope_parameters") or {})
-    layer = LayerPlan(attention=attention(config), mlp=mlp(config))
-    return decoder(config, lambda _: layer)
+    """llama; exaone 3, internlm3 and iquestcoder, which load as it; seed_oss. They differ in biases alone."""
+    return alike(config, attention(config), mlp(config))

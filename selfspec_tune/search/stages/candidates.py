@@ -7,7 +7,7 @@ most like the full model's are kept, and the choices that led to them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -27,6 +27,7 @@ _PATIENCE = 4
 _PARENTS = 4
 _SKIPS = ("skip", "keep", "swap", "swap")
 _PRECISIONS = ("raise", "raise", "lower", "head")
+_EXPERTS = ("experts",)
 # What a sub-layer that seems to cost nothing, or to relieve nothing, is from being chosen always or never.
 _RISE_SOFTENING, _RELIEF_SOFTENING = 0.05, 0.02
 _RANK = {Precision.INT4: 0, Precision.INT8: 1, Precision.SAME: 2}
@@ -83,6 +84,7 @@ class Moves:
         self._harmless = [1.0 / (_RISE_SOFTENING + max(rise, 0.0)) for rise in importance.rises]
         self._relieving = [_RELIEF_SOFTENING + max(relief, 0.0) for relief in importance.reliefs]
         self._kinds = _SKIPS + (_PRECISIONS if space.is_joint else ())
+        self._kinds += _EXPERTS if len(space.experts) > 1 else ()
 
     def __call__(self, parents: Sequence[Draft]) -> Draft:
         """A draft next to one of ``parents`` that fits the memory; a parent itself where a move leads nowhere."""
@@ -102,6 +104,8 @@ class Moves:
             draft = self._with_other_precision(draft, upwards=kind == "raise")
         if kind == "head":
             draft = draft.with_head(self._random.choice(self._space.heads))
+        if kind == "experts":
+            draft = replace(draft, experts=self._random.choice(self._space.experts))
         return draft
 
     def _kept(self, draft: Draft) -> list[int]:

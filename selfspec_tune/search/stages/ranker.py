@@ -156,6 +156,9 @@ class Ranker:
             yield proxy(space.projected(draft), START)
         found = [proxy(space.base, "base")]
         yield found[0]
+        for experts in space.experts[1:]:
+            found.append(proxy(replace(space.base, experts=experts), "experts"))
+            yield found[-1]
         for draft in prefixes(order, space, NUM_PREFIXES):
             found.append(proxy(draft, "prefix"))
             yield found[-1]

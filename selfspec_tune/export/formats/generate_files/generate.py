@@ -114,8 +114,9 @@ class Loop:
             cache = DynamicCache()  # whatever the model's windows: any position can be taken back
         self.name, self.cache, self.mask = name, cache, mask
         self.ids = ids
-        with watched(self.model) as self.numbers:
+        with watched(self.model) as self.returned:
             logits = self.forward(ids[:, cache.get_seq_length() :], keep=1)
+        self.vocabulary = logits.shape[-1]
         scores, belief = self.believe(self.ids, logits[0])
         stopped = self.accept(logits[0], scores, self.pick(scores, belief))
         while not stopped:
@@ -153,7 +154,7 @@ class Loop:
     def draft(self, most):
         """Tokens [1, up to ``most``] of the model without its skipped sub-layers, and the distribution of each."""
         ids, beliefs = self.ids, []
-        with left_out(self.model, self.numbers):
+        with left_out(self.model, self.returned):
             while len(beliefs) < most:
                 scores, belief = self.believe(ids, self.draft_step(ids[:, -1:]))
                 token = self.pick(scores, belief)
@@ -203,15 +204,10 @@ class Loop:
 
     def draft_step(self, ids):
         """Logits [vocabulary] of the draft, those of tokens that it never drafts at the least."""
-        vocabulary, head = SETTINGS["vocabulary"], self.model.get_output_embeddings()
-        if vocabulary is None or type(head) is not torch.nn.Linear or head.weight.is_meta:
-            return self.forward(ids, keep=1)[0]
-        hidden = self.model.base_model(**self.inputs(ids), return_dict=True).last_hidden_state[0, -1]
-        bias = None if head.bias is None else head.bias[:vocabulary]
-        logits = linear(hidden.to(head.weight.device), head.weight[:vocabulary], bias)
-        all_logits = logits.new_full((len(head.weight),), torch.finfo(logits.dtype).min)
-        all_logits[:vocabulary] = logits
-        return all_logits.to(self.ids.device)
+        with short_head(self.model, SETTINGS["vocabulary"]):
+            logits = self.forward(ids, keep=1)[0, : SETTINGS["vocabulary"]]
+        others = logits.new_full((self.vocabulary - len(logits),), torch.finfo(logits.dtype).min)
+        return torch.cat((logits, others))
 
     def inputs(self, ids):
         """What a pass over ``ids``, the next of the text, takes, where the model lies."""
@@ -226,13 +222,9 @@ class Loop:
         if mask is not None:
             mask = mask[:, :end]
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            self.name: self.cache,
-            "use_cache": True,
-        }
+        takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        where = {"position_ids": positions} if takes_positions else {}
+        return {"input_ids": ids, "attention_mask": mask, **where, self.name: self.cache, "use_cache": True}
 
     def result(self):
         """As `generate` returns it."""
@@ -272,53 +264,75 @@ def cut(cache, length):
 
 
 @contextmanager
+def short_head(model, vocabulary):
+    """Within it the model has the logits of its first ``vocabulary`` tokens alone, where its head is a plain one."""
+    head = model.get_output_embeddings()
+    if vocabulary is None or type(head) is not torch.nn.Linear or head.weight.is_meta:
+        yield
+        return
+    weight, bias = head.weight[:vocabulary], None if head.bias is None else head.bias[:vocabulary]
+    with replaced({head: lambda hidden: linear(hidden.to(weight.device), weight, bias)}):
+        yield
+
+
+@contextmanager
 def watched(model):
-    """Within it what every skipped sub-layer returns is noted: how many values, 0 where it is a tensor alone."""
-    numbers = {}
+    """Within it what every skipped module returns is noted: how many values, 0 for a tensor alone, and how wide."""
+    returned = {}
 
     def note(path):
         def hook(module, inputs, output):
-            numbers[path] = len(output) if isinstance(output, tuple) else 0
+            first = output[0] if isinstance(output, tuple) else output
+            returned[path] = len(output) if isinstance(output, tuple) else 0, first.shape[-1]
 
         return hook
 
     handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in SETTINGS["skipped"]]
     try:
-        yield numbers
+        yield returned
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def left_out(model, numbers):
-    """Within it the skipped sub-layers add nothing; ``numbers``: what each returns, by `watched`.
+def left_out(model, returned):
+    """Within it the skipped modules add nothing; ``returned``: what each returns, by `watched`.
 
     The first layer's attention runs all the same where it is skipped, and its output is thrown away: masks and
     positions are made for the length of its cache.
     """
-    replaced = []
-    try:
-        for path in SETTINGS["skipped"]:
-            module = model.get_submodule(path)
-            forward, own = module.forward, module.__dict__.get("forward")
-            module.forward = silenced(forward, numbers[path], runs=path == SETTINGS["first_attention"])
-            replaced.append((module, own))
+    forwards = {}
+    for path in SETTINGS["skipped"]:
+        module = model.get_submodule(path)
+        forwards[module] = silenced(module.forward, *returned[path], runs=path in SETTINGS["first_attention"])
+    with replaced(forwards):
         yield
-    finally:
-        for module, own in replaced:
-            del module.forward
-            if own is not None:  # wrapped by somebody else before us
-                module.forward = own
 
 
-def silenced(forward, number, runs):
-    """A sub-layer that adds nothing, in as many values as it has."""
+def silenced(forward, number, width, runs):
+    """The forward of a module that adds nothing, in as many values and as wide as it has them."""
 
-    def add_nothing(hidden_states, *positional, **named):
+    def add_nothing(*positional, **named):
         if runs:
-            forward(hidden_states, *positional, **named)
-        nothing = torch.zeros_like(hidden_states)
+            forward(*positional, **named)
+        given = positional[0] if positional else named["hidden_states"]
+        nothing = given.new_zeros(*given.shape[:-1], width)
         return (nothing, *[None] * (number - 1)) if number else nothing
 
     return add_nothing
+
+
+@contextmanager
+def replaced(forwards):
+    """Within it modules compute by other functions than their own."""
+    own = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            del module.forward
+            if before is not None:  # wrapped by somebody else before us
+                module.forward = before

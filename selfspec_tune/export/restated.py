@@ -1,0 +1,83 @@
+"""A model's configuration for fewer layers, and the proof that each of them computes what it did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from selfspec_tune.export.blocks import LayerBlock
+from selfspec_tune.plans import BlockOrder, DecoderPlan, LayerPlan
+from selfspec_tune.plans.mlp import MlpPlan
+
+_OF_MLPS = re.compile(r"mlp|moe|expert|intermediate|ffn")  # lists by layer that follow the MLP, not the attention
+_NO_LISTS_BY_LAYER = re.compile(r"_token_ids?$|^architectures$")
+_DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")
+
+
+def restated(
+    config: Mapping[str, Any], depth: int, plan: DecoderPlan | None, blocks: Sequence[LayerBlock]
+) -> dict[str, Any]:
+    """The entries of ``config``, a decoder's with every default, that are others in a model of whole ``blocks``.
+
+    ``depth``: its layers, of which the new number is not among them: families have names of their own for that.
+    Without a plan only lists follow the layers.
+    """
+    halves = [(_known(block.attention), _known(block.mlp)) for block in blocks]
+    entries: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == depth and not _NO_LISTS_BY_LAYER.search(name):
+            entries[name] = [value[mlp if _OF_MLPS.search(name) else attention] for attention, mlp in halves]
+    first_windows = config.get("max_window_layers")
+    if isinstance(first_windows, int):
+        entries["max_window_layers"] = sum(attention < first_windows for attention, _ in halves)
+    if plan is not None:
+        entries |= _of_experts([isinstance(plan.layers[mlp].mlp, MlpPlan) for _, mlp in halves])
+    return {name: value for name, value in entries.items() if name in config and config[name] != value}
+
+
+def _of_experts(is_dense: Sequence[bool]) -> dict[str, Any]:
+    """By the names that families have for it: which layers have experts."""
+    sparse = [index for index, dense in enumerate(is_dense) if not dense]
+    first = sparse[0] if sparse else len(is_dense)
+    return {
+        **dict.fromkeys(_DENSE_FIRST, first),
+        "mlp_only_layers": [index for index, dense in enumerate(is_dense) if dense],
+        "decoder_sparse_step": 1,
+        "moe_layers": sparse,
+        "moe_layer_start_index": first,
+        "moe_layer_end_index": len(is_dense) - 1,
+        "moe_layer_interval": 1,
+    }
+
+
+def _known(layer: int | None) -> int:
+    assert layer is not None, "only whole blocks have a configuration"
+    return layer
+
+
+def unlike(plan: DecoderPlan, made: DecoderPlan, blocks: Sequence[LayerBlock]) -> str:
+    """How a model of the plan ``made`` differs from what is left of ``plan`` in ``blocks``; empty where in nothing."""
+    if len(made.layers) != len(blocks):
+        return f"it would have {len(made.layers)} layers, not {len(blocks)}"
+    for number, (block, layer) in enumerate(zip(blocks, made.layers, strict=True)):
+        attention, mlp = plan.layers[_known(block.attention)], plan.layers[_known(block.mlp)]
+        if block.attention != block.mlp and BlockOrder.PARALLEL in (attention.order, mlp.order):
+            return f"its attentions and MLPs run side by side, so that {block} are no layer"
+        wanted = LayerPlan(attention=attention.attention, mlp=mlp.mlp, order=attention.order)
+        if found := difference(wanted, layer):
+            return f"layer {number} of it, {block}, would have another {found}"
+    used = {name: table for name, table in plan.ropes.items() if name in made.ropes}
+    found = difference(replace(plan, layers=(), ropes=used), replace(made, layers=()))
+    return f"it would have another {found}" if found else ""
+
+
+def difference(ours: Any, theirs: Any, at: str = "plan") -> str:
+    """Where two plans first differ, as ``attention.reach.size``; empty where nowhere."""
+    if ours == theirs:
+        return ""
+    if type(ours) is not type(theirs) or not is_dataclass(ours):
+        return at.partition(".")[2] or at
+    parts = (difference(getattr(ours, f.name), getattr(theirs, f.name), f"{at}.{f.name}") for f in fields(ours))
+    return next(part for part in parts if part)

@@ -1,0 +1,85 @@
+"""How a checkpoint names a model's tensors: transformers renames some as it loads them, and packs experts into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StoredNames:
+    """The tensors of a checkpoint by the tensor of ``model``, an empty one, that each is or is a part of.
+
+    Attributes:
+        stored: all names in the checkpoint.
+        of: the model's name of each stored tensor; one that the model does not load has none.
+        parts: the stored tensors of each of the model's, in the order in which they are packed.
+    """
+
+    def __init__(self, model: Any, names: Iterable[str]) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
+
+        conversions = get_model_conversion_mapping(model)
+        self.stored = tuple(sorted(names, key=dot_natural_key))
+        self._model = model
+        self._known: dict[str, Any] = model.state_dict()
+        self._renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in conversions if isinstance(one, WeightConverter)]
+        self._patterns: dict[str, str | None] = {}
+        self.of: dict[str, str] = {}
+        self.parts: dict[str, list[str]] = {}
+        for stored in self.stored:
+            name, pattern = self._renamed(stored)
+            if name in self._known:
+                self.of[stored] = name
+                self.parts.setdefault(name, []).append(stored)
+                self._patterns[stored] = pattern
+
+    def _renamed(self, stored: str) -> tuple[str, str | None]:
+        """As transformers does it: the name, and the pattern of what packs it."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self._model.base_model_prefix
+        name, pattern = rename_source_key(stored, self._renamings, self._converters, prefix, self._known)
+        if name not in self._known and stored in self._known:
+            return rename_source_key(stored, [], [], prefix, self._known)
+        return name, pattern
+
+    @property
+    def missing(self) -> list[str]:
+        """Weights of the model of which nothing is stored."""
+        return sorted({name for name, _ in self._model.named_parameters()} - set(self.parts))
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the model's tensor is made of stored ones, rather than stored itself."""
+        return self._patterns[self.parts[name][0]] is not None
+
+    def misshapen(self, checkpoint: Checkpoint, sources: Mapping[str, str]) -> list[str]:
+        """Tensors of the model that are stored in another shape, packed ones apart.
+
+        ``sources``: the checkpoint's name of each stored tensor.
+        """
+        direct = ((name, parts[0]) for name, parts in self.parts.items() if not self.is_packed(name))
+        return [n for n, part in direct if tuple(self._known[n].shape) != checkpoint.tensors[sources[part]].shape]
+
+    def read(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        """A tensor of the model by its name there. Raises `UnsupportedModelError` where it cannot be packed."""
+        parts = self.parts[name]
+        pattern = self._patterns[parts[0]]
+        if pattern is None:
+            return checkpoint.read(parts[0])
+        converter: Any = deepcopy(next(one for one in self._converters if pattern in one.source_patterns))
+        for part in parts:
+            converter.add_tensor(name, part, self._patterns[part], checkpoint.read(part))
+        made = converter.convert(name, model=self._model, config=self._model.config).get(name)
+        tensor: Tensor | None = made[0] if isinstance(made, list) else made
+        if tensor is None:
+            raise UnsupportedModelError(f"{checkpoint.folder}: {name} cannot be put together from {parts[0]}, ….")
+        return tensor
