@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -61,6 +62,25 @@ def llama(directory: Path, **settings: object) -> Path:
     return kit.save_random(LlamaConfig(**(values | settings)), directory)  # type: ignore[arg-type]
 
 
+def of_type(directory: Path, model_type: str, **settings: object) -> LoadedModel:
+    """A tiny model of any Llama-like architecture."""
+    from transformers import AutoConfig
+
+    sizes: dict[str, object] = {
+        "hidden_size": kit.HIDDEN,
+        "intermediate_size": 2 * kit.HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 256,
+        "pad_token_id": kit.EOS,
+        "bos_token_id": kit.BOS,
+        "eos_token_id": kit.EOS,
+    }
+    return load(kit.save_random(AutoConfig.for_model(model_type, **(sizes | settings)), directory))
+
+
 def prompt_tokens(length: int, seed: int = 0, vocabulary: int = 128) -> list[int]:
     """Token ids without the special ones."""
     return Random(seed).choices(range(len(kit.SPECIAL_TOKENS), vocabulary), k=length)
@@ -84,6 +104,17 @@ def every_policy(max_draft_tokens: int, exit_threshold: float) -> list[DraftPoli
     """One policy of each kind; decoding with the last one needs `STEPS`."""
     cost_aware = DraftPolicy(PolicyKind.COST_AWARE, max_draft_tokens, credit=4.0)
     return [*policies(max_draft_tokens, exit_threshold), cost_aware]
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """Within it torch, and a runner whose cache is made then, has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def decode(runner: Runner, token: int) -> Tensor:

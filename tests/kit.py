@@ -133,9 +133,19 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
                 parameter.copy_(0.1 * noise)
             else:
                 parameter.add_(0.1 * noise)
+        for name in _persistent_buffers(model):
+            buffer = model.get_buffer(name)
+            if buffer.is_floating_point():
+                buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator).to(buffer.dtype))
     model.generation_config.eos_token_id = EOS
     model.eval()
     return model
+
+
+def _persistent_buffers(model: PreTrainedModel) -> list[str]:
+    """Names of what a checkpoint holds beside parameters."""
+    stored = model.state_dict().keys()
+    return sorted(name for name, _ in model.named_buffers() if name in stored)
 
 
 def tiny_tokenizer(vocab: int = 128, *, chat: bool = False) -> PreTrainedTokenizerFast:

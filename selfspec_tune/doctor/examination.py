@@ -11,7 +11,8 @@ from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, self_speculative
-from selfspec_tune.engine.cost_fit import CONTEXTS, CostPlan, fitted, time_contexts
+from selfspec_tune.engine.cost_design import CostPlan
+from selfspec_tune.engine.cost_fit import CONTEXTS, fitted, time_contexts
 from selfspec_tune.engine.timing import Step, draft_step
 from selfspec_tune.errors import UsageError
 from selfspec_tune.measure.contenders import gather
@@ -98,7 +99,7 @@ class _Examination:
         runner = self._workload.runner
         beside: dict[str, Step] = {kernel.name: kernel.step for kernel in self._kernels}
         if self._can_split:
-            beside[DRAFT] = draft_step(runner, self._tokens[-1], self._draft)
+            beside[DRAFT] = draft_step(runner, self._tokens, self._draft)
         return CostPlan(
             self._workload.loaded.context_length,
             home=lengths[0],
@@ -108,6 +109,8 @@ class _Examination:
             precisions=tuple(
                 DraftPrecision.uniform(runner.num_layers, low, low) for low in (Precision.INT8, Precision.INT4)
             ),
+            classes=self._workload.cost_classes,
+            experts=self._draft.experts,
             others=beside,
             seconds=_SECONDS,
             most_rounds=_MOST_ROUNDS,

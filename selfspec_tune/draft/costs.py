@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
-from selfspec_tune.checks import number, numbers, shown, whole
+from selfspec_tune.checks import numbers, shown, whole
+from selfspec_tune.draft.class_costs import (
+    MOST_SECONDS,
+    MOST_TOKENS,
+    ClassCosts,
+    a_time,
+    by_precision,
+    cost_of,
+    on_line,
+)
 from selfspec_tune.draft.draft import Draft
 from selfspec_tune.draft.precision import Precision
 from selfspec_tune.draft.rounds import Round, num_tokens
 from selfspec_tune.draft.skip_set import MOST_LAYERS
-from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
 from selfspec_tune.errors import UsageError
 
-# What a file may state.
-_MOST_TOKENS = 100_000_000  # of a context
-_LEAST_SECONDS, _MOST_SECONDS = 1e-12, 1e6  # of a step
+_LEAST_SECONDS = 1e-12  # of a step that a file may state
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,8 @@ class ContextCosts:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ContextCosts:
         """The inverse of `to_dict`. Raises KeyError, TypeError or `UsageError` for another value."""
-        length = whole("length", value["length"], 0, _MOST_TOKENS)
-        return cls(length, _verify(value), _seconds("attention", value["attention"]))
+        length = whole("length", value["length"], 0, MOST_TOKENS)
+        return cls(length, _verify(value), a_time("attention", value["attention"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +99,8 @@ class CostModel:
         verify: a full pass over 1, 2, … tokens; ``verify[0]`` is a plain decode step.
         heads: what a draft step costs apart from its sub-layers (embedding, final norm, head over the
             draft's vocabulary, picking the token), by the head's precision.
-        attention: one kept attention with its norm, by precision.
-        mlp: one kept MLP with its norm, by precision.
+        attention: one kept attention with its norms, by precision; of those that ``others`` do not name.
+        mlp: one kept MLP with its norms, by precision; of those likewise.
         contexts: the same at other lengths, in rising order; between them costs lie on a line.
         vocabularies: the head at full precision, by the number of token ids that it covers.
         vocabulary: how many of them ``heads`` is for.
@@ -103,6 +109,7 @@ class CostModel:
         guess: what each looked-up token adds to the draft step that tries it, as a share of that.
         residual: root mean square of the fit's relative errors over the draft steps that were timed:
             how far the engine is from costing the sum of its parts.
+        others: sub-layers that cost something else than their kind does.
     """
 
     verify: tuple[float, ...]
@@ -117,6 +124,7 @@ class CostModel:
     residual: float = 0.0
     cold: float = 0.0
     guess: float = 0.0
+    others: tuple[ClassCosts, ...] = ()
 
     @property
     def decode(self) -> float:
@@ -128,20 +136,39 @@ class CostModel:
 
         Raises ValueError for a precision that was not measured.
         """
-        more = self._attention_beyond(context)
-        seconds = _cost_of(self.heads, draft.precision.head)
+        more, others = self._attention_beyond(context), self._other_of()
+        seconds = cost_of(self.heads, draft.precision.head)
         for sublayer, precision in draft.kept():
-            cost = self.of_sublayer(sublayer, precision)
+            other = others.get(sublayer.index)
+            if other is not None:
+                seconds += other.step(precision, context, draft.experts)
+                continue
+            cost = cost_of(self._of_kind(sublayer), precision)
             seconds += max(cost + more, 0.0) if sublayer.is_attention else cost
         return seconds
 
-    def of_kind(self, kind: SubLayerKind) -> Mapping[Precision, float]:
-        """Seconds of such a sub-layer in a draft step, by precision."""
-        return self.attention if kind is SubLayerKind.ATTENTION else self.mlp
+    def by_class(self) -> list[tuple[str, Mapping[Precision, float]]]:
+        """Seconds of one sub-layer by precision, with the name of its class; the kinds that are like no other first."""
+        named = {index for other in self.others for index in other.sublayers}
+        kinds = {sublayer.kind for sublayer in sublayers_of(self.num_layers) if sublayer.index not in named}
+        tables = {SubLayerKind.ATTENTION: ("attention", self.attention), SubLayerKind.MLP: ("MLP", self.mlp)}
+        plain = [table for kind, table in tables.items() if kind in kinds]
+        return [*plain, *((other.name, other.seconds) for other in self.others)]
+
+    def of(self, sublayer: SubLayerId) -> Mapping[Precision, float]:
+        """Seconds of a sub-layer in a draft step, by precision."""
+        other = self._other_of().get(sublayer.index)
+        return self._of_kind(sublayer) if other is None else other.seconds
 
     def of_sublayer(self, sublayer: SubLayerId, precision: Precision) -> float:
         """Seconds of a sub-layer in a draft step. Raises ValueError for a precision that was not measured."""
-        return _cost_of(self.of_kind(sublayer.kind), precision)
+        return cost_of(self.of(sublayer), precision)
+
+    def _of_kind(self, sublayer: SubLayerId) -> Mapping[Precision, float]:
+        return self.attention if sublayer.is_attention else self.mlp
+
+    def _other_of(self) -> dict[int, ClassCosts]:
+        return {index: other for other in self.others for index in other.sublayers}
 
     def steps(self, draft: Draft, context: float | None = None) -> StepCosts:
         """The steps of ``draft`` after ``context`` tokens (default: the length that the model is for)."""
@@ -149,7 +176,7 @@ class CostModel:
         if context is not None and self.contexts:
             lengths = [entry.length for entry in self.contexts]
             columns = zip(*(entry.verify for entry in self.contexts), strict=True)
-            verify = tuple(_on_line(lengths, column, context) for column in columns)
+            verify = tuple(on_line(lengths, column, context) for column in columns)
         step = self.draft_step(draft, context)
         return StepCosts(verify[0], step, verify, self.cold, self.guess * step)
 
@@ -174,7 +201,7 @@ class CostModel:
         if context is None or not self.contexts:
             return 0.0
         lengths, seconds = zip(*((entry.length, entry.attention) for entry in self.contexts), strict=True)
-        return _on_line(lengths, seconds, context) - _on_line(lengths, seconds, self.length)
+        return on_line(lengths, seconds, context) - on_line(lengths, seconds, self.length)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -191,6 +218,7 @@ class CostModel:
             "residual": self.residual,
             "cold_seconds": self.cold,
             "guess": self.guess,
+            **({"others": [other.to_dict() for other in self.others]} if self.others else {}),
         }
 
     @classmethod
@@ -199,7 +227,7 @@ class CostModel:
         verify = _verify(value)
         vocabularies = value.get("vocabularies", {})
         vocabulary = value.get("vocabulary")
-        known = {int(size): _seconds("vocabularies", seconds) for size, seconds in vocabularies.items()}
+        known = {int(size): a_time("vocabularies", seconds) for size, seconds in vocabularies.items()}
         if vocabulary is not None and known and vocabulary not in known:
             raise UsageError(f"vocabulary is {shown(vocabulary)}; expected one of {', '.join(map(str, known))}.")
         contexts = tuple(ContextCosts.from_dict(entry) for entry in value.get("contexts", ()))
@@ -208,54 +236,31 @@ class CostModel:
             raise UsageError(f"contexts have the lengths {shown(lengths)}; expected rising ones.")
         if any(len(entry.verify) != len(verify) for entry in contexts):
             raise UsageError("contexts verify other numbers of tokens than the model does; expected as many.")
+        num_layers = whole("num_layers", value["num_layers"], 1, MOST_LAYERS)
+        others = tuple(ClassCosts.from_dict(entry) for entry in value.get("others", ()))
+        named = [index for other in others for index in other.sublayers]
+        if len(named) > len(set(named)) or max(named, default=0) >= 2 * num_layers:
+            raise UsageError(f"others name the sub-layers {shown(named)}; expected each once, of {2 * num_layers}.")
         return cls(
             verify=verify,
-            heads=_by_precision("heads", value["heads"]),
-            attention=_by_precision("attention", value["attention"]),
-            mlp=_by_precision("mlp", value["mlp"]),
-            num_layers=whole("num_layers", value["num_layers"], 1, MOST_LAYERS),
+            heads=by_precision("heads", value["heads"]),
+            attention=by_precision("attention", value["attention"]),
+            mlp=by_precision("mlp", value["mlp"]),
+            num_layers=num_layers,
             contexts=contexts,
-            length=whole("length", value.get("length", 0), 0, _MOST_TOKENS),
+            length=whole("length", value.get("length", 0), 0, MOST_TOKENS),
             vocabularies=known,
             vocabulary=vocabulary,
-            residual=_seconds("residual", value.get("residual", 0.0)),
-            cold=_seconds("cold_seconds", value.get("cold_seconds", 0.0)),
-            guess=_seconds("guess", value.get("guess", 0.0)),
+            residual=a_time("residual", value.get("residual", 0.0)),
+            cold=a_time("cold_seconds", value.get("cold_seconds", 0.0)),
+            guess=a_time("guess", value.get("guess", 0.0)),
+            others=others,
         )
-
-
-def _by_precision(name: str, value: Mapping[str, float]) -> dict[Precision, float]:
-    return {Precision(kind): _seconds(f"{name}.{kind}", seconds) for kind, seconds in value.items()}
-
-
-def _seconds(name: str, value: Any) -> float:
-    return float(number(name, value, 0.0, _MOST_SECONDS))
 
 
 def _verify(value: Mapping[str, Any]) -> tuple[float, ...]:
     """Passes of some time each, one at least."""
-    steps = numbers("verify", value["verify"], _LEAST_SECONDS, _MOST_SECONDS)
+    steps = numbers("verify", value["verify"], _LEAST_SECONDS, MOST_SECONDS)
     if not steps:
         raise UsageError("verify is empty; expected the seconds of one step or more.")
     return steps
-
-
-def _cost_of(costs: Mapping[Precision, float], precision: Precision) -> float:
-    if precision not in costs:
-        raise ValueError(f"no costs were measured at precision {precision}; measured: {', '.join(costs)}")
-    return costs[precision]
-
-
-def _on_line(places: Sequence[float], values: Sequence[float], place: float) -> float:
-    """The value at ``place`` on the lines between rising ``places``.
-
-    Below the first it is the first; past the last it goes on along the last line, which
-    never falls: a longer context cannot cost less.
-    """
-    if place <= places[0] or len(places) == 1:
-        return values[0]
-    for (low, high), (first, second) in zip(pairwise(places), pairwise(values), strict=True):
-        if place <= high:
-            return first + (second - first) * (place - low) / (high - low)
-    slope = max((values[-1] - values[-2]) / (places[-1] - places[-2]), 0.0)
-    return values[-1] + slope * (place - places[-1])

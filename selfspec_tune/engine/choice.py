@@ -21,11 +21,11 @@ from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.engine.timing import Clock, Step, TimingRounds, time_steps
 from selfspec_tune.engine.torch_settings import limit_threads, use_exact_float32
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.structure import unsupported_reason
 
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
@@ -47,16 +47,23 @@ class _Candidate:
     without: str  # what a model runs without where this runner cannot serve it
 
 
-_FAST = _Candidate("fast", unsupported_reason, lambda loaded: FastRunner(loaded), "our own loop")
+_FAST = _Candidate(
+    "fast",
+    lambda loaded: unserved_reason(loaded.model, FastRunner.SERVES),
+    lambda loaded: FastRunner(loaded),
+    "our own loop",
+)
 _NATIVE = _Candidate(
     "native",
-    lambda loaded: unsupported_reason(loaded) or native_unsupported_reason(loaded),
+    lambda loaded: (
+        unserved_reason(loaded.model, NativeRunner.SERVES, "the native kernels") or native_unsupported_reason(loaded)
+    ),
     lambda loaded: NativeRunner(loaded),
     "our native kernels, so decoding is slower",
 )
 _GRAPHS = _Candidate(
     "graphs",
-    unsupported_reason,
+    lambda loaded: unserved_reason(loaded.model, GraphedRunner.SERVES, "the captured graphs"),
     lambda loaded: GraphedRunner(loaded),
     "CUDA graphs, so each small kernel is launched by itself",
 )
@@ -117,7 +124,7 @@ def _fastest(
             taken = runner
             if candidate.name == begun_with:
                 break
-        elif candidate is not _FAST and unsupported_reason(loaded) is None:
+        elif candidate is not _FAST and _FAST.unsupported_reason(loaded) is None:
             notice(f"{loaded.name} runs without {candidate.without}: {reason}.")
     if taken is not None:
         return taken

@@ -8,42 +8,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from random import Random
+from dataclasses import replace
 from statistics import mean, median
 from time import perf_counter
 
 import numpy as np
 from scipy.optimize import nnls
 
-from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft.class_costs import ClassCosts
 from selfspec_tune.draft.costs import ContextCosts, CostModel, StepCosts
-from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerKind
+from selfspec_tune.engine.cost_design import CostPlan, elsewhere, even_draft, home_drafts
 from selfspec_tune.engine.runner import Runner, prefill
 from selfspec_tune.engine.timing import (
     Clock,
     ContextSteps,
     ContextTimings,
-    Step,
     TimedDraft,
     TimingRounds,
     at_one_speed,
     decode_step,
-    has_no_attention,
     in_round_of,
     steps_in_round,
     time_steps,
     verify_step,
 )
-from selfspec_tune.errors import SelfSpecError
+from selfspec_tune.plans.cost_class import CostClass, classes_by_kind
 
-# A part of a draft step: ("head", precision, token ids), ("attention", precision, context), ("mlp", precision, 0).
+# A part of a draft step: ("head", precision, token ids), (an attention's class, precision, positions that it reads),
+# (another class, precision, 0), and what it adds for each expert.
 _Part = tuple[str, Precision, int]
+_EACH_EXPERT = -1
 CONTEXTS = (128, 512, 2048, 8192)
 MOST_DRAFTED = 16
-_NUM_RANDOM_SETS = 8
-_LEAST_KEPT = 0.25  # of the attentions, and of the MLPs, in a random skip set
-_NUM_ELSEWHERE = 4  # skip sets timed at other contexts than the first, beside the one without attention
 _QUICK_SECONDS = 2.0
 _QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, MOST_DRAFTED)
 
@@ -56,27 +54,32 @@ def fit_costs(
     vocabulary: int,
     full_vocabulary: int,
     num_layers: int,
+    classes: Sequence[CostClass] = (),
 ) -> CostModel:
     """The cost model that explains ``timings`` best; no part costs less than nothing.
 
     Errors count relative to the step's time, as timing noise does. ``verify`` holds the
     times of passes over 1, 2, … tokens by context length; attentions cost something else
-    at each length, all else is shared.
+    for each number of positions that they read, all else is shared. ``classes``: sub-layers that cost the same, by
+    default each kind's.
     """
-    rows = [_parts(timing, full_vocabulary) for timing in timings]
+    parts_of = _Parts(timings, classes or classes_by_kind(num_layers), full_vocabulary)
+    rows = [parts_of(timing) for timing in timings]
     parts = sorted({part for row in rows for part in row})
     seconds = np.array([median(timing.seconds) for timing in timings])
     matrix = np.array([[row[part] for part in parts] for row in rows]) / seconds[:, None]
     solution, _ = nnls(matrix, np.ones(len(rows)))
     costs = dict(zip(parts, map(float, solution), strict=True))
+    others = {one: _class_costs(one, costs, home, sorted(verify)) for one in parts_of.classes}
+    attention, mlp = (parts_of.typical(kind) for kind in SubLayerKind)
     return CostModel(
         verify=verify[home],
         heads=_of(costs, "head", vocabulary),
-        attention=_of(costs, "attention", home),
-        mlp=_of(costs, "mlp", 0),
+        attention=others[attention].seconds,
+        mlp=others[mlp].seconds,
         num_layers=num_layers,
         contexts=tuple(
-            ContextCosts(length, verify[length], costs["attention", Precision.SAME, length])
+            ContextCosts(length, verify[length], costs[attention.name, Precision.SAME, attention.reach.seen(length)])
             for length in sorted(verify)
         ),
         length=home,
@@ -85,48 +88,68 @@ def fit_costs(
         },
         vocabulary=vocabulary,
         residual=float(np.sqrt(np.mean((matrix @ solution - 1.0) ** 2))),
+        others=tuple(found for one, found in others.items() if not (one.is_plain and one in (attention, mlp))),
     )
 
 
-def _parts(timing: TimedDraft, full_vocabulary: int) -> Counter[_Part]:
-    """How often each part occurs in a step."""
-    draft = timing.draft
-    parts: Counter[_Part] = Counter()
-    parts["head", draft.precision.head, draft.vocabulary or full_vocabulary] = 1
-    for sublayer, precision in draft.kept():
-        parts[sublayer.kind.value, precision, timing.length if sublayer.is_attention else 0] += 1
-    return parts
+class _Parts:
+    """Counts how often each part occurs in a step."""
+
+    def __init__(self, timings: Sequence[TimedDraft], classes: Sequence[CostClass], full_vocabulary: int) -> None:
+        self.classes = classes
+        self._class_of = {index: one for one in classes for index in one.sublayers}
+        self._full_vocabulary = full_vocabulary
+        numbers: dict[tuple[str, Precision], set[int]] = {}
+        for timing in timings:
+            for one, precision in self._kept(timing.draft):
+                numbers.setdefault((one.name, precision), set()).add(_experts(one, timing.draft))
+        self._told_experts = {key for key, found in numbers.items() if len(found) > 1}
+
+    def __call__(self, timing: TimedDraft) -> Counter[_Part]:
+        draft = timing.draft
+        parts: Counter[_Part] = Counter()
+        parts["head", draft.precision.head, draft.vocabulary or self._full_vocabulary] = 1
+        for one, precision in self._kept(draft):
+            place = one.reach.seen(timing.length) if one.kind is SubLayerKind.ATTENTION else 0
+            parts[one.name, precision, place] += 1
+            if (one.name, precision) in self._told_experts:
+                parts[one.name, precision, _EACH_EXPERT] += _experts(one, draft)
+        return parts
+
+    def typical(self, kind: SubLayerKind) -> CostClass:
+        """The first plain class of a kind, else its first one."""
+        those = [one for one in self.classes if one.kind is kind]
+        return next((one for one in those if one.is_plain), those[0])
+
+    def _kept(self, draft: Draft) -> Iterator[tuple[CostClass, Precision]]:
+        for sublayer, precision in draft.kept():
+            yield self._class_of[sublayer.index], precision
+
+
+def _experts(one: CostClass, draft: Draft) -> int:
+    return (draft.experts or one.experts) if one.experts else 0
+
+
+def _class_costs(one: CostClass, costs: Mapping[_Part, float], home: int, lengths: Sequence[int]) -> ClassCosts:
+    is_attention = one.kind is SubLayerKind.ATTENTION
+    seen = one.reach.seen(home) if is_attention else 0
+    each = _of(costs, one.name, _EACH_EXPERT)
+    read = sorted({one.reach.seen(length) for length in lengths}) if is_attention else ()
+    seconds = _of(costs, one.name, seen)
+    return ClassCosts(
+        one.name,
+        one.sublayers,
+        {precision: value + one.experts * each.get(precision, 0.0) for precision, value in seconds.items()},
+        seen,
+        one.reach.most_seen,
+        tuple((positions, costs[one.name, Precision.SAME, positions]) for positions in read),
+        one.experts,
+        each,
+    )
 
 
 def _of(costs: Mapping[_Part, float], kind: str, place: int) -> dict[Precision, float]:
     return {precision: seconds for (name, precision, where), seconds in costs.items() if (name, where) == (kind, place)}
-
-
-@dataclass(frozen=True, slots=True)
-class CostPlan:
-    """What to time.
-
-    Attributes:
-        context_length: most positions of the model.
-        home: tokens of context at which everything is timed; elsewhere a few drafts are.
-        lengths: further lengths; one that ``seconds`` do not allow is left out unless ``insist``.
-        vocabularies: how many token ids drafts cover; the first one's head is the model's.
-        precisions: which to time beside the model's own, where the runner accepts them.
-        drafts: further drafts to time at home, for what these leave untold.
-        others: further steps to interleave with these, at every context.
-        seconds: time for all of it, prefills included.
-    """
-
-    context_length: int
-    home: int
-    lengths: tuple[int, ...] = ()
-    insist: bool = False
-    vocabularies: tuple[int | None, ...] = (None,)
-    precisions: tuple[DraftPrecision, ...] = ()
-    drafts: tuple[Draft, ...] = ()
-    others: Mapping[str, Step] = field(default_factory=dict)
-    seconds: float = 30.0
-    most_rounds: int = 7
 
 
 def measure_costs(runner: Runner, context: Sequence[int], plan: CostPlan, clock: Clock = perf_counter) -> CostModel:
@@ -146,6 +169,7 @@ def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) ->
         vocabulary=plan.vocabularies[0] or runner.vocabulary_size,
         full_vocabulary=runner.vocabulary_size,
         num_layers=runner.num_layers,
+        classes=plan.classes,
     )
     in_rounds = timings[0].in_rounds
     return replace(costs, cold=mean(one.cold for one in in_rounds), guess=mean(one.guess for one in in_rounds))
@@ -160,8 +184,8 @@ def time_contexts(
     roomy = max(1, plan.context_length - widest - 2)
     home, rate = min(plan.home, roomy), 0.0
     lengths = sorted({min(length, roomy) for length in plan.lengths} - {home})
-    drafts = list(_home_drafts(runner, plan))
-    whole, half = _even_draft(runner, plan), _even_draft(runner, plan, skipped=runner.num_layers // 2)
+    drafts = list(home_drafts(runner, plan))
+    whole, half = even_draft(runner, plan), even_draft(runner, plan, skipped=runner.num_layers // 2)
     timings: list[ContextTimings] = []
     for number, length in enumerate((home, *lengths)):
         left = plan.seconds - (clock() - begun)
@@ -171,9 +195,9 @@ def time_contexts(
         rate = max(rate, prefilled / length)
         share = (left - prefilled) / (len(lengths) + 1 - number)
         rounds = TimingRounds(most=plan.most_rounds, seconds=share)
-        timed = drafts if number == 0 else [*drafts[:_NUM_ELSEWHERE], next(filter(has_no_attention, drafts))]
+        timed = drafts if number == 0 else elsewhere(drafts, plan)
         in_rounds = (whole, half) if number == 0 else ()
-        steps = ContextSteps(runner, context[-1], timed, whole, in_rounds, widest, plan.others)
+        steps = ContextSteps(runner, context, timed, whole, in_rounds, widest, plan.others)
         timings.append(steps.time(rounds, clock))
     return timings
 
@@ -204,11 +228,11 @@ def measure_step_costs(
     length = min(len(context), max(1, room - widest - 2))
     fill_cache(runner, context, length, widest + 2, clock)
     drafted = sorted({widest, *(k for k in _QUICK_DRAFTED if k < widest)}) if known is None else [0]
-    token, after = context[-1], draft if draft.model_drafts else None
-    steps = {f"verify({k})": verify_step(runner, token, k, after) for k in drafted if k > 0}
-    steps["verify(0)"] = decode_step(runner, token)
+    after = draft if draft.model_drafts else None
+    steps = {f"verify({k})": verify_step(runner, context, k, after) for k in drafted if k > 0}
+    steps["verify(0)"] = decode_step(runner, context)
     if after is not None:
-        steps |= steps_in_round(runner, token, draft, widest)
+        steps |= steps_in_round(runner, context, draft, widest)
     seconds = time_steps(runner, steps, TimingRounds(repeats, 5 * repeats, _QUICK_SECONDS), clock)
     typical = {name: median(values) for name, values in seconds.items()}
     costs = known or StepCosts(typical["verify(0)"], 0.0, _between(drafted, [typical[f"verify({k})"] for k in drafted]))
@@ -218,61 +242,6 @@ def measure_step_costs(
     speed = costs.decode / typical["verify(0)"]  # the machine's when the known ones were timed, in today's
     step = speed * median(in_round.amid)
     return replace(costs, draft=step, cold=speed * in_round.cold, guess=in_round.guess * step)
-
-
-def designed_skip_sets(num_layers: int, seed: int = 0) -> list[SkipSet]:
-    """Skip sets whose times tell attention, MLP and head apart: the four corners and eight random ones.
-
-    The random ones cover the range that matters evenly (a Latin square over the kept shares of
-    both kinds). The first four are enough to tell an attention from the rest.
-    """
-    generator = Random(seed)
-    layers = tuple(range(num_layers))
-    shares = [_LEAST_KEPT + (1 - _LEAST_KEPT) * (i + 0.5) / _NUM_RANDOM_SETS for i in range(_NUM_RANDOM_SETS)]
-    kept = [(shares[i], shares[place]) for i, place in enumerate(generator.sample(range(len(shares)), len(shares)))]
-    drawn = [
-        SkipSet.random(
-            num_layers, num_layers - round(attention * num_layers), num_layers - round(mlp * num_layers), seed=number
-        )
-        for number, (attention, mlp) in enumerate(kept)
-    ]
-    corners = [SkipSet.empty(num_layers), SkipSet(num_layers, (), layers)]
-    rest = [SkipSet(num_layers, layers, ()), SkipSet(num_layers, layers, layers)]
-    return list(dict.fromkeys([*corners, *drawn, *rest]))
-
-
-def _home_drafts(runner: Runner, plan: CostPlan) -> Iterator[Draft]:
-    """Every skip set at the first vocabulary; two at others; five at other precisions, all at a mixed one; the rest."""
-    sets = designed_skip_sets(runner.num_layers)
-    first, *other_sizes = plan.vocabularies
-    yield from (Draft(skip_set, vocabulary=first) for skip_set in sets)
-    for size in other_sizes:
-        yield from (Draft(skip_set, vocabulary=size) for skip_set in (sets[0], sets[-1]))
-    for precision in accepted_precisions(runner, plan.precisions):
-        is_mixed = len(set(precision.sublayers)) > 1
-        for skip_set in sets if is_mixed else dict.fromkeys([*sets[:4], sets[-1]]):
-            yield Draft(skip_set, precision=precision, vocabulary=first)
-    yield from plan.drafts
-
-
-def _even_draft(runner: Runner, plan: CostPlan, skipped: int = 0) -> Draft:
-    """A draft at the first of the plan's precisions that skips so many attentions and MLPs, by default none."""
-    low = accepted_precisions(runner, plan.precisions)
-    skip_set = SkipSet.uniform(runner.num_layers, skipped, skipped)
-    return Draft(skip_set, precision=low[0] if low else DraftPrecision(), vocabulary=plan.vocabularies[0])
-
-
-def accepted_precisions(runner: Runner, precisions: Sequence[DraftPrecision]) -> list[DraftPrecision]:
-    """Those of ``precisions`` that the runner can draft at."""
-    return [precision for precision in precisions if _accepts(runner, precision)]
-
-
-def _accepts(runner: Runner, precision: DraftPrecision) -> bool:
-    try:
-        runner.set_draft(Draft(SkipSet.empty(runner.num_layers), precision=precision))
-    except (SelfSpecError, NotImplementedError, ValueError):
-        return False
-    return True
 
 
 def _between(places: Sequence[int], values: Sequence[float]) -> tuple[float, ...]:

@@ -11,9 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfspec_tune.engine.kernels.build import obtainable
+from selfspec_tune.engine.runners.fast import FastRunner
+from selfspec_tune.engine.runners.graphs import GraphedRunner
+from selfspec_tune.engine.runners.native import NativeRunner
+from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.loading_output import quietly
-from selfspec_tune.models.structure import structure_reason
 from selfspec_tune.models.sublayers import find_sublayers
 
 # What no runner minds: small, and two layers, so that layers of two kinds in turn show.
@@ -44,20 +47,30 @@ def expected_runner(model_type: str, settings: Mapping[str, Any]) -> Expected:
     The architecture is built without weights, as small as it gets, and looked at as a loaded model is.
     Nothing is downloaded, measured or compiled: the choice itself still proves equality, and times.
     """
-    reason = _unserved_reason(model_type, tuple(settings.items()))
-    if reason is not None:
-        return Expected("reference", reason)
+    reasons = _unserved_reasons(model_type, tuple(settings.items()))
+    if reasons[FastRunner.name] is not None:
+        return Expected("reference", reasons[FastRunner.name])
     if torch.cuda.is_available():
-        return Expected("graphs")
-    return Expected("native") if obtainable() else Expected("fast", "there are no native kernels, nor a compiler")
+        reason = reasons[GraphedRunner.name]
+        return Expected("graphs") if reason is None else Expected("fast", reason)
+    reason = reasons[NativeRunner.name]
+    if reason is None and not obtainable():
+        reason = "there are no native kernels, nor a compiler"
+    return Expected("native") if reason is None else Expected("fast", reason)
 
 
 @cache
-def _unserved_reason(model_type: str, settings: tuple[tuple[str, Any], ...]) -> str | None:
+def _unserved_reasons(model_type: str, settings: tuple[tuple[str, Any], ...]) -> dict[str, str | None]:
+    """By runner, why it does not serve the architecture; None where it does."""
     config = AutoConfig.for_model(model_type, **(_SMALL | dict(settings)))
     try:
         with quietly(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        return structure_reason(model, find_sublayers(model))
+        find_sublayers(model)
     except UnsupportedModelError as error:
-        return str(error)
+        return dict.fromkeys((FastRunner.name, GraphedRunner.name, NativeRunner.name), str(error))
+    return {
+        FastRunner.name: unserved_reason(model, FastRunner.SERVES),
+        GraphedRunner.name: unserved_reason(model, GraphedRunner.SERVES, "the captured graphs"),
+        NativeRunner.name: unserved_reason(model, NativeRunner.SERVES, "the native kernels"),
+    }

@@ -37,26 +37,30 @@ class TimingRounds:
     seconds: float = inf
 
 
-def decode_step(runner: Runner, token: int) -> Step:
-    """A plain decode step after another, the choice of its token included: a step ends when its token is known."""
+def decode_step(runner: Runner, text: Sequence[int]) -> Step:
+    """A plain decode step after another, the choice of its token included: a step ends when its token is known.
+
+    Its token, as those of all steps here, is the last of ``text``: experts are read by what a token goes to, so
+    several tokens must be such as follow each other, not one token several times.
+    """
 
     def run() -> None:
-        runner.forward([token], want=Want.TOKENS)
+        runner.forward(_last(text, 1), want=Want.TOKENS)
 
-    return Step(run, _taken_back(runner, run))
+    return Step(run, _taken_back(runner, lambda: runner.forward(_before(text), want=Want.TOKENS)))
 
 
-def verify_step(runner: Runner, token: int, num_drafted: int, after: Draft | None = None) -> Step:
+def verify_step(runner: Runner, text: Sequence[int], num_drafted: int, after: Draft | None = None) -> Step:
     """Verification of ``num_drafted`` tokens: one full pass over one more, after a step of the draft ``after``.
 
     A draft's weights take those of the verification out of the caches, and the other way round.
     """
-    tokens = [token] * (num_drafted + 1)
-    before = None if after is None else draft_step(runner, token, after).prepare
+    tokens = _last(text, num_drafted + 1)
+    before = None if after is None else draft_step(runner, text, after).prepare
     return Step(lambda: runner.forward(tokens, want=Want.TOKENS), before)
 
 
-def draft_step(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Step:
+def draft_step(runner: Runner, text: Sequence[int], draft: Draft, num_guesses: int = 0) -> Step:
     """A draft step in the midst of a draft: one with the same draft comes before it, untimed.
 
     It tries ``num_guesses`` looked-up tokens. Where the policy asks for the drafted token's
@@ -65,24 +69,34 @@ def draft_step(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -
 
     def prepare() -> None:
         runner.set_draft(draft)
-        _taken_back(runner, lambda: runner.forward([token], is_draft=True))()
+        _taken_back(runner, lambda: runner.forward(_before(text), is_draft=True))()
 
-    return Step(_drafting(runner, token, draft, num_guesses), prepare)
+    return Step(_drafting(runner, text, draft, num_guesses), prepare)
 
 
-def first_draft_step(runner: Runner, token: int, draft: Draft) -> Step:
+def first_draft_step(runner: Runner, text: Sequence[int], draft: Draft) -> Step:
     """The draft step that a round begins with: a full pass comes before it, untimed."""
 
     def prepare() -> None:
         runner.set_draft(draft)
-        _taken_back(runner, lambda: runner.forward([token], want=Want.TOKENS))()
+        _taken_back(runner, lambda: runner.forward(_before(text), want=Want.TOKENS))()
 
-    return Step(_drafting(runner, token, draft), prepare)
+    return Step(_drafting(runner, text, draft), prepare)
 
 
-def _drafting(runner: Runner, token: int, draft: Draft, num_guesses: int = 0) -> Callable[[], object]:
-    tokens, want = [token] * (1 + num_guesses), Want.of_draft(needs_probability=draft.policy.needs_probability)
+def _drafting(runner: Runner, text: Sequence[int], draft: Draft, num_guesses: int = 0) -> Callable[[], object]:
+    tokens, want = _last(text, 1 + num_guesses), Want.of_draft(needs_probability=draft.policy.needs_probability)
     return lambda: runner.forward(tokens, is_draft=True, want=want)
+
+
+def _last(text: Sequence[int], count: int) -> list[int]:
+    """The last ``count`` tokens of a text, which is repeated where it has fewer."""
+    return (list(text[-count:]) * -(-count // len(text)))[-count:]
+
+
+def _before(text: Sequence[int]) -> list[int]:
+    """The token before the last."""
+    return _last(text, 2)[:1]
 
 
 def _taken_back(runner: Runner, run: Callable[[], object]) -> Callable[[], None]:
@@ -187,10 +201,13 @@ def at_one_speed(timings: Sequence[ContextTimings]) -> list[ContextTimings]:
 
 @dataclass(frozen=True, slots=True)
 class ContextSteps:
-    """What to time at one context. Verifications follow ``whole``; ``in_rounds``: drafts whose rounds are timed."""
+    """What to time at one context. Verifications follow ``whole``; ``in_rounds``: drafts whose rounds are timed.
+
+    ``text``: whose last tokens the steps are over.
+    """
 
     runner: Runner
-    token: int
+    text: Sequence[int]
     drafts: Sequence[Draft]
     whole: Draft
     in_rounds: Sequence[Draft]
@@ -198,12 +215,12 @@ class ContextSteps:
     others: Mapping[str, Step]
 
     def time(self, rounds: TimingRounds, clock: Clock) -> ContextTimings:
-        runner, token, length = self.runner, self.token, self.runner.length
-        steps = {f"verify {k}": verify_step(runner, token, k, self.whole) for k in range(1, self.widest + 1)}
-        steps |= {"verify 0": decode_step(runner, token)}
-        steps |= {f"draft {i}": draft_step(runner, token, draft) for i, draft in enumerate(self.drafts)}
+        runner, text, length = self.runner, self.text, self.runner.length
+        steps = {f"verify {k}": verify_step(runner, text, k, self.whole) for k in range(1, self.widest + 1)}
+        steps |= {"verify 0": decode_step(runner, text)}
+        steps |= {f"draft {i}": draft_step(runner, text, draft) for i, draft in enumerate(self.drafts)}
         for number, draft in enumerate(self.in_rounds):
-            steps |= steps_in_round(runner, token, draft, self.widest, number)
+            steps |= steps_in_round(runner, text, draft, self.widest, number)
         seconds = time_steps(runner, _shuffled({**steps, **self.others}), rounds, clock)
         return ContextTimings(
             length,
@@ -214,12 +231,12 @@ class ContextSteps:
         )
 
 
-def steps_in_round(runner: Runner, token: int, draft: Draft, widest: int, number: int = 0) -> dict[str, Step]:
+def steps_in_round(runner: Runner, text: Sequence[int], draft: Draft, widest: int, number: int = 0) -> dict[str, Step]:
     """Steps of the ``number``-th draft as its rounds have them; no pass is over more than ``widest`` tokens and one."""
     return {
-        f"{_AMID} {number}": draft_step(runner, token, draft),
-        f"{_FIRST} {number}": first_draft_step(runner, token, draft),
-        f"{_TRYING} {number}": draft_step(runner, token, draft, min(_MOST_GUESSES, widest)),
+        f"{_AMID} {number}": draft_step(runner, text, draft),
+        f"{_FIRST} {number}": first_draft_step(runner, text, draft),
+        f"{_TRYING} {number}": draft_step(runner, text, draft, min(_MOST_GUESSES, widest)),
     }
 
 

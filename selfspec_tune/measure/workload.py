@@ -24,11 +24,13 @@ from selfspec_tune.engine.cost_fit import measure_step_costs
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel, find_sublayers, load_model
+from selfspec_tune.models.bound import bind
 from selfspec_tune.models.devices import cpu_computes_bfloat16
 from selfspec_tune.models.generation_settings import ignored_settings, in_words
 from selfspec_tune.models.origin import stated_context_length
+from selfspec_tune.plans.cost_class import CostClass, classes_by_kind, cost_classes
 from selfspec_tune.prompts import (
     Prompt,
     Template,
@@ -155,6 +157,14 @@ class Workload:
             measured = measure_step_costs(self.runner, context, draft, self._full_steps, context_length=limit)
             self._full_steps = self._step_costs[steps] = measured
         return self._step_costs[steps]
+
+    @property
+    def cost_classes(self) -> tuple[CostClass, ...]:
+        """Which sub-layers cost the same: by the model's plan, without one by kind."""
+        try:
+            return cost_classes(bind(self.loaded.model).plan)
+        except UnsupportedModelError:
+            return classes_by_kind(self.loaded.num_layers)
 
     def reopened(self, options: PromptOptions) -> Workload:
         """The same model and runner as when just opened, for the prompts of other ``options``."""

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans import Claim, ClaimKind, DecoderPlan, claims, plan_of
-from selfspec_tune.plans.mlp import Activation, MlpPlan
+from selfspec_tune.plans.mlp import Activation, ExpertsPlan, MlpPlan
 
 _KNOWN_CODE = {"transformers", "torch"}
 _FOREIGN_CODE = "transformers_modules"  # where transformers keeps the code that came with a checkpoint
@@ -75,6 +75,15 @@ def bind(model: PreTrainedModel) -> BoundModel:
     return BoundModel(model, plan)
 
 
+def unbound_reason(model: PreTrainedModel) -> str | None:
+    """Why `bind` refuses a model; None where it does not."""
+    try:
+        bind(model)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
 def _check(reasons: Iterator[str]) -> None:
     reason = next(reasons, None)
     if reason is not None:
@@ -86,6 +95,7 @@ def _reasons(model: PreTrainedModel, plan: DecoderPlan) -> Iterator[str]:
     for claim in made:
         yield from (f"its {claim.path} {reason}" for reason in _unlike(model, claim))
     yield from _unclaimed(model, made)
+    yield from _mixed_biases(model, plan)
     yield from _activations(model, plan)
     yield from _rope_sizes(model, plan)
     for name, module in model.named_modules():
@@ -142,6 +152,16 @@ def _unclaimed(model: nn.Module, made: list[Claim]) -> Iterator[str]:
     for name, count in owners.items():
         if count != 1:
             yield f"it has a {name} that {'is claimed twice' if count else 'our own loops do not know'}"
+
+
+def _mixed_biases(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
+    """Linear layers over one input of which some have a bias: fused into one, all have or none."""
+    for index, layer in enumerate(plan.layers):
+        for half in (layer.attention, layer.mlp):
+            paths = () if isinstance(half, ExpertsPlan) else half.inputs
+            modules = [model.get_submodule(f"{plan.layer_path(index)}.{path}") for path in paths]
+            if len({module.bias is None for module in modules}) > 1:
+                yield f"its {plan.layer_path(index)} has biases on some of {', '.join(paths)} only"
 
 
 def _all_tensors(model: nn.Module) -> Iterator[str]:

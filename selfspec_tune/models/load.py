@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 from selfspec_tune.checks import checked_arguments
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
+from selfspec_tune.models.bound import unbound_reason
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.generation_settings import check_generation_file
 from selfspec_tune.models.gguf import load_gguf
@@ -27,7 +28,6 @@ from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.own_code import check_own_code, without_exit
-from selfspec_tune.models.structure import unsupported_reason
 from selfspec_tune.models.sublayers import find_sublayers, refuse_by_config
 from selfspec_tune.models.weights import (
     by_its_files,
@@ -289,7 +289,7 @@ def _without_imitation(loaded: LoadedModel) -> LoadedModel:
     """The model in float32 where its own forward pass would run on torch's slow imitation of bfloat16."""
     if loaded.device.type != "cpu" or loaded.dtype != torch.bfloat16 or cpu_computes_bfloat16():
         return loaded
-    if unsupported_reason(loaded) is None or loaded.is_quantised:
+    if unbound_reason(loaded.model) is None or loaded.is_quantised:
         return loaded
     return replace(loaded, model=loaded.model.float(), dtype=torch.float32)
 

@@ -77,11 +77,22 @@ class Reach:
     kind: ReachKind = ReachKind.FULL
     size: int = 0
 
+    def first(self, position: int) -> int:
+        """The first position that a query at ``position`` sees."""
+        if self.kind is ReachKind.WINDOW:
+            return max(0, position - self.size + 1)
+        return position // self.size * self.size if self.kind is ReachKind.CHUNK else 0
+
     def seen(self, before: int) -> int:
         """How many of the ``before`` positions before its own a query sees."""
         if self.kind is ReachKind.FULL:
             return before
         return before % self.size if self.kind is ReachKind.CHUNK else min(before, self.size - 1)
+
+    @property
+    def most_seen(self) -> int | None:
+        """How many earlier positions a query sees at most; None: there is no limit."""
+        return None if self.kind is ReachKind.FULL else self.size - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Feature(StrEnum):
     RESIDUAL_SCALE = "scaled residuals"
     EMBEDDING_SCALE = "scaled embeddings"
     LEARNED_POSITIONS = "learned positions"
-    EMBEDDING_NORM = "a norm after the embedding"
+    EMBEDDING_NORM = "norm after the embedding"
     LOGIT_SCALE = "scaled logits"
     LOGIT_CAP = "capped logits"
     STACKED = "weights stacked in the checkpoint"
@@ -113,7 +113,8 @@ def _of_decoder(plan: DecoderPlan) -> Iterator[Feature]:
         yield Feature.ROPE_BY_LAYER
     if any(table.longest is not None for table in plan.ropes.values()):
         yield Feature.LONG_ROPE
-    shapes = {(layer.attention.num_kv_heads, layer.attention.head_size) for layer in plan.layers}
+    attentions = [layer.attention for layer in plan.layers]
+    shapes = {(each.num_heads, each.num_kv_heads, each.head_size) for each in attentions}
     if len(shapes) > 1:
         yield Feature.SHAPE_BY_LAYER
     for layer in dict.fromkeys(plan.layers):  # most layers are alike

@@ -93,5 +93,5 @@ def plan_of(config: Config) -> DecoderPlan:
         raise UnsupportedModelError(reason)
     try:
         return FAMILIES[model_type](config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedModelError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error

@@ -117,15 +117,23 @@ def _step_row(step: StepTiming) -> tuple[str, str, str, str, str]:
 
 def _costs(costs: CostModel) -> Table:
     table = text.table("one", *costs.mlp)
-    rows = [("attention", costs.attention), ("MLP", costs.mlp), (f"head, {costs.vocabulary} token ids", costs.heads)]
+    rows = [*costs.by_class(), (f"head, {costs.vocabulary} token ids", costs.heads)]
     for name, seconds in rows:
         table.add_row(name, *(_one(seconds.get(precision)) for precision in costs.mlp))
     for size, value in costs.vocabularies.items():
         if size != costs.vocabulary:
             table.add_row(f"head, {size} token ids", _one(value))
     for context in costs.contexts:
-        if context.length != costs.length:
+        if context.length != costs.length and "attention" in dict(rows):
             table.add_row(f"attention after {context.length} tokens", _one(context.attention))
+    for other in costs.others:
+        for seen, value in other.by_seen:
+            if seen != other.seen:
+                table.add_row(f"{other.name}, over {seen} tokens", _one(value))
+        if other.experts and other.each_expert:
+            table.add_row(
+                f"one of {other.experts}", *(_one(other.each_expert.get(precision)) for precision in costs.mlp)
+            )
     return table
 
 

@@ -191,9 +191,9 @@ def time_few_steps(setting: SearchSetup) -> Timed:
     context = setting.calibration[0].tokens[: max(1, limit - _ROOM)]
     fill_cache(runner, context, len(context), _ROOM, perf_counter)  # a warm-up
     prefill = fill_cache(runner, context, len(context), _ROOM, perf_counter)
-    steps = {"decode": decode_step(runner, context[-1])}
+    steps = {"decode": decode_step(runner, context)}
     if space.is_joint:
-        steps["draft"] = draft_step(runner, context[-1], space.base.by_model)
+        steps["draft"] = draft_step(runner, context, space.base.by_model)
     seconds = {name: median(values) for name, values in time_steps(runner, steps, _ROUNDS).items()}
     decode = seconds["decode"]
     timed = Timed(Costs(decode, prefill / len(context)), seconds["draft"] / decode if space.is_joint else None)

@@ -68,6 +68,11 @@ class SearchSpace:
         """Every precision that any sub-layer or the head may have."""
         return tuple(dict.fromkeys([*self.heads, *(p for precisions in self.sublayers for p in precisions)]))
 
+    @property
+    def fewest_experts(self) -> int | None:
+        """The fewest experts that a token may go to in a mixture, where drafts may differ from the model in that."""
+        return min((number for number in self.experts if number is not None), default=None)
+
     def admits(self, draft: Draft, *, beside: Draft | None = None) -> bool:
         """Whether the copies of ``draft`` fit into memory, ``beside`` those of another."""
         others = 0 if beside is None else self.copy_bytes(beside)
@@ -103,7 +108,7 @@ class SearchSpace:
 
     def costed_by(self, costs: CostModel) -> SearchSpace:
         """The same without the precisions of which ``costs`` know nothing."""
-        known = [costs.of_kind(sublayer.kind) for sublayer in sublayers_of(self.num_layers)]
+        known = [costs.of(sublayer) for sublayer in sublayers_of(self.num_layers)]
         return replace(
             self,
             sublayers=tuple(

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision, Round
+from selfspec_tune.draft.class_costs import ClassCosts
 from selfspec_tune.draft.costs import ContextCosts, CostModel, StepCosts
 from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerId
+from selfspec_tune.errors import UsageError
 
 SAME, INT4 = Precision.SAME, Precision.INT4
 VERIFY = (1.0, 1.1, 1.2, 1.5)
@@ -102,6 +105,60 @@ def test_a_cost_model_survives_a_file() -> None:
     whole = replace(LONG, vocabularies={64: 0.2, 16: 0.05}, vocabulary=64, residual=0.01, cold=0.2, guess=0.1)
     assert CostModel.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     assert CostModel.from_dict(COSTS.to_dict()) == COSTS
+
+
+EXPERTS = ClassCosts("experts", (1, 3), {SAME: 0.3, INT4: 0.1}, experts=4, each_expert={SAME: 0.05})
+WINDOWS = ClassCosts("attention in a window", (2,), {SAME: 0.15}, seen=50, most_seen=50, by_seen=((20, 0.1), (50, 0.2)))
+MIXED = replace(LONG, others=(EXPERTS, WINDOWS))
+
+
+def test_sublayers_unlike_others_of_their_kind_have_costs_of_their_own() -> None:
+    assert MIXED.draft_step(draft()) == pytest.approx(0.2 + 0.1 + 0.15 + 2 * 0.3)
+    assert MIXED.draft_step(draft((1,), (0,))) == pytest.approx(0.2 + 0.1 + 0.3)
+    assert MIXED.of_sublayer(SubLayerId.of(2), SAME) == 0.15
+    assert set(MIXED.of(SubLayerId.of(3))) == {SAME, INT4}
+    assert [name for name, _ in MIXED.by_class()] == ["attention", "experts", "attention in a window"]
+
+
+def test_an_attention_in_a_window_costs_no_more_beyond_it() -> None:
+    at = {
+        context: MIXED.draft_step(draft(), context) - LONG.draft_step(draft((1,)), context) for context in (20, 35, 50)
+    }
+    assert at == pytest.approx({20: 0.05, 35: 0.1, 50: 0.15})
+    for context in (51, 300, 10_000):
+        more = MIXED.draft_step(draft(), context) - LONG.draft_step(draft((1,)), context)
+        assert more == pytest.approx(0.15)
+
+
+def test_fewer_experts_cost_less_where_that_was_measured() -> None:
+    assert [EXPERTS.step(SAME, experts=k) for k in (None, 4, 2, 1)] == pytest.approx([0.3, 0.3, 0.2, 0.15])
+    assert EXPERTS.step(INT4, experts=4) == 0.1
+    with pytest.raises(ValueError, match="at precision int4; measured: same"):
+        EXPERTS.step(INT4, experts=2)
+
+
+def test_classes_survive_a_file_and_a_model_without_them_says_nothing_of_them() -> None:
+    assert CostModel.from_dict(json.loads(json.dumps(MIXED.to_dict()))) == MIXED
+    assert "others" not in LONG.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sublayers": [4]}, r"others name the sub-layers \[4, 2\]; expected each once, of 4"),
+        ({"sublayers": [2]}, "expected each once"),
+        ({"sublayers": [-1]}, "sublayers"),
+        ({"name": 3}, "name is 3; expected a text"),
+        ({"by_seen": [[5, 0.1], [5, 0.2]]}, "expected rising numbers of positions"),
+        ({"seconds": {"same": -1.0}}, "seconds.same"),
+        ({"experts": -1}, "experts"),
+    ],
+)
+def test_classes_that_no_model_has_are_refused(change: dict[str, Any], message: str) -> None:
+    value = MIXED.to_dict()
+    value["others"][0] |= change
+    with pytest.raises(UsageError, match=message):
+        CostModel.from_dict(value)
 
 
 def test_tokens_that_were_looked_up_cost_no_draft_step() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,21 +8,18 @@ import numpy as np
 import pytest
 
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
-from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.costs import CostModel, StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft.sublayer import SubLayerKind
 from selfspec_tune.engine import Runner
-from selfspec_tune.engine.cost_fit import (
-    CostPlan,
-    accepted_precisions,
-    designed_skip_sets,
-    measure_costs,
-    measure_step_costs,
-    time_contexts,
-)
+from selfspec_tune.engine.cost_design import CostPlan, accepted_precisions, designed_skip_sets, elsewhere
+from selfspec_tune.engine.cost_fit import measure_costs, measure_step_costs, time_contexts
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.timing import Step, TimingRounds, time_steps
 from selfspec_tune.errors import UsageError
+from selfspec_tune.plans.attention import Reach, ReachKind
+from selfspec_tune.plans.cost_class import CostClass
 from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
 
 SAME, INT8, INT4 = Precision.SAME, Precision.INT8, Precision.INT4
@@ -40,6 +38,93 @@ def test_the_fit_recovers_what_every_part_costs() -> None:
     assert [entry.length for entry in costs.contexts] == [100, 200, 400]
     assert [entry.attention for entry in costs.contexts] == pytest.approx([0.021, 0.022, 0.024])
     assert (costs.length, costs.vocabulary, costs.num_layers) == (200, 32, 6)
+
+
+WINDOW = Reach(ReachKind.WINDOW, 151)
+LOCAL = (0, 1, 3, 4)  # the layers of the kit's clocked six that look through a window
+CLASSES = (
+    CostClass("attention in a window of 151", SubLayerKind.ATTENTION, tuple(2 * layer for layer in LOCAL), WINDOW),
+    CostClass("attention", SubLayerKind.ATTENTION, (4, 10)),
+    CostClass("MLP", SubLayerKind.MLP, (1,)),
+    CostClass("MLP 2", SubLayerKind.MLP, (3, 5, 7, 9, 11)),
+)
+
+
+class MixedRunner(ClockedRunner):
+    """Attentions in windows beside full ones, and MLPs of which all but the first take three times as long."""
+
+    def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+        draft, before = draft or Draft(SkipSet.empty(6)), self.length if length is None else length
+        seconds = 0.042
+        for sublayer, precision in draft.kept():
+            seen = WINDOW.seen(before) if sublayer.layer in LOCAL else before
+            part = 0.02 + 1e-5 * seen if sublayer.is_attention else 0.05 * (1 if sublayer.layer == 0 else 3)
+            seconds += part / (1 if precision is SAME else 2)
+        return seconds
+
+
+def test_classes_of_sublayers_are_told_apart_at_every_context() -> None:
+    runner = MixedRunner(low=0.5)
+    plan = replace(PLAN, lengths=(100, 400), precisions=(EIGHT,), classes=CLASSES)
+    costs = measure_costs(runner, CONTEXT, plan, clock=runner.clock)
+    assert costs.residual < 1e-9
+    assert [(name, table[SAME]) for name, table in costs.by_class()] == [
+        ("attention", pytest.approx(0.022)),
+        ("MLP", pytest.approx(0.05)),
+        ("attention in a window of 151", pytest.approx(0.0215)),
+        ("MLP 2", pytest.approx(0.15)),
+    ]
+    for skip_set in (SkipSet.empty(6), SkipSet(6, (1, 2), (0,)), SkipSet(6, (0, 3, 5), (1, 2, 3))):
+        for precision in (DraftPrecision(), EIGHT):
+            draft = Draft(skip_set, precision=precision)
+            assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
+        for length in (100, 250, 400, 5000):
+            assert costs.draft_step(Draft(skip_set), length) == pytest.approx(
+                runner.step_seconds(Draft(skip_set), length)
+            )
+    assert CostModel.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
+
+
+class ExpertRunner(ClockedRunner):
+    """A mixture in every layer but the first, of whose experts a token goes to four."""
+
+    def step_seconds(self, draft: Draft | None = None, length: int | None = None) -> float:
+        draft, before = draft or Draft(SkipSet.empty(6)), self.length if length is None else length
+        seconds = 0.042
+        for sublayer, precision in draft.kept():
+            experts = 0.02 + 0.03 * (draft.experts or 4)
+            part = 0.02 + 1e-5 * before if sublayer.is_attention else 0.05 if sublayer.layer == 0 else experts
+            seconds += part / (1 if precision is SAME else 2)
+        return seconds
+
+
+def test_what_an_expert_costs_is_told_where_drafts_may_go_to_fewer() -> None:
+    runner = ExpertRunner(low=0.5)
+    kinds = {SubLayerKind.ATTENTION: range(0, 12, 2), SubLayerKind.MLP: (1,)}
+    classes = [CostClass(kind.value, kind, tuple(indices)) for kind, indices in kinds.items()]
+    classes.append(CostClass("experts", SubLayerKind.MLP, (3, 5, 7, 9, 11), experts=4))
+    plan = replace(PLAN, precisions=(EIGHT,), classes=tuple(classes), experts=1)
+    costs = measure_costs(runner, CONTEXT, plan, clock=runner.clock)
+    (experts,) = costs.others
+    assert experts.seconds == pytest.approx({SAME: 0.14, INT8: 0.07})
+    assert experts.each_expert == pytest.approx({SAME: 0.03, INT8: 0.015})
+    for number in (None, 1, 2, 3):
+        for precision in (DraftPrecision(), EIGHT):
+            draft = Draft(SkipSet(6, (2,), (0, 3)), precision=precision, experts=number)
+            assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
+    whole = measure_costs(runner, CONTEXT, replace(plan, experts=None), clock=runner.clock)
+    assert whole.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(runner.step_seconds(length=200))
+    with pytest.raises(ValueError, match="no costs were measured"):
+        whole.draft_step(Draft(SkipSet.empty(6), experts=2))
+
+
+def test_classes_take_few_more_steps() -> None:
+    plain, mixed = designed_skip_sets(6), designed_skip_sets(6, CLASSES)
+    assert set(plain) < set(mixed)
+    assert len(mixed) == len(plain) + len(CLASSES)
+    assert elsewhere([Draft(one) for one in mixed], replace(PLAN, classes=CLASSES))[:-1] == [
+        Draft(one) for one in mixed[:4]
+    ]
 
 
 def test_every_verification_up_to_sixteen_drafts_is_timed() -> None:

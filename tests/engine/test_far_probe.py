@@ -14,15 +14,19 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import choose_runner, far_probe
 from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
-from selfspec_tune.engine.layers.llama import Attention, CacheState
+from selfspec_tune.engine.layers.attention import Attention, Projected
+from selfspec_tune.engine.layers.cache import CacheState
+from selfspec_tune.engine.layers.rope import Rotation
+from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.plans import registry
+from selfspec_tune.plans.families import llama
 from tests import kit
-from tests.engine_kit import RUNNERS, decode, load, prompt_tokens
-from tests.models.test_structure import of_type
+from tests.engine_kit import RUNNERS, decode, load, of_type, prompt_tokens
 
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
@@ -45,7 +49,7 @@ def test_a_right_runner_is_right_at_the_end_of_the_context(tiny_llama_dir: Path,
     assert runner.length == loaded.context_length
 
 
-# Rules that the reference has, and the loops do not, beyond the positions of a short walk.
+# Rules that the reference has, and a wrong plan has not, beyond the positions of a short walk.
 RULES: dict[str, tuple[str, dict[str, object]]] = {
     "queries that grow": ("ministral3", {"head_dim": 16, "rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}}),
     "a window": ("mistral", {"sliding_window": 100}),
@@ -53,8 +57,9 @@ RULES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_that_begins_far_away_is_seen(tmp_path: Path, rule: str) -> None:
+def test_a_rule_that_begins_far_away_is_seen(tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model_type, settings = RULES[rule]
+    monkeypatch.setitem(registry.FAMILIES, model_type, llama.llama)
     of_type(tmp_path, model_type, **settings)
     for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.06)):
         loaded = load(tmp_path, dtype)
@@ -65,7 +70,8 @@ def test_a_rule_that_begins_far_away_is_seen(tmp_path: Path, rule: str) -> None:
 class _WrongFarRotation(CacheState):
     def allocate(self, capacity: int) -> None:
         super().allocate(capacity)
-        self.cos[300:], self.signed_sin[300:] = self.cos[:1], self.signed_sin[:1]
+        for table in self.tables["full"]:
+            table[300:] = table[:1]
 
 
 class _WrongRotation(FastRunner):
@@ -90,19 +96,20 @@ class _WindowedRunner(FastRunner):
     def __init__(self, loaded: LoadedModel, notice: object = None) -> None:
         super().__init__(loaded)
         for sublayer in self._sublayers[::2]:
-            sublayer.__class__ = _Windowed
+            sublayer.__class__ = _Windowed  # type: ignore[assignment]
 
 
 class _WrongEpsilon(FastRunner):
     def __init__(self, loaded: LoadedModel, notice: object = None) -> None:
         super().__init__(loaded)
         for sublayer in self._sublayers:
+            assert sublayer.norm is not None
             sublayer.norm.epsilon = 1e-2
 
 
 class _Clips(Attention):
-    def project(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(part.clamp(-1, 1) for part in super().project(hidden, cos, signed_sin))  # type: ignore[return-value]
+    def project(self, stream: Stream, rotation: Rotation) -> Projected:
+        return Projected(*(part.clamp(-1, 1) for part in super().project(stream, rotation)))
 
 
 class _ClippedRunner(FastRunner):
@@ -111,7 +118,7 @@ class _ClippedRunner(FastRunner):
     def __init__(self, loaded: LoadedModel, notice: object = None) -> None:
         super().__init__(loaded)
         for sublayer in self._sublayers[::2]:
-            sublayer.__class__ = _Clips
+            sublayer.__class__ = _Clips  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("wrong", [_WrongRotation, _WindowedRunner, _WrongEpsilon, _ClippedRunner])

@@ -13,7 +13,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive, choose_runner, self_speculative
-from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS
+from selfspec_tune.engine.layers.cache import MAX_MASKED_TOKENS
 from selfspec_tune.engine.runner import DraftsAhead, Scores, Want, prefill
 from selfspec_tune.engine.runners.capture import DeviceInputs, DryGraphs, Pass
 from selfspec_tune.engine.runners.fast import FastRunner

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import cycle
 from math import isnan
@@ -26,8 +26,10 @@ from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
 from selfspec_tune.errors import NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.plans import DecoderPlan, LayerPlan, registry
+from selfspec_tune.plans.families.llama import llama as llama_plan
 from tests.covering import cover
-from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens, threads_of_torch
 from tests.rounded_runner import RoundedModel, check_passes
 
 pytestmark = needs_compiler
@@ -95,16 +97,6 @@ def small(tmp_path: Path) -> LoadedModel:
     return _load(tmp_path, "grouped", "bfloat16")
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """Logits [tokens, vocabulary] of ``tokens`` after ``start`` positions, verified ``sizes`` at a time."""
     runner.rewind(start)
@@ -137,7 +129,7 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
     model = _load(tmp_path, shape, dtype, vocab_size=601)  # several blocks of the head
     tokens, found = _prompt(12, seed=1), []
     for count in (1, 2, 3):
-        with _threads(count):
+        with threads_of_torch(count):
             runner = NativeRunner(model)
             runner.reserve(200)
         prefill(runner, _prompt(122))
@@ -210,24 +202,48 @@ def test_a_runner_that_rounds_elsewhere_is_told_from_that(models: Callable[[str,
         check_passes(runner, RoundedModel(model, runner), _prompt(33), PASSES, DRAFT)
 
 
-def test_each_sublayer_has_its_own_epsilon_and_scale(tmp_path: Path) -> None:
+def _plan(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[int, LayerPlan], LayerPlan], epsilon: float = 1e-6
+) -> None:
+    """Plans of Llamas whose layers differ from one another, and the last norm's ``epsilon``."""
+
+    def changed(config: Mapping[str, Any]) -> DecoderPlan:
+        plan = llama_plan(config)
+        layers = tuple(change(index, layer) for index, layer in enumerate(plan.layers))
+        assert plan.norm is not None
+        return replace(plan, layers=layers, norm=replace(plan.norm, epsilon=epsilon))
+
+    monkeypatch.setitem(registry.FAMILIES, "llama", changed)
+
+
+def test_each_sublayer_has_its_own_epsilon_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = _load(tmp_path, "grouped", "float32")
     for index, layer in enumerate(model.model.model.layers):
         layer.input_layernorm.variance_epsilon = 0.1 + index
         layer.post_attention_layernorm.variance_epsilon = 0.7 - index / 2
         layer.self_attn.scaling = 0.1 + 0.2 * index
     model.model.model.norm.variance_epsilon = 2.0
+
+    def change(index: int, layer: LayerPlan) -> LayerPlan:
+        assert layer.attention.norm is not None
+        assert layer.mlp.norm is not None
+        norms = replace(layer.attention.norm, epsilon=0.1 + index), replace(layer.mlp.norm, epsilon=0.7 - index / 2)
+        attention = replace(layer.attention, norm=norms[0], scale=0.1 + 0.2 * index)
+        return replace(layer, attention=attention, mlp=replace(layer.mlp, norm=norms[1]))
+
+    _plan(monkeypatch, change, epsilon=2.0)
     runner = NativeRunner(model)
     check_passes(runner, RoundedModel(model, runner), _prompt(9), PASSES, DRAFT)
 
 
-def test_mlps_may_be_wider_than_the_configuration_says(tmp_path: Path) -> None:
+def test_mlps_may_have_widths_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = _load(tmp_path, "grouped", "float32")
     mlp = model.model.model.layers[1].mlp
     for name, shape in (("gate_proj", (900, 64)), ("up_proj", (900, 64)), ("down_proj", (64, 900))):
         layer = nn.Linear(shape[1], shape[0], bias=False)
         layer.weight.data = torch.randn(shape, generator=torch.Generator().manual_seed(1)) / 30
         setattr(mlp, name, layer)
+    _plan(monkeypatch, lambda i, layer: replace(layer, mlp=replace(layer.mlp, width=900)) if i == 1 else layer)
     runner = NativeRunner(model)
     check_passes(runner, RoundedModel(model, runner), _prompt(9), PASSES, DRAFT)
 

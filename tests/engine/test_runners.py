@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
@@ -19,29 +19,15 @@ from selfspec_tune.engine.layers.linear import fuse
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.devices import cpu_computes_bfloat16
-from selfspec_tune.models.structure import unsupported_reason
+from selfspec_tune.plans import registry
+from selfspec_tune.plans.families.llama import llama as llama_plan
 from tests import kit
-from tests.engine_kit import RUNNERS, Altered, decode, draft_step, hf_generate, llama, load, prompt_tokens
+from tests.engine_kit import RUNNERS, Altered, decode, draft_step, hf_generate, llama, load, of_type, prompt_tokens
 from tests.rounded_runner import FAST, RoundedModel, check_passes
-
-
-def _mistral(directory: Path) -> Path:
-    config = AutoConfig.for_model(
-        "mistral",
-        hidden_size=kit.HIDDEN,
-        intermediate_size=2 * kit.HIDDEN,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        max_position_embeddings=1024,
-        sliding_window=None,
-    )
-    return kit.save_random(config, directory)
-
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -63,7 +49,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "llama, wide heads": lambda d: llama(d, head_dim=32),
     "llama, llama3 positions": lambda d: llama(d, rope_parameters=_LLAMA3_ROPE),
     "llama, yarn positions": lambda d: llama(d, rope_parameters=_YARN_ROPE),
-    "mistral": _mistral,
 }
 
 
@@ -368,21 +353,11 @@ def test_projections_of_which_some_have_a_bias_are_refused() -> None:
 # -- the choice --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("model_type", "reason"),
-    [
-        ("gpt2", "no embed_tokens, norm and rotary_emb"),
-        ("gpt_neox", "no embed_tokens, norm and rotary_emb"),
-        ("gemma2", "sliding-window"),
-        ("mixtral", "layer 0 has an MLP that is not gate, up and down projections with SiLU"),
-        ("qwen2_moe", "layer 0 has an MLP that is not gate, up and down projections with SiLU"),
-    ],
-)
-def test_other_architectures_fall_back_to_the_reference_with_a_notice(
-    tmp_path: Path, model_type: str, reason: str
+def test_a_model_without_a_plan_falls_back_to_the_reference_with_a_notice(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, notices = load(kit.tiny_of_type(tmp_path, model_type)), list[str]()
-    assert reason in (unsupported_reason(loaded) or "")
+    monkeypatch.delitem(registry.FAMILIES, "llama")
+    reason, notices = "no plan of the architecture llama is known", list[str]()
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
     assert len(notices) == 1
     assert reason in notices[0]
@@ -391,33 +366,14 @@ def test_other_architectures_fall_back_to_the_reference_with_a_notice(
         choose_runner(loaded, "fast", notices.append)
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "depend on the length"),
-        ({"hidden_act": "gelu"}, "with SiLU"),
-    ],
-)
-def test_llamas_that_compute_something_else_are_told_apart(
-    tmp_path: Path, settings: dict[str, object], reason: str
-) -> None:
-    assert reason in (unsupported_reason(load(llama(tmp_path, **settings))) or "")
-
-
-def test_normalised_queries_are_no_llama_attention(tmp_path: Path) -> None:
-    common = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    config = AutoConfig.for_model(
-        "qwen3",
-        hidden_size=common.hidden_size,
-        intermediate_size=common.intermediate_size,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=128,
+def test_what_an_engine_lacks_is_said_in_words(tmp_path: Path) -> None:
+    model = of_type(tmp_path, "qwen3", head_dim=16).model
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
+    assert unserved_reason(model, frozenset()) == "our own loops have no norms of queries and keys"
+    model.config.update(window)
+    assert unserved_reason(model, frozenset(), "the native kernels") == (
+        "the native kernels have no norms of queries and keys and no sliding windows"
     )
-    reason = unsupported_reason(load(kit.save_random(config, tmp_path)))
-    assert reason == "layer 0 has an attention that is not q, k, v and o projections alone"
 
 
 def _helium(directory: Path) -> Path:
@@ -436,9 +392,10 @@ def _helium(directory: Path) -> Path:
     return kit.save_random(config, directory)
 
 
-def test_an_architecture_that_only_looks_like_llama_is_caught_by_the_probe(tmp_path: Path) -> None:
+def test_a_plan_that_only_looks_right_is_caught_by_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, notices = load(_helium(tmp_path)), list[str]()
-    assert unsupported_reason(loaded) is None
+    monkeypatch.setitem(registry.FAMILIES, "helium", llama_plan)
+    assert unserved_reason(loaded.model, FastRunner.SERVES) is None
     assert isinstance(choose_runner(loaded, "auto", notices.append), ReferenceRunner)
     assert "its logits differ from the reference by" in notices[0]
     with pytest.raises(UnsupportedModelError, match="its logits differ from the reference"):

@@ -29,11 +29,12 @@ from selfspec_tune.measure.arms import (
 from selfspec_tune.measure.lossless import FLOAT32_FLOOR, LosslessCheck, LosslessVerdict, numeric_floor, rounding_bound
 from selfspec_tune.measure.pairs import Block, arm_run, blocks, measure_block, ordered, turned
 from selfspec_tune.measure.workload import WorkItem, Workload, open_workload
+from selfspec_tune.plans import registry
+from selfspec_tune.plans.families import llama
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import SilentReporter
 from selfspec_tune.requests import ModelOptions, PromptOptions
-from tests.engine_kit import Altered, TableRunner, chain, load, prompt_tokens
-from tests.models.test_structure import of_type
+from tests.engine_kit import Altered, TableRunner, chain, load, of_type, prompt_tokens
 
 SOME = Draft(SkipSet(4, (1, 3), (2,)), DraftPolicy(PolicyKind.FIXED, 3))
 
@@ -258,8 +259,11 @@ def test_rounding_is_a_few_steps_of_the_largest_logit() -> None:
     assert rounding_bound(torch.float32, 100.0) < 1e-3
 
 
-def test_an_engine_that_computes_another_model_cannot_call_itself_a_tie(tmp_path: Path) -> None:
-    """The loops lack the growth of queries of this architecture: model.generate tells."""
+def test_an_engine_that_computes_another_model_cannot_call_itself_a_tie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that lacks the growth of queries of this architecture: model.generate tells."""
+    monkeypatch.setitem(registry.FAMILIES, "ministral3", llama.llama)
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     loaded = of_type(tmp_path, "ministral3", head_dim=16, rope_parameters=rope | {"llama_4_scaling_beta": 0.5})
     workload = Workload(loaded, FastRunner(loaded), PromptOptions(max_new_tokens=24))

@@ -410,6 +410,7 @@ def ranker(
             loaded=SimpleNamespace(num_layers=num_layers, context_length=512),
             runner=SimpleNamespace(vocabulary_size=1024),
             scorer=lambda windows, depths: scorer,
+            cost_classes=(),
         ),
         "setting": SimpleNamespace(
             space=skips(num_layers),

@@ -57,7 +57,7 @@ class Linear(ctypes.Structure):
     )
 
 
-class Norm(ctypes.Structure):
+class NormStruct(ctypes.Structure):
     """A norm; all zeros: none. ``weight`` and ``bias`` are float32 and possibly null."""
 
     _fields_ = (
@@ -88,8 +88,8 @@ class AttentionStruct(ctypes.Structure):
         *((name, c_int32) for name in ("qk_norm", "is_qk_norm_late")),
         *((name, c_int32) for name in ("growth_length", "growth_offset")),
         *((name, c_float) for name in ("scale", "cap", "clip", "growth")),
-        ("query_norm", Norm),
-        ("key_norm", Norm),
+        ("query_norm", NormStruct),
+        ("key_norm", NormStruct),
         ("sinks", c_void_p),
         ("slopes", c_void_p),
     )
@@ -112,7 +112,7 @@ class SubLayerStruct(ctypes.Structure):
         ("layer", c_int32),
         ("is_parallel", c_int32),
         ("residual_scale", c_float),
-        *((name, Norm) for name in ("norm", "post", "inner")),
+        *((name, NormStruct) for name in ("norm", "post", "inner")),
         *((name, Linear) for name in ("first", "second", "third")),
         ("attention", AttentionStruct),
         ("mlp", MlpStruct),
@@ -129,10 +129,9 @@ class Model(ctypes.Structure):
         *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_size", "widest", "vocabulary", "capacity")),
         ("embedding", c_void_p),
         ("positions", c_void_p),
-        ("position_offset", c_int64),
         *((name, c_float) for name in ("embedding_scale", "logit_scale", "logit_cap")),
-        ("embedding_norm", Norm),
-        ("final_norm", Norm),
+        ("embedding_norm", NormStruct),
+        ("final_norm", NormStruct),
         ("ropes", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),

@@ -1,1 +1,1 @@
-"""Sub-layers of a Llama-shaped model over one cache, and their linear layers at any precision."""
+"""Sub-layers as a plan describes them, over one cache, and their linear layers at any precision."""

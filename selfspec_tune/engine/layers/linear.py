@@ -99,6 +99,21 @@ def fuse(projections: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     return weight, _stack(biases)
 
 
+def turned(layer: Any) -> Tensor:
+    """A weight stored [inputs, outputs] as [outputs, inputs], contiguous.
+
+    Afterwards the layer's parameter is a view of that: `model.generate` still runs and no weight is held twice.
+    """
+    stored: Tensor = layer.weight.data
+    if stored.t().is_contiguous() and not is_mapped(stored.t()):
+        return stored.t()
+    weight = roomy(tuple(reversed(stored.shape)), stored.dtype, stored.device)
+    weight.copy_(stored.t())
+    let_go(stored)
+    layer.weight.data = weight.t()
+    return weight
+
+
 def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
     first = parameters[0].data
     rows = sum(p.shape[0] for p in parameters)
@@ -195,8 +210,11 @@ class Dense:
     parts: int = 1
 
     @classmethod
-    def of(cls, *layers: Any) -> Dense:
-        """One linear layer, or several over one input fused into one."""
+    def of(cls, *layers: Any, is_transposed: bool = False) -> Dense:
+        """One linear layer, or several over one input fused into one; or one that stores [inputs, outputs]."""
+        if is_transposed:
+            (layer,) = layers
+            return cls(turned(layer), None if layer.bias is None else layer.bias.data)
         return cls(*fuse(layers))
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """The fast runner: our own loop over the model's own weights.
 
 Preallocated KV cache, rewinding by moving a length, no mask built per step, fused QKV and
-gate/up projections; a skipped sub-layer costs nothing, its norm included. Serves
-Llama-shaped models (`selfspec_tune.models.structure`): llama, qwen2, mistral.
+gate/up projections; a skipped sub-layer costs nothing, its norms included. Serves what a plan
+(`selfspec_tune.plans`) describes by the features in `FastRunner.SERVES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,34 +15,74 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
+from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.cache import CacheState
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
+from selfspec_tune.engine.layers.decoder import make_sublayers
+from selfspec_tune.engine.layers.embedding import Embedding
+from selfspec_tune.engine.layers.head import Head
 from selfspec_tune.engine.layers.linear import Dense, Projection
-from selfspec_tune.engine.layers.llama import Attention, CacheState, Mlp, Norm, SubLayer
 from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
+from selfspec_tune.engine.layers.rope import Rotation
+from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_room, scored
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.bound import bind
+from selfspec_tune.plans import AttentionPlan, Feature
+
+_SERVES = frozenset(
+    {
+        Feature.LAYER_NORM,
+        Feature.NORM_WITHOUT_WEIGHT,
+        Feature.ONE_PLUS_NORM,
+        Feature.LATE_NORM,
+        Feature.UNNORMED_INPUT,
+        Feature.POST_NORM,
+        Feature.INNER_NORM,
+        Feature.RESIDUAL_SCALE,
+        Feature.EMBEDDING_SCALE,
+        Feature.LOGIT_SCALE,
+        Feature.LOGIT_CAP,
+        Feature.STACKED,
+        Feature.CLIP,
+        Feature.QK_NORM,
+        Feature.QK_NORM_EACH_HEAD,
+        Feature.QK_NORM_WIDTH,
+        Feature.QK_NORM_LATE,
+        Feature.PARTIAL_ROPE,
+        Feature.ADJACENT_ROPE,
+        Feature.ROPE_IN_FLOAT32,
+        Feature.NO_ROPE,
+        Feature.ROPE_BY_LAYER,
+        Feature.PLAIN_MLP,
+        Feature.GELU,
+        Feature.GELU_TANH,
+        Feature.RELU,
+        Feature.RELU2,
+        Feature.XIELU,
+    }
+)
 
 
 class FastRunner:
-    """Runs one sequence through a Llama-shaped model; see `Runner` for the meaning of each call."""
+    """Runs one sequence through a model that its plan describes; see `Runner` for the meaning of each call."""
 
     name = "fast"
+    SERVES: frozenset[Feature] = _SERVES
 
     @torch.inference_mode()
     def __init__(self, loaded: LoadedModel) -> None:
-        model: Any = loaded.model
         self._loaded = loaded
-        self._head = Dense.of(model.get_output_embeddings())
-        self._embedding: Tensor = model.get_input_embeddings().weight.data  # after the head, which may have moved it
-        self._norm = Norm(model.base_model.norm)
+        bound = bind(loaded.model)
+        self.plan = bound.plan
+        self._head = Head(bound)
+        self._embedding = Embedding(bound)  # after the head, which may have moved a tied weight
         self.num_layers = loaded.num_layers
-        self.vocabulary_size = int(self._head.weight.shape[0])
-        self._state = CacheState(loaded, model.config)
-        self._sublayers: list[Attention | Mlp] = []
-        for index, layer in enumerate(loaded.sublayers.layers):
-            self._sublayers.append(Attention(layer, index, self._state))
-            self._sublayers.append(Mlp(layer))
+        self.vocabulary_size = int(self._head.dense.weight.shape[0])
+        self._state = CacheState(bound, loaded.dtype, loaded.device)
+        self._sublayers = make_sublayers(bound, self._state)
         self._copies = self._new_copies()
         self._length = 0
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
@@ -100,7 +139,7 @@ class FastRunner:
         if precision is Precision.SAME:
             return None
         dtype, device = self._loaded.dtype, self._loaded.device
-        widths = {int(dense.weight.shape[1]) for index in (0, 1) for dense in self._sublayers[index].projections}
+        widths = {int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections}
         reasons = (refusal(precision, device, dtype, width, self._copies.settings) for width in sorted(widths))
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -108,9 +147,9 @@ class FastRunner:
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
-        hidden = self._run(self.embed(tokens), self._draft_sublayers if is_draft else self._sublayers)
-        head = self._draft_head if is_draft else self._head
-        return scored(head(self._norm(hidden[-1:] if last_only else hidden)), want, self, is_draft=is_draft)
+        hidden = self._run(tokens, self._draft_sublayers if is_draft else self._sublayers)
+        logits = self._head(hidden[-1:] if last_only else hidden, self._draft_head if is_draft else None)
+        return scored(logits, want, self, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._length = min(length, self._length)
@@ -147,15 +186,15 @@ class FastRunner:
         """One layer's MLP sub-layer; at a low precision only after `set_draft` with such a draft."""
         return self._sublayer(SubLayerId(SubLayerKind.MLP, layer).index, precision)
 
-    def embed(self, tokens: Sequence[int]) -> Tensor:
-        """Embeddings [tokens, width]."""
+    def embed(self, tokens: Sequence[int], positions: slice | Tensor) -> Tensor:
+        """Hidden states [tokens, width] before the first sub-layer, of tokens at ``positions``."""
         if len(tokens) == 1:  # nothing to send to the device
-            return self._embedding[tokens[0] : tokens[0] + 1]
-        return self._embedding[torch.tensor(tokens, device=self._embedding.device)]
+            return self._embedding(slice(tokens[0], tokens[0] + 1), positions)
+        return self._embedding(torch.tensor(tokens, device=self.device), positions)
 
     def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:
         """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
-        return self._head_at(precision, vocabulary)(self._norm(hidden))
+        return self._head(hidden, self._head_at(precision, vocabulary))
 
     @torch.inference_mode()
     def input_moments(self, tokens: Sequence[int]) -> dict[Dense, Moments]:
@@ -169,33 +208,33 @@ class FastRunner:
             return meters.setdefault(dense, Meter(dense)) if dense.weight.shape[1] % 32 == 0 else dense
 
         sublayers = [s.with_projections(*map(metered, s.projections)) for s in self._sublayers]
-        head = metered(self._head)
+        head = metered(self._head.dense)
         length = self._length
         held = self._state.copy(length) if length else None
         tokens = tokens[: self._loaded.context_length]
         self.reserve(len(tokens))
         self._length = 0
-        hidden = self._norm(self._run(self.embed(tokens), sublayers))
+        hidden = self._run(tokens, sublayers)
         if isinstance(head, Meter):
-            head.note(hidden)
+            head.note(self._head.normalised(hidden))
         if held is not None:
             self._state.restore(held)
         self._length = length
         return {dense: meter.moments for dense, meter in meters.items()}
 
-    def rotation(self, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and signed sines at ``positions``, all below ``capacity``."""
-        self.reserve(capacity)
-        return self._state.cos[positions], self._state.signed_sin[positions]
+    def rotation(self, plan: AttentionPlan, positions: Tensor) -> Rotation:
+        """What ``positions`` [tokens], all below the capacity, do to the queries and keys of an attention."""
+        return self._state.rotation_at(plan, positions)
 
-    def _run(self, hidden: Tensor, sublayers: Sequence[SubLayer]) -> Tensor:
-        """Pass hidden [tokens, width] through ``sublayers``, at the positions that follow the cache."""
-        start, end = self._length, self._length + hidden.shape[0]
+    def _run(self, tokens: Sequence[int], sublayers: Sequence[SubLayer]) -> Tensor:
+        """Hidden states [tokens, width] after ``sublayers``, at the positions that follow the cache."""
+        start, end = self._length, self._length + len(tokens)
         check_cache(end, self._state.capacity)
+        stream = Stream(self.embed(tokens, slice(start, end)))
         for sublayer in sublayers:
-            hidden = sublayer(hidden, start)
+            stream = sublayer(stream, start)
         self._length = end
-        return hidden
+        return stream.hidden
 
     def _rounded(self, capacity: int) -> int:
         """How many positions to allocate where ``capacity`` are asked for."""
@@ -207,7 +246,7 @@ class FastRunner:
 
     def _linear_layers(self, index: int) -> tuple[Dense, ...]:
         """The linear layers of sub-layer ``index``; of the head past the last."""
-        return (self._head,) if index == len(self._sublayers) else self._sublayers[index].projections
+        return (self._head.dense,) if index == len(self._sublayers) else self._sublayers[index].projections
 
     def _copies_of(self, draft: Draft) -> list[Key]:
         """The low-precision copies that ``draft`` computes with: none for what it skips."""
@@ -219,12 +258,11 @@ class FastRunner:
         sublayer = self._sublayers[index]
         if precision is Precision.SAME:
             return sublayer
-        into, out = self._copies.get((index, precision))
-        return sublayer.with_projections(into, out)
+        return sublayer.with_projections(*self._copies.get((index, precision)))
 
     def _head_at(self, precision: Precision, vocabulary: int | None) -> Projection:
         if precision is Precision.SAME:
-            return self._head.narrow(vocabulary)
+            return self._head.dense.narrow(vocabulary)
         return self._copies.get((len(self._sublayers), precision))[0].narrow(vocabulary)
 
     def _forget(self, dropped: set[Key]) -> None:

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.cache import MAX_MASKED_TOKENS
 from selfspec_tune.engine.layers.copies import Key
 from selfspec_tune.engine.layers.linear import Projection
-from selfspec_tune.engine.layers.llama import MAX_MASKED_TOKENS, Attention, SubLayer
+from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, probability, scored
 from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.runners.fast import FastRunner
@@ -186,7 +188,7 @@ class GraphedRunner(FastRunner):
         if want is not None:
             return self._step_of_draft(bucket, want)
         if what is _FULL:
-            return self._pass_over(count, bucket, self._sublayers, self._head)
+            return self._pass_over(count, bucket, self._sublayers, self._head.dense)
         return self._pass_over(count, bucket, self._draft_sublayers, self._draft_head)
 
     def _pass_over(self, count: int, bucket: int, sublayers: Sequence[SubLayer], head: Projection) -> Pass:
@@ -195,8 +197,8 @@ class GraphedRunner(FastRunner):
 
         def forward() -> None:
             positions = inputs.start + self._offsets[:count]
-            hidden = F.embedding(inputs.tokens[:count], self._embedding)
-            logits = head(self._norm(self._through(sublayers, hidden, positions, bucket)))
+            hidden = self._through(sublayers, inputs.tokens[:count], positions, bucket)
+            logits = self._head(hidden, head)
             self._logits[:count, : logits.shape[-1]].copy_(logits)
 
         return forward
@@ -207,9 +209,9 @@ class GraphedRunner(FastRunner):
         inputs, logits = self._inputs, self._logits[:1, : self._draft_width]
 
         def forward() -> None:
-            hidden = F.embedding(inputs.tokens.index_select(0, inputs.slot), self._embedding)
-            hidden = self._through(sublayers, hidden, inputs.start + inputs.slot, bucket)
-            logits.copy_(head(self._norm(hidden)))
+            tokens = inputs.tokens.index_select(0, inputs.slot)
+            hidden = self._through(sublayers, tokens, inputs.start + inputs.slot, bucket)
+            logits.copy_(self._head(hidden, head))
             largest, token = logits.max(-1)
             confidence = probability(logits, largest) if want is Want.PROBABILITIES else largest.double()
             self._chosen.index_copy_(0, inputs.slot, torch.stack((token.double(), confidence), -1))
@@ -218,12 +220,13 @@ class GraphedRunner(FastRunner):
 
         return forward
 
-    def _through(self, sublayers: Sequence[SubLayer], hidden: Tensor, positions: Tensor, bucket: int) -> Tensor:
-        """Pass hidden [tokens, width] through ``sublayers`` at ``positions`` [tokens]."""
+    def _through(self, sublayers: Sequence[SubLayer], tokens: Tensor, positions: Tensor, bucket: int) -> Tensor:
+        """Hidden states [tokens, width] of ``tokens`` at ``positions`` [tokens] after ``sublayers``."""
         place = self._state.place(positions, bucket)
+        stream = Stream(self._embedding(tokens, positions))
         for sublayer in sublayers:
-            hidden = sublayer.at(hidden, place) if isinstance(sublayer, Attention) else sublayer(hidden, 0)
-        return hidden
+            stream = sublayer.at(stream, place) if isinstance(sublayer, Attention) else sublayer(stream, 0)
+        return stream.hidden
 
     def _bucket(self, end: int) -> int:
         """The smallest bucket with ``end`` positions."""

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
-from selfspec_tune.engine.layers.llama import Attention
+from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
@@ -44,9 +45,9 @@ class LayerwiseScorer:
         self.windows = windows
         self._runner = runner
         tokens = [window.tokens[i] for window, own in zip(windows, positions, strict=True) for i in own]
-        self._embedded = runner.embed(tokens)
-        rows = torch.tensor([i for own in positions for i in own])
-        self._rotation = runner.rotation(rows.to(self._embedded.device), max(window.end for window in windows))
+        runner.reserve(max(window.end for window in windows))
+        self._positions = torch.tensor([i for own in positions for i in own], device=runner.device)
+        self._embedded = runner.embed(tokens, self._positions)
         self._bounds = bounds([len(own) for own in positions])
         self._scored = _scored(windows, positions, self._bounds).to(self._embedded.device)
         self._known = _HiddenStates(_KEPT_BYTES)
@@ -82,14 +83,15 @@ class LayerwiseScorer:
             return hidden
         kind, layer = SubLayerId.of(index)
         if kind is SubLayerKind.MLP:
-            return self._runner.mlp(layer, precision)(hidden, 0)
-        attention = self._runner.attention(layer, precision)
-        queries, keys, values = attention.project(hidden, *self._rotation)
+            return self._runner.mlp(layer, precision)(Stream(hidden), 0).hidden
+        attention, stream = self._runner.attention(layer, precision), Stream(hidden)
+        rotation = self._runner.rotation(attention.plan, self._positions)
+        queries, keys, values = attention.project(stream, rotation)
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(hidden, torch.cat(attended))
+        return attention.add(stream, torch.cat(attended)).hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, draft: Draft) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from selfspec_tune.checks import whole
 from selfspec_tune.draft import MOST_TOKEN_IDS, Draft, DraftPolicy, Precision
 from selfspec_tune.draft.costs import CostModel
-from selfspec_tune.draft.sublayer import SubLayerId
-from selfspec_tune.engine.cost_fit import CONTEXTS, CostPlan, measure_costs
+from selfspec_tune.draft.sublayer import SubLayerKind
+from selfspec_tune.engine.cost_design import CostPlan
+from selfspec_tune.engine.cost_fit import CONTEXTS, measure_costs
 from selfspec_tune.engine.teacher_forcing import DraftScorer
 from selfspec_tune.files import taken_apart, write_json_atomic
 from selfspec_tune.measure.workload import Workload
@@ -106,6 +107,8 @@ class Preparer:
                 lengths=CONTEXTS,
                 vocabularies=self._vocabularies(),
                 precisions=() if precision.is_same else (precision,),
+                classes=self._workload.cost_classes,
+                experts=self._space.fewest_experts,
                 drafts=tuple(self._other_precisions()),
                 seconds=seconds,
             )
@@ -125,8 +128,9 @@ class Preparer:
     def _other_precisions(self) -> list[Draft]:
         """Drafts that tell what a sub-layer costs at each precision other than the base's and the model's own.
 
-        They keep as many of the first layers as fit into memory beside the base's copies, with
-        and without their attentions. A precision of which nothing fits is left untold.
+        They keep as many of the first layers as fit into memory beside the base's copies, all and without their
+        attentions; where a kind has several classes, each of these alone. A precision of which nothing fits is left
+        untold, and so is it of a class that none of these layers has.
         """
         base, drafts = self._space.base, []
         for precision in self._space.precisions:
@@ -135,10 +139,20 @@ class Preparer:
             for num_layers in range(self._space.num_layers // 2, 0, -1):
                 kept = [precision if i < 2 * num_layers else None for i in range(len(base.sublayers))]
                 if self._space.admits(base.with_sublayers(kept), beside=base):
-                    without = [None if SubLayerId.of(i).is_attention else p for i, p in enumerate(kept)]
-                    drafts += [base.with_sublayers(kept), base.with_sublayers(without)]
+                    drafts.append(base.with_sublayers(kept))
+                    drafts += [base.with_sublayers(alone) for alone in self._apart(kept)]
+                    if (fewest := self._space.fewest_experts) is not None:
+                        drafts.append(replace(base.with_sublayers(kept), experts=fewest))
                     break
         return [replace(draft, vocabulary=self._vocabularies()[0]) for draft in drafts]
+
+    def _apart(self, kept: Sequence[Precision | None]) -> Iterator[list[Precision | None]]:
+        """The MLPs of ``kept`` alone, or where there are more than one class of each kind, every class of it alone."""
+        classes = [one for one in self._workload.cost_classes if any(kept[index] for index in one.sublayers)]
+        if len(classes) == len(SubLayerKind):
+            classes = [one for one in classes if one.kind is SubLayerKind.MLP]
+        for one in classes:
+            yield [precision if i in one.sublayers else None for i, precision in enumerate(kept)]
 
     @property
     def _whole(self) -> int:

@@ -53,8 +53,7 @@ typedef struct {
 typedef struct {
     int32_t is_bf16, threads;
     int64_t hidden, heads, kv_heads, head_size, widest, vocabulary, capacity; /* widest: largest input of any linear */
-    const void *embedding, *positions; /* positions: learned ones, or null */
-    int64_t position_offset;
+    const void *embedding, *positions; /* positions [capacity, hidden]: learned ones, or null */
     float embedding_scale, logit_scale, logit_cap; /* no cap: 0 */
     Norm embedding_norm, final_norm;
     const RopeTable *ropes;

@@ -27,7 +27,7 @@ static void embed(const Pass *p, int thread, int threads) {
             row[i] = rounded1(load_any1(m->embedding, p->tokens[t] * m->hidden + i, m->is_bf16) * m->embedding_scale, m->is_bf16);
         if (m->positions)
             for (int64_t i = 0; i < m->hidden; i++) {
-                const int64_t at = (p->start + t + m->position_offset) * m->hidden + i;
+                const int64_t at = (p->start + t) * m->hidden + i;
                 row[i] = rounded1(row[i] + load_any1(m->positions, at, m->is_bf16), m->is_bf16);
             }
         norm_rows(&m->embedding_norm, row, 1, m->hidden, m->is_bf16, row);
