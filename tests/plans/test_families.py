@@ -23,6 +23,8 @@ _NEUTRAL = {
     *("max_position_embeddings", "output_router_logits", "router_aux_loss_coef"),
     *("attention_dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop", "residual_dropout"),
     *("attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "use_qkv_bias"),
+    *("attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout", "embed_dropout", "resid_dropout"),
+    "layerdrop",
     *("audio_config", "vision_config"),
 }
 # Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts.
@@ -31,6 +33,7 @@ _UNUSED = {
     "gemma3_text": {"attn_logit_softcapping"},
     "granitemoehybrid": {"num_experts_per_tok"},
     "smollm3": {"use_sliding_window"},
+    "gpt_neo": {"attention_types"},  # its ``attention_layers``
     "exaone4": {"sliding_window_pattern"},
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
