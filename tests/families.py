@@ -7,33 +7,16 @@ family has several rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from selfspec_tune.plans import Feature
-from tests.kit import BOS, EOS
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """``config``: keywords of `AutoConfig.for_model`; ``needs``: the features of its plan."""
-
-    config: dict[str, Any]
-    needs: frozenset[Feature] = frozenset()
-
+from tests.family import SIZES as _SIZES
+from tests.family import Family
+from tests.family import family as _family
+from tests.mixture_families import MIXTURES
+from tests.older_families import OLDER
 
 F = Feature
-_SIZES = {
-    "vocab_size": 160,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "max_position_embeddings": 1024,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "pad_token_id": EOS,
-}
 _GQA = {"num_key_value_heads": 2}
 _HEAD = {**_GQA, "head_dim": 32}  # twice the width over the heads
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
@@ -74,10 +57,21 @@ _MULTIPLIERS = {
 }
 _MULTIPLIED = {F.RESIDUAL_SCALE, F.EMBEDDING_SCALE, F.LOGIT_SCALE}
 _OLMO2_NEEDS = {F.LATE_NORM, F.UNNORMED_INPUT, F.POST_NORM, F.QK_NORM_WIDTH, F.ROPE_IN_FLOAT32}
+_PERSIMMON = {**_PARTIAL, "layer_norm_eps": 0.03}
+_PERSIMMON_NEEDS = {F.LAYER_NORM, F.QK_NORM, F.GROUPED, F.PARTIAL_ROPE, F.PLAIN_MLP, F.RELU2}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 
 
-def _family(*needs: Feature, **config: Any) -> Family:
-    return Family(config=_SIZES | config, needs=frozenset(needs))
+def _wrapper(*needs: Feature, text: dict[str, Any], **config: Any) -> Family:
+    """A model that reads images too: its text decoder and a small vision tower."""
+    return Family(config={"text_config": _SIZES | text, "vision_config": _VISION} | config, needs=frozenset(needs))
 
 
 FAMILIES: dict[str, Family] = {
@@ -107,24 +101,23 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _family(*_GEMMA_NEEDS, F.POST_NORM, F.WINDOW, F.SCORE_CAP, F.LOGIT_CAP, model_type="gemma2", **_GEMMA2),
     "vaultgemma": _family(*_GEMMA_NEEDS, F.WINDOW, F.SCORE_CAP, F.LOGIT_CAP, model_type="vaultgemma", **_GEMMA2),
     "gemma3_text": _family(*_GEMMA3_NEEDS, F.LOGIT_CAP, model_type="gemma3_text", **_GEMMA3_TEXT),
-    "gemma3": Family(
-        config={
-            "model_type": "gemma3",
-            "text_config": {"model_type": "gemma3_text", **_SIZES, **_GEMMA3_TEXT},
-            "vision_config": {
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 16,
-                "patch_size": 8,
-            },
-            "mm_tokens_per_image": 4,
-            "image_token_index": 159,
-            "boi_token_index": 158,
-            "eoi_token_index": 157,
-        },
-        needs=frozenset(_GEMMA3_NEEDS),
+    "gemma3": _wrapper(
+        *_GEMMA3_NEEDS, model_type="gemma3", text={"model_type": "gemma3_text", **_GEMMA3_TEXT}, mm_tokens_per_image=4
+    ),
+    "got_ocr2": _wrapper(model_type="got_ocr2", text={"model_type": "qwen2", **_LLAMA}),
+    "fuyu": _wrapper(
+        *_PERSIMMON_NEEDS, model_type="fuyu", text={"model_type": "persimmon", **_PERSIMMON}, patch_size=8
+    ),
+    "phi4_multimodal": _family(
+        F.STACKED,
+        F.PARTIAL_ROPE,
+        model_type="phi4_multimodal",
+        **_GQA,
+        **_RMS,
+        **_PARTIAL,
+        vision_config=_VISION,
+        audio_config={"hidden_size": 32, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2}
+        | {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32},
     ),
     "phi3": _family(F.STACKED, F.PARTIAL_ROPE, model_type="phi3", **_GQA, **_RMS, **_PARTIAL),
     "phi3-window": _family(F.STACKED, F.WINDOW, model_type="phi3", **_GQA, **_RMS, **_ROPE, sliding_window=8),
@@ -261,17 +254,7 @@ FAMILIES: dict[str, Family] = {
         output_vocab_size=144,
     ),
     "bitnet": _family(F.INNER_NORM, F.RELU2, model_type="bitnet", **_GQA, **_ROPE, **_RMS, **_BIAS),
-    "persimmon": _family(
-        F.LAYER_NORM,
-        F.QK_NORM,
-        F.GROUPED,
-        F.PARTIAL_ROPE,
-        F.PLAIN_MLP,
-        F.RELU2,
-        model_type="persimmon",
-        **_PARTIAL,
-        layer_norm_eps=0.03,
-    ),
+    "persimmon": _family(*_PERSIMMON_NEEDS, model_type="persimmon", **_PERSIMMON),
     "nanochat": _family(
         F.NORM_WITHOUT_WEIGHT,
         F.EMBEDDING_NORM,
@@ -285,5 +268,31 @@ FAMILIES: dict[str, Family] = {
         **_BIAS,
         final_logit_softcapping=3.0,
     ),
+    "gpt_neo": _family(
+        F.LAYER_NORM,
+        F.LEARNED_POSITIONS,
+        F.NO_ROPE,
+        F.WINDOW,
+        F.PLAIN_MLP,
+        F.GELU_TANH,
+        model_type="gpt_neo",
+        num_layers=3,
+        num_heads=6,
+        attention_types=[[["local", "global"], 1], [["local"], 1]],
+        window_size=8,
+        layer_norm_epsilon=0.03,
+    ),
+    "biogpt": _family(
+        F.LAYER_NORM,
+        F.LEARNED_POSITIONS,
+        F.EMBEDDING_SCALE,
+        F.NO_ROPE,
+        F.PLAIN_MLP,
+        F.GELU,
+        model_type="biogpt",
+        layer_norm_eps=0.03,
+    ),
+    **OLDER,
+    **MIXTURES,
 }
 """Rows by name."""

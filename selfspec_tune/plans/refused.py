@@ -99,9 +99,9 @@ _SETTINGS = {
 
 NOT_READ = frozenset(
     {
-        *("aria_text", "biogpt", "cohere2_moe", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "flint", "fuyu", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "granitemoe_swa"),
-        *("kolibri1", "mllama", "moss_transcribe_diarize", "phi4_multimodal", "sarvam_moe", "xglm"),
+        *("aria_text", "cohere2_moe", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
+        *("emu3", "flint", "gpt_neox_japanese", "granitemoe_swa"),
+        *("kolibri1", "mllama", "moss_transcribe_diarize", "sarvam_moe", "xglm"),
     }
 )
 """Causal language models of transformers that nobody has read for a plan yet."""

@@ -29,15 +29,17 @@ def gemma2(config: Config) -> DecoderPlan:
     """Norms before and after each half; caps; windows by layer; a scale of its own."""
     mlp = _mlp(config, post=norm(config, "post_feedforward_layernorm"))
     post = norm(config, "post_attention_layernorm")
-    return _capped(config, lambda layer: _attention(config, layer, post=post, cap=_cap(config)), mlp)
+    return _capped(
+        config, lambda layer: _attention(config, layer, post=post, cap=config["attn_logit_softcapping"]), mlp
+    )
 
 
 def vaultgemma(config: Config) -> DecoderPlan:
     """Gemma 2 without norms after a half."""
-    return _capped(config, lambda layer: _attention(config, layer, cap=_cap(config)), _mlp(config))
+    return _capped(config, lambda layer: _attention(config, layer, cap=config["attn_logit_softcapping"]), _mlp(config))
 
 
-def gemma3_text(config: Config, at: str = "model", **changes: Any) -> DecoderPlan:
+def gemma3_text(config: Config) -> DecoderPlan:
     """Gemma 2 with norms of queries and keys, a table of rotary positions for each kind of layer, and no score cap.
 
     Its ``attn_logit_softcapping`` is never passed on to the softmax.
@@ -52,23 +54,7 @@ def gemma3_text(config: Config, at: str = "model", **changes: Any) -> DecoderPla
         return _attention(config, layer, post=post, qk_norm=norms, rope=rope)
 
     mlp = _mlp(config, post=norm(config, "post_feedforward_layernorm"))
-    return _capped(config, attention, mlp, **({"at": at, "ropes": llama.ropes_by_type(config, at)} | changes))
-
-
-def gemma3(config: Config) -> DecoderPlan:
-    """The wrapper with a vision tower, which text passes by. Its head never caps logits."""
-    return gemma3_text(
-        config["text_config"],
-        "model.language_model",
-        model_type=config["model_type"],
-        head=HeadPlan(),
-        beside=("model.vision_tower", "model.multi_modal_projector"),
-    )
-
-
-def _cap(config: Config) -> float | None:
-    cap: float | None = config["attn_logit_softcapping"]
-    return cap
+    return _capped(config, attention, mlp, ropes=llama.ropes_by_type(config))
 
 
 def _attention(config: Config, layer: int, **changes: Any) -> AttentionPlan:
@@ -90,6 +76,6 @@ def _capped(config: Config, attention: Callable[[int], AttentionPlan], mlp: MlpP
     return _decoder(config, lambda layer: LayerPlan(attention=attention(layer), mlp=mlp), **(given | changes))
 
 
-def _decoder(config: Config, layer: Callable[[int], LayerPlan], at: str = "model", **changes: Any) -> DecoderPlan:
-    embedding = EmbeddingPlan(path=f"{at}.embed_tokens", scale=config["hidden_size"] ** 0.5)
-    return llama.decoder(config, layer, at=at, embedding=embedding, norm=norm(config, f"{at}.norm"), **changes)
+def _decoder(config: Config, layer: Callable[[int], LayerPlan], **changes: Any) -> DecoderPlan:
+    embedding = EmbeddingPlan(path="model.embed_tokens", scale=config["hidden_size"] ** 0.5)
+    return llama.decoder(config, layer, embedding=embedding, norm=norm(config, "model.norm"), **changes)
