@@ -22,7 +22,7 @@ from selfspec_tune.plans import Feature, plan_of
 from selfspec_tune.plans.registry import FAMILIES
 from selfspec_tune.plans.variants import usual, variants
 
-_IN_WORDS = {
+_IN_WORDS: dict[type[FastRunner], str] = {
     NativeRunner: "the native kernels",
     GraphedRunner: "the captured graphs",
     FastRunner: "our own loops",

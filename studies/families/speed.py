@@ -38,8 +38,8 @@ from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Runner
 from selfspec_tune.engine.choice import choose_runner
-from selfspec_tune.engine.runner import Want, prefill
-from selfspec_tune.engine.timing import Step, TimingRounds, decode_step, draft_step, time_steps
+from selfspec_tune.engine.runner import prefill
+from selfspec_tune.engine.timing import Step, TimingRounds, decode_step, draft_step, time_steps, verify_step
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.files import write_json_atomic
 from selfspec_tune.measure.roofline import Limit, find_limit, largest_matrix, read_kernels
@@ -164,10 +164,9 @@ class Timed:
 
     def steps(self, name: str) -> dict[str, Step]:
         """By name: every step begins after the prompt."""
-        runner, token, several = self.runner, self.tokens[-1], self.tokens[: VERIFIED + 1]
-        verify = Step(lambda: runner.forward(several, want=Want.TOKENS), decode_step(runner, token).prepare)
-        steps = {"decode": decode_step(runner, token), "verify": verify}
-        steps |= {draft: draft_step(runner, token, settings) for draft, settings in self.drafts().items()}
+        runner, tokens = self.runner, self.tokens
+        steps = {"decode": decode_step(runner, tokens), "verify": verify_step(runner, tokens, VERIFIED)}
+        steps |= {draft: draft_step(runner, tokens, settings) for draft, settings in self.drafts().items()}
         return {f"{name} {kind}": self._rewound(step) for kind, step in steps.items()}
 
     def bytes_of(self) -> dict[str, float]:
@@ -245,7 +244,7 @@ def _figures(family: Timed, llama: Timed, limit: Limit, seconds: Mapping[str, li
 
 def spread(ratios: Sequence[float]) -> Row:
     """Median and quartiles."""
-    low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return {"median": middle, "low": low, "high": high}
 
 
