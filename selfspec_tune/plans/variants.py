@@ -36,6 +36,7 @@ _ATTENTION_ALONE = {
 }
 
 VARIANTS: Mapping[str, Mapping[str, Settings]] = {
+    "dots1": {"": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6}},
     "exaone4": {"": {"sliding_window": None, "layer_types": ["full_attention"] * 32}, "with windows": {}},
     "falcon": {
         "": {},
@@ -44,6 +45,7 @@ VARIANTS: Mapping[str, Mapping[str, Settings]] = {
     },
     "gpt_neox": {"": {}, "sequential": {"use_parallel_residual": False}},
     "granite": {"": _GRANITE},
+    "granite_swa": {"": _GRANITE},
     "granitemoe": {"": _GRANITE},
     "granitemoehybrid": {"": _ATTENTION_ALONE},
     "granitemoeshared": {"": _GRANITE},
