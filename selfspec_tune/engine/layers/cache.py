@@ -31,8 +31,8 @@ def seen(reach: Reach, rows: Tensor, columns: Tensor) -> Tensor:
 class CacheState:
     """One tensor of keys and one of values, ``[layers, kv heads, capacity, head size]`` each, and what goes with them.
 
-    ``tables``: rotary positions by their names in the plan; ``growth`` [capacity, 1, 1]: what queries are multiplied
-    with. Both, and masks, follow from positions alone and are made once.
+    ``positions`` [capacity]; ``tables``: rotary positions by their names in the plan; ``growth`` [capacity, 1, 1]: what
+    queries are multiplied with. These, and masks, follow from positions alone and are made once.
     """
 
     def __init__(self, bound: BoundModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class CacheState:
         self._reaches = {plan.reach for plan in self._plans}
         banded = {Reach(), *(reach for reach in self._reaches if reach.kind is ReachKind.WINDOW)}
         self._bands = {reach: self._make_band(reach, capacity) for reach in banded}
-        self._columns = positions
+        self.positions = positions
         self._open, self._closed = (
             torch.tensor(value, dtype=self._dtype, device=self._device) for value in (0.0, -torch.inf)
         )
@@ -99,7 +99,7 @@ class CacheState:
         """Rotations and masks of tokens at ``positions`` [tokens] over the first ``bucket`` positions of the cache."""
         rows = positions[:, None].expand(-1, self.group).flatten()
         masks = {
-            reach: torch.where(seen(reach, rows, self._columns[:bucket]), self._open, self._closed)
+            reach: torch.where(seen(reach, rows, self.positions[:bucket]), self._open, self._closed)
             for reach in self._reaches
         }
         tables = {
@@ -116,8 +116,8 @@ class CacheState:
         if band is None and reach.first(end - 1) == first:
             band = self._bands[Reach()]  # all in one chunk
         if band is None:
-            rows = self._columns[start:end].repeat_interleave(self.group)
-            return torch.where(seen(reach, rows, self._columns[first:end]), self._open, self._closed)
+            rows = self.positions[start:end].repeat_interleave(self.group)
+            return torch.where(seen(reach, rows, self.positions[first:end]), self._open, self._closed)
         offset = self.capacity - start
         mask = band[: num_tokens * self.group, offset + first : offset + end]
         # CUDA kernels read it in vectors and do not look where a view begins: "misaligned address".

@@ -86,12 +86,12 @@ class LayerwiseScorer:
             return self._runner.mlp(layer, precision)(Stream(hidden), 0).hidden
         attention, stream = self._runner.attention(layer, precision), Stream(hidden)
         rotation = self._runner.rotation(attention.plan, self._positions)
-        queries, keys, values = attention.project(stream, rotation)
+        queries, keys, values, gate = attention.project(stream, rotation)
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(stream, torch.cat(attended)).hidden
+        return attention.add(stream, torch.cat(attended), gate).hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, draft: Draft) -> Tensor:
@@ -162,11 +162,16 @@ class TokenExactScorer(LayerwiseScorer):
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         prefix_keys, prefix_values = self._prefixes[number][layer]
+        begin, end = self._bounds[number]
+        rows = self._positions[begin:end]
+        before = torch.arange(prefix_keys.shape[1], device=rows.device)
         return attention.attend_masked(
             queries,
             torch.cat((prefix_keys, keys.transpose(0, 1)), 1),
             torch.cat((prefix_values, values.transpose(0, 1)), 1),
             self._masks[number],
+            rows,
+            torch.cat((before, rows)),
         )
 
 
