@@ -21,7 +21,6 @@ from selfspec_tune.export.stored_names import StoredNames
 from selfspec_tune.plans import BlockOrder, Claim, ClaimKind, DecoderPlan, claims
 
 NO_SUCH_MODEL = (ValueError, StrictDataclassError)  # what transformers raises of a configuration
-_NORMS = (ClaimKind.NORM, ClaimKind.NORMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +64,15 @@ class Layout(Outline):
     claims: Mapping[str, Claim]
 
     def zeroed(self, skip_set: SkipSet) -> Iterator[str]:
-        """The stored tensors to be zero for the model to compute what is left: all of a half's, and what its norm adds.
+        """The stored tensors to be zero for the model to compute what is left: all of a half's but its norms.
 
-        Its norms stay: another half may read the stream through the same one. Of nothing, an RMSNorm makes nothing.
+        Another half may read the stream through the same norm; and of nothing, a norm without a bias makes nothing.
         """
         halves = zip(sublayers_of(self.num_layers), skip_set.to_flags(), strict=True)
         skipped = {half for half, is_skipped in halves if is_skipped}
         for name, claim in self.claims.items():
-            if claim.owner in skipped and (claim.kind not in _NORMS or self._is_added_last(name, claim)):
+            if claim.owner in skipped and claim.kind not in (ClaimKind.NORM, ClaimKind.NORMS):
                 yield name
-
-    def _is_added_last(self, name: str, claim: Claim) -> bool:
-        """Whether it is the bias of the norm of a half's output."""
-        assert self.plan is not None
-        assert claim.owner is not None
-        post = self.plan.half(claim.owner).post
-        path = f"{self.plan.layer_path(claim.owner.layer)}.{post.path}" if post else None
-        return claim.path == path and name.endswith(".bias")
 
     def renamed(self, blocks: Sequence[LayerBlock]) -> Iterator[tuple[str, str]]:
         """(new name, name in the checkpoint) of every tensor of a model of ``blocks``.
@@ -95,10 +86,10 @@ class Layout(Outline):
             by_layer.setdefault(self._layer_of(name), []).append(name)
         yield from ((name, name) for name in by_layer.get(None, []))
         for number, block in enumerate(blocks):
-            for layer in dict.fromkeys((block.attention, block.mlp)):
-                for name in by_layer.get(layer, []) if layer is not None else []:
-                    if name in self.names.of and (block.attention == block.mlp or self._is_in(name, block)):
-                        yield self._renumbered(name, number), name
+            for layer in {block.attention, block.mlp} - {None}:
+                loaded = [name for name in by_layer.get(layer, []) if name in self.names.of]
+                own = loaded if block.attention == block.mlp else [name for name in loaded if self._is_in(name, block)]
+                yield from ((self.names.renumbered(name, f"{self.layers}.", number), name) for name in own)
 
     def _layer_of(self, name: str) -> int | None:
         found = re.match(rf"{re.escape(self.layers)}\.(\d+)\.", self.names.of.get(name, name))
@@ -108,11 +99,6 @@ class Layout(Outline):
         owner = self.claims[name].owner
         assert owner is not None
         return owner.layer == (block.attention if owner.is_attention else block.mlp)
-
-    def _renumbered(self, name: str, layer: int) -> str:
-        """The stored name of the same tensor in another layer."""
-        container = re.escape(self.layers.rpartition(".")[2])
-        return re.sub(rf"((?:^|\.){container}\.)\d+\.", rf"\g<1>{layer}.", name, count=1)
 
     def _check_joined(self, blocks: Sequence[LayerBlock]) -> None:
         joined = [block for block in blocks if block.attention != block.mlp]
@@ -124,9 +110,18 @@ class Layout(Outline):
 
     def config_of(self, blocks: Sequence[LayerBlock], given: Mapping[str, Any]) -> dict[str, Any]:
         """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
-        own = self.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        kept = {name: value for name, value in without_code(given).items() if name != "num_hidden_layers"}
-        return {**kept, own: len(blocks), **restated(self.config, self.num_layers, self.plan, blocks)}
+        config = without_code(given)
+        whole, decoder = self.model.config, self.model.config.get_text_config()
+        section = next((name for name, value in vars(whole).items() if value is decoder), None)
+        if section is None:
+            return self._restated(config, whole, blocks)
+        return config | {section: self._restated(config.get(section) or {}, decoder, blocks)}
+
+    def _restated(self, given: Mapping[str, Any], decoder: Any, blocks: Sequence[LayerBlock]) -> dict[str, Any]:
+        own = decoder.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        others = {"num_hidden_layers", *(name for name, real in decoder.attribute_map.items() if real == own)}
+        kept = {name: value for name, value in given.items() if name not in others}
+        return {**kept, own: len(blocks), **restated(decoder.to_dict(), self.num_layers, self.plan, blocks)}
 
 
 def read_outline(folder: Path) -> Outline:

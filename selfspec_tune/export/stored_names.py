@@ -52,6 +52,21 @@ class StoredNames:
             return rename_source_key(stored, [], [], prefix, self._known)
         return name, pattern
 
+    def renumbered(self, stored: str, layers: str, number: int) -> str:
+        """What the same tensor of another layer is stored as; ``layers`` leads to the number in the model's name.
+
+        Raises `UnsupportedModelError` where the stored name has no such number.
+        """
+        old, _, rest = self.of[stored].removeprefix(layers).partition(".")
+        wanted, prefix = f"{layers}{number}.{rest}", f"{self._model.base_model_prefix}."
+        parts = stored.split(".")
+        for place, part in enumerate(parts):
+            if part == old:
+                name = ".".join((*parts[:place], str(number), *parts[place + 1 :]))
+                if self._renamed(name)[0].removeprefix(prefix) == wanted.removeprefix(prefix):
+                    return name
+        raise UnsupportedModelError(f"{stored} is stored by a name without the number of its layer. Use `to` hf-zero.")
+
     @property
     def missing(self) -> list[str]:
         """Weights of the model of which nothing is stored."""

@@ -123,6 +123,11 @@ class LoadedModel:
         return bool(getattr(self.model, "is_quantized", False))
 
     @property
+    def architecture(self) -> str:
+        """transformers' name of its class."""
+        return type(self.model).__name__
+
+    @property
     def name_and_dtype(self) -> str:
         """As in "smollm2-135m in bfloat16"."""
         return f"{self.name} in {str(self.dtype).removeprefix('torch.')}"
@@ -174,7 +179,7 @@ class LoadedModel:
             "source": self.source,
             "fingerprint": self.fingerprint,
             "num_layers": self.num_layers,
-            "architecture": type(self.model).__name__,
+            "architecture": self.architecture,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),

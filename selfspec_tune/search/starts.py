@@ -197,8 +197,14 @@ def _origin(file: StartFile, loaded: LoadedModel) -> Iterator[str]:
     """How the model that it was made for differs from this one."""
     config, depth = file.source.config, file.source.stated_depth
     if config is not None and config.model.fingerprint != loaded.fingerprint:
-        architecture = f" ({config.model.architecture})" if config.model.architecture else ""
-        yield f"made for another model, {config.model.id}{architecture}"
+        made_for = config.model.architecture
+        if made_for and made_for != loaded.architecture:
+            yield (
+                f"made for another family, {config.model.id} ({made_for}, this one is {loaded.architecture}), whose "
+                "sub-layers may matter elsewhere"
+            )
+        else:
+            yield f"made for another model, {config.model.id}{f' ({made_for})' if made_for else ''}"
     if depth not in (None, loaded.num_layers):
         yield f"rescaled from {depth} to {loaded.num_layers} layers"
 

@@ -46,7 +46,7 @@ def num_copies(draft: Draft) -> int:
 
 
 def loaded(**fields: Any) -> Any:
-    values = {"name": "tiny", "num_layers": LAYERS, "fingerprint": MODEL.fingerprint}
+    values = {"name": "tiny", "num_layers": LAYERS, "fingerprint": MODEL.fingerprint, "architecture": "Llama"}
     return SimpleNamespace(**(values | fields))
 
 
@@ -175,6 +175,16 @@ def test_a_sibling_of_the_same_depth_is_accepted_with_a_notice(tmp_path: Path) -
     start = fitted(save(tmp_path / "wide.json", model=wider))
     assert len(start.drafts) == 1
     assert start.about == "1 draft; made for another model, org/Wide"
+
+
+def test_another_family_is_named_beside_the_models(tmp_path: Path) -> None:
+    other = MODEL.model_copy(update={"id": "org/Neox", "fingerprint": "ff", "architecture": "GPTNeoXForCausalLM"})
+    start = fitted(save(tmp_path / "neox.json", model=other))
+    assert len(start.drafts) == 1
+    assert start.about == (
+        "1 draft; made for another family, org/Neox (GPTNeoXForCausalLM, this one is Llama), whose sub-layers may "
+        "matter elsewhere"
+    )
 
 
 @pytest.mark.parametrize(("depth", "is_near"), [(2, False), (3, True), (48, True), (49, False)])

@@ -18,9 +18,8 @@ class Embedding:
     def __init__(self, bound: BoundModel) -> None:
         self.plan = bound.plan.embedding
         self.weight = bound.tensor(f"{self.plan.path}.weight")
-        self.scale = self.plan.scale
-        if self.plan.is_scale_rounded:
-            self.scale = float(torch.tensor(self.scale, dtype=self.weight.dtype))
+        rounded = torch.tensor(self.plan.scale, dtype=self.weight.dtype)
+        self.scale = float(rounded) if self.plan.is_scale_rounded else self.plan.scale
         self.positions: Tensor | None = None
         if self.plan.positions is not None:
             self.positions = bound.tensor(f"{self.plan.positions}.weight")[self.plan.offset :]

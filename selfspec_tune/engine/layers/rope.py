@@ -39,9 +39,7 @@ def make_table(rope: RopePlan, bound: BoundModel, positions: Tensor, dtype: torc
     """
     frequencies, factor = _frequencies(rope, bound, positions.device)
     angles = positions[:, None].float() * frequencies
-    cos, sin = angles.cos() * factor, angles.sin() * factor
-    if bound.plan.ropes[rope.table].is_reversed:
-        sin = -sin
+    cos, sin = angles.cos() * factor, angles.sin() * (-factor if bound.plan.ropes[rope.table].is_reversed else factor)
     if rope.pairs is RopePairs.HALVES:
         cos, signed_sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from selfspec_tune.errors import SkipSetError, UnsupportedModelError
 from selfspec_tune.export.blocks import partial
@@ -14,6 +13,7 @@ from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model
 from selfspec_tune.export.restated import unlike
 from selfspec_tune.export.stored_names import StoredNames
+from selfspec_tune.files import write_json_atomic
 
 _BY_DEPTH = ("scale_depth", "scale_attn_by_inverse_layer_idx")  # of MiniCPM and GPT-2: a layer's scale by its place
 
@@ -40,7 +40,8 @@ class HfDraft(AssistedFormat):
         layout = job.target.layout
         names = list(layout.renamed(job.blocks))
         config = layout.config_of(job.blocks, job.target.checkpoint.config)
-        _check_same(job, config, names)
+        write_json_atomic(folder / "config.json", config)  # read as any loader does
+        _check_same(job, folder, names)
         size = write_checkpoint(folder, ((new, job.target.checkpoint.read(old)) for new, old in names), config)
         copy_beside(job, folder)
         return Written(size, assisted_launch(job, final), settings={"exit_threshold": job.exit_threshold})
@@ -49,26 +50,28 @@ class HfDraft(AssistedFormat):
 FORMAT = HfDraft()
 
 
-def _check_same(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tuple[str, str]]) -> None:
-    """That a model of ``config`` computes what is left, and takes the tensors (new name, name in the checkpoint)."""
-    reason = _unlike(job, config, names)
+def _check_same(job: Job[CheckpointTarget], folder: Path, names: list[tuple[str, str]]) -> None:
+    """That a model of the configuration in ``folder`` computes what is left, and takes what is stored.
+
+    ``names``: (new name, name in the checkpoint) of every tensor.
+    """
+    reason = _unlike(job, folder, names)
     if reason:
         raise UnsupportedModelError(
-            f"{job.target.model} is of the type {config['model_type']}, whose layers are what they are by their place: "
-            f"with fewer it does not compute what was searched ({reason}). Use `to` hf-zero or `to` "
-            "transformers-generate."
+            f"{job.target.model} is of the type {job.target.layout.config['model_type']}, whose layers are what they "
+            f"are by their place: with fewer it does not compute what was searched ({reason}). Use `to` hf-zero or "
+            "`to` transformers-generate."
         )
 
 
-def _unlike(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tuple[str, str]]) -> str:
+def _unlike(job: Job[CheckpointTarget], folder: Path, names: list[tuple[str, str]]) -> str:
     from transformers import AutoConfig
 
     from selfspec_tune.models.bound import bind
 
     source = job.target.layout.plan
-    rest = {name: value for name, value in config.items() if name != "model_type"}
     try:
-        model = empty_model(AutoConfig.for_model(config["model_type"], **rest))
+        model = empty_model(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         made = bind(model).plan if source is not None else None
     except (*NO_SUCH_MODEL, UnsupportedModelError, TypeError, KeyError, IndexError) as error:
         return str(error).splitlines()[0]
@@ -79,5 +82,5 @@ def _unlike(job: Job[CheckpointTarget], config: dict[str, Any], names: list[tupl
         return f"{wrong[0]} is not what it takes"
     if source is not None and made is not None:
         return unlike(source, made, job.blocks)
-    by_depth = [name for name in _BY_DEPTH if config.get(name)]
+    by_depth = [name for name in _BY_DEPTH if job.target.layout.config.get(name)]
     return f"{by_depth[0]} counts layers" if by_depth else ""

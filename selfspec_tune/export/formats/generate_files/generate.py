@@ -104,7 +104,9 @@ class Loop:
         """
         name = "cache" if "cache" in inputs else "past_key_values"
         cache, mask = inputs.get(name), inputs.get("attention_mask")
-        is_known = len(ids) == 1 and inputs.get("use_cache", True) and not set(inputs) - KNOWN
+        others = [value for name, value in inputs.items() if name not in KNOWN]
+        is_text = all(value is None or (isinstance(value, dict) and not value) for value in others)  # no picture
+        is_known = len(ids) == 1 and inputs.get("use_cache", True) and is_text
         is_known = is_known and is_plain(cache) and (keeps_all(cache) or not has_own_cache)
         if not is_known or not is_whole(ids, cache, mask, self.config):
             return self.model._sample(

@@ -1,0 +1,92 @@
+"""Every family's drafts in transformers' hands compute what the reference runner does without the same halves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.rounds import num_accepted, num_drafted
+from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine import Limits, Sampler, self_speculative
+from selfspec_tune.engine.runners.reference import ReferenceRunner, skipped
+from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.export.formats import export_format
+from selfspec_tune.export.job import CheckpointTarget, Job
+from selfspec_tune.models import LoadedModel, load_model
+from selfspec_tune.plans import BlockOrder
+from tests import kit
+from tests.engine_kit import prompt_tokens
+from tests.families import FAMILIES
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = AutoConfig.for_model(**FAMILIES[request.param].config)
+    return kit.save_random(config, tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def loaded(directory: Path) -> LoadedModel:
+    return load_model(str(directory), dtype="float32", device="cpu")
+
+
+@torch.inference_mode()
+def logits_of(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.tensor([prompt_tokens(24)])).logits  # type: ignore[no-any-return]
+
+
+def write(format_: str, directory: Path, skip_set: SkipSet, out: Path, **settings: Any) -> Path:
+    out.mkdir()
+    (out / "custom_generate").mkdir()
+    target = CheckpointTarget(str(directory), directory)
+    export_format(format_).write(Job(skip_set, target, **settings), out, out)
+    return out
+
+
+def check(format_: str, loaded: LoadedModel, directory: Path, skip_set: SkipSet, out: Path) -> None:
+    with skipped(loaded, skip_set):
+        wanted = logits_of(loaded.model)
+    assert not torch.equal(wanted, logits_of(loaded.model))
+    write(format_, directory, skip_set, out)
+    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()), wanted)
+
+
+def test_zeroed_halves_add_nothing(loaded: LoadedModel, directory: Path, tmp_path: Path) -> None:
+    layers = loaded.num_layers
+    check("hf-zero", loaded, directory, SkipSet(layers, (0,), tuple(range(1, layers))), tmp_path / "draft")
+
+
+def test_whole_layers_are_left_out(loaded: LoadedModel, directory: Path, tmp_path: Path) -> None:
+    check("hf-draft", loaded, directory, SkipSet(loaded.num_layers, (1,), (1,)), tmp_path / "draft")
+
+
+def test_halves_that_follow_each_other_are_joined_or_refused(
+    loaded: LoadedModel, directory: Path, tmp_path: Path
+) -> None:
+    skip_set = SkipSet(loaded.num_layers, (1,), (0,))
+    plan = CheckpointTarget(str(directory), directory).outline.planned
+    if plan.layers[0].order is BlockOrder.SEQUENTIAL:
+        check("hf-draft", loaded, directory, skip_set, tmp_path / "draft")
+    else:
+        with pytest.raises(UnsupportedModelError, match="side by side, so attention 0 \\+ MLP 1 are no layer"):
+            write("hf-draft", directory, skip_set, tmp_path / "draft")
+
+
+def test_it_drafts_in_generate_as_our_engine_does(loaded: LoadedModel, directory: Path, tmp_path: Path) -> None:
+    layers, prompt, length = loaded.num_layers, prompt_tokens(12, seed=2), 10
+    draft = Draft(SkipSet(layers, (0,), (layers - 1,)), DraftPolicy(PolicyKind.THRESHOLD, 3, 0.1), vocabulary=100)
+    out = write("transformers-generate", directory, draft.skip_set, tmp_path / "x", policy=draft.policy, vocabulary=100)
+    ours = self_speculative(ReferenceRunner(loaded), prompt, Limits(length, frozenset()), Sampler(), draft)
+    counts: dict[str, int] = {}
+    how = {"max_new_tokens": length, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = torch.tensor([prompt])
+    how |= {"custom_generate": str(out), "trust_remote_code": True, "draft_counts": counts}
+    text = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+    assert text[0, 12:].tolist() == list(ours.tokens)
+    assert (counts["drafted"], counts["accepted"]) == (num_drafted(ours.rounds), num_accepted(ours.rounds))
+    assert counts["drafted"]
