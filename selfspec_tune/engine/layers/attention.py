@@ -47,9 +47,8 @@ class Attention(Half):
         gate = () if plan.gate is None else (Dense.of(bound.module(plan.gate, layer)),)
         super().__init__(plan, bound, layer, (into, out, *gate))
         self.plan = plan
-        self._is_plain = plan.cap is None and plan.sinks is None  # torch's own attention does
+        self._is_plain = plan.cap is None and plan.sinks is None and plan.alibi is None  # torch's own attention does
         self._sinks = None if plan.sinks is None else bound.tensor(plan.sinks, layer).view(plan.num_kv_heads, -1)
-        self._slopes = None if plan.slopes is None else torch.tensor(plan.slopes).view(plan.num_kv_heads, -1, 1)
         self.inner = None if plan.inner is None else Norm(plan.inner, bound, layer)
         self._state = state
         self._qk_norms: tuple[Norm | HeadNorm, Norm | HeadNorm] | None = None
@@ -77,8 +76,8 @@ class Attention(Half):
         cached_values.index_copy_(1, place.positions, values.transpose(0, 1))
         mask = place.masks[self.plan.reach]
         bucket = mask.shape[1]
-        columns = state.positions[:bucket]
-        attended = self._attend_grouped(queries, cached_keys[:, :bucket], cached_values[:, :bucket], mask, columns)
+        keys, values = cached_keys[:, :bucket], cached_values[:, :bucket]
+        attended = self._attend_grouped(queries, keys, values, mask, slice(0, bucket))
         return self.add(stream, attended, projected.gate)
 
     def project(self, stream: Stream, rotation: Rotation) -> Projected:
@@ -86,7 +85,7 @@ class Attention(Half):
         plan = self.plan
         hidden = self._read(stream)
         qkv = self._linear[0](hidden)
-        if plan.clip is not None:
+        if plan.clip is not None and not plan.is_clip_late:
             qkv = qkv.clamp(-plan.clip, plan.clip)
         heads, kv_heads = plan.num_heads, plan.num_kv_heads
         if plan.order is WeightOrder.GROUPED:
@@ -98,6 +97,8 @@ class Attention(Half):
             qk, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
         if plan.qk_norm is not None and not plan.qk_norm.is_after_rope:
             qk = self._normalise(qk)
+        if plan.clip is not None and plan.is_clip_late:
+            qk, values = qk.clamp(-plan.clip, plan.clip), values.clamp(-plan.clip, plan.clip)
         if plan.rope is not None:
             assert rotation.cos is not None
             assert rotation.signed_sin is not None
@@ -125,7 +126,7 @@ class Attention(Half):
             return self._attend_prompt(queries, keys, values, start)
         first = self.plan.reach.first(start)
         mask = None if num_tokens == 1 else self._state.mask(self.plan.reach, start, num_tokens)
-        columns = self._state.positions[first : start + num_tokens]
+        columns = slice(first, start + num_tokens)
         return self._attend_grouped(queries, keys[:, first:], values[:, first:], mask, columns)
 
     def attend_masked(
@@ -136,7 +137,7 @@ class Attention(Half):
         Only where ``allowed`` [tokens, keys] is true and the plan lets a position see another; [tokens, heads * size].
         """
         allowed = allowed & seen(self.plan.reach, rows, columns)
-        if self._is_plain and self._slopes is None:
+        if self._is_plain:
             attended = attention(queries.transpose(0, 1)[None], keys[None], values[None], allowed, self.plan.scale)
             return attended[0].transpose(0, 1).reshape(queries.shape[0], -1)
         pieces = range(0, queries.shape[0], _ROWS)
@@ -159,33 +160,30 @@ class Attention(Half):
         return torch.cat(normed, 1)
 
     def _attend_grouped(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, columns: Tensor
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, columns: slice | Tensor
     ) -> Tensor:
         """The same under ``mask`` [tokens * group, keys], None for all keys, which stand at positions ``columns``."""
         state, num_tokens = self._state, queries.shape[0]
         # The queries of one KV head become rows of one matrix: no key is repeated.
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
         grouped = grouped.reshape(1, state.num_kv_heads, num_tokens * state.group, state.head_size)
-        if self._slopes is not None:
-            mask = self._sloped(mask, num_tokens, columns)
         if self._is_plain:
             attended = attention(grouped, keys[None], values[None], mask, self.plan.scale)
         else:
-            sinks = None if self._sinks is None else self._sinks.repeat(1, num_tokens)[None, :, :, None]
-            scale, cap = self.plan.scale, self.plan.cap
-            attended = attention_by_scores(grouped, keys[None], values[None], mask, scale, cap=cap, sinks=sinks)
+            attended = attention_by_scores(
+                *(grouped, keys[None], values[None], self._biased(mask, num_tokens, columns), self.plan.scale),
+                cap=self.plan.cap,
+                sinks=None if self._sinks is None else self._sinks.repeat(1, num_tokens)[None, :, :, None],
+            )
         # Some CUDA kernels return it in another memory order, which no view can regroup.
         attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)
         return attended.transpose(0, 1).reshape(num_tokens, -1)
 
-    def _sloped(self, mask: Tensor | None, num_tokens: int, columns: Tensor) -> Tensor:
-        """The mask, if any, of each KV head [1, kv heads, tokens * group, keys], with slopes times positions.
-
-        A row's own position adds the same to all its scores, and changes nothing.
-        """
-        assert self._slopes is not None
-        dtype = self._state.keys.dtype
-        bias = (self._slopes.to(columns.device) * columns).to(dtype).repeat(1, num_tokens, 1)[None]
+    def _biased(self, mask: Tensor | None, num_tokens: int, columns: slice | Tensor) -> Tensor | None:
+        """The mask, if any, and what is added to scores by position: [1, kv heads, tokens * group, keys]."""
+        if self.plan.alibi is None:
+            return mask
+        bias = self._state.biases[self.plan.alibi][:, :, columns].repeat(1, num_tokens, 1)[None]
         return bias if mask is None else bias + mask
 
     def _mask(self, allowed: Tensor) -> Tensor:
@@ -197,7 +195,7 @@ class Attention(Half):
         """The same for many tokens at once."""
         num_tokens, reach = queries.shape[0], self.plan.reach
         sees_all = reach.first(start + num_tokens - 1) == 0
-        if sees_all and self._is_plain and self._slopes is None:
+        if sees_all and self._is_plain:
             return self._attend_causally(queries, keys, values, start)
         found = []
         for begin in range(0, num_tokens, _ROWS):
@@ -205,7 +203,7 @@ class Attention(Half):
             first, own, end = reach.first(start + begin), start + begin, start + begin + part.shape[0]
             columns = torch.arange(first, end, device=keys.device)
             mask = self._mask(seen(reach, columns[own - first :], columns))
-            found.append(self._attend_grouped(part, keys[:, first:end], values[:, first:end], mask, columns))
+            found.append(self._attend_grouped(part, keys[:, first:end], values[:, first:end], mask, slice(first, end)))
         return torch.cat(found)
 
     def _attend_causally(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:

@@ -12,7 +12,7 @@ from selfspec_tune.engine.layers.rope import Rotation, Table, make_table, rope_p
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan
-from selfspec_tune.plans.attention import GrowthPlan, Reach, ReachKind
+from selfspec_tune.plans.attention import AlibiPlan, BiasRounding, GrowthPlan, Reach, ReachKind
 
 MAX_MASKED_TOKENS = 33  # one verification: the last token and up to 32 drafts
 
@@ -32,7 +32,8 @@ class CacheState:
     """One tensor of keys and one of values, ``[layers, kv heads, capacity, head size]`` each, and what goes with them.
 
     ``positions`` [capacity]; ``tables``: rotary positions by their names in the plan; ``growth`` [capacity, 1, 1]: what
-    queries are multiplied with. These, and masks, follow from positions alone and are made once.
+    queries are multiplied with; ``biases`` [kv heads, group, capacity]: what is added to scores. These, and masks,
+    follow from positions alone and are made once.
     """
 
     def __init__(self, bound: BoundModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -56,6 +57,8 @@ class CacheState:
         }
         growths = {plan.growth for plan in self._plans if plan.growth is not None}
         self.growth = {growth: _grown(growth, positions).to(self._dtype) for growth in growths}
+        alibis = {plan.alibi for plan in self._plans if plan.alibi is not None}
+        self.biases = {alibi: self._bias(alibi, positions) for alibi in alibis}
         self._reaches = {plan.reach for plan in self._plans}
         banded = {Reach(), *(reach for reach in self._reaches if reach.kind is ReachKind.WINDOW)}
         self._bands = {reach: self._make_band(reach, capacity) for reach in banded}
@@ -123,6 +126,14 @@ class CacheState:
         # CUDA kernels read it in vectors and do not look where a view begins: "misaligned address".
         return mask if mask.device.type == "cpu" else mask.clone()
 
+    def _bias(self, alibi: AlibiPlan, positions: Tensor) -> Tensor:
+        """[kv heads, group, positions]"""
+        slopes = torch.tensor(alibi.slopes, device=positions.device).view(self.num_kv_heads, self.group, 1)
+        where = positions.float()
+        if alibi.rounding is BiasRounding.BFLOAT16:
+            slopes, where = (_rounded(factor, alibi.rounding, self._dtype) for factor in (slopes, where))
+        return alibi.scale * _rounded(slopes * where, alibi.rounding, self._dtype)
+
     def _make_band(self, reach: Reach, capacity: int) -> Tensor:
         """[tokens * group, 2 * capacity]: row t (each ``group`` times) is position ``capacity`` + t."""
         columns = torch.arange(2 * capacity, device=self._device)
@@ -130,6 +141,12 @@ class CacheState:
         band = torch.zeros(MAX_MASKED_TOKENS, 2 * capacity, dtype=self._dtype, device=self._device)
         band.masked_fill_(~seen(reach, rows, columns), -torch.inf)
         return band.repeat_interleave(self.group, 0)
+
+
+def _rounded(values: Tensor, rounding: BiasRounding, dtype: torch.dtype) -> Tensor:
+    """In float32, rounded to what a bias is rounded to."""
+    types = {BiasRounding.FLOAT32: torch.float32, BiasRounding.TYPE: dtype, BiasRounding.BFLOAT16: torch.bfloat16}
+    return values.to(types[rounding]).float()
 
 
 def _grown(growth: GrowthPlan, positions: Tensor) -> Tensor:

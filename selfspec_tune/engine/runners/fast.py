@@ -47,6 +47,7 @@ _SERVES = frozenset(
         Feature.LOGIT_CAP,
         Feature.STACKED,
         Feature.CLIP,
+        Feature.CLIP_LATE,
         Feature.QK_NORM,
         Feature.QK_NORM_EACH_HEAD,
         Feature.QK_NORM_WIDTH,
