@@ -178,10 +178,15 @@ class FastRunner:
 
     @torch.inference_mode()
     def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
-        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed.
+
+        They may be repeated for each query head, as transformers' Falcon caches them.
+        """
         check_cache(length, self._state.capacity)
         for index, (keys, values) in enumerate(layers):
-            self._state.keys[index, :, :length], self._state.values[index, :, :length] = keys, values
+            repeats = keys.shape[0] // self._state.num_kv_heads
+            self._state.keys[index, :, :length] = keys[::repeats]
+            self._state.values[index, :, :length] = values[::repeats]
         self._length = length
 
     @property
