@@ -57,6 +57,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "bloom": bloom.bloom,
     "cohere": cohere.cohere,
     "cohere2": cohere.cohere2,
+    "cohere_compass_text": cohere.cohere_compass_text,
     "cwm": mistral.ministral,
     "dots1": glm_moe.dots1,
     "ernie4_5": adjacent.ernie4_5,
