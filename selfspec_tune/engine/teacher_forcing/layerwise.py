@@ -87,12 +87,12 @@ class LayerwiseScorer:
             return self._runner.mlp(layer, precision, experts)(stream, 0)
         attention = self._runner.attention(layer, precision)
         rotation = self._runner.rotation(attention.plan, self._positions)
-        queries, keys, values = attention.project(stream, rotation)
+        queries, keys, values, gate = attention.project(stream, rotation)
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(stream, torch.cat(attended))
+        return attention.add(stream, torch.cat(attended), gate)
 
     def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
         return self._runner.head(hidden, draft.vocabulary, draft.precision.head)
@@ -159,11 +159,16 @@ class TokenExactScorer(LayerwiseScorer):
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         prefix_keys, prefix_values = self._prefixes[number][layer]
+        begin, end = self._bounds[number]
+        rows = self._positions[begin:end]
+        before = torch.arange(prefix_keys.shape[1], device=rows.device)
         return attention.attend_masked(
             queries,
             torch.cat((prefix_keys, keys.transpose(0, 1)), 1),
             torch.cat((prefix_values, values.transpose(0, 1)), 1),
             self._masks[number],
+            rows,
+            torch.cat((before, rows)),
         )
 
 
