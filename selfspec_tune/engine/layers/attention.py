@@ -48,7 +48,7 @@ class Attention(Half):
         super().__init__(plan, bound, layer, (into, out, *gate))
         self.plan = plan
         self._is_plain = plan.cap is None and plan.sinks is None and plan.alibi is None  # torch's own attention does
-        self._sinks = None if plan.sinks is None else bound.tensor(plan.sinks, layer).view(plan.num_kv_heads, -1)
+        self.sinks = None if plan.sinks is None else bound.tensor(plan.sinks, layer).view(plan.num_kv_heads, -1)
         self.inner = None if plan.inner is None else Norm(plan.inner, bound, layer)
         self._state = state
         self.qk_norms: tuple[Norm | HeadNorm, Norm | HeadNorm] | None = None
@@ -173,7 +173,7 @@ class Attention(Half):
             attended = attention_by_scores(
                 *(grouped, keys[None], values[None], self._biased(mask, num_tokens, columns), self.plan.scale),
                 cap=self.plan.cap,
-                sinks=None if self._sinks is None else self._sinks.repeat(1, num_tokens)[None, :, :, None],
+                sinks=None if self.sinks is None else self.sinks.repeat(1, num_tokens)[None, :, :, None],
             )
         # Some CUDA kernels return it in another memory order, which no view can regroup.
         attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)
