@@ -259,9 +259,9 @@ def test_drafts_that_begin_alike_share_their_beginning(fast: FastRunner, windows
     computed: list[int] = []
     through = scorer.through
 
-    def counted(stream: Stream, index: int, precision: Precision | None) -> Stream:
+    def counted(stream: Stream, index: int, precision: Precision | None, experts: int | None) -> Stream:
         computed.append(index)
-        return through(stream, index, precision)
+        return through(stream, index, precision, experts)
 
     scorer.through = counted  # type: ignore[method-assign]
     for name in (*SKIP_SETS, *SKIP_SETS):
