@@ -7,33 +7,16 @@ family has several rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from selfspec_tune.plans import Feature
-from tests.kit import BOS, EOS
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """``config``: keywords of `AutoConfig.for_model`; ``needs``: the features of its plan."""
-
-    config: dict[str, Any]
-    needs: frozenset[Feature] = frozenset()
-
+from tests.family import SIZES as _SIZES
+from tests.family import Family
+from tests.family import family as _family
+from tests.mixture_families import MIXTURES
+from tests.older_families import OLDER
 
 F = Feature
-_SIZES = {
-    "vocab_size": 160,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "max_position_embeddings": 1024,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "pad_token_id": EOS,
-}
 _GQA = {"num_key_value_heads": 2}
 _HEAD = {**_GQA, "head_dim": 32}  # twice the width over the heads
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
@@ -84,10 +67,6 @@ _VISION = {
     "image_size": 16,
     "patch_size": 8,
 }
-
-
-def _family(*needs: Feature, **config: Any) -> Family:
-    return Family(config=_SIZES | config, needs=frozenset(needs))
 
 
 def _wrapper(*needs: Feature, text: dict[str, Any], **config: Any) -> Family:
@@ -205,6 +184,16 @@ FAMILIES: dict[str, Family] = {
         use_qkv_bias=True,
         qk_layernorm=True,
     ),
+    "stablelm-parallel": _family(
+        F.LAYER_NORM,
+        F.PARTIAL_ROPE,
+        F.PARALLEL,
+        model_type="stablelm",
+        **_GQA,
+        **_PARTIAL,
+        layer_norm_eps=0.03,
+        use_parallel_residual=True,
+    ),
     "starcoder2": _family(
         F.LAYER_NORM,
         F.PLAIN_MLP,
@@ -289,5 +278,45 @@ FAMILIES: dict[str, Family] = {
         **_BIAS,
         final_logit_softcapping=3.0,
     ),
+    "cohere_compass_text": _family(
+        F.LAYER_NORM,
+        F.PARALLEL,
+        F.WINDOW,
+        F.NO_ROPE,
+        F.LOGIT_SCALE,
+        model_type="cohere_compass_text",
+        **_GQA,
+        **_WINDOWS,
+        **_BIAS,
+        rope_parameters={_WINDOW: {"rope_type": "default", "rope_theta": 50.0}, _FULL: None},
+        layer_norm_eps=0.03,
+        logit_scale=0.3,
+    ),
+    "gpt_neo": _family(
+        F.LAYER_NORM,
+        F.LEARNED_POSITIONS,
+        F.NO_ROPE,
+        F.WINDOW,
+        F.PLAIN_MLP,
+        F.GELU_TANH,
+        model_type="gpt_neo",
+        num_layers=3,
+        num_heads=6,
+        attention_types=[[["local", "global"], 1], [["local"], 1]],
+        window_size=8,
+        layer_norm_epsilon=0.03,
+    ),
+    "biogpt": _family(
+        F.LAYER_NORM,
+        F.LEARNED_POSITIONS,
+        F.EMBEDDING_SCALE,
+        F.NO_ROPE,
+        F.PLAIN_MLP,
+        F.GELU,
+        model_type="biogpt",
+        layer_norm_eps=0.03,
+    ),
+    **OLDER,
+    **MIXTURES,
 }
 """Rows by name."""

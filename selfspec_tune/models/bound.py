@@ -29,7 +29,14 @@ _CLASSES: dict[ClaimKind, tuple[type[nn.Module], ...]] = {
 _ACTIVATION_CLASSES = {
     Activation.SILU: {"SiLU", "SiLUActivation"},
     Activation.GELU: {"GELU", "GELUActivation"},
-    Activation.GELU_TANH: {"GELUTanh", "PytorchGELUTanh", "NewGELUActivation", "FastGELUActivation", "GELU"},
+    Activation.GELU_TANH: {
+        "GELUTanh",
+        "PytorchGELUTanh",
+        "NewGELUActivation",
+        "FastGELUActivation",
+        "GELU",
+        "BloomGelu",
+    },
     Activation.RELU: {"ReLU"},
     Activation.RELU2: {"ReLUSquaredActivation"},
     Activation.XIELU: {"XIELUActivation"},

@@ -104,20 +104,41 @@ class GrowthPlan:
     offset: int = 0
 
 
+class BiasRounding(StrEnum):
+    """Which type a distance bias is rounded to: it matters far out, where numbers of 8 bits are coarse."""
+
+    FLOAT32 = "not at all"
+    TYPE = "the model's type"
+    BFLOAT16 = "bfloat16"  # slope, position and product, whatever the model's type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlibiPlan:
+    """What is added to the score of a key: ``scale * slope * position of the key``, the product with a slope rounded.
+
+    So scores fall with distance: softmax does not see what all keys of a query share. ``slopes``: one per head.
+    """
+
+    slopes: tuple[float, ...]
+    scale: float = 1.0
+    rounding: BiasRounding = BiasRounding.FLOAT32
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan(HalfPlan):
     """Queries, keys and values from linear layers, a softmax over what is seen, and an output layer.
 
     In order: linear, clip, q/k norm (unless after), rope, q/k norm (if after), growth; scores times ``scale``, plus
-    ``slopes``, capped; softmax with ``sinks``; ``gate``, ``inner`` norm, output. Paths are relative to the layer.
+    ``alibi``, capped; softmax with ``sinks``; ``gate``, ``inner`` norm, output. Paths are relative to the layer.
 
     Attributes:
         inputs: the linear layers of queries, keys and values; one where they are stacked or grouped.
         is_transposed: whether weights are stored [inputs, outputs] (transformers' Conv1D).
         clip: queries, keys and values are clamped to ± this.
+        is_clip_late: whether they are clamped behind the q/k norm.
         cap: scores become ``cap * tanh(scores / cap)``.
         sinks: a parameter [heads]: one more score in the denominator of each head's softmax, with no value.
-        slopes: for each head what is added to a score (after ``scale``) times minus the distance (ALiBi).
+        alibi: what is added to scores by the position of their key, after ``scale``.
         gate: a linear layer over the normalised input: attended values are multiplied with its sigmoid.
         inner: a norm of attended values, before the output layer.
     """
@@ -131,12 +152,13 @@ class AttentionPlan(HalfPlan):
     order: WeightOrder = WeightOrder.SEPARATE
     is_transposed: bool = False
     clip: float | None = None
+    is_clip_late: bool = False
     qk_norm: QkNormPlan | None = None
     rope: RopePlan | None = None
     growth: GrowthPlan | None = None
     reach: Reach = Reach()
     cap: float | None = None
     sinks: str | None = None
-    slopes: tuple[float, ...] | None = None
+    alibi: AlibiPlan | None = None
     gate: str | None = None
     inner: NormPlan | None = None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
 from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, WeightOrder
 from selfspec_tune.plans.decoder import DecoderPlan
-from selfspec_tune.plans.half import HalfPlan
 from selfspec_tune.plans.mlp import ExpertsPlan, MlpPlan
 from selfspec_tune.plans.norm import NormPlan
 
@@ -33,6 +32,8 @@ class ClaimKind(StrEnum):
 class Claim:
     """``path`` within the model; ``owner``: the half it belongs to, None where it is the decoder's.
 
+    ``other``: a second half that it belongs to as much, the MLP beside an attention that reads the same norm.
+
     ``shape`` is the weight's as our loops read it ([outputs, inputs] of linear layers), with None for any size;
     empty where it is not told.
     """
@@ -41,6 +42,7 @@ class Claim:
     kind: ClaimKind
     owner: SubLayerId | None = None
     shape: tuple[int | None, ...] = ()
+    other: SubLayerId | None = None
 
     def covers(self, name: str) -> bool:
         """Whether the tensor called ``name`` within the model is one of those claimed."""
@@ -62,24 +64,24 @@ def claims(plan: DecoderPlan) -> Iterator[Claim]:
     yield Claim(plan.head.path, ClaimKind.LINEAR, shape=(_ANY, width))
     yield from (Claim(path, ClaimKind.BESIDE) for path in plan.beside)
     for sublayer in sublayers_of(plan.num_layers):
-        yield from half_claims(plan, sublayer)
+        yield from (claim for claim in half_claims(plan, sublayer) if claim.other != sublayer)
 
 
 def half_claims(plan: DecoderPlan, sublayer: SubLayerId) -> Iterator[Claim]:
-    """The claims of one half."""
+    """The claims of one half; the norm that both halves of a layer read is claimed for each, with the same owners."""
     half, prefix = plan.half(sublayer), f"{plan.layer_path(sublayer.layer)}."
-    yield from _norms(half, prefix, sublayer, plan.hidden_size)
+    attention, mlp = (SubLayerId(kind, sublayer.layer) for kind in SubLayerKind)
+    if half.norm is not None and plan.half(attention).norm == plan.half(mlp).norm:
+        yield from (replace(claim, other=mlp) for claim in _norm(half.norm, prefix, attention, plan.hidden_size))
+    else:
+        yield from _norm(half.norm, prefix, sublayer, plan.hidden_size)
+    yield from _norm(half.post, prefix, sublayer, plan.hidden_size)
     if isinstance(half, AttentionPlan):
         yield from _attention(half, prefix, sublayer, plan.hidden_size)
     elif isinstance(half, MlpPlan):
         yield from _mlp(half, prefix, sublayer, plan.hidden_size)
     else:
         yield from _experts(half, prefix, sublayer, plan.hidden_size)
-
-
-def _norms(half: HalfPlan, prefix: str, owner: SubLayerId, width: int) -> Iterator[Claim]:
-    yield from _norm(half.norm, prefix, owner, width)
-    yield from _norm(half.post, prefix, owner, width)
 
 
 def _norm(norm: NormPlan | None, prefix: str, owner: SubLayerId | None, width: int | None) -> Iterator[Claim]:

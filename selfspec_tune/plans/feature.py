@@ -41,6 +41,7 @@ class Feature(StrEnum):
     GROUPED = "queries, keys and values grouped by KV head"
     TRANSPOSED = "transposed weights"
     CLIP = "clamped queries, keys and values"
+    CLIP_LATE = "queries and keys clamped behind their norms"
     QK_NORM = "norms of queries and keys"
     QK_NORM_EACH_HEAD = "norms of queries and keys with weights for each head"
     QK_NORM_WIDTH = "norms of queries and keys over their width"
@@ -164,12 +165,13 @@ def _of_attention(plan: AttentionPlan) -> Iterator[Feature]:
     told = {
         Feature.TRANSPOSED: plan.is_transposed,
         Feature.CLIP: plan.clip is not None,
+        Feature.CLIP_LATE: plan.clip is not None and plan.is_clip_late,
         Feature.GROWTH: plan.growth is not None,
         Feature.WINDOW: plan.reach.kind is ReachKind.WINDOW,
         Feature.CHUNK: plan.reach.kind is ReachKind.CHUNK,
         Feature.SCORE_CAP: plan.cap is not None,
         Feature.SINKS: plan.sinks is not None,
-        Feature.DISTANCE_BIAS: plan.slopes is not None,
+        Feature.DISTANCE_BIAS: plan.alibi is not None,
         Feature.GATE: plan.gate is not None,
         Feature.INNER_NORM: plan.inner is not None,
     }

@@ -99,8 +99,8 @@ _SETTINGS = {
 
 NOT_READ = frozenset(
     {
-        *("aria_text", "biogpt", "cohere2_moe", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "flint", "gpt_neo", "gpt_neox_japanese", "granitemoe_swa"),
+        *("aria_text", "cohere2_moe", "cpmant", "ctrl", "dbrx"),
+        *("emu3", "flint", "gpt_neox_japanese", "granitemoe_swa"),
         *("kolibri1", "mllama", "moss_transcribe_diarize", "sarvam_moe", "xglm"),
     }
 )

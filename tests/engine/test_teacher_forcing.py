@@ -13,6 +13,7 @@ import torch
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive
+from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
@@ -254,9 +255,9 @@ def test_drafts_that_begin_alike_share_their_beginning(fast: FastRunner, windows
     computed: list[int] = []
     through = scorer.through
 
-    def counted(hidden: torch.Tensor, index: int, precision: Precision | None) -> torch.Tensor:
+    def counted(stream: Stream, index: int, precision: Precision | None) -> Stream:
         computed.append(index)
-        return through(hidden, index, precision)
+        return through(stream, index, precision)
 
     scorer.through = counted  # type: ignore[method-assign]
     for name in (*SKIP_SETS, *SKIP_SETS):

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.bound import bind
 from selfspec_tune.plans import features, plan_of
+from selfspec_tune.plans.registry import FAMILIES as PLANNED
 from tests.families import FAMILIES
 
 # What a model's code reads without computing another function, and biases, which are used where they are found.
@@ -21,17 +22,35 @@ _NEUTRAL = {
     *("_name_or_path", "dtype", "is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states"),
     *("vocab_size", "output_vocab_size", "pad_token_id", "initializer_range", "tie_word_embeddings"),
     *("max_position_embeddings", "output_router_logits", "router_aux_loss_coef"),
-    *("attention_dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop", "residual_dropout"),
-    *("attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "use_qkv_bias"),
+    *("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "embedding_dropout", "hidden_dropout", "layerdrop"),
+    *("resid_pdrop", "residual_dropout", "init_std", "max_seq_len", "router_jitter_noise"),
+    *(
+        "attention_bias",
+        "attention_out_bias",
+        "mlp_bias",
+        "use_bias",
+        "use_qkv_bias",
+        "enable_bias",
+        "bias",
+        "qkv_bias",
+    ),
+    *("reorder_and_upcast_attn", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+    *("attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout", "embed_dropout", "resid_dropout"),
     *("audio_config", "vision_config"),
 }
-# Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts.
+# Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts,
+# Falcon's kinds pass by each other's settings, and a sum in float32 of two numbers rounds as one in their type does.
 _UNUSED = {
     "gemma3": {"attn_logit_softcapping"},
     "gemma3_text": {"attn_logit_softcapping"},
     "granitemoehybrid": {"num_experts_per_tok"},
     "smollm3": {"use_sliding_window"},
+    "gpt_neo": {"attention_types"},  # its ``attention_layers``
     "exaone4": {"sliding_window_pattern"},
+    "exaone_moe": {"sliding_window_pattern"},
+    "falcon": {"multi_query", "num_kv_heads", "rope_parameters"},
+    "hy_v3": {"enable_moe_fp32_combine"},
+    "qwen2_moe": {"sliding_window"},
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -89,6 +108,18 @@ def test_the_plan_of_the_saved_configuration_is_the_models(name: str, tmp_path: 
     assert plan_of(AutoConfig.from_pretrained(tmp_path).to_dict()) == plan_of(config.to_dict())
 
 
+_MORE_THAN_DEFAULTS = {
+    "dots1": {"n_routed_experts": 2, "n_shared_experts": 1, "num_experts_per_tok": 1},
+    "granitemoehybrid": {"num_hidden_layers": 1, "layer_types": ["full_attention"], "num_local_experts": 0},
+}
+
+
+@pytest.mark.parametrize("model_type", PLANNED)
+def test_a_configuration_with_its_familys_own_settings_alone_is_read(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, **_MORE_THAN_DEFAULTS.get(model_type, {}))
+    assert plan_of(config.to_dict()).num_layers == config.get_text_config().num_hidden_layers
+
+
 @each_family
 def test_what_the_code_reads_of_a_configuration_the_plan_reads_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name)
@@ -108,6 +139,11 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, "factor": 2.0, **more}}
 
 
+_MELLUM_ROPE = dict.fromkeys(
+    ("full_attention", "sliding_attention"), _rope("default", partial_rotary_factor=0.5)["rope_parameters"]
+)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
@@ -124,6 +160,17 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
         ("stablelm", {"head_dim": 32}, "rotates 16 dimensions of a head, where 8 are planned"),
         ("helium", {"head_dim": 32}, "o_proj is 96 × 96, where 96 × 192 is planned"),
         ("bitnet", {"head_dim": 32}, "attn_sub_norm is 96, where 192 is planned"),
+        ("gpt2", {"add_cross_attention": True}, "it attends to an encoder (add_cross_attention)"),
+        ("gptj", {"activation_function": "tanh"}, "its activation tanh is none of"),
+        ("opt", {"do_layer_norm_before": False}, "its norms are on the stream itself (do_layer_norm_before is false)"),
+        ("opt", {"word_embed_proj_dim": 64}, "its embeddings have another width than its layers"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "it adds to the normalised stream"),
+        ("bloom", {"pretraining_tp": 2, "slow_but_exact": True}, "it leaves out biases (slow_but_exact"),
+        ("falcon-new", {"parallel_attn": False}, "its new_decoder_architecture is without parallel_attn"),
+        ("falcon", {"num_ln_in_parallel_attn": 2}, "its num_ln_in_parallel_attn is 2, which has no forward"),
+        ("mellum", {"rope_parameters": _MELLUM_ROPE}, "its rotary positions are for a part of a head (0.5)"),
+        ("llama4_text", {"attention_chunk_size": 0}, "its layer 0 is of type chunked_attention with chunks of 0"),
+        ("dots1", {"layer_types": ["chunked_attention"] * 4}, "its layers of type chunked_attention are none of"),
     ],
 )
 def test_a_wrong_variant_is_refused_by_name(name: str, changes: dict[str, Any], reason: str) -> None:

@@ -48,7 +48,7 @@ class Mlp(Half):
         self.plan = plan
         self.width = plan.width
         self.inner = None if plan.inner is None else Norm(plan.inner, bound, layer)
-        self._activate = activation_of(plan, bound, layer)
+        self.activate = activation_of(plan, bound, layer)
 
     def __call__(self, stream: Stream, start: int) -> Stream:
         return self._add(stream, self.compute(self._read(stream)))
@@ -58,7 +58,7 @@ class Mlp(Half):
         into, out = self._linear
         values = into(hidden)
         if self.plan.is_gated:
-            values = self._activate(values[:, : self.width]).mul_(values[:, self.width :])
+            values = self.activate(values[:, : self.width]).mul_(values[:, self.width :])
         else:
-            values = self._activate(values)
+            values = self.activate(values)
         return out(values if self.inner is None else self.inner(values))

@@ -29,7 +29,7 @@ from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
 
-_EVERY = 4  # sub-layers between hidden states that are kept
+_EVERY = 4  # sub-layers between hidden states that are kept: at ends of layers, where all is in the stream
 _KEPT_BYTES = 128 << 20
 Sublayers = tuple[Precision | None, ...]
 
@@ -47,9 +47,9 @@ class LayerwiseScorer:
         tokens = [window.tokens[i] for window, own in zip(windows, positions, strict=True) for i in own]
         runner.reserve(max(window.end for window in windows))
         self._positions = torch.tensor([i for own in positions for i in own], device=runner.device)
-        self._embedded = runner.embed(tokens, self._positions)
+        self._embedded = Stream(runner.embed(tokens, self._positions))
         self._bounds = bounds([len(own) for own in positions])
-        self._scored = _scored(windows, positions, self._bounds).to(self._embedded.device)
+        self._scored = _scored(windows, positions, self._bounds).to(runner.device)
         self._known = _HiddenStates(_KEPT_BYTES)
 
     @torch.inference_mode()
@@ -58,12 +58,12 @@ class LayerwiseScorer:
         self.prepare(draft)
         sublayers = draft.sublayers
         done, hidden = self._known.longest(sublayers)
-        hidden = self._embedded if hidden is None else hidden
+        stream = self._embedded if hidden is None else Stream(hidden)
         for index in range(done, len(sublayers)):
-            hidden = self.through(hidden, index, sublayers[index])
+            stream = self.through(stream, index, sublayers[index])
             if (index + 1) % _EVERY == 0:
-                self._known.keep(sublayers[: index + 1], hidden)
-        first, *later = (to_trace(self._head(hidden[rows], draft), self.windows) for rows in self._scored)
+                self._known.keep(sublayers[: index + 1], stream.hidden)
+        first, *later = (to_trace(self._head(stream.hidden[rows], draft), self.windows) for rows in self._scored)
         return replace(first, later=tuple(later))
 
     def prepare(self, draft: Draft) -> None:
@@ -72,31 +72,26 @@ class LayerwiseScorer:
             self._runner.set_draft(draft)
 
     @property
-    def embedded(self) -> Tensor:
-        """Hidden states [positions, width] before the first sub-layer."""
+    def embedded(self) -> Stream:
+        """The stream before the first sub-layer."""
         return self._embedded
 
     @torch.inference_mode()
-    def through(self, hidden: Tensor, index: int, precision: Precision | None) -> Tensor:
-        """Hidden states after sub-layer ``index`` at ``precision``; None: it is skipped."""
+    def through(self, stream: Stream, index: int, precision: Precision | None) -> Stream:
+        """The stream after sub-layer ``index`` at ``precision``; None: it is skipped."""
         if precision is None:
-            return hidden
+            return stream
         kind, layer = SubLayerId.of(index)
         if kind is SubLayerKind.MLP:
-            return self._runner.mlp(layer, precision)(Stream(hidden), 0).hidden
-        attention, stream = self._runner.attention(layer, precision), Stream(hidden)
+            return self._runner.mlp(layer, precision)(stream, 0)
+        attention = self._runner.attention(layer, precision)
         rotation = self._runner.rotation(attention.plan, self._positions)
         queries, keys, values = attention.project(stream, rotation)
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(stream, torch.cat(attended)).hidden
-
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor, draft: Draft) -> Tensor:
-        """Logits [the windows' positions, draft vocabulary], as first of a draft, after the last sub-layer."""
-        return self._head(hidden[self._scored[0]], draft)
+        return attention.add(stream, torch.cat(attended))
 
     def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
         return self._runner.head(hidden, draft.vocabulary, draft.precision.head)

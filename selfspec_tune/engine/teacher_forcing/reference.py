@@ -68,9 +68,10 @@ def _cut(prefix: Sequence[tuple[Tensor, Tensor]], length: int) -> DynamicCache:
 def _forward(loaded: LoadedModel, tokens: Sequence[int], cache: DynamicCache, start: int) -> Tensor:
     """Logits [tokens, vocabulary] of ``tokens`` after the ``start`` positions in ``cache``, to which they are added."""
     input_ids = torch.tensor([list(tokens)], device=loaded.device)
-    positions = torch.arange(start, start + len(tokens), device=loaded.device)[None]
-    past = {loaded.cache_argument: cache}
-    output = loaded.model(input_ids=input_ids, position_ids=positions, use_cache=True, **past)
+    how: dict[str, Any] = {loaded.cache_argument: cache}
+    if loaded.takes_positions:
+        how["position_ids"] = torch.arange(start, start + len(tokens), device=loaded.device)[None]
+    output = loaded.model(input_ids=input_ids, use_cache=True, **how)
     logits: Tensor = output.logits[0]
     return logits
 

@@ -1,4 +1,4 @@
-"""Granite, dense, and HyperCLOVA X: four multipliers, and norms after each half in the latter."""
+"""Granite and HyperCLOVA X: four multipliers, and norms after each half in the latter."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.plans.attention import AttentionPlan
-from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan
-from selfspec_tune.plans.families import llama
+from selfspec_tune.plans.attention import AttentionPlan, RopePlan
+from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan, LayerPlan, RopeTable
+from selfspec_tune.plans.families import llama, mixture
 from selfspec_tune.plans.families.llama import Config
-from selfspec_tune.plans.mlp import MlpPlan
+from selfspec_tune.plans.mlp import MlpPlan, RouterPlan
 
 
 def granite(config: Config) -> DecoderPlan:
@@ -51,11 +51,57 @@ def hyperclovax(config: Config) -> DecoderPlan:
     return _decoder(config, attention, mlp, head=HeadPlan(scale=config["logits_scaling"]))
 
 
+def granite_swa(config: Config) -> DecoderPlan:
+    """Granite with attention sinks, windows by layer, and a base of rotary positions for each layer, or none."""
+    bases = sorted({base for base in config["layer_rope_theta"] if base})
+    size, residual = llama.head_size(config), config["residual_multiplier"]
+    mlp = llama.mlp(config, residual_scale=residual)
+
+    def layer(index: int) -> LayerPlan:
+        base = config["layer_rope_theta"][index]
+        attention = llama.attention(
+            config,
+            scale=config["attention_multiplier"],
+            residual_scale=residual,
+            rope=RopePlan(table=str(base), size=size) if base else None,
+            reach=llama.reach(config, index),
+            sinks="self_attn.sinks",
+        )
+        return LayerPlan(attention=attention, mlp=mlp)
+
+    llama.check_static_rope(config["rope_parameters"])
+    ropes = {str(base): RopeTable(module=f"model.rotary_embs.{index}") for index, base in enumerate(bases)}
+    return llama.decoder(config, layer, **(_ends(config) | {"ropes": ropes}))
+
+
+def granitemoe(config: Config) -> DecoderPlan:
+    """Granite with experts, of whose logits the chosen ones alone are scored; an MLP beside them in some."""
+    at, residual = "block_sparse_moe", config["residual_multiplier"]
+    router = RouterPlan(weight=f"{at}.router.weight", is_chosen_first=True, is_rounded=True)
+    width = config.get("shared_intermediate_size", 0)
+    shared = mixture.shared(
+        config, "shared_mlp", width, inputs=("shared_mlp.input_linear",), output="shared_mlp.output_linear"
+    )
+    experts = mixture.experts(
+        config,
+        router,
+        at,
+        silence=(at,) if shared is None else (at, "shared_mlp"),
+        residual_scale=residual,
+        shared=shared,
+    )
+    attention = llama.attention(config, scale=config["attention_multiplier"], residual_scale=residual)
+    return mixture.layered(config, lambda _: attention, lambda _: experts, **_ends(config))
+
+
 def _decoder(config: Config, attention: AttentionPlan, mlp: MlpPlan, **changes: Any) -> DecoderPlan:
-    given = {
+    return llama.alike(config, attention, mlp, **(_ends(config) | changes))
+
+
+def _ends(config: Config) -> dict[str, Any]:
+    return {
         "embedding": EmbeddingPlan(
             path="model.embed_tokens", scale=config["embedding_multiplier"], is_scale_rounded=False
         ),
         "head": HeadPlan(scale=1 / config["logits_scaling"]),
     }
-    return llama.alike(config, attention, mlp, **(given | changes))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, Reach, ReachKind, RopePlan
@@ -27,6 +28,11 @@ _ACTIVATIONS = {
 }
 
 
+def renamed(config: Config, **values: Any) -> Config:
+    """The configuration with ``values`` by the names that most families use."""
+    return ChainMap(values, cast("dict[str, Any]", config))
+
+
 def activation(name: str) -> Activation:
     """What transformers calls ``name``. Raises `UnsupportedModelError` where no plan has it."""
     if name not in _ACTIVATIONS:
@@ -48,9 +54,16 @@ def rope_size(config: Config, size: int) -> int:
     return int(size * (config["rope_parameters"].get("partial_rotary_factor") or 1.0))
 
 
+def check_whole_rope(parameters: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedModelError` where a part of a head is to be rotated, in a family whose code has no such."""
+    factor = parameters.get("partial_rotary_factor") or 1.0
+    if factor != 1:
+        raise UnsupportedModelError(f"its rotary positions are for a part of a head ({factor}), which it cannot rotate")
+
+
 def ropes_by_type(config: Config) -> dict[str, RopeTable]:
-    """A table for each kind of layer, by its name in ``layer_types``."""
-    kinds = sorted(set(config["layer_types"]))
+    """A table for each kind of layer that has one, by its name in ``layer_types``."""
+    kinds = sorted(kind for kind in set(config["layer_types"]) if config["rope_parameters"].get(kind) is not None)
     for kind in kinds:
         check_static_rope(config["rope_parameters"][kind])
     return {
@@ -92,6 +105,12 @@ def qk_norm(config: Config, names: tuple[str, str] = ("q_norm", "k_norm"), **cha
     return QkNormPlan(**(given | changes))
 
 
+def partial_rope(config: Config, **changes: Any) -> RopePlan:
+    """Rotation of the first ``partial_rotary_factor`` of each head, by the table ``full``, with ``changes``."""
+    given: dict[str, Any] = {"table": "full", "size": rope_size(config, head_size(config))}
+    return RopePlan(**(given | changes))
+
+
 def head_size(config: Config) -> int:
     """``head_dim``, or the width over the heads."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
@@ -119,7 +138,7 @@ def mlp(config: Config, **changes: Any) -> MlpPlan:
     given: dict[str, Any] = {
         "silence": ("mlp",),
         "norm": None if "norm" in changes else norm(config, "post_attention_layernorm"),
-        "width": config["intermediate_size"],
+        "width": None if "width" in changes else config["intermediate_size"],
         "inputs": ("mlp.gate_proj", "mlp.up_proj"),
         "output": "mlp.down_proj",
         "activation": Activation.SILU if "activation" in changes else activation(config["hidden_act"]),

@@ -1,4 +1,4 @@
-"""OLMo 1 to 3, dense: rotary positions in float32."""
+"""OLMo 1 to 3 and FlexOlmo: rotary positions in float32. OLMoE is a Mixtral."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, RopePlan
 from selfspec_tune.plans.decoder import DecoderPlan, LayerPlan
-from selfspec_tune.plans.families import llama
+from selfspec_tune.plans.families import llama, mixture
 from selfspec_tune.plans.families.llama import Config
 from selfspec_tune.plans.norm import NormPlan
 
@@ -38,6 +38,14 @@ def olmo3(config: Config) -> DecoderPlan:
         return _attention(config, rope=rope, reach=llama.reach(config, layer))
 
     return _post(config, attention, ropes=llama.ropes_by_type(config))
+
+
+def flex_olmo(config: Config) -> DecoderPlan:
+    """OLMo 2 with experts."""
+    router = mixture.softmax_router(renormalise=config["norm_topk_prob"])
+    experts = mixture.experts(config, router, norm=None, post=_norm(config, "post_feedforward_layernorm"))
+    attention = _attention(config, rope=_rope(config, "full"))
+    return mixture.layered(config, lambda _: attention, lambda _: experts, norm=_norm(config, "model.norm"))
 
 
 def _rope(config: Config, table: str) -> RopePlan:

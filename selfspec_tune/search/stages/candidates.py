@@ -17,6 +17,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.draft.sublayer import sublayers_of
+from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.teacher_forcing import LayerwiseScorer
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages.importance import Importance
@@ -138,7 +139,7 @@ class _State:
 
     choices: tuple[Precision | None, ...]
     seconds: float
-    hidden: Tensor
+    stream: Stream
     likeness: float
 
 
@@ -172,9 +173,9 @@ def knapsack(
         for state in states:
             for option in options:
                 seconds = state.seconds + (0.0 if option is None else each[index])
-                hidden = scorer.through(state.hidden, index, option)
+                stream = scorer.through(state.stream, index, option)
                 place = round(num_budgets * seconds / whole)
-                found = _State((*state.choices, option), seconds, hidden, _likeness(hidden, truth))
+                found = _State((*state.choices, option), seconds, stream, _likeness(stream.hidden, truth.hidden))
                 if place not in best or found.likeness > best[place].likeness:
                     best[place] = found
         states = [best[place] for place in sorted(best)]
