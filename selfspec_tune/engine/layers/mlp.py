@@ -16,7 +16,7 @@ from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import MlpPlan
 from selfspec_tune.plans.mlp import Activation
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: F.silu,
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: lambda values: F.gelu(values, approximate="tanh"),
@@ -31,7 +31,7 @@ def activation_of(plan: MlpPlan, bound: BoundModel, layer: int) -> Callable[[Ten
         assert plan.activation_path is not None
         module: Callable[[Tensor], Tensor] = bound.module(plan.activation_path, layer)
         return module
-    return _ACTIVATIONS[plan.activation]
+    return ACTIVATIONS[plan.activation]
 
 
 class Mlp(Half):

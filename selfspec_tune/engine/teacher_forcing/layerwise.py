@@ -24,14 +24,19 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.cache import seen
+from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
+from selfspec_tune.plans import AttentionPlan
+from selfspec_tune.plans.attention import GrowthPlan, Reach
 
 _EVERY = 4  # sub-layers between hidden states that are kept: at ends of layers, where all is in the stream
 _KEPT_BYTES = 128 << 20
 Sublayers = tuple[Precision | None, ...]
+_Path = tuple[int | None, Sublayers]  # through sub-layers with so many experts
 
 
 class LayerwiseScorer:
@@ -51,18 +56,19 @@ class LayerwiseScorer:
         self._bounds = bounds([len(own) for own in positions])
         self._scored = _scored(windows, positions, self._bounds).to(runner.device)
         self._known = _HiddenStates(_KEPT_BYTES)
+        self._rotations = dict[tuple[str | None, GrowthPlan | None], Rotation]()
 
     @torch.inference_mode()
     def trace(self, draft: Draft) -> Trace:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         self.prepare(draft)
         sublayers = draft.sublayers
-        done, hidden = self._known.longest(sublayers)
+        done, hidden = self._known.longest(draft.experts, sublayers)
         stream = self._embedded if hidden is None else Stream(hidden)
         for index in range(done, len(sublayers)):
-            stream = self.through(stream, index, sublayers[index])
+            stream = self.through(stream, index, sublayers[index], draft.experts)
             if (index + 1) % _EVERY == 0:
-                self._known.keep(sublayers[: index + 1], stream.hidden)
+                self._known.keep((draft.experts, sublayers[: index + 1]), stream.hidden)
         first, *later = (to_trace(self._head(stream.hidden[rows], draft), self.windows) for rows in self._scored)
         return replace(first, later=tuple(later))
 
@@ -77,21 +83,26 @@ class LayerwiseScorer:
         return self._embedded
 
     @torch.inference_mode()
-    def through(self, stream: Stream, index: int, precision: Precision | None) -> Stream:
-        """The stream after sub-layer ``index`` at ``precision``; None: it is skipped."""
+    def through(self, stream: Stream, index: int, precision: Precision | None, experts: int | None = None) -> Stream:
+        """The stream after sub-layer ``index`` at ``precision``, with so many experts; None: it is skipped."""
         if precision is None:
             return stream
         kind, layer = SubLayerId.of(index)
         if kind is SubLayerKind.MLP:
-            return self._runner.mlp(layer, precision)(stream, 0)
+            return self._runner.mlp(layer, precision, experts)(stream, 0)
         attention = self._runner.attention(layer, precision)
-        rotation = self._runner.rotation(attention.plan, self._positions)
-        queries, keys, values = attention.project(stream, rotation)
+        queries, keys, values, gate = attention.project(stream, self._rotation(attention.plan))
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(stream, torch.cat(attended))
+        return attention.add(stream, torch.cat(attended), gate)
+
+    def _rotation(self, plan: AttentionPlan) -> Rotation:
+        key = None if plan.rope is None else plan.rope.table, plan.growth
+        if key not in self._rotations:
+            self._rotations[key] = self._runner.rotation(plan, self._positions)
+        return self._rotations[key]
 
     def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
         return self._runner.head(hidden, draft.vocabulary, draft.precision.head)
@@ -117,21 +128,22 @@ class _HiddenStates:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._held: OrderedDict[Sublayers, Tensor] = OrderedDict()
+        self._held: OrderedDict[_Path, Tensor] = OrderedDict()
         self._bytes = 0
 
-    def longest(self, sublayers: Sublayers) -> tuple[int, Tensor | None]:
+    def longest(self, experts: int | None, sublayers: Sublayers) -> tuple[int, Tensor | None]:
         """How many of ``sublayers``, from the first, are known, and the hidden state after them."""
         for depth in range(len(sublayers) // _EVERY * _EVERY, 0, -_EVERY):
-            hidden = self._held.get(sublayers[:depth])
+            path = experts, sublayers[:depth]
+            hidden = self._held.get(path)
             if hidden is not None:
-                self._held.move_to_end(sublayers[:depth])
+                self._held.move_to_end(path)
                 return depth, hidden
         return 0, None
 
-    def keep(self, sublayers: Sublayers, hidden: Tensor) -> None:
+    def keep(self, path: _Path, hidden: Tensor) -> None:
         """Remember ``hidden``; older states make room."""
-        self._held[sublayers] = hidden
+        self._held[path] = hidden
         self._bytes += _size(hidden)
         while self._bytes > self._most_bytes and len(self._held) > 1:
             self._bytes -= _size(self._held.popitem(last=False)[1])
@@ -150,19 +162,41 @@ class TokenExactScorer(LayerwiseScorer):
 
     def __init__(self, runner: FastRunner, windows: Sequence[Window], depths: int = 1) -> None:
         self._prefixes = [_full_model_kv(runner, window) for window in windows]
-        self._masks = [_token_exact_mask(window, depths).to(runner.device) for window in windows]
         super().__init__(runner, windows, [list(range(window.start, window.end)) * depths for window in windows])
+        rows = [self._positions[begin:end] for begin, end in self._bounds]
+        self._sights = [_Sight(window, depths, own) for window, own in zip(windows, rows, strict=True)]
 
     def _attend(
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         prefix_keys, prefix_values = self._prefixes[number][layer]
+        sight = self._sights[number]
         return attention.attend_masked(
             queries,
             torch.cat((prefix_keys, keys.transpose(0, 1)), 1),
             torch.cat((prefix_values, values.transpose(0, 1)), 1),
-            self._masks[number],
+            sight.within(attention.plan.reach),
+            sight.columns,
         )
+
+
+class _Sight:
+    """What the ``rows`` of a window, its positions once for each depth, may attend to.
+
+    ``columns`` [end + rows]: the positions of keys, the full model's first and then the rows' own: windows, chunks and
+    distances are between positions, wherever a key stands.
+    """
+
+    def __init__(self, window: Window, depths: int, rows: Tensor) -> None:
+        self.columns = torch.cat((torch.arange(window.end, device=rows.device), rows))
+        self._rows = rows
+        self._by_reach = {Reach(): _token_exact_mask(window, depths).to(rows.device)}
+
+    def within(self, reach: Reach) -> Tensor:
+        """Bool [rows, columns]: true where a row attends, if attentions reach so far."""
+        if reach not in self._by_reach:
+            self._by_reach[reach] = self._by_reach[Reach()] & seen(reach, self._rows, self.columns)
+        return self._by_reach[reach]
 
 
 @torch.inference_mode()
