@@ -403,6 +403,28 @@ def test_layers_that_are_what_they_are_by_their_place_are_refused(
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
 
 
+def test_layers_whose_place_no_plan_tells_are_found_by_running_them(
+    skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import DiffLlamaConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = DiffLlamaConfig(vocab_size=128, max_position_embeddings=64, pad_token_id=0, **sizes)
+    directory = kit.save_random(config, tmp_path / "diff")
+    with pytest.raises(UnsupportedModelError, match=r"by their place.*both differ.*`to` hf-zero"):
+        exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be taken apart.*two softmaxes.*`to` hf-zero"):
+        exported("hf-draft", directory, SkipSet(3, (2,), (1,)), skip_file, tmp_path)
+    skip_set = SkipSet(3, (2,), (2,))  # the others keep their places
+    out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+    skip_set = SkipSet(3, (1,), (2,))
+    out, _ = exported("hf-zero", directory, skip_set, skip_file, tmp_path / "zero")
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+
+
 def test_a_model_by_code_of_its_own_is_refused(
     tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
