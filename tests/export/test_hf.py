@@ -355,6 +355,40 @@ def test_experts_that_files_name_otherwise_are_exported_too(skip_file: Callable[
         out.rename(tmp_path / format_)
 
 
+def test_names_of_old_are_exported_as_they_are(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    from tests import kit
+
+    # As GPT-2's own files have it: no prefix, and masks that nobody loads.
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, **ends)
+    source = Checkpoint(kit.save_random(config, tmp_path / "new"))
+    old = tmp_path / "old"
+    old.mkdir()
+    tensors = {name.removeprefix("transformer."): source.read(name) for name in source.tensors}
+    tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(3)}
+    write_checkpoint(old, iter(tensors.items()), source.config)
+    for file in source.beside:
+        shutil.copy(file, old)
+    for format_, skip_set in (("hf-draft", SkipSet(3, (1,), (0,))), ("hf-zero", SkipSet(3, (1,), (2,)))):
+        out, _ = exported(format_, old, skip_set, skip_file, tmp_path)
+        assert torch.equal(logits_of(loaded_from(out)), expected(source.folder, skip_set))
+        assert "h.1.attn.c_attn.weight" in Checkpoint(out).tensors
+        out.rename(tmp_path / format_)
+
+
+def test_a_list_that_is_as_long_as_the_model_is_deep_stays(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 3, 4, 5]}))
+    out, _ = exported("hf-draft", copied, WHOLE["one layer"], skip_file, tmp_path)
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [2, 3, 4, 5]
+
+
 def test_names_that_transformers_does_not_know_go_by_code_only(
     tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
