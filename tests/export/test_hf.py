@@ -355,6 +355,29 @@ def test_experts_that_files_name_otherwise_are_exported_too(skip_file: Callable[
         out.rename(tmp_path / format_)
 
 
+@pytest.mark.parametrize("format_", ["hf-draft", "transformers-generate"])
+def test_a_draft_goes_to_as_many_experts_as_in_its_search(
+    format_: str, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import MixtralConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 3}
+    heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    config = MixtralConfig(**sizes, **heads, max_position_embeddings=4096, pad_token_id=0)
+    directory, skip_set = kit.save_random(config, tmp_path / "moe"), SkipSet(3, (1,), (1,))
+    file, out = skip_file(directory, skip_set, experts=1), tmp_path / "draft"
+    manifest = export_draft(ExportRequest(file, format_, out, str(directory)))
+    assert manifest.settings["experts"] == 1
+    assert not any("experts" in note for note in manifest.notes)
+    assert verify_export(out, manifest, num_prompts=1).verdict == "exact"
+    wrong = manifest.model_copy(update={"settings": {**manifest.settings, "experts": 3}})
+    assert verify_export(out, wrong, num_prompts=1).verdict != "exact"
+    zero = export_draft(ExportRequest(file, "hf-zero", tmp_path / "zero", str(directory)))
+    assert any("Searched with 1 experts a token" in note for note in zero.notes)
+
+
 def test_names_of_old_are_exported_as_they_are(skip_file: Callable[..., Path], tmp_path: Path) -> None:
     from transformers import GPT2Config
 

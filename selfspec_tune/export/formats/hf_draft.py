@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.draft import Draft
 from selfspec_tune.errors import SkipSetError, UnsupportedModelError
 from selfspec_tune.export.blocks import partial
 from selfspec_tune.export.checkpoint import write_checkpoint
@@ -12,7 +13,7 @@ from selfspec_tune.export.format import Written
 from selfspec_tune.export.formats.assisted import AssistedFormat, assisted_launch, copy_beside
 from selfspec_tune.export.job import CheckpointTarget, Job
 from selfspec_tune.export.layout import NO_SUCH_MODEL, empty_model
-from selfspec_tune.export.restated import unlike
+from selfspec_tune.export.restated import drafting_with, unlike
 from selfspec_tune.export.stored_names import StoredNames
 from selfspec_tune.files import write_json_atomic
 
@@ -25,6 +26,7 @@ class HfDraft(AssistedFormat):
 
     name = "hf-draft"
     about = "the model with fewer whole layers, for whatever loads it"
+    keeps_experts = True
 
     def write(self, job: Job[CheckpointTarget], folder: Path, final: Path) -> Written:
         """The layers that are left.
@@ -41,14 +43,15 @@ class HfDraft(AssistedFormat):
             )
         layout = job.target.layout
         names = list(layout.renamed(job.blocks))
-        config = layout.config_of(job.blocks, job.target.checkpoint.config)
+        config = layout.config_of(job.blocks, job.target.checkpoint.config, job.experts)
         write_json_atomic(folder / "config.json", config)  # read as any loader does
         _refuse(job, _unlike(job, folder, names))
         size = write_checkpoint(folder, ((new, job.target.checkpoint.read(old)) for new, old in names), config)
         copy_beside(job, folder)
         if layout.plan is None:
             _refuse(job, _computed_otherwise(job, folder))
-        return Written(size, assisted_launch(job, final), settings={"exit_threshold": job.exit_threshold})
+        settings = {"exit_threshold": job.exit_threshold} | job.expert_settings
+        return Written(size, assisted_launch(job, final), settings=settings)
 
 
 FORMAT = HfDraft()
@@ -79,7 +82,8 @@ def _unlike(job: Job[CheckpointTarget], folder: Path, names: list[tuple[str, str
         made = bind(model).plan if source is not None else None
     except (*NO_SUCH_MODEL, UnsupportedModelError, TypeError, KeyError, IndexError) as error:
         return str(error).splitlines()[0]
-    if source is not None and made is not None and (found := unlike(source, made, job.blocks)):
+    found = unlike(drafting_with(source, job.experts), made, job.blocks) if source and made else ""
+    if found:
         return found
     stored = StoredNames(model, (new for new, _ in names))
     wrong = stored.missing + stored.misshapen(job.target.checkpoint, dict(names))
@@ -95,14 +99,14 @@ def _computed_otherwise(job: Job[CheckpointTarget], folder: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfspec_tune.engine.runners.reference import skipped
+    from selfspec_tune.engine.runners.reference import drafting
     from selfspec_tune.models import load_model
     from selfspec_tune.models.loading_output import quietly
 
     with torch.inference_mode(), quietly():
         target = load_model(str(job.target.folder), device="cpu", local_files_only=True)
         ids = torch.arange(min(target.context_length, _CHECKED_TOKENS))[None] % target.vocabulary_size
-        with skipped(target, job.skip_set):
+        with drafting(target, Draft(job.skip_set, experts=job.experts)):
             wanted = target.model(input_ids=ids).logits
         dtype = target.dtype
         del target  # both need not fit into memory
