@@ -129,14 +129,11 @@ class Attention(Half):
         columns = slice(first, start + num_tokens)
         return self._attend_grouped(queries, keys[:, first:], values[:, first:], mask, columns)
 
-    def attend_masked(
-        self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
-        """Attention of [tokens, heads, size] queries at positions ``rows`` over keys at positions ``columns``.
+    def attend_masked(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:
+        """Attention of [tokens, heads, size] queries over keys that stand at positions ``columns``, in any order.
 
-        Only where ``allowed`` [tokens, keys] is true and the plan lets a position see another; [tokens, heads * size].
+        Only where ``allowed`` [tokens, keys] is true; [tokens, heads * size].
         """
-        allowed = allowed & seen(self.plan.reach, rows, columns)
         if self._is_plain:
             attended = attention(queries.transpose(0, 1)[None], keys[None], values[None], allowed, self.plan.scale)
             return attended[0].transpose(0, 1).reshape(queries.shape[0], -1)
@@ -212,7 +209,7 @@ class Attention(Half):
         if start > 0:
             rows = torch.arange(start, start + num_tokens, device=queries.device)
             columns = torch.arange(keys.shape[1], device=queries.device)
-            return self.attend_masked(queries, keys, values, seen(Reach(), rows, columns), rows, columns)
+            return self.attend_masked(queries, keys, values, seen(Reach(), rows, columns), columns)
         attended = attention(
             queries.transpose(0, 1)[None], keys[None], values[None], None, self.plan.scale, is_causal=True
         )
