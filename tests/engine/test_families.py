@@ -234,8 +234,10 @@ def _dequantised(copy: Projection, dense: Dense, precision: Precision) -> Projec
         return copy  # called from torch, it multiplies with its dequantised weights
     weight = dense.weight
     if precision is Precision.INT8:
-        return Dense(quantize_symmetric(weight, 8, weight.shape[1], weight.dtype).dequantize(), dense.bias)
-    return Dense(quantize_asymmetric(weight, 4, 32, weight.dtype).dequantize(), dense.bias)
+        made = quantize_symmetric(weight, 8, weight.shape[1], weight.dtype)
+    else:
+        made = quantize_asymmetric(weight, 4, 32, weight.dtype)
+    return Dense(made.dequantize(), dense.bias, dense.parts)
 
 
 def test_a_short_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, engines: list[FastRunner]) -> None:
