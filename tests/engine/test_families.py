@@ -45,6 +45,24 @@ ENGINES: dict[str, type[FastRunner]] = {
 }
 
 
+def _cover() -> set[str]:
+    """Few rows that need every feature that any needs."""
+    found, missing = {"llama"}, set().union(*(row.needs for row in FAMILIES.values()))
+    while missing:
+        best = max(FAMILIES, key=lambda name: len(FAMILIES[name].needs & missing))
+        found.add(best)
+        missing -= FAMILIES[best].needs
+    return found
+
+
+# Of tests that look at one feature at a time: the other rows with --all.
+by_feature = pytest.mark.parametrize(
+    "directory",
+    [pytest.param(name, marks=[] if name in _cover() else pytest.mark.long) for name in FAMILIES],
+    indirect=True,
+)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint of each family."""
@@ -153,6 +171,7 @@ def _walk(runner: Runner, prompt: Sequence[int], further: Sequence[int]) -> list
     return [*logits, decode(runner, c), runner.forward(more).logits]
 
 
+@by_feature
 def test_any_order_of_calls_equals_the_reference(
     loaded: LoadedModel, engines: list[FastRunner], reference: ReferenceRunner
 ) -> None:
@@ -162,6 +181,7 @@ def test_any_order_of_calls_equals_the_reference(
         _assert_agree(engine, _walk(engine, prompt, further), expected)
 
 
+@by_feature
 def test_greedy_tokens_equal_generate(loaded: LoadedModel, engines: list[FastRunner]) -> None:
     prompt = _tokens(loaded, 12, seed=2)
     expected = hf_generate(loaded, prompt, Limits(8))
@@ -173,6 +193,7 @@ def test_greedy_tokens_equal_generate(loaded: LoadedModel, engines: list[FastRun
         assert tokens == expected, engine.name
 
 
+@by_feature
 def test_a_rewound_cache_equals_one_that_never_drafted(loaded: LoadedModel, engines: list[FastRunner]) -> None:
     prompt, num_layers = _tokens(loaded, 20), loaded.num_layers
     for engine in engines:
@@ -189,6 +210,7 @@ def test_a_rewound_cache_equals_one_that_never_drafted(loaded: LoadedModel, engi
         assert all(map(torch.equal, [decode(engine, 8), decode(engine, 9)], plain)), engine.name
 
 
+@by_feature
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
 def test_copies_equal_their_dequantised_weights(
     loaded: LoadedModel, engines: list[FastRunner], precision: Precision
@@ -198,6 +220,8 @@ def test_copies_equal_their_dequantised_weights(
     for engine in engines:
         if engine.precision_refusal(precision) is not None:
             continue
+        if isinstance(engine, NativeRunner):
+            engine._moments = {}  # what is learnt from a text would only take time
         engine.reserve(40)
         prefill(engine, prompt)
         whole = decode(engine, 5)
@@ -240,6 +264,7 @@ def _dequantised(copy: Projection, dense: Dense, precision: Precision) -> Projec
     return Dense(made.dequantize(), dense.bias, dense.parts)
 
 
+@by_feature
 def test_a_short_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, engines: list[FastRunner]) -> None:
     skip_set = SkipSet(loaded.num_layers, (0,))
     for engine in engines:
@@ -254,6 +279,7 @@ def test_a_short_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, en
         _assert_agree(engine, [part], [whole[:20]])
 
 
+@by_feature
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_native_bits_depend_neither_on_tokens_nor_on_threads(directory: Path, dtype: str) -> None:
@@ -285,6 +311,7 @@ def test_the_probe_passes_near_and_far(
         engine.release()
 
 
+@by_feature
 def test_bfloat16_is_as_near_as_rounding_allows(directory: Path) -> None:
     loaded = load(directory, "bfloat16")
     tokens = _tokens(loaded, 40)
