@@ -99,9 +99,9 @@ _SETTINGS = {
 
 NOT_READ = frozenset(
     {
-        *("aria_text", "biogpt", "cohere2_moe", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "flint", "gpt_neo", "gpt_neox_japanese", "granitemoe_swa"),
-        *("kolibri1", "mllama", "moss_transcribe_diarize", "sarvam_moe", "xglm"),
+        *("biogpt", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
+        *("emu3", "gpt_neo", "gpt_neox_japanese"),
+        *("mllama", "moss_transcribe_diarize", "xglm"),
     }
 )
 """Causal language models of transformers that nobody has read for a plan yet."""
