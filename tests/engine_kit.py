@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -103,6 +104,17 @@ def every_policy(max_draft_tokens: int, exit_threshold: float) -> list[DraftPoli
     """One policy of each kind; decoding with the last one needs `STEPS`."""
     cost_aware = DraftPolicy(PolicyKind.COST_AWARE, max_draft_tokens, credit=4.0)
     return [*policies(max_draft_tokens, exit_threshold), cost_aware]
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """Within it torch, and a runner whose cache is made then, has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def decode(runner: Runner, token: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""``selfspec-tune models``: the short names and what they stand for."""
+"""``selfspec-tune models``: which families are served, and the short names."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from selfspec_tune.cli import output
 from selfspec_tune.cli.command import Asked, command
@@ -10,14 +11,32 @@ from selfspec_tune.cli.command import Asked, command
 
 @command("models")
 def models(asked: Asked) -> None:
-    """List the models that have a short name; any other hub id or directory works as well."""
-    from selfspec_tune.engine.expected import expected_runner
+    """List which models are served, by which runner, and those with a short name; any other hub id works as well."""
+    from selfspec_tune.engine.expected import expected_runner, families, service_of_alias
     from selfspec_tune.models.aliases import ALIASES
-    from selfspec_tune.report.models import print_models
+    from selfspec_tune.plans.refused import NOT_READ, REFUSED, UNPLANNED
+    from selfspec_tune.report import models as report
 
-    runners = {alias: expected_runner(model.model_type, model.settings) for alias, model in ALIASES.items()}
+    served = dict(families())
+    runners = {name: expected_runner(service_of_alias(alias)) for name, alias in ALIASES.items()}
     if asked["json"]:
-        about = {alias: {"runner": found.name, "runner_reason": found.reason} for alias, found in runners.items()}
-        output.print_json({alias: dataclasses.asdict(model) | about[alias] for alias, model in ALIASES.items()})
-    else:
-        print_models(output.result_console(), ALIASES, {alias: found.name for alias, found in runners.items()})
+        about: dict[str, Any] = {
+            "aliases": {
+                name: dataclasses.asdict(alias) | {"runner": runners[name].name, "runner_reason": runners[name].reason}
+                for name, alias in ALIASES.items()
+            },
+            "families": {
+                name: {"served_by": service.engines, "missing": service.lacking, "reason": service.reason}
+                for name, service in served.items()
+            },
+            "reference_only": UNPLANNED,
+            "refused": REFUSED,
+            "not_read": sorted(NOT_READ),
+        }
+        output.print_json(about)
+        return
+    console = output.result_console()
+    report.print_families(console, served)
+    report.print_refused(console, UNPLANNED, "on the reference runner alone")
+    report.print_refused(console, REFUSED, "refused")
+    report.print_aliases(console, ALIASES, {name: runner.name for name, runner in runners.items()})

@@ -1,36 +1,51 @@
-"""Which runner an architecture is expected to get on this machine, told from its configuration class alone."""
+"""Which engines serve an architecture, and which one it is expected to get here, told from its configuration alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from selfspec_tune.engine.kernels.build import obtainable
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner
-from selfspec_tune.engine.serving import unserved_reason
+from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.serving import lack, missing
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.models.aliases import Alias
 from selfspec_tune.models.loading_output import quietly
-from selfspec_tune.models.sublayers import find_sublayers
+from selfspec_tune.plans import Feature, plan_of
+from selfspec_tune.plans.registry import FAMILIES
+from selfspec_tune.plans.variants import usual, variants
 
-# What no runner minds: small, and two layers, so that layers of two kinds in turn show.
-_SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+_IN_WORDS: dict[type[FastRunner], str] = {
+    NativeRunner: "the native kernels",
+    GraphedRunner: "the captured graphs",
+    FastRunner: "our own loops",
 }
+ENGINES = tuple(engine.name for engine in _IN_WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What our engines can do for an architecture.
+
+    Attributes:
+        reason: why it has no plan, so that the reference runner alone is left; None: it has one.
+        lacking: by engine, what it lacks; nothing where it serves.
+    """
+
+    reason: str | None
+    lacking: Mapping[str, tuple[Feature, ...]]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that serve it."""
+        return tuple(name for name, lacking in self.lacking.items() if not lacking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +56,40 @@ class Expected:
     reason: str | None = None
 
 
-def expected_runner(model_type: str, settings: Mapping[str, Any]) -> Expected:
-    """What ``auto`` would take for a model of this architecture whose configuration has ``settings`` besides.
+def service_of(model_type: str, settings: Mapping[str, Any]) -> Service:
+    """Which engines serve an architecture whose configuration has ``settings`` otherwise than by default.
 
-    The architecture is built without weights, as small as it gets, and looked at as a loaded model is.
-    Nothing is downloaded, measured or compiled: the choice itself still proves equality, and times.
+    Nothing is built, downloaded or measured: a loaded model must still have the tensors that its plan says.
     """
-    reasons = _unserved_reasons(model_type, tuple(settings.items()))
-    if reasons[FastRunner.name] is not None:
-        return Expected("reference", reasons[FastRunner.name])
-    if torch.cuda.is_available():
-        reason = reasons[GraphedRunner.name]
-        return Expected("graphs") if reason is None else Expected("fast", reason)
-    reason = reasons[NativeRunner.name]
-    if reason is None and not obtainable():
-        reason = "there are no native kernels, nor a compiler"
-    return Expected("native") if reason is None else Expected("fast", reason)
-
-
-@cache
-def _unserved_reasons(model_type: str, settings: tuple[tuple[str, Any], ...]) -> dict[str, str | None]:
-    """By runner, why it does not serve the architecture; None where it does."""
-    config = AutoConfig.for_model(model_type, **(_SMALL | dict(settings)))
     try:
-        with quietly(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        find_sublayers(model)
+        with quietly():
+            plan = plan_of(AutoConfig.for_model(model_type, **settings).to_dict())
     except UnsupportedModelError as error:
-        return dict.fromkeys((FastRunner.name, GraphedRunner.name, NativeRunner.name), str(error))
-    return {
-        FastRunner.name: unserved_reason(model, FastRunner.SERVES),
-        GraphedRunner.name: unserved_reason(model, GraphedRunner.SERVES, "the captured graphs"),
-        NativeRunner.name: unserved_reason(model, NativeRunner.SERVES, "the native kernels"),
-    }
+        return Service(str(error), {})
+    return Service(None, {engine.name: missing(plan, engine.SERVES) for engine in _IN_WORDS})
+
+
+def service_of_alias(alias: Alias) -> Service:
+    """Which engines serve what a short name stands for."""
+    return service_of(alias.model_type, {**usual(alias.model_type), **alias.settings})
+
+
+def families() -> Iterator[tuple[str, Service]]:
+    """Every family that has a plan, in its variants, by name."""
+    for model_type in sorted(FAMILIES):
+        for name, settings in variants(model_type):
+            yield name, service_of(model_type, settings)
+
+
+def expected_runner(service: Service) -> Expected:
+    """What ``auto`` would take here for an architecture; the choice itself still proves equality, and times."""
+    if service.reason is not None:
+        return Expected(ReferenceRunner.name, service.reason)
+    if lacking := service.lacking[FastRunner.name]:
+        return Expected(ReferenceRunner.name, lack(lacking, _IN_WORDS[FastRunner]))
+    first = GraphedRunner if torch.cuda.is_available() else NativeRunner
+    if lacking := service.lacking[first.name]:
+        return Expected(FastRunner.name, lack(lacking, _IN_WORDS[first]))
+    if first is NativeRunner and not obtainable():
+        return Expected(FastRunner.name, "there are no native kernels, nor a compiler")
+    return Expected(first.name)

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.bound import bind
-from selfspec_tune.plans import Feature, features
+from selfspec_tune.plans import DecoderPlan, Feature, features
 
 
 def unserved_reason(model: PreTrainedModel, serves: frozenset[Feature], engine: str = "our own loops") -> str | None:
@@ -15,13 +15,20 @@ def unserved_reason(model: PreTrainedModel, serves: frozenset[Feature], engine: 
     In words that complete "cannot serve it: ", of binding first. The model may be on torch's meta device.
     """
     try:
-        needed = features(bind(model).plan)
+        lacking = missing(bind(model).plan, serves)
     except UnsupportedModelError as error:
         return str(error)
-    missing = [feature for feature in Feature if feature in needed - serves]
-    return f"{engine} have no {_listed(missing)}" if missing else None
+    return lack(lacking, engine) if lacking else None
 
 
-def _listed(missing: list[Feature]) -> str:
-    *others, last = missing
-    return f"{', '.join(others)} and no {last}" if others else last
+def missing(plan: DecoderPlan, serves: frozenset[Feature]) -> tuple[Feature, ...]:
+    """What ``plan`` needs and an engine that ``serves`` these features lacks, in the order of `Feature`."""
+    needed = features(plan)
+    return tuple(feature for feature in Feature if feature in needed - serves)
+
+
+def lack(lacking: tuple[Feature, ...], engine: str) -> str:
+    """That an engine lacks features, in words."""
+    *others, last = lacking
+    listed = f"{', '.join(others)} and no {last}" if others else last
+    return f"{engine} have no {listed}"

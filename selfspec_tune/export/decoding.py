@@ -131,6 +131,7 @@ def dropped(config: SkipConfig | None) -> list[str]:
         return []
     lost = [
         *(["low-precision copies"] if config.draft.precision != "same" else []),
+        *(["fewer experts a token"] if config.draft.experts is not None else []),
         *(source.title for source in config.draft.sources),
     ]
     return [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []

@@ -111,6 +111,9 @@ def why_no_early_exit(loaded: LoadedModel, exit_layer: int) -> str | None:
     """
     if not 1 <= exit_layer < loaded.num_layers:
         return f"a model of {loaded.num_layers} layers has no layer to leave after."
+    name, prefix = type(loaded.model).__name__, loaded.model.base_model_prefix
+    if not hasattr(loaded.model, prefix):
+        return f"transformers' early exit looks for a module {prefix} in {name}, which has none."
     ran: list[bool] = []
     handle = loaded.sublayers.attention[exit_layer].register_forward_hook(lambda *_: ran.append(True))
     try:
@@ -119,12 +122,12 @@ def why_no_early_exit(loaded: LoadedModel, exit_layer: int) -> str | None:
             token: Any = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
             loaded.model(input_ids=token, use_cache=False)
     except Exception as error:
-        return f"{type(loaded.model).__name__} does not run with fewer layers ({reason_of(error)})."
+        return f"{name} does not run with fewer layers ({reason_of(error)})."
     finally:
         handle.remove()
     if ran:
         return (
-            f"{type(loaded.model).__name__} of transformers runs all of its layers whatever num_hidden_layers says, "
+            f"{name} of transformers runs all of its layers whatever num_hidden_layers says, "
             "so the draft would not exit early."
         )
     return None

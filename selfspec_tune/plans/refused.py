@@ -99,9 +99,7 @@ _SETTINGS = {
 
 NOT_READ = frozenset(
     {
-        *("biogpt", "cohere_compass_text", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "gpt_neo", "gpt_neox_japanese"),
-        *("mllama", "moss_transcribe_diarize", "xglm"),
+        *("cpmant", "ctrl", "dbrx", "emu3", "gpt_neox_japanese", "mllama", "moss_transcribe_diarize", "xglm"),
     }
 )
 """Causal language models of transformers that nobody has read for a plan yet."""

@@ -556,10 +556,19 @@ def test_export_takes_the_depth_from_a_local_model(library: Library) -> None:
     assert "Did you mean llama-2-13b" in unknown.stderr
 
 
-def test_models_lists_the_aliases() -> None:
+def test_models_lists_families_and_aliases() -> None:
     value = json.loads(run("models", "--json").stdout)
-    assert value.keys() == ALIASES.keys()
-    assert value["smollm2-135m"]["embedded"] is True
-    assert value["qwen3-8b"]["runner"] != "reference"
-    assert value["mistral-7b"]["runner"] == value["llama-2-7b"]["runner"] != "reference"
-    assert "embedded" in run("models").stdout
+    aliases, families = value["aliases"], value["families"]
+    assert aliases.keys() == ALIASES.keys()
+    assert aliases["smollm2-135m"]["embedded"] is True
+    assert aliases["mistral-7b"]["runner"] == aliases["llama-2-7b"]["runner"] != "reference"
+    assert families["llama"] == {
+        "served_by": ["native", "graphs", "fast"],
+        "missing": {"native": [], "graphs": [], "fast": []},
+        "reason": None,
+    }
+    assert "recurrent state" in value["refused"]["qwen3_next"]
+    assert "latent vector" in value["reference_only"]["deepseek_v3"]
+    printed = run("models").stdout
+    assert "embedded" in printed
+    assert f"Of {len(families)} families, native serves" in printed

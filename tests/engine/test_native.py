@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import cycle
@@ -30,7 +29,7 @@ from selfspec_tune.models import LoadedModel
 from selfspec_tune.plans import DecoderPlan, LayerPlan, registry
 from selfspec_tune.plans.families.llama import llama as llama_plan
 from tests.covering import cover
-from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens
+from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens, threads_of_torch
 from tests.rounded_runner import RoundedModel, check_passes
 
 pytestmark = needs_compiler
@@ -98,16 +97,6 @@ def small(tmp_path: Path) -> LoadedModel:
     return _load(tmp_path, "grouped", "bfloat16")
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _in_chunks(runner: NativeRunner, start: int, tokens: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """Logits [tokens, vocabulary] of ``tokens`` after ``start`` positions, verified ``sizes`` at a time."""
     runner.rewind(start)
@@ -140,7 +129,7 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
     model = _load(tmp_path, shape, dtype, vocab_size=601)  # several blocks of the head
     tokens, found = _prompt(12, seed=1), []
     for count in (1, 2, 3):
-        with _threads(count):
+        with threads_of_torch(count):
             runner = NativeRunner(model)
             runner.reserve(200)
         prefill(runner, _prompt(122))

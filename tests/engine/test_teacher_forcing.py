@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
@@ -17,6 +18,7 @@ from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.engine.teacher_forcing import (
     BlockScorer,
     DraftScorer,
@@ -29,7 +31,9 @@ from selfspec_tune.engine.teacher_forcing import (
 )
 from selfspec_tune.engine.teacher_forcing.reference import BLOCK
 from selfspec_tune.models import LoadedModel
+from tests import kit
 from tests.engine_kit import RUNNERS, draft_step, load, prompt_tokens
+from tests.families import FAMILIES
 
 SKIP_SETS = {
     "nothing": SkipSet.empty(4),
@@ -255,9 +259,9 @@ def test_drafts_that_begin_alike_share_their_beginning(fast: FastRunner, windows
     computed: list[int] = []
     through = scorer.through
 
-    def counted(stream: Stream, index: int, precision: Precision | None) -> Stream:
+    def counted(stream: Stream, index: int, precision: Precision | None, experts: int | None) -> Stream:
         computed.append(index)
-        return through(stream, index, precision)
+        return through(stream, index, precision, experts)
 
     scorer.through = counted  # type: ignore[method-assign]
     for name in (*SKIP_SETS, *SKIP_SETS):
@@ -306,3 +310,46 @@ def test_a_bfloat16_model_is_scored_in_its_own_precision(tiny_llama_dir: Path) -
     trace = TokenExactScorer(FastRunner(loaded), windows).trace(Draft(SKIP_SETS["some"]))
     steps = _by_drafting(ReferenceRunner(loaded), windows, Draft(SKIP_SETS["some"]))
     assert list(trace.confidences[0]) == pytest.approx([step.confidence for step in steps[0]], abs=0.05)
+
+
+# What decides which positions a position sees, and how: each kind in one row or more.
+SIGHTS = (
+    *("gemma2", "gemma3", "cwm", "mistral-window", "ministral3", "llama4_text", "smollm3-window"),
+    *("gpt_neox", "cohere2", "opt", "bloom", "gpt_oss", "mixtral"),
+)
+
+
+@pytest.fixture(scope="module", params=[name for name in SIGHTS if name in FAMILIES])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    config = AutoConfig.for_model(**FAMILIES[request.param].config)
+    found = load(kit.save_random(config, tmp_path_factory.mktemp("family")))
+    reason = unserved_reason(found.model, FastRunner.SERVES)
+    if reason is not None:
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="module")
+def edges() -> list[Window]:
+    """Texts about the edges of the families' windows and chunks of 8 positions: at the first, and past many."""
+    tokens = tuple(prompt_tokens(40))
+    return [Window(tokens[:14], 5, 12), Window(tokens, 33, 38)]
+
+
+def test_every_familys_later_tokens_are_scored_as_they_are_drafted(family: LoadedModel, edges: list[Window]) -> None:
+    runner, num_layers = FastRunner(family), family.num_layers
+    for skip_set in (SkipSet(num_layers, (1,), (0,)), SkipSet(num_layers, (0,), (1, num_layers - 1))):
+        trace = TokenExactScorer(runner, edges, depths=3).trace(Draft(skip_set))
+        for before, place in enumerate((trace, *trace.later)):
+            _assert_same(place, _after_drafting(runner, edges, Draft(skip_set), before))
+
+
+def test_every_familys_drafts_that_stand_alone_are_scored_as_they_are_drafted(
+    family: LoadedModel, edges: list[Window]
+) -> None:
+    draft = Draft(SkipSet(family.num_layers, (1,), (0,)))
+    fast, theirs = StandaloneScorer(FastRunner(family), edges), StandaloneReferenceScorer(family, edges)
+    ours, other = fast.trace(draft), theirs.trace(draft)
+    assert ours.nll == pytest.approx(other.nll, rel=1e-4)
+    for one, two in zip(ours.confidences, other.confidences, strict=True):
+        assert list(one) == pytest.approx(list(two), rel=1e-3, abs=1e-5)

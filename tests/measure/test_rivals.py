@@ -301,6 +301,14 @@ def test_a_model_of_one_layer_cannot_exit_early(workload: Workload) -> None:
     assert why_no_early_exit(workload.loaded, 3) is None
 
 
+def test_early_exit_is_refused_where_transformers_looks_for_another_module(tmp_path: Path) -> None:
+    llama4 = load(kit.tiny_of_type(tmp_path, "llama4_text"))
+    reason = why_no_early_exit(llama4, 1)
+    assert reason == (
+        "transformers' early exit looks for a module language_model in Llama4ForCausalLM, which has none."
+    )
+
+
 def test_an_early_exit_that_fails_leaves_the_model_its_layers(
     workload: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.measure.traffic import Traffic, _by_structure, traffic_of
 from tests import kit
 from tests.engine_kit import load
+from tests.families import FAMILIES
 
 # The kit's Llama: width 64, 4 heads of 16, 2 of keys and values, MLP 128, vocabulary 128, 4 layers; float32.
 ATTENTION = 4 * (64 * 64 + 2 * 32 * 64 + 64 * 64)
@@ -88,6 +90,48 @@ def test_a_model_without_a_plan_is_counted_by_its_modules(tmp_path: Path, kind: 
     )
 
 
-def test_experts_are_noticed(tmp_path: Path, traffic: Traffic) -> None:
-    assert not traffic.has_experts
-    assert traffic_of(load(kit.tiny_of_type(tmp_path / "moe", "mixtral"))).has_experts
+def family(name: str, directory: Path) -> tuple[Traffic, dict[str, int]]:
+    """The traffic of a family's tiny checkpoint, and the bytes of its parameters by name."""
+    loaded = load(kit.save_random(AutoConfig.for_model(**FAMILIES[name].config), directory))
+    sizes = {name: 4 * parameter.numel() for name, parameter in loaded.model.named_parameters()}
+    return traffic_of(loaded), sizes
+
+
+def test_every_tensor_is_read_once_but_the_embedding_and_the_experts(tmp_path: Path) -> None:
+    for name in ("gpt_neox", "gemma2", "opt"):  # all with the embedding as the head
+        found, sizes = family(name, tmp_path / name)
+        rest = sum(size for path, size in sizes.items() if "embed" not in path)
+        head = 4 * FAMILIES[name].config["vocab_size"] * FAMILIES[name].config["hidden_size"]
+        assert found.full_step(0) == rest + head + found.row
+        assert not found.has_experts
+
+
+def test_of_experts_those_are_read_that_some_token_goes_to(tmp_path: Path) -> None:
+    found, sizes = family("mixtral", tmp_path)
+    config = FAMILIES["mixtral"].config
+    count, chosen = config["num_local_experts"], config["num_experts_per_tok"]
+    routed = sum(size for path, size in sizes.items() if ".experts." in path)
+    rest = sum(sizes.values()) - routed - sizes["model.embed_tokens.weight"]
+    for num_tokens in (1, 2, 9):
+        share = 1 - (1 - chosen / count) ** num_tokens
+        assert found.full_step(0, num_tokens) == pytest.approx(rest + share * routed + num_tokens * found.row)
+    assert found.draft_step(Draft(SkipSet.empty(3)), 0) == pytest.approx(found.full_step(0))
+    for fewer in range(1, chosen):
+        draft = Draft(SkipSet.empty(3), experts=fewer)
+        assert found.draft_step(draft, 0) == pytest.approx(rest + fewer / count * routed + found.row)
+    assert (found.has_experts, found.counts_all) == (True, False)
+
+
+def test_shared_experts_routers_and_dense_layers_are_read_by_every_token(tmp_path: Path) -> None:
+    found, sizes = family("qwen2_moe", tmp_path)
+    routed = sum(size for path, size in sizes.items() if ".experts." in path)
+    one, all_ = found.full_step(0), found.full_step(0, 10_000) - 9_999 * found.row
+    count, chosen = (FAMILIES["qwen2_moe"].config[key] for key in ("num_experts", "num_experts_per_tok"))
+    assert all_ - one == pytest.approx((1 - chosen / count) * routed)
+
+
+def test_without_a_plan_all_experts_are_counted(tmp_path: Path) -> None:
+    loaded = load(kit.tiny_of_type(tmp_path, "mixtral"))
+    found = _by_structure(loaded)
+    assert (found.has_experts, found.counts_all) == (True, True)
+    assert found.full_step(0) == pytest.approx(traffic_of(loaded).full_step(0, 1000) - 999 * found.row)

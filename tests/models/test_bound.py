@@ -12,10 +12,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspec_tune.engine import choose_runner
-from selfspec_tune.engine.expected import expected_runner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.models import ALIASES, LoadedModel
+from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import unbound_reason
 from tests import kit
 from tests.engine_kit import load
@@ -113,19 +112,6 @@ def test_a_configuration_that_cannot_be_read_is_a_reason_too(loaded: LoadedModel
     assert reason.startswith("its configuration cannot be read (AttributeError")
     with pytest.raises(UnsupportedModelError, match=r"cannot serve .*cannot be read"):
         choose_runner(loaded, "native")
-
-
-# -- what an architecture gets, told from its class ----------------------------------------------------------------
-
-
-def test_the_aliases_runners_are_told_from_their_architectures() -> None:
-    found = {model.model_type: expected_runner(model.model_type, model.settings) for model in ALIASES.values()}
-    assert found["llama"].name in ("graphs", "native", "fast")
-    assert all((runner.name == "reference") <= bool(runner.reason) for runner in found.values())
-
-
-def test_an_architecture_that_cannot_draft_for_itself_says_so() -> None:
-    assert "cannot draft for itself" in (expected_runner("mamba", {}).reason or "")
 
 
 def test_a_class_with_code_of_its_own_is_refused_by_name() -> None:

@@ -35,6 +35,7 @@ _NEUTRAL = {
         "qkv_bias",
     ),
     *("reorder_and_upcast_attn", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+    *("attention_probs_dropout_prob", "hidden_dropout_prob", "activation_dropout", "embed_dropout", "resid_dropout"),
     *("audio_config", "vision_config"),
 }
 # Read and put aside: Gemma 3 passes its cap on to nothing, masks follow `layer_types`, nothing is chosen of no experts,
@@ -44,6 +45,7 @@ _UNUSED = {
     "gemma3_text": {"attn_logit_softcapping"},
     "granitemoehybrid": {"num_experts_per_tok"},
     "smollm3": {"use_sliding_window"},
+    "gpt_neo": {"attention_types"},  # its ``attention_layers``
     "exaone4": {"sliding_window_pattern"},
     "exaone_moe": {"sliding_window_pattern"},
     "falcon": {"multi_query", "num_kv_heads", "rope_parameters"},

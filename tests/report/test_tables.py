@@ -7,10 +7,8 @@ from rich.console import Console
 
 from selfspec_tune.bench.compare import Comparison
 from selfspec_tune.intervals import Interval
-from selfspec_tune.models.aliases import ALIASES, Alias
 from selfspec_tune.report.bench import lossless, print_bench
 from selfspec_tune.report.comparison import print_comparison
-from selfspec_tune.report.models import params, print_models
 from selfspec_tune.report.search import draft_line, print_skip_config
 from selfspec_tune.report.text import bench_verdict, bounds, score_verdict, times
 from selfspec_tune.results import BenchResult, DraftSettings, LosslessCount, Score
@@ -241,28 +239,6 @@ def test_the_draft_line_names_precision_and_lookup() -> None:
     line = draft_line(draft, 12)
     assert line == "cost-aware, at most 16 tokens, at int4 attn 0; head int8, n-gram 2-4, 10 tokens"
     assert draft_line(draft.model_copy(update={"model_drafts": False}), 12).endswith("10 tokens alone")
-
-
-def test_model_names_are_printed_whole() -> None:
-    target, stream = console(100)
-    print_models(target, ALIASES, dict.fromkeys(ALIASES, "native"))
-    for alias, model in ALIASES.items():
-        assert alias in stream.getvalue()
-        assert model.hub_id in stream.getvalue()
-    assert "reference runner" not in stream.getvalue()
-
-
-def test_models_on_the_reference_runner_are_told_apart() -> None:
-    target, stream = console(100)
-    print_models(target, ALIASES, dict.fromkeys(ALIASES, "native") | {"gemma-2-2b": "reference"})
-    assert "gated reference" in stream.getvalue()
-    assert stream.getvalue().count("native") == len(ALIASES) - 1
-    assert "On the reference runner a skipped sub-layer still costs its time" in stream.getvalue()
-
-
-@pytest.mark.parametrize(("billions", "written"), [(0.135, "135M"), (1.54, "1.5B"), (69.0, "69B")])
-def test_parameter_counts_are_rounded(billions: float, written: str) -> None:
-    assert params(Alias("org/x", 4, billions)) == written
 
 
 def test_every_figure_of_a_bench_carries_the_share_of_degenerate_answers() -> None:

@@ -1,6 +1,6 @@
 """Our own CPU kernels: built on first use, the same bits for any number of tokens.
 
-compilers ─► store ─► build ─► binding (ctypes) ─► weights (described, or packed as int8 and int4)
+compilers ─► store ─► build ─► binding (ctypes) ─► weights (packed as int8 and int4) ─► structures (by plan)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_void_p
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from selfspec_tune.engine.kernels.build import Built, built
 from selfspec_tune.errors import NativeUnavailableError
 
-ABI_VERSION = 1  # kernels_abi(0) of the C sources: changes with any function's arguments
+ABI_VERSION = 2  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 INT4_GROUP = 32  # inputs that share one scale
@@ -40,6 +40,7 @@ class Kind(IntEnum):
 
     ATTENTION = 0
     MLP = 1
+    EXPERTS = 2
 
 
 class Linear(ctypes.Structure):
@@ -56,42 +57,82 @@ class Linear(ctypes.Structure):
     )
 
 
-class SubLayerStruct(ctypes.Structure):
-    """Attention: fused qkv and output, and the ``scale`` of its scores. MLP: gate, up and down.
+class NormStruct(ctypes.Structure):
+    """A norm; all zeros: none. ``weight`` and ``bias`` are float32 and possibly null."""
 
-    ``norm`` is float32, and ``epsilon`` the norm's.
+    _fields_ = (
+        ("kind", c_int32),
+        ("is_late", c_int32),
+        ("epsilon", c_float),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class RopeTable(ctypes.Structure):
+    """Cosines and signed sines, float32 [capacity, size], of the first ``size`` dimensions of a head."""
+
+    _fields_ = (("cosine", c_void_p), ("signed_sine", c_void_p), ("size", c_int64))
+
+
+class AttentionStruct(ctypes.Structure):
+    """What an attention does between its linear layers; see `AttentionPlan`. 0: no ``cap``, ``clip``, ``growth``.
+
+    ``rope``: number of a table, or -1. ``sinks`` and ``slopes``: float32 [heads], or null.
+    """
+
+    _fields_ = (
+        *((name, c_int32) for name in ("heads", "kv_heads", "size", "is_grouped")),
+        *((name, c_int32) for name in ("reach", "reach_size")),
+        *((name, c_int32) for name in ("rope", "is_adjacent", "is_rope_float")),
+        *((name, c_int32) for name in ("qk_norm", "is_qk_norm_late")),
+        *((name, c_int32) for name in ("growth_length", "growth_offset")),
+        *((name, c_float) for name in ("scale", "cap", "clip", "growth")),
+        ("query_norm", NormStruct),
+        ("key_norm", NormStruct),
+        ("sinks", c_void_p),
+        ("slopes", c_void_p),
+    )
+
+
+class MlpStruct(ctypes.Structure):
+    """What an MLP does between its linear layers; ``numbers`` are those of xIELU."""
+
+    _fields_ = (("is_gated", c_int32), ("activation", c_int32), ("numbers", c_float * 4))
+
+
+class SubLayerStruct(ctypes.Structure):
+    """One half. Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
+
+    A parallel MLP reads what the attention of its layer read, where that ran in the same pass.
     """
 
     _fields_ = (
         ("kind", c_int32),
         ("layer", c_int32),
-        ("epsilon", c_float),
-        ("scale", c_float),
-        ("norm", c_void_p),
-        ("first", Linear),
-        ("second", Linear),
-        ("third", Linear),
+        ("is_parallel", c_int32),
+        ("residual_scale", c_float),
+        *((name, NormStruct) for name in ("norm", "post", "inner")),
+        *((name, Linear) for name in ("first", "second", "third")),
+        ("attention", AttentionStruct),
+        ("mlp", MlpStruct),
+        ("experts", c_void_p),
     )
 
 
 class Model(ctypes.Structure):
-    """Sizes and the tensors that all sub-layers share."""
+    """Sizes (the largest of all layers) and the tensors that all sub-layers share. 0: no ``logit_cap``."""
 
     _fields_ = (
         ("is_bf16", c_int32),
         ("threads", c_int32),
-        ("hidden", c_int64),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("head_size", c_int64),
-        ("widest", c_int64),
-        ("vocabulary", c_int64),
-        ("capacity", c_int64),
-        ("epsilon", c_double),
+        *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_size", "widest", "vocabulary", "capacity")),
         ("embedding", c_void_p),
-        ("final_norm", c_void_p),
-        ("cosine", c_void_p),
-        ("signed_sine", c_void_p),
+        ("positions", c_void_p),
+        *((name, c_float) for name in ("embedding_scale", "logit_scale", "logit_cap")),
+        ("embedding_norm", NormStruct),
+        ("final_norm", NormStruct),
+        ("ropes", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
     )

@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: the model's own, described, and copies of few bits, packed.
+"""Weights as the kernels read them, and copies of few bits, packed.
 
 int8: one float32 scale a row. int4: sixteen rows interleaved (layout: kernels/int4.h), and
 for every 32 inputs of a row a bfloat16 scale; the levels are those of a codebook, or with a
@@ -8,9 +8,6 @@ centre beside the scale evenly spaced: those reproduce a checkpoint made from a 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +17,13 @@ from selfspec_tune.draft import Precision
 from selfspec_tune.engine.kernels.binding import (
     INT4_GROUP,
     UNIT,
-    Kind,
     Linear,
-    SubLayerStruct,
     WeightFormat,
     load_library,
 )
-from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.linear import PIECE_ROWS, Dense, is_widened, linear_by_pieces, roomy
 from selfspec_tune.engine.layers.lowbit import LowBitSettings, row_chunks
-from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.quantize import Moments, lies_on_a_grid, quantize_asymmetric, quantize_symmetric
-from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.errors import UnsupportedPrecisionError
 
 _SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
@@ -187,63 +179,3 @@ def _nibbles(codes: Tensor) -> Tensor:
     split = codes.view(rows // UNIT, UNIT, columns // INT4_GROUP, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
     pairs = split[..., 0::2] | (split[..., 1::2] << 4)
     return pairs.reshape(rows // UNIT, columns // INT4_GROUP, _CODE_BYTES)
-
-
-class Described:
-    """Structures over tensors that live as long as they do."""
-
-    def __init__(self) -> None:
-        self._kept: list[Any] = []
-
-    def sublayer(self, module: SubLayer, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
-        """A sub-layer with its own weights or their ``copies``."""
-        into, out = copies or module.projections
-        assert module.norm is not None
-        assert module.norm.weight is not None
-        norm, layer, epsilon = self.floats(module.norm.weight), module.layer, module.norm.epsilon
-        if isinstance(module, Attention):
-            qkv, output = self.linear(into), self.linear(out)
-            return SubLayerStruct(Kind.ATTENTION, layer, epsilon, module.plan.scale, norm, qkv, output, Linear())
-        assert isinstance(module, Mlp)
-        width = module.width
-        gate, up = self.linear(into, 0, width), self.linear(into, width, width)
-        return SubLayerStruct(Kind.MLP, layer, epsilon, 0.0, norm, gate, up, self.linear(out))
-
-    def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
-        """A linear layer, or ``rows`` outputs of it from ``start``."""
-        if isinstance(layer, NativeCopy):
-            self._kept.append(layer)
-            return layer.structure(start, rows)
-        end = None if rows is None else start + rows
-        weight = layer.weight[start:end]
-        if not weight.is_contiguous():
-            raise ValueError("the kernels read contiguous weights only")
-        self._kept.append(weight)
-        bias = None if layer.bias is None else self.floats(layer.bias[start:end])
-        return Linear(FORMATS[weight.dtype], 0, *weight.shape, weight.data_ptr(), None, bias)
-
-    def floats(self, tensor: Tensor) -> int:
-        """Address of a float32 copy of a small tensor."""
-        copy = tensor.detach().to(torch.float32, copy=True).contiguous()
-        self._kept.append(copy)
-        return copy.data_ptr()
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """What a pass runs through, as the kernels read it. ``kept``: all that its addresses point into."""
-
-    sublayers: ctypes.Array[ctypes.c_void_p]
-    head: Linear
-    kept: tuple[tuple[Described, SubLayerStruct], ...]
-    kept_head: Described
-
-    @classmethod
-    def of(cls, sublayers: Iterable[tuple[Described, SubLayerStruct]], head: Dense | NativeCopy) -> Stack:
-        kept, kept_head = tuple(sublayers), Described()
-        return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
-
-
-def _pointers(sublayers: Sequence[SubLayerStruct]) -> ctypes.Array[ctypes.c_void_p]:
-    """An array of the structures' addresses; the structures must outlive it."""
-    return (ctypes.c_void_p * len(sublayers))(*(ctypes.addressof(sublayer) for sublayer in sublayers))

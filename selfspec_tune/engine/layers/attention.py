@@ -40,10 +40,10 @@ class Attention(Half):
         self.plan = plan
         self.inner = None if plan.inner is None else Norm(plan.inner, bound, layer)
         self._state = state
-        self._qk_norms: tuple[Norm | HeadNorm, Norm | HeadNorm] | None = None
+        self.qk_norms: tuple[Norm | HeadNorm, Norm | HeadNorm] | None = None
         if plan.qk_norm is not None:
             kind = HeadNorm if plan.qk_norm.kind is QkNormKind.EACH_HEAD else Norm
-            self._qk_norms = kind(plan.qk_norm.query, bound, layer), kind(plan.qk_norm.key, bound, layer)
+            self.qk_norms = kind(plan.qk_norm.query, bound, layer), kind(plan.qk_norm.key, bound, layer)
 
     def __call__(self, stream: Stream, start: int) -> Stream:
         state, end = self._state, start + stream.hidden.shape[0]
@@ -113,13 +113,13 @@ class Attention(Half):
 
     def _normalise(self, qk: Tensor) -> Tensor:
         """Queries and keys [tokens, heads + kv heads, size] by their norms."""
-        assert self._qk_norms is not None
+        assert self.qk_norms is not None
         assert self.plan.qk_norm is not None
         parts = qk[:, : self.plan.num_heads], qk[:, self.plan.num_heads :]
         if self.plan.qk_norm.kind is QkNormKind.WIDTH:
-            normed = [norm(part.flatten(1)).view(part.shape) for norm, part in zip(self._qk_norms, parts, strict=True)]
+            normed = [norm(part.flatten(1)).view(part.shape) for norm, part in zip(self.qk_norms, parts, strict=True)]
         else:
-            normed = [norm(part) for norm, part in zip(self._qk_norms, parts, strict=True)]
+            normed = [norm(part) for norm, part in zip(self.qk_norms, parts, strict=True)]
         return torch.cat(normed, 1)
 
     def _attend_grouped(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

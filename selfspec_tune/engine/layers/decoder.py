@@ -5,9 +5,9 @@ from __future__ import annotations
 from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import CacheState
+from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.sublayer import SubLayer
-from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan, MlpPlan
 
@@ -21,6 +21,4 @@ def _make(bound: BoundModel, state: CacheState, sublayer: SubLayerId) -> SubLaye
     plan, layer = bound.plan.half(sublayer), sublayer.layer
     if isinstance(plan, AttentionPlan):
         return Attention(plan, bound, layer, state)
-    if isinstance(plan, MlpPlan):
-        return Mlp(plan, bound, layer)
-    raise UnsupportedModelError(f"{bound.plan.layer_path(layer)} has experts, which our own loops do not compute")
+    return Mlp(plan, bound, layer) if isinstance(plan, MlpPlan) else Experts(plan, bound, layer)

@@ -16,7 +16,7 @@ from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import MlpPlan
 from selfspec_tune.plans.mlp import Activation
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: F.silu,
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: lambda values: F.gelu(values, approximate="tanh"),
@@ -31,7 +31,7 @@ def activation_of(plan: MlpPlan, bound: BoundModel, layer: int) -> Callable[[Ten
         assert plan.activation_path is not None
         module: Callable[[Tensor], Tensor] = bound.module(plan.activation_path, layer)
         return module
-    return _ACTIVATIONS[plan.activation]
+    return ACTIVATIONS[plan.activation]
 
 
 class Mlp(Half):
@@ -48,7 +48,7 @@ class Mlp(Half):
         self.plan = plan
         self.width = plan.width
         self.inner = None if plan.inner is None else Norm(plan.inner, bound, layer)
-        self._activate = activation_of(plan, bound, layer)
+        self.activate = activation_of(plan, bound, layer)
 
     def __call__(self, stream: Stream, start: int) -> Stream:
         return self._add(stream, self.compute(self._read(stream)))
@@ -58,7 +58,7 @@ class Mlp(Half):
         into, out = self._linear
         values = into(hidden)
         if self.plan.is_gated:
-            values = self._activate(values[:, : self.width]).mul_(values[:, self.width :])
+            values = self.activate(values[:, : self.width]).mul_(values[:, self.width :])
         else:
-            values = self._activate(values)
+            values = self.activate(values)
         return out(values if self.inner is None else self.inner(values))

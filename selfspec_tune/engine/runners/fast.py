@@ -20,6 +20,7 @@ from selfspec_tune.engine.layers.cache import CacheState
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.decoder import make_sublayers
 from selfspec_tune.engine.layers.embedding import Embedding
+from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.head import Head
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.lowbit import refusal
@@ -27,7 +28,7 @@ from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.layers.sublayer import SubLayer
-from selfspec_tune.engine.runner import Scores, Want, check_cache, check_room, scored
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_experts, check_room, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import bind
 from selfspec_tune.plans import AttentionPlan, Feature
@@ -62,6 +63,20 @@ _SERVES = frozenset(
         Feature.RELU,
         Feature.RELU2,
         Feature.XIELU,
+        Feature.EXPERTS,
+        Feature.SIGMOID_ROUTER,
+        Feature.CHOICE_BIAS,
+        Feature.EXPERT_GROUPS,
+        Feature.SHARED_EXPERTS,
+        Feature.INPUT_WEIGHTS,
+        Feature.TRANSPOSED_EXPERTS,
+        Feature.INTERLEAVED_EXPERTS,
+        Feature.EXPERT_BIASES,
+        Feature.CLAMPED_EXPERTS,
+        Feature.ROUTER_IN_FLOAT32,
+        Feature.ROUNDED_WEIGHTS,
+        Feature.ROUTER_BIAS,
+        Feature.CHOSEN_FIRST,
     }
 )
 
@@ -113,12 +128,15 @@ class FastRunner:
         self._state.allocate(0)
 
     def set_draft(self, draft: Draft) -> None:
-        """Raises `UsageError` where its copies exceed `extra_memory_bytes`, and
-        `UnsupportedPrecisionError` where torch cannot compute with them."""
+        """Raises `UsageError` where its copies exceed `extra_memory_bytes` or the model has not so many experts, and
+        `UnsupportedPrecisionError` where torch cannot compute with its copies."""
+        check_experts(draft, self._loaded)
         keys = self._copies_of(draft)
         self._forget(self._copies.make_room(keys))  # first: making a copy may fail
         self._copies.require(keys)
-        self._draft_sublayers = [self._sublayer(sublayer.index, precision) for sublayer, precision in draft.kept()]
+        self._draft_sublayers = [
+            self._sublayer(sublayer.index, precision, draft.experts) for sublayer, precision in draft.kept()
+        ]
         self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
 
     @property
@@ -182,9 +200,9 @@ class FastRunner:
         assert isinstance(sublayer, Attention)
         return sublayer
 
-    def mlp(self, layer: int, precision: Precision = Precision.SAME) -> SubLayer:
-        """One layer's MLP sub-layer; at a low precision only after `set_draft` with such a draft."""
-        return self._sublayer(SubLayerId(SubLayerKind.MLP, layer).index, precision)
+    def mlp(self, layer: int, precision: Precision = Precision.SAME, experts: int | None = None) -> SubLayer:
+        """One layer's MLP or mixture of experts, of which a token goes to so many, as in `attention`."""
+        return self._sublayer(SubLayerId(SubLayerKind.MLP, layer).index, precision, experts)
 
     def embed(self, tokens: Sequence[int], positions: slice | Tensor) -> Tensor:
         """Hidden states [tokens, width] before the first sub-layer, of tokens at ``positions``."""
@@ -200,7 +218,7 @@ class FastRunner:
     def input_moments(self, tokens: Sequence[int]) -> dict[Dense, Moments]:
         """What the inputs of every linear layer are like along ``tokens``.
 
-        Left out are layers whose number of inputs is no multiple of 32. What is cached is kept.
+        Left out are layers whose number of inputs is no multiple of 32, and experts. What is cached is kept.
         """
         meters: dict[Dense, Meter] = {}
 
@@ -220,7 +238,7 @@ class FastRunner:
         if held is not None:
             self._state.restore(held)
         self._length = length
-        return {dense: meter.moments for dense, meter in meters.items()}
+        return {dense: meter.moments for dense, meter in meters.items() if meter.has_seen}
 
     def rotation(self, plan: AttentionPlan, positions: Tensor) -> Rotation:
         """What ``positions`` [tokens], all below the capacity, do to the queries and keys of an attention."""
@@ -254,8 +272,10 @@ class FastRunner:
         keys.append((len(self._sublayers), draft.precision.head))
         return [(index, precision) for index, precision in keys if precision is not Precision.SAME]
 
-    def _sublayer(self, index: int, precision: Precision) -> SubLayer:
+    def _sublayer(self, index: int, precision: Precision, experts: int | None = None) -> SubLayer:
         sublayer = self._sublayers[index]
+        if experts is not None and isinstance(sublayer, Experts):
+            sublayer = sublayer.with_chosen(experts)
         if precision is Precision.SAME:
             return sublayer
         return sublayer.with_projections(*self._copies.get((index, precision)))

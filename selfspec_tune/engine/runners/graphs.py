@@ -20,6 +20,7 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import MAX_MASKED_TOKENS
 from selfspec_tune.engine.layers.copies import Key
+from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Projection
 from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.layers.sublayer import SubLayer
@@ -88,7 +89,7 @@ class GraphedRunner(FastRunner):
         self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
         self._most_tried = max((source.draft_tokens for source in draft.sources), default=0)
         self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
-        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary)
+        self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, draft.experts)
         self._drafts.pop(self._draft_key, None)
         self._drafts[self._draft_key] = frozenset(self._copies_of(draft))
         if len(self._drafts) > _MAX_DRAFTS:
@@ -225,7 +226,7 @@ class GraphedRunner(FastRunner):
         place = self._state.place(positions, bucket)
         stream = Stream(self._embedding(tokens, positions))
         for sublayer in sublayers:
-            stream = sublayer.at(stream, place) if isinstance(sublayer, Attention) else sublayer(stream, 0)
+            stream = sublayer.at(stream, place) if isinstance(sublayer, Attention | Experts) else sublayer(stream, 0)
         return stream.hidden
 
     def _bucket(self, end: int) -> int:

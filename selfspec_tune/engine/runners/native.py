@@ -26,7 +26,8 @@ from selfspec_tune.engine.kernels.binding import (
     SubLayerStruct,
     load_library,
 )
-from selfspec_tune.engine.kernels.weights import FORMATS, Described, NativeCopy, Stack
+from selfspec_tune.engine.kernels.structures import Described, Stack
+from selfspec_tune.engine.kernels.weights import FORMATS, NativeCopy
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
@@ -35,8 +36,21 @@ from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.plans import Feature
+from selfspec_tune.plans import ClaimKind, Feature, claims, plan_of
 
+_KERNELS_HAVE = frozenset(
+    {
+        *(Feature.LAYER_NORM, Feature.NORM_WITHOUT_WEIGHT, Feature.ONE_PLUS_NORM, Feature.LATE_NORM),
+        *(Feature.UNNORMED_INPUT, Feature.POST_NORM, Feature.INNER_NORM, Feature.PARALLEL, Feature.RESIDUAL_SCALE),
+        *(Feature.EMBEDDING_SCALE, Feature.LEARNED_POSITIONS, Feature.EMBEDDING_NORM),
+        *(Feature.LOGIT_SCALE, Feature.LOGIT_CAP),
+        *(Feature.STACKED, Feature.GROUPED, Feature.TRANSPOSED, Feature.CLIP),
+        *(Feature.QK_NORM, Feature.QK_NORM_EACH_HEAD, Feature.QK_NORM_WIDTH, Feature.QK_NORM_LATE),
+        *(Feature.PARTIAL_ROPE, Feature.ADJACENT_ROPE, Feature.ROPE_IN_FLOAT32, Feature.NO_ROPE, Feature.ROPE_BY_LAYER),
+        *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP),
+        *(Feature.PLAIN_MLP, Feature.GELU, Feature.GELU_TANH, Feature.RELU, Feature.RELU2, Feature.XIELU),
+    }
+)
 _TOKEN_BYTES, _BEST_BYTES = ctypes.sizeof(ctypes.c_int64), ctypes.sizeof(Best)
 
 
@@ -55,15 +69,16 @@ def native_unsupported_reason(loaded: LoadedModel) -> str | None:
 
 def _unread_reason(loaded: LoadedModel) -> str | None:
     """What about the weights the kernels cannot read; None where they can."""
-    model, config = loaded.model, loaded.model.config
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    model, plan = loaded.model, plan_of(loaded.model.config.to_dict())
+    head_size = max(layer.attention.head_size for layer in plan.layers)
     if head_size > MAX_HEAD_SIZE:
         return f"the native kernels have heads of up to {MAX_HEAD_SIZE}, not {head_size}"
+    turned = {f"{claim.path}.weight" for claim in claims(plan) if claim.kind is ClaimKind.TRANSPOSED}
     for name, weight in model.named_parameters():
-        is_vector = weight.dim() < 2  # norms and biases are copied to float32
+        is_copied = weight.dim() < 2 or name in turned  # norms and biases to float32; what is transposed is turned
         if weight.dtype not in FORMATS:
             return f"the native kernels read bfloat16 and float32, and {name} is {_name(weight.dtype)}"
-        if not is_vector and not weight.is_contiguous():
+        if not is_copied and not weight.is_contiguous():
             return f"the native kernels read contiguous weights, and {name} is strided"
     embedded: torch.dtype = model.get_input_embeddings().weight.dtype  # type: ignore[assignment]
     if embedded != loaded.dtype:
@@ -83,7 +98,7 @@ class NativeRunner(FastRunner):
     """
 
     name = "native"
-    SERVES: frozenset[Feature] = frozenset()
+    SERVES = FastRunner.SERVES & _KERNELS_HAVE  # for prompts are the fast runner's
 
     @torch.inference_mode()
     def __init__(self, loaded: LoadedModel) -> None:
@@ -195,7 +210,7 @@ class NativeRunner(FastRunner):
     def _describe_model(self) -> None:
         for module in self._sublayers:
             described = Described()
-            self._own.append((described, described.sublayer(module)))
+            self._own.append((described, described.sublayer(self.plan, module)))
         self._full = Stack.of(self._own, self._head.dense)
 
     def _structure(self, index: int, precision: Precision) -> tuple[Described, SubLayerStruct]:
@@ -205,7 +220,7 @@ class NativeRunner(FastRunner):
         if key not in self._described:
             described = Described()
             made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
-            self._described[key] = described, described.sublayer(self._sublayers[index], made)
+            self._described[key] = described, described.sublayer(self.plan, self._sublayers[index], made)
         return self._described[key]
 
     def _close(self) -> None:
@@ -216,35 +231,33 @@ class NativeRunner(FastRunner):
 
     def _open(self) -> None:
         """Scratch memory for the cache's new size."""
-        state = self._state
-        (table,) = state.tables.values()
-        tables = tuple(part.float().contiguous() for part in table)
-        norm = self._head.norm
-        assert norm is not None
-        assert norm.weight is not None
-        final_norm = norm.weight.float().contiguous()
-        hidden = int(self._embedding.weight.shape[1])
+        state, embedding, head, described = self._state, self._embedding, self._head, Described()
+        hidden = int(embedding.weight.shape[1])
         widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
         model = Model(
-            self._loaded.dtype == torch.bfloat16,
-            torch.get_num_threads(),
-            hidden,
-            state.num_heads,
-            state.num_kv_heads,
-            state.head_size,
-            max(hidden, *widths),
-            self.vocabulary_size,
-            state.capacity,
-            norm.epsilon,
-            self._embedding.weight.data_ptr(),
-            final_norm.data_ptr(),
-            *(table.data_ptr() for table in tables),
-            state.keys.data_ptr(),
-            state.values.data_ptr(),
+            is_bf16=self._loaded.dtype == torch.bfloat16,
+            threads=torch.get_num_threads(),
+            hidden=hidden,
+            heads=max(layer.attention.num_heads for layer in self.plan.layers),
+            kv_heads=state.num_kv_heads,
+            head_size=state.head_size,
+            widest=max(hidden, *widths),
+            vocabulary=self.vocabulary_size,
+            capacity=state.capacity,
+            embedding=embedding.weight.data_ptr(),
+            positions=None if embedding.positions is None else embedding.positions.data_ptr(),
+            embedding_scale=embedding.scale,
+            logit_scale=head.plan.scale,
+            logit_cap=head.plan.cap or 0.0,
+            embedding_norm=described.norm(embedding.norm),
+            final_norm=described.norm(head.norm),
+            ropes=described.ropes(self.plan, state.tables),
+            keys=state.keys.data_ptr(),
+            values=state.values.data_ptr(),
         )
         self._close()
         self._engine = self._library.engine_new(ctypes.byref(model))
-        self._engine_reads = tables, final_norm, state.keys, state.values
+        self._engine_reads = described, embedding, state.keys, state.values
         if not self._engine:
             state.capacity = 0  # so that no pass runs, and the next reservation tries again
             raise UsageError(

@@ -32,6 +32,7 @@ from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to
 _EVERY = 4  # sub-layers between hidden states that are kept: at ends of layers, where all is in the stream
 _KEPT_BYTES = 128 << 20
 Sublayers = tuple[Precision | None, ...]
+_Path = tuple[int | None, Sublayers]  # through sub-layers with so many experts
 
 
 class LayerwiseScorer:
@@ -57,12 +58,12 @@ class LayerwiseScorer:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         self.prepare(draft)
         sublayers = draft.sublayers
-        done, hidden = self._known.longest(sublayers)
+        done, hidden = self._known.longest(draft.experts, sublayers)
         stream = self._embedded if hidden is None else Stream(hidden)
         for index in range(done, len(sublayers)):
-            stream = self.through(stream, index, sublayers[index])
+            stream = self.through(stream, index, sublayers[index], draft.experts)
             if (index + 1) % _EVERY == 0:
-                self._known.keep(sublayers[: index + 1], stream.hidden)
+                self._known.keep((draft.experts, sublayers[: index + 1]), stream.hidden)
         first, *later = (to_trace(self._head(stream.hidden[rows], draft), self.windows) for rows in self._scored)
         return replace(first, later=tuple(later))
 
@@ -77,13 +78,13 @@ class LayerwiseScorer:
         return self._embedded
 
     @torch.inference_mode()
-    def through(self, stream: Stream, index: int, precision: Precision | None) -> Stream:
-        """The stream after sub-layer ``index`` at ``precision``; None: it is skipped."""
+    def through(self, stream: Stream, index: int, precision: Precision | None, experts: int | None = None) -> Stream:
+        """The stream after sub-layer ``index`` at ``precision``, with so many experts; None: it is skipped."""
         if precision is None:
             return stream
         kind, layer = SubLayerId.of(index)
         if kind is SubLayerKind.MLP:
-            return self._runner.mlp(layer, precision)(stream, 0)
+            return self._runner.mlp(layer, precision, experts)(stream, 0)
         attention = self._runner.attention(layer, precision)
         rotation = self._runner.rotation(attention.plan, self._positions)
         queries, keys, values = attention.project(stream, rotation)
@@ -117,21 +118,22 @@ class _HiddenStates:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._held: OrderedDict[Sublayers, Tensor] = OrderedDict()
+        self._held: OrderedDict[_Path, Tensor] = OrderedDict()
         self._bytes = 0
 
-    def longest(self, sublayers: Sublayers) -> tuple[int, Tensor | None]:
+    def longest(self, experts: int | None, sublayers: Sublayers) -> tuple[int, Tensor | None]:
         """How many of ``sublayers``, from the first, are known, and the hidden state after them."""
         for depth in range(len(sublayers) // _EVERY * _EVERY, 0, -_EVERY):
-            hidden = self._held.get(sublayers[:depth])
+            path = experts, sublayers[:depth]
+            hidden = self._held.get(path)
             if hidden is not None:
-                self._held.move_to_end(sublayers[:depth])
+                self._held.move_to_end(path)
                 return depth, hidden
         return 0, None
 
-    def keep(self, sublayers: Sublayers, hidden: Tensor) -> None:
+    def keep(self, path: _Path, hidden: Tensor) -> None:
         """Remember ``hidden``; older states make room."""
-        self._held[sublayers] = hidden
+        self._held[path] = hidden
         self._bytes += _size(hidden)
         while self._bytes > self._most_bytes and len(self._held) > 1:
             self._bytes -= _size(self._held.popitem(last=False)[1])

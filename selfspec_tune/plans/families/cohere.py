@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from selfspec_tune.plans.attention import AttentionPlan, QkNormKind, QkNormPlan, RopePairs, RopePlan
 from selfspec_tune.plans.decoder import BlockOrder, DecoderPlan, HeadPlan, LayerPlan
@@ -62,6 +63,22 @@ def cohere2_moe(config: Config) -> DecoderPlan:
     return llama.decoder(config, layer, norm=_norm(config, "model.norm"), head=HeadPlan(scale=config["logit_scale"]))
 
 
+def cohere_compass_text(config: Config) -> DecoderPlan:
+    """Each kind of layer has rotary positions of its own, or none. The axes of an image are one axis in text."""
+    ropes = llama.ropes_by_type(config)
+
+    def attention(layer: int) -> AttentionPlan:
+        kind = config["layer_types"][layer]
+        return llama.attention(
+            config,
+            norm=_norm(config, "input_layernorm"),
+            rope=RopePlan(table=kind, size=llama.head_size(config)) if kind in ropes else None,
+            reach=llama.reach(config, layer),
+        )
+
+    return _decoder(config, attention, ropes=ropes)
+
+
 def _norm(config: Config, path: str) -> NormPlan:
     epsilon = config.get("rms_norm_eps")
     return llama.layer_norm(path, config["layer_norm_eps"]) if epsilon is None else llama.norm(config, path)
@@ -71,11 +88,12 @@ def _rope(config: Config) -> RopePlan:
     return RopePlan(table="full", size=llama.head_size(config), pairs=RopePairs.ADJACENT, in_float32=True)
 
 
-def _decoder(config: Config, attention: Callable[[int], AttentionPlan]) -> DecoderPlan:
+def _decoder(config: Config, attention: Callable[[int], AttentionPlan], **changes: Any) -> DecoderPlan:
     mlp = llama.mlp(config, norm=_norm(config, "input_layernorm"))
     return llama.decoder(
         config,
         lambda layer: LayerPlan(attention=attention(layer), mlp=mlp, order=BlockOrder.PARALLEL),
         norm=_norm(config, "model.norm"),
-        head=HeadPlan(scale=config["logit_scale"]),
+        head=HeadPlan(scale=1.0 if config["logit_scale"] is None else config["logit_scale"]),
+        **changes,
     )

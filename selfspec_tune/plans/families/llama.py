@@ -62,8 +62,8 @@ def check_whole_rope(parameters: Mapping[str, Any]) -> None:
 
 
 def ropes_by_type(config: Config) -> dict[str, RopeTable]:
-    """A table for each kind of layer, by its name in ``layer_types``."""
-    kinds = sorted(set(config["layer_types"]))
+    """A table for each kind of layer that has one, by its name in ``layer_types``."""
+    kinds = sorted(kind for kind in set(config["layer_types"]) if config["rope_parameters"].get(kind) is not None)
     for kind in kinds:
         check_static_rope(config["rope_parameters"][kind])
     return {

@@ -173,7 +173,7 @@ def knapsack(
         for state in states:
             for option in options:
                 seconds = state.seconds + (0.0 if option is None else each[index])
-                stream = scorer.through(state.stream, index, option)
+                stream = scorer.through(state.stream, index, option, space.base.experts)
                 place = round(num_budgets * seconds / whole)
                 found = _State((*state.choices, option), seconds, stream, _likeness(stream.hidden, truth.hidden))
                 if place not in best or found.likeness > best[place].likeness:

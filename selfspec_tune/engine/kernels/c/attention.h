@@ -4,153 +4,110 @@
  */
 #ifndef ATTENTION_H
 #define ATTENTION_H
-#include "vector.h"
+#include "queries.h"
 
-#define KV_CHUNK 128   /* positions whose attention is summed before chunks are combined */
-#define MAX_HEAD_SIZE 512
-#define HEADS_AT_ONCE 8 /* query heads of one KV head */
-#define MAX_DOTTED_HEAD 256 /* largest size of a head whose keys are multiplied in bfloat16 */
-/* Most heads, and vectors of their columns, that share each load of a value: their sums fit the registers. */
-#define WEIGHED_HEADS 6
-#if REGISTERS == 32
-#define WEIGHED_VECTORS 4
-#else
-#define WEIGHED_VECTORS 2
-#endif
-
-/* The last `count` < LANES numbers, padded with zeros. */
-INLINE fv load_last(const void *p, int64_t at, int64_t count, int is_bf16) {
-    float numbers[LANES] = {0};
-    for (int64_t i = 0; i < count; i++) numbers[i] = load_any1(p, at + i, is_bf16);
-    return load_f(numbers);
+/* The first position that the token at `position` sees. */
+INLINE int64_t first_seen(const Attention *a, int64_t position) {
+    if (a->reach == REACH_WINDOW) return position < a->reach_size ? 0 : position - a->reach_size + 1;
+    return a->reach == REACH_CHUNK ? position / a->reach_size * a->reach_size : 0;
 }
 
-/* `heads` queries [heads][size] times LANES keys [LANES][size] that they share; sums lane by lane: out[head][key].
- * Of the keys only `count` are there; the last stands for those past it. */
-INLINE void dot_keys(const int is_bf16, const int heads, const float *q, const void *keys, int64_t base, int64_t size, int64_t count,
-                     fv (*out)[LANES]) {
-    for (int i = 0; i < LANES; i++) {
-        const int64_t at = base + (i < count ? i : count - 1) * size;
-        fv sum[HEADS_AT_ONCE];
-        UNROLL for (int h = 0; h < heads; h++) sum[h] = splat(0.f);
-        int64_t d = 0;
-        for (; d + LANES <= size; d += LANES) {
-            const fv key = load_any(keys, at + d, is_bf16);
-            UNROLL for (int h = 0; h < heads; h++) sum[h] = add_product(sum[h], key, load_f(q + h * size + d));
-        }
-        if (d < size) {
-            const fv key = load_last(keys, at + d, size - d, is_bf16);
-            UNROLL for (int h = 0; h < heads; h++) sum[h] = add_product(sum[h], key, load_last(q, h * size + d, size - d, 0));
-        }
-        UNROLL for (int h = 0; h < heads; h++) out[h][i] = sum[h];
+/* Scores of keys of which the first is `distance` positions back: less what distance costs, and capped. */
+static void bend(const Attention *a, int64_t head, int64_t distance, int64_t first, int64_t count, float *scores) {
+    const fv back = __builtin_convertvector(splat_i((int32_t)distance) - lane_numbers(), fv);
+    const float slope = a->slopes ? a->slopes[head] : 0.f;
+    for (int64_t j = first / LANES * LANES; j < count; j += LANES) {
+        const fv s = load_f(scores + j), bent = s - slope * (back - (float)j);
+        const fv capped = a->cap != 0.f ? a->cap * tanh_v(bent / a->cap) : bent;
+        store_f(scores + j, choose(s == splat(-INFINITY), s, capped));
     }
 }
 
-#if HAVE_DOT_BF16
-/* The same for bfloat16 queries [heads][steps vectors]. */
-INLINE void dot_keys_bf16(const int steps, int64_t heads, const uint16_t *q, const uint16_t *keys, int64_t count, fv (*out)[LANES]) {
-    for (int i = 0; i < LANES; i++) {
-        const uint16_t *key = keys + (i < count ? i : count - 1) * steps * 2 * LANES;
-        dot_vector k[MAX_DOTTED_HEAD / (2 * LANES)];
-        UNROLL for (int s = 0; s < steps; s++) k[s] = load_dot(key + s * 2 * LANES);
-        for (int64_t h = 0; h < heads; h++) {
-            fv sum = splat(0.f);
-            UNROLL for (int s = 0; s < steps; s++) sum = add_dot(sum, k[s], load_dot(q + (h * steps + s) * 2 * LANES));
-            out[h][i] = sum;
+/* The query heads of one KV head against one chunk of positions, for every token that sees any of them. */
+INLINE void attend_chunk(Engine *e, const int is_bf16, const SubLayer *s, int64_t start, int64_t tokens, int64_t kv_head, int64_t chunk) {
+    const Attention *a = &s->attention;
+    const Model *m = &e->m;
+    const int64_t size = a->size, group = a->heads / a->kv_heads;
+    const int64_t from = chunk * KV_CHUNK, base = ((s->layer * m->kv_heads + kv_head) * m->capacity + from) * size;
+    float p[HEADS_AT_ONCE][KV_CHUNK];
+    for (int64_t t = 0; t < tokens; t++) {
+        const int64_t seen = start + t + 1 - from, skipped = first_seen(a, start + t) - from;
+        const int64_t count = seen < KV_CHUNK ? seen : KV_CHUNK, begin = skipped > 0 ? skipped : 0;
+        if (begin >= count) continue;
+        const int64_t at = begin / LANES * LANES;
+        for (int64_t first = 0; first < group; first += HEADS_AT_ONCE) {
+            const int64_t heads = group - first < HEADS_AT_ONCE ? group - first : HEADS_AT_ONCE;
+            const int64_t head = kv_head * group + first, slot = (chunk * MAX_TOKENS + t) * m->heads + head;
+            score(is_bf16, heads, e->queries + (t * a->heads + head) * size, m->keys, base, size, begin, count, a->scale, p);
+            if (a->slopes || a->cap != 0.f)
+                for (int64_t h = 0; h < heads; h++) bend(a, head + h, start + t - from, begin, count, p[h]);
+            for (int64_t h = 0; h < heads; h++) e->part_max[slot + h] = exponentiate(p[h] + at, count - at, &e->part_sum[slot + h]);
+            weigh_heads(heads, is_bf16, (const float(*)[KV_CHUNK])(p[0] + at), m->values, base + at * size, size, count - at,
+                        e->part + slot * m->head_size);
         }
     }
 }
-#endif
 
-/* Scores of `heads` queries [heads][size] against `count` keys, LANES at a time; those past the end are minus infinity. */
-INLINE void score(const int is_bf16, int64_t heads, const float *q, const void *keys, int64_t base, int64_t size, int64_t count, float scale,
-                  float (*scores)[KV_CHUNK]) {
-    const iv lane = lane_numbers();
-    fv sums[HEADS_AT_ONCE][LANES];
-#if HAVE_DOT_BF16
-    uint16_t narrowed[HEADS_AT_ONCE * MAX_HEAD_SIZE]; /* exact: queries are rounded to the model's type already */
-    if (is_bf16)
-        for (int64_t d = 0; d < heads * size; d++) narrowed[d] = narrow1(q[d]);
-#endif
-    for (int64_t j = 0; j < count; j += LANES) {
-        const int64_t at = base + j * size, left = count - j;
-#if HAVE_DOT_BF16
-        const uint16_t *k = (const uint16_t *)keys + at;
-        if (is_bf16 && size == 64) dot_keys_bf16(64 / (2 * LANES), heads, narrowed, k, left, sums);
-        else if (is_bf16 && size == 96) dot_keys_bf16(96 / (2 * LANES), heads, narrowed, k, left, sums);
-        else if (is_bf16 && size == 128) dot_keys_bf16(128 / (2 * LANES), heads, narrowed, k, left, sums);
-        else if (is_bf16 && size == 256) dot_keys_bf16(256 / (2 * LANES), heads, narrowed, k, left, sums);
-        else
-#endif
-#define KEYS_CASE(heads) case heads: dot_keys(is_bf16, heads, q, keys, at, size, left, sums); break;
-        switch (heads) {
-            KEYS_CASE(1) KEYS_CASE(2) KEYS_CASE(3) KEYS_CASE(4) KEYS_CASE(5) KEYS_CASE(6) KEYS_CASE(7) KEYS_CASE(8)
+/* The chunks that a token sees of one head put together: out [size]. */
+static void combine(const Engine *e, const Attention *a, int64_t position, int64_t t, int64_t head, float *out) {
+    const int64_t first = first_seen(a, position) / KV_CHUNK, last = position / KV_CHUNK;
+    float most = a->sinks ? a->sinks[head] : -INFINITY;
+    for (int64_t c = first; c <= last; c++) {
+        const float v = e->part_max[(c * MAX_TOKENS + t) * e->m.heads + head];
+        most = v > most ? v : most;
+    }
+    float sum = a->sinks ? expf(a->sinks[head] - most) : 0.f;
+    memset(out, 0, a->size * sizeof(float));
+    for (int64_t c = first; c <= last; c++) {
+        const int64_t slot = (c * MAX_TOKENS + t) * e->m.heads + head;
+        const float factor = expf(e->part_max[slot] - most);
+        sum += e->part_sum[slot] * factor;
+        const float *part = e->part + slot * e->m.head_size;
+        for (int64_t d = 0; d < a->size; d++) out[d] += part[d] * factor;
+    }
+    for (int64_t d = 0; d < a->size; d++) out[d] = rounded1(out[d] / sum, e->m.is_bf16);
+}
+
+/* The attended values of all heads, gated and normalised, as the output layer's input. */
+static void gather(const Engine *e, const SubLayer *s, int64_t start, int64_t tokens, Input *x) {
+    const Attention *a = &s->attention;
+    const int64_t width = a->heads * a->size;
+    const int is_bf16 = e->m.is_bf16;
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t head = 0; head < a->heads; head++)
+            combine(e, a, start + t, t, head, x->values + t * width + head * a->size);
+    if (s->third.rows)
+        for (int64_t k = 0; k < tokens * width; k += LANES) {
+            const fv open = rounded(1.f / (1.f + exp_v(-load_some(e->gate + k, tokens * width - k))), is_bf16);
+            const fv v = load_some(x->values + k, tokens * width - k);
+            store_some(x->values + k, rounded(v * open, is_bf16), tokens * width - k);
         }
-        for (int64_t h = 0; h < heads; h++)
-            store_f(scores[h] + j, choose(lane < splat_i((int32_t)left), sums_of(sums[h]) * scale, splat(-INFINITY)));
-    }
+    set_normed(e, &s->inner, x->values, tokens, width, x);
 }
 
-/* Scores to exp(score - highest); returns the highest, and their sum. */
-INLINE float exponentiate(float *scores, int64_t count, float *sum) {
-    fv highest = splat(-INFINITY), total = splat(0.f);
-    for (int64_t j = 0; j < count; j += LANES) {
-        const fv s = load_f(scores + j);
-        highest = choose(s > highest, s, highest);
+static void attention(Engine *e, const SubLayer *s, int64_t start, int64_t tokens, int thread, int threads) {
+    const Attention *a = &s->attention;
+    const Model *m = &e->m;
+    Input *x = &e->local[thread];
+    int64_t from, to;
+    if (s->is_parallel) { /* kept for the MLP, for the stream is added to before that reads it */
+        share(tokens * m->hidden, thread, threads, &from, &to);
+        memcpy(e->input + from, e->hidden + from, (to - from) * sizeof(float));
     }
-    float most = highest[0];
-    for (int i = 1; i < LANES; i++) most = highest[i] > most ? highest[i] : most;
-    for (int64_t j = 0; j < count; j += LANES) {
-        const fv s = load_f(scores + j);
-        const fv p = choose(s == splat(-INFINITY), splat(0.f), exp_v(s - most));
-        store_f(scores + j, p);
-        total += p;
+    set_normed(e, &s->norm, e->hidden, tokens, m->hidden, x);
+    store_rows(e->qkv, s->first.rows, &s->first, x, tokens, m->is_bf16, thread, threads);
+    if (s->third.rows) store_rows(e->gate, s->third.rows, &s->third, x, tokens, m->is_bf16, thread, threads);
+    barrier(&e->barrier, threads);
+    prepare_heads(e, s, start, tokens, thread, threads);
+    barrier(&e->barrier, threads);
+    const int64_t first = first_seen(a, start) / KV_CHUNK, chunks = (start + tokens - 1) / KV_CHUNK + 1 - first;
+    /* In turns: the last chunks, seldom full, come to different threads. */
+    for (int64_t i = thread; i < a->kv_heads * chunks; i += threads) {
+        if (m->is_bf16) attend_chunk(e, 1, s, start, tokens, i % a->kv_heads, first + i / a->kv_heads);
+        else attend_chunk(e, 0, s, start, tokens, i % a->kv_heads, first + i / a->kv_heads);
     }
-    *sum = sum_of(total);
-    return most;
-}
-
-/* `vectors` times LANES columns of `weigh`. */
-INLINE void weigh_lanes(const int heads, const int vectors, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base,
-                        int64_t size, int64_t count, float *out) {
-    fv sum[WEIGHED_HEADS][WEIGHED_VECTORS];
-    UNROLL for (int h = 0; h < heads; h++)
-        UNROLL for (int i = 0; i < vectors; i++) sum[h][i] = splat(0.f);
-    for (int64_t j = 0; j < count; j++) {
-        fv v[WEIGHED_VECTORS];
-        UNROLL for (int i = 0; i < vectors; i++) v[i] = load_any(values, base + j * size + i * LANES, is_bf16);
-        UNROLL for (int h = 0; h < heads; h++)
-            UNROLL for (int i = 0; i < vectors; i++) sum[h][i] = add_product(sum[h][i], splat(p[h][j]), v[i]);
-    }
-    UNROLL for (int h = 0; h < heads; h++)
-        UNROLL for (int i = 0; i < vectors; i++) store_f(out + h * size + i * LANES, sum[h][i]);
-}
-
-/* out[head] = probabilities[head] x values, for `heads` query heads that share the values. */
-INLINE void weigh(const int heads, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base, int64_t size,
-                  int64_t count, float *out) {
-    const int64_t many = WEIGHED_VECTORS * LANES;
-    int64_t d = 0;
-    for (; d + many <= size; d += many) weigh_lanes(heads, WEIGHED_VECTORS, is_bf16, p, values, base + d, size, count, out + d);
-    for (; d + LANES <= size; d += LANES) weigh_lanes(heads, 1, is_bf16, p, values, base + d, size, count, out + d);
-    for (; d < size; d++)
-        for (int h = 0; h < heads; h++) {
-            float sum = 0;
-            for (int64_t j = 0; j < count; j++) sum += p[h][j] * load_any1(values, base + j * size + d, is_bf16);
-            out[h * size + d] = sum;
-        }
-}
-
-/* The same for any number of heads up to HEADS_AT_ONCE. */
-INLINE void weigh_heads(int64_t heads, const int is_bf16, const float (*p)[KV_CHUNK], const void *values, int64_t base, int64_t size,
-                        int64_t count, float *out) {
-#define WEIGH_CASE(heads) case heads: weigh(heads, is_bf16, p + h, values, base, size, count, out + h * size); break;
-    for (int64_t h = 0; h < heads;) {
-        const int64_t left = heads - h, taken = left > WEIGHED_HEADS ? 4 : left;
-        switch (taken) {
-            WEIGH_CASE(1) WEIGH_CASE(2) WEIGH_CASE(3) WEIGH_CASE(4) WEIGH_CASE(5) WEIGH_CASE(6)
-        }
-        h += taken;
-    }
+    barrier(&e->barrier, threads);
+    gather(e, s, start, tokens, x);
+    finish(e, s, &s->second, x, tokens, thread, threads);
 }
 #endif

@@ -1,12 +1,13 @@
-/* Decoding passes of Llama-shaped models on a CPU, a few tokens at a time.
+/* Decoding passes on a CPU, a few tokens at a time.
  *
  * One call runs embedding, any list of sub-layers, final norm and output head inside a single
  * parallel region. What a row of the result is never depends on how many rows are computed
  * beside it nor on the number of threads: every sum over inputs and over positions is taken
  * in one fixed order. So verification gives the same bits as single steps, in bfloat16 too.
  *
- *   vector, pool --> inputs --> tiles, int4 --> linear --> pass --> here
- *                       packing              attention
+ *   vector, pool --> inputs --> tiles, int4 --> linear --> stream --> queries --> attention --> pass --> here
+ *                       |        packing           |          scores --^    mlp, head --^
+ *            activation, norm --> model -----------^
  */
 #define _GNU_SOURCE
 #include "packing.h"
@@ -15,7 +16,7 @@
 #ifndef KERNELS_LEVEL
 #define KERNELS_LEVEL "unknown"
 #endif
-#define KERNELS_ABI 1 /* changes with what the functions below take; mirrored in binding.py */
+#define KERNELS_ABI 2 /* changes with what the functions below take; mirrored in binding.py */
 
 /* The processor level that these were compiled for. */
 const char *kernels_level(void) { return KERNELS_LEVEL; }
@@ -49,7 +50,8 @@ static void free_input(Input *x) { free(x->values); free(x->paired); free(x->nar
 
 void engine_free(Engine *e) {
     if (!e) return;
-    free(e->hidden); free(e->qkv); free(e->part); free(e->part_max); free(e->part_sum);
+    free(e->hidden); free(e->input); free(e->output);
+    free(e->qkv); free(e->queries); free(e->gate); free(e->part); free(e->part_max); free(e->part_sum);
     free_input(&e->shared);
     for (int i = 0; e->local && i < e->m.threads; i++) free_input(&e->local[i]);
     free(e->local);
@@ -63,15 +65,21 @@ Engine *engine_new(const Model *m) {
     if (!e) return NULL;
     e->m = *m;
     e->chunks = m->capacity / KV_CHUNK + 1;
-    const int64_t slots = e->chunks * MAX_TOKENS * m->heads;
-    e->hidden = zeroed(MAX_TOKENS * m->hidden * 4);
+    const int64_t slots = e->chunks * MAX_TOKENS * m->heads, stream = MAX_TOKENS * m->hidden * 4;
+    const int64_t queries = MAX_TOKENS * m->heads * m->head_size * 4;
+    e->hidden = zeroed(stream);
+    e->input = zeroed(stream);
+    e->output = zeroed(stream);
     e->qkv = zeroed(MAX_TOKENS * (m->heads + 2 * m->kv_heads) * m->head_size * 4);
+    e->queries = zeroed(queries);
+    e->gate = zeroed(queries);
     e->part = zeroed(slots * m->head_size * 4);
     e->part_max = zeroed(slots * 4);
     e->part_sum = zeroed(slots * 4);
     e->local = zeroed(m->threads * sizeof(Input));
     e->highest = zeroed((m->vocabulary / (UNIT * HEAD_UNITS) + 1) * MAX_TOKENS * sizeof(Highest));
-    int ok = e->hidden && e->qkv && e->part && e->part_max && e->part_sum && e->local && e->highest && make_input(&e->shared, m->widest);
+    int ok = e->hidden && e->input && e->output && e->qkv && e->queries && e->gate && e->part && e->part_max && e->part_sum;
+    ok = ok && e->local && e->highest && make_input(&e->shared, m->widest);
     for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
     if (ok) return e;
     engine_free(e);

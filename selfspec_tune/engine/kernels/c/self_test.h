@@ -111,11 +111,62 @@ enum { PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 6 };
 typedef struct {
     int64_t hidden, heads, kv_heads, size, width;
     int is_low; /* whether the MLP has int8 and int4 weights */
+    int is_odd; /* whether all is on that a Llama has not */
 } Shape;
 
-/* One with odd sizes; one whose heads share keys and have a size that kernels are specialised for. */
-static const Shape SHAPES[] = {{80, 5, 5, 16, 104, 0}, {96, 6, 2, 64, 128, 1}};
+/* One with odd sizes; one whose heads share keys and have a size that kernels are specialised for; one unlike a Llama. */
+static const Shape SHAPES[] = {{80, 5, 5, 16, 104, 0, 0}, {96, 6, 2, 64, 128, 1, 0}, {88, 6, 2, 80, 104, 0, 1}};
 enum { NUM_SHAPES = sizeof SHAPES / sizeof *SHAPES };
+
+/* `numbers`: as many as any norm or row of heads has. */
+static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, const float *numbers) {
+    const Norm norm = {NORM_LAYER, 1, 1e-5f, numbers, numbers};
+    Attention *a = &attention->attention;
+    m->embedding_scale = 3;
+    m->positions = m->embedding;
+    m->embedding_norm = norm;
+    m->logit_scale = 0.5f;
+    m->logit_cap = 4;
+    for (int i = 0; i < 2; i++) {
+        SubLayer *s = i ? mlp : attention;
+        s->is_parallel = 1;
+        s->residual_scale = 0.5f;
+        s->norm = s->post = s->inner = norm;
+    }
+    mlp->mlp = (Mlp){0, {GELU, {0}}};
+    a->is_grouped = a->is_adjacent = a->is_rope_float = 1;
+    a->reach = REACH_WINDOW;
+    a->reach_size = 37;
+    a->qk_norm = QK_NORM_WIDTH;
+    a->query_norm = a->key_norm = norm;
+    a->growth = 0.1f;
+    a->growth_length = 16;
+    a->clip = 2;
+    a->cap = 8;
+    a->sinks = a->slopes = numbers;
+}
+
+/* Whether a function of vectors is as near to the exact one as float is, from -`most` to `most`. */
+static int test_function(fv (*function)(fv), double (*exact)(double), float most) {
+    for (int i = -4000; i < 4000; i += LANES) {
+        const fv x = (__builtin_convertvector(lane_numbers() + i, fv) + 0.37f) * (most / 4000.f), y = function(x);
+        for (int lane = 0; lane < LANES; lane++) {
+            const double right = exact((double)x[lane]);
+            if (!(fabs(y[lane] - right) <= 1e-6 * fabs(right))) return 0;
+        }
+    }
+    return 1;
+}
+
+static fv exp_of(fv x) { return exp_v(x); }
+static fv expm1_of(fv x) { return expm1_v(x); }
+static fv tanh_of(fv x) { return tanh_v(x); }
+static fv erf_of(fv x) { return erf_v(x); }
+
+static int test_functions(void) {
+    return test_function(exp_of, exp, 80) && test_function(expm1_of, expm1, 3) && test_function(tanh_of, tanh, 20) &&
+           test_function(erf_of, erf, 6) && test_function(tanh_of, tanh, 0.01f) && test_function(erf_of, erf, 0.01f);
+}
 
 /* Logits [PASS_TOKENS, PASS_VOCABULARY] of a small model that reads its tokens `at_once` at a time. */
 static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads, float *logits) {
@@ -135,10 +186,15 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
     for (int64_t i = 0; right && i < PASS_TOKENS * s->size; i++) table[i] = rounded1(cosf((float)i * 0.37f), is_bf16);
     for (int64_t i = 0; right && i < qkv; i++) ones[i] = 1.f;
     weights[0].bias = ones;
-    const Model model = {is_bf16, threads, s->hidden, s->heads, s->kv_heads, s->size, longest, PASS_VOCABULARY, PASS_TOKENS, 1e-5,
-                         weights[5].data, ones, table, table, cache, cache + cached};
-    const SubLayer attention = {KIND_ATTENTION, 0, 1e-5f, 0.25f, ones, weights[0], weights[1], {0}};
-    const SubLayer mlp = {KIND_MLP, 0, 1e-5f, 0.f, ones, weights[2], weights[3], weights[4]};
+    Model model = {.is_bf16 = is_bf16, .threads = threads, .hidden = s->hidden, .heads = s->heads, .kv_heads = s->kv_heads,
+                   .head_size = s->size, .widest = longest, .vocabulary = PASS_VOCABULARY, .capacity = PASS_TOKENS,
+                   .embedding = weights[5].data, .embedding_scale = 1, .logit_scale = 1, .final_norm = {NORM_RMS, 0, 1e-5f, ones, NULL},
+                   .ropes = &(RopeTable){table, table, s->size}, .keys = cache, .values = cache + cached};
+    SubLayer attention = {.kind = KIND_ATTENTION, .residual_scale = 1, .norm = model.final_norm, .first = weights[0], .second = weights[1]};
+    SubLayer mlp = {.kind = KIND_MLP, .residual_scale = 1, .norm = model.final_norm, .first = weights[2], .second = weights[3],
+                    .third = weights[4], .mlp = {.is_gated = 1}};
+    attention.attention = (Attention){.heads = (int32_t)s->heads, .kv_heads = (int32_t)s->kv_heads, .size = (int32_t)s->size, .scale = 0.25f};
+    if (s->is_odd) make_odd(&model, &attention, &mlp, ones);
     const SubLayer *sublayers[] = {&attention, &mlp};
     Engine *e = right ? engine_new(&model) : NULL;
     right = right && e;
@@ -173,8 +229,9 @@ static int test_pass(int is_bf16, int most_threads) {
 }
 
 /* 0 where all is right with one to three threads and with `threads`, else the number of the check that failed: 1 to 5 for the formats of
- * a weight, 6 and 7 for whole passes in float32 and bfloat16. */
+ * a weight, 6 and 7 for whole passes in float32 and bfloat16, 8 for functions of vectors. */
 int32_t self_test(int32_t threads) {
+    if (!test_functions()) return NUM_FORMATS + 3;
     for (int tested = 0; tested < NUM_FORMATS; tested++)
         if (!test_linear(tested)) return tested + 1;
     for (int is_bf16 = 0; is_bf16 < 2; is_bf16++)
@@ -237,6 +294,9 @@ double self_test_speed(int32_t format, int32_t tokens, int32_t threads) {
 int main(int argc, char **argv) {
     int wrong = 0;
     printf("level %s, %d lanes\n", KERNELS_LEVEL, LANES);
+    const int are_right = test_functions();
+    printf("functions: %s\n", are_right ? "right" : "WRONG");
+    wrong += !are_right;
     for (int tested = 0; tested < NUM_FORMATS; tested++) {
         const int right = test_linear(tested);
         printf("%s weights: %s\n", TESTED[tested], right ? "right" : "WRONG");

@@ -71,6 +71,10 @@ INLINE fv load_some(const float *p, int64_t count) {
     if (count > 0) memcpy(&v, p, count * sizeof(float));
     return v;
 }
+INLINE void store_some(float *p, fv v, int64_t count) {
+    if (count >= LANES) store_f(p, v);
+    else memcpy(p, &v, count * sizeof(float));
+}
 /* Two neighbours, over and over. */
 INLINE fv splat_pair(const float *p) {
     double both;
@@ -164,11 +168,18 @@ INLINE fv add_product(fv sum, fv a, fv b) {
 #if defined(__x86_64__)
 typedef __m512bh dot_vector;
 INLINE dot_vector load_dot(const uint16_t *p) { return (__m512bh)_mm512_loadu_si512(p); }
+/* The first `count` < 2 * LANES of them, and zeros. */
+INLINE dot_vector load_some_dot(const uint16_t *p, int count) { return (__m512bh)_mm512_maskz_loadu_epi16((1u << count) - 1, p); }
 /* Adds w[2i] * x[2i] + w[2i + 1] * x[2i + 1] to lane i. */
 INLINE fv add_dot(fv sum, dot_vector w, dot_vector x) { return (fv)_mm512_dpbf16_ps((__m512)sum, w, x); }
 #else
 typedef bfloat16x8_t dot_vector;
 INLINE dot_vector load_dot(const uint16_t *p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }
+INLINE dot_vector load_some_dot(const uint16_t *p, int count) {
+    uint16_t numbers[2 * LANES] = {0};
+    memcpy(numbers, p, count * sizeof(uint16_t));
+    return load_dot(numbers);
+}
 INLINE fv add_dot(fv sum, dot_vector w, dot_vector x) { return (fv)vbfdotq_f32((float32x4_t)sum, w, x); }
 #endif
 #endif

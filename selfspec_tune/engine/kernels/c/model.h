@@ -1,0 +1,80 @@
+/* A decoder as the kernels know it, and the memory that passes through it need. Mirrored in binding.py. */
+#ifndef MODEL_H
+#define MODEL_H
+#include "activation.h"
+#include "inputs.h"
+#include "norm.h"
+#include "pool.h"
+
+#define HEAD_UNITS 16 /* units of the output head whose exponentials are summed before such sums are added */
+
+enum { KIND_ATTENTION = 0, KIND_MLP = 1, KIND_EXPERTS = 2 };
+enum { REACH_FULL = 0, REACH_WINDOW = 1, REACH_CHUNK = 2 };
+enum { QK_NORM_HEAD = 0, QK_NORM_EACH_HEAD = 1, QK_NORM_WIDTH = 2 };
+
+/* Rotary positions: cosines, and sines with the signs of a rotation, of each dimension that is rotated. */
+typedef struct {
+    const float *cosine, *signed_sine; /* [capacity, size] */
+    int64_t size;
+} RopeTable;
+
+/* What an attention does between its linear layers. 0 stands for no `cap`, `clip` and `growth`. */
+typedef struct {
+    int32_t heads, kv_heads, size;
+    int32_t is_grouped;                       /* rows of qkv: of each KV head its queries, key and value; else all queries, keys, values */
+    int32_t reach, reach_size;                /* which positions are seen */
+    int32_t rope, is_adjacent, is_rope_float; /* number of a table, or -1; pairs (2i, 2i + 1) or halves; rounded at the end alone */
+    int32_t qk_norm, is_qk_norm_late;         /* over what; whether after the rotation */
+    int32_t growth_length, growth_offset;
+    float scale, cap, clip, growth;
+    Norm query_norm, key_norm;
+    const float *sinks, *slopes; /* [heads], or null */
+} Attention;
+
+typedef struct {
+    int32_t is_gated;
+    Activation activation;
+} Mlp;
+
+struct Experts;
+
+/* x + residual_scale * post(f(norm(x))). */
+typedef struct {
+    int32_t kind, layer;
+    int32_t is_parallel; /* the MLP reads what the attention of its layer read, where that ran in the same pass */
+    float residual_scale;
+    Norm norm, post, inner;      /* of the input, the output, and what the output layer reads */
+    Linear first, second, third; /* attention: qkv, output, gate; MLP: gate (of a plain one: its input layer), up, down */
+    Attention attention;
+    Mlp mlp;
+    const struct Experts *experts;
+} SubLayer;
+
+typedef struct {
+    int32_t is_bf16, threads;
+    int64_t hidden, heads, kv_heads, head_size, widest, vocabulary, capacity; /* widest: largest input of any linear */
+    const void *embedding, *positions; /* positions [capacity, hidden]: learned ones, or null */
+    float embedding_scale, logit_scale, logit_cap; /* no cap: 0 */
+    Norm embedding_norm, final_norm;
+    const RopeTable *ropes;
+    void *keys, *values; /* [layers, kv_heads, capacity, head_size] */
+} Model;
+
+/* The highest of some rows of logits, and the sum of exp(logit - it) over them. */
+typedef struct {
+    int64_t token;
+    float logit, sum;
+} Highest;
+
+typedef struct {
+    Model m;
+    float *hidden, *input, *output; /* [tokens, hidden]: the stream; a parallel layer's input; outputs before their norm */
+    float *qkv, *queries, *gate;    /* [tokens, …] */
+    Input shared;                   /* MLP activations */
+    Input *local;                   /* per thread: normalised or attended input */
+    Highest *highest;               /* [blocks of HEAD_UNITS, tokens] */
+    float *part, *part_max, *part_sum; /* [chunks, tokens, heads(, head_size)] */
+    int64_t chunks;
+    Barrier barrier;
+} Engine;
+#endif

@@ -1,0 +1,179 @@
+"""A decoder as the kernels read it: its plan and its tensors as structures.
+
+weights, and the layers with their plans ─► structures ─► one array of addresses a pass
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfspec_tune.engine.kernels.binding import (
+    AttentionStruct,
+    Kind,
+    Linear,
+    MlpStruct,
+    NormStruct,
+    RopeTable,
+    SubLayerStruct,
+)
+from selfspec_tune.engine.kernels.weights import FORMATS, NativeCopy
+from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.linear import Dense
+from selfspec_tune.engine.layers.mlp import Mlp
+from selfspec_tune.engine.layers.norm import HeadNorm, Norm
+from selfspec_tune.engine.layers.rope import Table
+from selfspec_tune.engine.layers.sublayer import SubLayer
+from selfspec_tune.plans import BlockOrder, DecoderPlan
+from selfspec_tune.plans.attention import QkNormKind, ReachKind, RopePairs, WeightOrder
+from selfspec_tune.plans.mlp import Activation
+from selfspec_tune.plans.norm import NormKind
+
+# As the enumerations of the C sources have them.
+_NORMS = {NormKind.RMS: 1, NormKind.LAYER: 2}
+_REACHES = {ReachKind.FULL: 0, ReachKind.WINDOW: 1, ReachKind.CHUNK: 2}
+_QK_NORMS = {QkNormKind.HEAD: 0, QkNormKind.EACH_HEAD: 1, QkNormKind.WIDTH: 2}
+_ACTIVATIONS = {
+    Activation.SILU: 0,
+    Activation.GELU: 1,
+    Activation.GELU_TANH: 2,
+    Activation.RELU: 3,
+    Activation.RELU2: 4,
+    Activation.XIELU: 5,
+}
+
+
+class Described:
+    """Structures over tensors that live as long as they do."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def sublayer(self, plan: DecoderPlan, module: SubLayer, copies: Sequence[NativeCopy] = ()) -> SubLayerStruct:
+        """A sub-layer of a decoder with its own weights or their ``copies``."""
+        made = SubLayerStruct(
+            layer=module.layer,
+            is_parallel=plan.layers[module.layer].order is BlockOrder.PARALLEL,
+            residual_scale=module.plan.residual_scale,
+            norm=self.norm(module.norm),
+            post=self.norm(module.post),
+        )
+        into, out = copies or module.projections
+        if isinstance(module, Attention):
+            made.kind, made.inner = Kind.ATTENTION, self.norm(module.inner)
+            made.first, made.second = self.linear(into), self.linear(out)
+            made.attention = self._attention(plan, module)
+            return made
+        assert isinstance(module, Mlp)
+        made.kind, made.inner = Kind.MLP, self.norm(module.inner)
+        made.first, made.third = self.linear(into, 0, module.width), self.linear(out)
+        if module.plan.is_gated:
+            made.second = self.linear(into, module.width, module.width)
+        made.mlp = MlpStruct(module.plan.is_gated, _ACTIVATIONS[module.plan.activation], _numbers(module))
+        return made
+
+    def _attention(self, decoder: DecoderPlan, module: Attention) -> AttentionStruct:
+        plan = module.plan
+        made = AttentionStruct(
+            heads=plan.num_heads,
+            kv_heads=plan.num_kv_heads,
+            size=plan.head_size,
+            is_grouped=plan.order is WeightOrder.GROUPED,
+            reach=_REACHES[plan.reach.kind],
+            reach_size=plan.reach.size,
+            rope=-1,
+            scale=plan.scale,
+            cap=plan.cap or 0.0,
+            clip=plan.clip or 0.0,
+        )
+        if plan.rope is not None:
+            made.rope = list(decoder.ropes).index(plan.rope.table)
+            made.is_adjacent = plan.rope.pairs is RopePairs.ADJACENT
+            made.is_rope_float = plan.rope.in_float32
+        if plan.qk_norm is not None and module.qk_norms is not None:
+            made.qk_norm, made.is_qk_norm_late = _QK_NORMS[plan.qk_norm.kind], plan.qk_norm.is_after_rope
+            made.query_norm, made.key_norm = map(self.norm, module.qk_norms)
+        if plan.growth is not None:
+            made.growth, made.growth_length, made.growth_offset = (
+                plan.growth.beta,
+                plan.growth.length,
+                plan.growth.offset,
+            )
+        return made
+
+    def norm(self, norm: Norm | HeadNorm | None) -> NormStruct:
+        """A norm, or what stands for none."""
+        if norm is None:
+            return NormStruct()
+        is_late = norm.plan.is_late or norm.plan.kind is NormKind.LAYER
+        numbers = (None if tensor is None else self.floats(tensor) for tensor in (norm.weight, norm.bias))
+        return NormStruct(_NORMS[norm.plan.kind], is_late, norm.epsilon, *numbers)
+
+    def ropes(self, plan: DecoderPlan, tables: Mapping[str, Table]) -> int:
+        """Address of a decoder's tables of rotary positions in its own order."""
+        array = (RopeTable * len(plan.ropes))()
+        for number, name in enumerate(plan.ropes):
+            if name in tables:
+                cos, signed_sin = tables[name]
+                array[number] = RopeTable(self.floats(cos), self.floats(signed_sin), cos.shape[-1])
+        self._kept.append(array)
+        return ctypes.addressof(array)
+
+    def linear(self, layer: Dense | NativeCopy, start: int = 0, rows: int | None = None) -> Linear:
+        """A linear layer, or ``rows`` outputs of it from ``start``."""
+        if isinstance(layer, NativeCopy):
+            self._kept.append(layer)
+            return layer.structure(start, rows)
+        end = None if rows is None else start + rows
+        weight = layer.weight[start:end]
+        if not weight.is_contiguous():
+            raise ValueError("the kernels read contiguous weights only")
+        self._kept.append(weight)
+        bias = None if layer.bias is None else self.floats(layer.bias[start:end])
+        return Linear(FORMATS[weight.dtype], 0, *weight.shape, weight.data_ptr(), None, bias)
+
+    def floats(self, tensor: Tensor) -> int:
+        """Address of a float32 copy of a small tensor."""
+        copy = tensor.detach().to(torch.float32, copy=True).contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+
+def _numbers(module: Mlp) -> ctypes.Array[ctypes.c_float]:
+    """What the kernels read of an activation with learned numbers."""
+    numbers = (ctypes.c_float * 4)()
+    if module.plan.activation is Activation.XIELU:
+        learned: Any = module.activate
+        numbers[:] = [
+            float(F.softplus(learned.alpha_p)),
+            float(learned.beta + F.softplus(learned.alpha_n)),
+            float(learned.beta),
+            float(learned.eps),
+        ]
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What a pass runs through, as the kernels read it. ``kept``: all that its addresses point into."""
+
+    sublayers: ctypes.Array[ctypes.c_void_p]
+    head: Linear
+    kept: tuple[tuple[Described, SubLayerStruct], ...]
+    kept_head: Described
+
+    @classmethod
+    def of(cls, sublayers: Iterable[tuple[Described, SubLayerStruct]], head: Dense | NativeCopy) -> Stack:
+        kept, kept_head = tuple(sublayers), Described()
+        return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
+
+
+def _pointers(sublayers: Sequence[SubLayerStruct]) -> ctypes.Array[ctypes.c_void_p]:
+    """An array of the structures' addresses; the structures must outlive it."""
+    return (ctypes.c_void_p * len(sublayers))(*(ctypes.addressof(sublayer) for sublayer in sublayers))
