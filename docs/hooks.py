@@ -4,6 +4,7 @@
   link that works in the repository works in the site.
 - ``<!-- options: search -->`` becomes the tables of a command's options, made from the program.
 - ``<!-- api -->`` becomes the reference of every public name.
+- ``<!-- families -->`` and ``<!-- refused -->`` become the tables of `selfspec-tune models`, made from the plans.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _HOME = "index.md"
 _OPTIONS = re.compile(r"<!-- options: (?P<command>\S+) -->")
 _API = "<!-- api -->"
+_FAMILIES, _REFUSED = "<!-- families -->", "<!-- refused -->"
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#]+)")
 _REMARKS = re.compile(r"  \[(?P<remarks>[^\[\]]*)\]$")
 
@@ -47,6 +49,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in the options and the reference, and lead the links of the repository to their places in the site."""
     markdown = _OPTIONS.sub(lambda found: option_tables(found["command"]), markdown).replace(_API, api_reference())
+    if _FAMILIES in markdown:
+        markdown = markdown.replace(_FAMILIES, family_table()).replace(_REFUSED, refusals())
     return _LINK.sub(lambda found: _link(found["target"], page.file.src_uri), markdown)
 
 
@@ -78,6 +82,30 @@ def api_reference() -> str:
     froms = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     homes = {name.name: node.module for node in froms for name in node.names}
     return "\n\n".join(f"::: {homes[name]}.{name}" for name in selfspec_tune.__all__ if not name.startswith("__"))
+
+
+def family_table() -> str:
+    """Which engines serve each family and what the others lack, as a Markdown table."""
+    from selfspec_tune.engine.expected import families  # loads torch
+    from selfspec_tune.report.models import counts, missing, served_by
+
+    found = dict(families())
+    rows = [f"| {name} | {served_by(service)} | {'<br>'.join(missing(service))} |" for name, service in found.items()]
+    head = "| family | served by | missing |\n| --- | --- | --- |\n"
+    return head + "\n".join(rows) + f"\n\nOf {len(found)} families, {counts(found)}."
+
+
+def refusals() -> str:
+    """Why families have no plan, and why they are refused, as Markdown tables."""
+    from selfspec_tune.plans.refused import REFUSED, UNPLANNED
+    from selfspec_tune.report.models import by_reason
+
+    tables = {"They run on the reference runner alone": UNPLANNED, "They are refused": REFUSED}
+    return "\n\n".join(
+        f"**{title}**\n\n| reason | families |\n| --- | --- |\n"
+        + "\n".join(f"| {reason} | {', '.join(names)} |" for reason, names in by_reason(table).items())
+        for title, table in tables.items()
+    )
 
 
 def _row(option: str, meaning: str) -> str:

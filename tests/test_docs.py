@@ -15,6 +15,8 @@ from typer.main import get_command
 
 import selfspec_tune
 from selfspec_tune.cli.app import app
+from selfspec_tune.plans.refused import REFUSED, UNPLANNED
+from selfspec_tune.plans.registry import FAMILIES
 from selfspec_tune.search.study import StudyFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +134,20 @@ def test_the_reference_has_every_public_name() -> None:
     assert set(re.findall(r"^::: selfspec_tune\.\S+\.(\w+)$", reference, re.MULTILINE)) == set(
         selfspec_tune.__all__
     ) - {"__version__"}
+
+
+def test_the_page_of_models_has_every_family_and_every_refusal() -> None:
+    served, without = _hooks().family_table(), _hooks().refusals()
+
+    assert {row.split(" | ")[0].split(", ")[0] for row in served.splitlines() if row.startswith("| ")} == {
+        "| family",
+        "| ---",
+        *(f"| {name}" for name in FAMILIES),
+    }
+    assert all(reason in without and name in without for name, reason in (REFUSED | UNPLANNED).items())
+    page = (DOCS / "models.md").read_text()
+    assert all(marker in page for marker in ("<!-- families -->", "<!-- refused -->"))
+    assert _headings(DOCS / "hybrids.md") >= {"recurrent-hybrids"}  # which refusals name
 
 
 def test_the_links_of_the_repository_lead_to_their_places_in_the_site() -> None:
