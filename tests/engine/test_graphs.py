@@ -341,7 +341,7 @@ def test_it_is_chosen_in_bfloat16_too(checkpoint: str, request: pytest.FixtureRe
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    loaded = load(kit.tiny_of_type(tmp_path, "gpt2"))
+    loaded = load(kit.tiny_of_type(tmp_path, "codegen"))
     with pytest.raises(UnsupportedModelError, match="`runner` graphs cannot serve"):
         choose_runner(loaded, "graphs", lambda text: None)
 
