@@ -26,6 +26,8 @@ _ENCODER = "it is an encoder's architecture with a head for text"
 _PAIRED = "it is the decoder of an encoder–decoder: its layers also attend to the encoder"
 _SPEECH = "it makes sound by several tokens a step"
 
+_UNTOLD = "nothing tells its attention and its MLP apart: neither a plan nor the names of its modules"
+
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -43,7 +45,9 @@ REFUSED: dict[str, str] = {
     "minimax_m3_vl_text": _INDEXER,
     **dict.fromkeys(("gemma3n", "gemma3n_text"), _SHARED_KEYS),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTER),
+    **dict.fromkeys(("cpmant", "ctrl", "xglm"), _UNTOLD),
     "blt": "it reads bytes in patches, by several transformers in turn",
+    "dbrx": "its attention is in one module with the norm of its experts, and is added to the stream there",
     "hrm_text": "it runs two stacks of layers in cycles, so a layer runs several times a token",
     "jetmoe": "its attention is itself a mixture of experts",
     "longcat_flash": "its layers have two attentions and two MLPs, and experts that bridge them",
@@ -79,6 +83,9 @@ UNPLANNED: dict[str, str] = {
     ),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _SHAPES),
     "beam": "its stream is scaled anew at every addition",
+    "emu3": "its text has no configuration of its own among transformers' causal language models",
+    "gpt_neox_japanese": "the bias of its last attention is added outside of it",
+    "mllama": "its layers that attend to an image take part in the count of layers, but not in text",
     "codegen": "its queries, values and keys are stacked in four blocks, in this order",
     "diffllama": "its attention is the difference of two softmaxes",
     "doge": "its stream is multiplied with learned numbers, and values decide which keys its attention sees",
@@ -97,11 +104,7 @@ _SETTINGS = {
     "enable_moe_block": "its layers have an MLP and experts side by side, with norms of their own",
 }
 
-NOT_READ = frozenset(
-    {
-        *("cpmant", "ctrl", "dbrx", "emu3", "gpt_neox_japanese", "mllama", "moss_transcribe_diarize", "xglm"),
-    }
-)
+NOT_READ: frozenset[str] = frozenset()
 """Causal language models of transformers that nobody has read for a plan yet."""
 
 

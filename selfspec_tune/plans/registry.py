@@ -110,6 +110,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "ministral3": mistral.ministral3,
     "mistral": mistral.mistral,
     "mixtral": mixtral.mixtral,
+    "moss_transcribe_diarize": wrapper.moss_transcribe_diarize,
     "mpt": bloom.mpt,
     "nanochat": nanochat.nanochat,
     "nemotron": plain.nemotron,
