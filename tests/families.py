@@ -89,7 +89,7 @@ FAMILIES: dict[str, Family] = {
         F.GROWTH,
         F.WINDOW,
         model_type="ministral3",
-        **_LLAMA | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.7}},
+        **_LLAMA | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.2}},
         sliding_window=24,
     ),
     "cwm": _family(F.WINDOW, model_type="cwm", **_LLAMA | {"rope_parameters": _LLAMA3}, **_WINDOWS, mlp_bias=True),

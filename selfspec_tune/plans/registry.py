@@ -136,6 +136,13 @@ def plan_of(config: Config) -> DecoderPlan:
     Raises `UnsupportedModelError` with the reason alone where the family is unknown or refused, or the configuration
     asks for something that no plan holds.
     """
+    try:
+        return _plan_of(config)
+    except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _plan_of(config: Config) -> DecoderPlan:
     model_type = str(config.get("model_type"))
     reason = refused_reason(config)
     if reason is None and model_type not in FAMILIES:
@@ -144,7 +151,4 @@ def plan_of(config: Config) -> DecoderPlan:
         reason = "its configuration (per_layer_config) changes single layers"
     if reason is not None:
         raise UnsupportedModelError(reason)
-    try:
-        return FAMILIES[model_type](config)
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnsupportedModelError(f"its configuration cannot be read ({type(error).__name__}: {error})") from error
+    return FAMILIES[model_type](config)

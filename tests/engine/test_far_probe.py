@@ -15,7 +15,7 @@ from selfspec_tune.engine import choose_runner, far_probe
 from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.layers.attention import Attention, Projected
-from selfspec_tune.engine.layers.cache import CacheState
+from selfspec_tune.engine.layers.cache import CacheState, seen
 from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
@@ -24,6 +24,7 @@ from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.plans import registry
+from selfspec_tune.plans.attention import Reach, ReachKind
 from selfspec_tune.plans.families import llama
 from tests import kit
 from tests.engine_kit import RUNNERS, decode, load, of_type, prompt_tokens
@@ -84,10 +85,9 @@ class _WrongRotation(FastRunner):
 
 class _Windowed(Attention):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-        end = start + queries.shape[0]
-        seen = torch.arange(end)[None] <= torch.arange(start, end)[:, None]
-        seen &= torch.arange(end)[None] > torch.arange(start, end)[:, None] - 200
-        return self.attend_masked(queries, keys, values, seen)
+        rows, columns = torch.arange(start, start + queries.shape[0]), torch.arange(start + queries.shape[0])
+        window = seen(Reach(ReachKind.WINDOW, 200), rows, columns)
+        return self.attend_masked(queries, keys, values, window, rows, columns)
 
 
 class _WindowedRunner(FastRunner):
@@ -109,7 +109,8 @@ class _WrongEpsilon(FastRunner):
 
 class _Clips(Attention):
     def project(self, stream: Stream, rotation: Rotation) -> Projected:
-        return Projected(*(part.clamp(-1, 1) for part in super().project(stream, rotation)))
+        queries, keys, values, gate = super().project(stream, rotation)
+        return Projected(queries.clamp(-1, 1), keys.clamp(-1, 1), values.clamp(-1, 1), gate)
 
 
 class _ClippedRunner(FastRunner):

@@ -22,6 +22,7 @@ from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.engine.torch_settings import describe_numerics
 from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.plans import registry
 from tests import kit
 from tests.engine_kit import Altered, TableRunner, chain, decode, draft_step, kind_of, load, policies, prompt_tokens
 from tests.runs import accepted_of, drafted_of
@@ -340,8 +341,8 @@ def test_it_is_chosen_in_bfloat16_too(checkpoint: str, request: pytest.FixtureRe
     assert isinstance(choose_runner(loaded, "graphs", lambda text: None), GraphedRunner)
 
 
-def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    loaded = load(kit.tiny_of_type(tmp_path, "gpt2"))
+def test_other_architectures_are_refused_by_name(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(registry.FAMILIES, "llama")
     with pytest.raises(UnsupportedModelError, match="`runner` graphs cannot serve"):
         choose_runner(loaded, "graphs", lambda text: None)
 

@@ -65,7 +65,6 @@ def test_what_has_no_plan_says_why() -> None:
         ({"enable_moe_block": True}, "an MLP and experts side by side"),
         ({"use_bidirectional_attention": True}, "sees later positions too"),
         ({"text_config": {"layer_types": ["conv"]}}, "hybrid with conv layers"),
-        ({"use_bidirectional_attention": True}, "sees later positions too"),
         ({"is_causal": False}, "sees later positions too"),
         ({"per_layer_config": {"1": {"num_attention_heads": 2}}}, "changes single layers"),
     ],

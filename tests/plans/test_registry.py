@@ -24,3 +24,19 @@ def test_layers_that_do_not_attend_have_no_plan() -> None:
     config = AutoConfig.for_model("qwen2", num_hidden_layers=2, layer_types=layers).to_dict()
     with pytest.raises(UnsupportedModelError, match="hybrid with linear_attention layers"):
         plan_of(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("no_rope_layers", [1]),
+        ("layer_types", 3),
+        ("layer_types", [None]),
+        ("num_attention_heads", 0),
+        ("hidden_act", []),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_a_reason(setting: str, value: object) -> None:
+    config = AutoConfig.for_model("smollm3", num_hidden_layers=2).to_dict()
+    with pytest.raises(UnsupportedModelError):
+        plan_of(config | {setting: value})

@@ -76,9 +76,9 @@ class RopeTable(ctypes.Structure):
 
 
 class AttentionStruct(ctypes.Structure):
-    """What an attention does between its linear layers; see `AttentionPlan`. 0: no ``cap``, ``clip``, ``growth``.
+    """What an attention does between its linear layers; see `AttentionPlan`. 0: no ``cap``, no ``clip``.
 
-    ``rope``: number of a table, or -1. ``sinks`` and ``slopes``: float32 [heads], or null.
+    ``rope``, ``growth``, ``bias``: numbers of tables, or -1. ``sinks``: float32 [heads], or null.
     """
 
     _fields_ = (
@@ -86,12 +86,11 @@ class AttentionStruct(ctypes.Structure):
         *((name, c_int32) for name in ("reach", "reach_size")),
         *((name, c_int32) for name in ("rope", "is_adjacent", "is_rope_float")),
         *((name, c_int32) for name in ("qk_norm", "is_qk_norm_late")),
-        *((name, c_int32) for name in ("growth_length", "growth_offset")),
-        *((name, c_float) for name in ("scale", "cap", "clip", "growth")),
+        *((name, c_int32) for name in ("growth", "bias")),
+        *((name, c_float) for name in ("scale", "cap", "clip")),
         ("query_norm", NormStruct),
         ("key_norm", NormStruct),
         ("sinks", c_void_p),
-        ("slopes", c_void_p),
     )
 
 
@@ -133,6 +132,7 @@ class Model(ctypes.Structure):
         ("embedding_norm", NormStruct),
         ("final_norm", NormStruct),
         ("ropes", c_void_p),
+        ("tables", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
     )

@@ -6,7 +6,7 @@ weights, and the layers with their plans ─► structures ─► one array of a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,13 @@ from selfspec_tune.engine.kernels.binding import (
 )
 from selfspec_tune.engine.kernels.weights import FORMATS, NativeCopy
 from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.cache import CacheState
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.norm import HeadNorm, Norm
-from selfspec_tune.engine.layers.rope import Table
 from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.plans import BlockOrder, DecoderPlan
-from selfspec_tune.plans.attention import QkNormKind, ReachKind, RopePairs, WeightOrder
+from selfspec_tune.plans.attention import AlibiPlan, GrowthPlan, QkNormKind, ReachKind, RopePairs, WeightOrder
 from selfspec_tune.plans.mlp import Activation
 from selfspec_tune.plans.norm import NormKind
 
@@ -64,10 +64,12 @@ class Described:
             norm=self.norm(module.norm),
             post=self.norm(module.post),
         )
-        into, out = copies or module.projections
+        into, out, *gate = copies or module.projections
         if isinstance(module, Attention):
             made.kind, made.inner = Kind.ATTENTION, self.norm(module.inner)
             made.first, made.second = self.linear(into), self.linear(out)
+            if gate:
+                made.third = self.linear(*gate)
             made.attention = self._attention(plan, module)
             return made
         assert isinstance(module, Mlp)
@@ -88,6 +90,8 @@ class Described:
             reach=_REACHES[plan.reach.kind],
             reach_size=plan.reach.size,
             rope=-1,
+            growth=_number(plan.growth, _by_position(decoder)),
+            bias=_number(plan.alibi, _by_position(decoder)),
             scale=plan.scale,
             cap=plan.cap or 0.0,
             clip=plan.clip or 0.0,
@@ -99,12 +103,8 @@ class Described:
         if plan.qk_norm is not None and module.qk_norms is not None:
             made.qk_norm, made.is_qk_norm_late = _QK_NORMS[plan.qk_norm.kind], plan.qk_norm.is_after_rope
             made.query_norm, made.key_norm = map(self.norm, module.qk_norms)
-        if plan.growth is not None:
-            made.growth, made.growth_length, made.growth_offset = (
-                plan.growth.beta,
-                plan.growth.length,
-                plan.growth.offset,
-            )
+        if module.sinks is not None:
+            made.sinks = self.floats(module.sinks)
         return made
 
     def norm(self, norm: Norm | HeadNorm | None) -> NormStruct:
@@ -115,13 +115,23 @@ class Described:
         numbers = (None if tensor is None else self.floats(tensor) for tensor in (norm.weight, norm.bias))
         return NormStruct(_NORMS[norm.plan.kind], is_late, norm.epsilon, *numbers)
 
-    def ropes(self, plan: DecoderPlan, tables: Mapping[str, Table]) -> int:
+    def ropes(self, plan: DecoderPlan, state: CacheState) -> int:
         """Address of a decoder's tables of rotary positions in its own order."""
         array = (RopeTable * len(plan.ropes))()
         for number, name in enumerate(plan.ropes):
-            if name in tables:
-                cos, signed_sin = tables[name]
+            if name in state.tables:
+                cos, signed_sin = state.tables[name]
                 array[number] = RopeTable(self.floats(cos), self.floats(signed_sin), cos.shape[-1])
+        self._kept.append(array)
+        return ctypes.addressof(array)
+
+    def tables(self, plan: DecoderPlan, state: CacheState) -> int:
+        """Address of the other tables by position, in the order of `_by_position`."""
+        found = [
+            self.floats(state.growth[each] if isinstance(each, GrowthPlan) else state.biases[each])
+            for each in _by_position(plan)
+        ]
+        array = (ctypes.c_void_p * len(found))(*found)
         self._kept.append(array)
         return ctypes.addressof(array)
 
@@ -143,6 +153,17 @@ class Described:
         copy = tensor.detach().to(torch.float32, copy=True).contiguous()
         self._kept.append(copy)
         return copy.data_ptr()
+
+
+def _by_position(plan: DecoderPlan) -> list[GrowthPlan | AlibiPlan]:
+    """What depends on positions beside rotations, each once."""
+    attentions = [layer.attention for layer in plan.layers]
+    found = [each for attention in attentions for each in (attention.growth, attention.alibi) if each is not None]
+    return list(dict.fromkeys(found))
+
+
+def _number(what: GrowthPlan | AlibiPlan | None, tables: Sequence[GrowthPlan | AlibiPlan]) -> int:
+    return -1 if what is None else tables.index(what)
 
 
 def _numbers(module: Mlp) -> ctypes.Array[ctypes.c_float]:

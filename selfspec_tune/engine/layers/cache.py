@@ -12,7 +12,7 @@ from selfspec_tune.engine.layers.rope import Rotation, Table, make_table, rope_p
 from selfspec_tune.errors import UsageError
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan
-from selfspec_tune.plans.attention import GrowthPlan, Reach, ReachKind
+from selfspec_tune.plans.attention import AlibiPlan, BiasRounding, GrowthPlan, Reach, ReachKind
 
 MAX_MASKED_TOKENS = 33  # one verification: the last token and up to 32 drafts
 
@@ -31,8 +31,9 @@ def seen(reach: Reach, rows: Tensor, columns: Tensor) -> Tensor:
 class CacheState:
     """One tensor of keys and one of values, ``[layers, kv heads, capacity, head size]`` each, and what goes with them.
 
-    ``tables``: rotary positions by their names in the plan; ``growth`` [capacity, 1, 1]: what queries are multiplied
-    with. Both, and masks, follow from positions alone and are made once.
+    ``positions`` [capacity]; ``tables``: rotary positions by their names in the plan; ``growth`` [capacity, 1, 1]: what
+    queries are multiplied with; ``biases`` [kv heads, group, capacity]: what is added to scores. These, and masks,
+    follow from positions alone and are made once.
     """
 
     def __init__(self, bound: BoundModel, dtype: torch.dtype, device: torch.device) -> None:
@@ -56,10 +57,12 @@ class CacheState:
         }
         growths = {plan.growth for plan in self._plans if plan.growth is not None}
         self.growth = {growth: _grown(growth, positions).to(self._dtype) for growth in growths}
+        alibis = {plan.alibi for plan in self._plans if plan.alibi is not None}
+        self.biases = {alibi: self._bias(alibi, positions) for alibi in alibis}
         self._reaches = {plan.reach for plan in self._plans}
         banded = {Reach(), *(reach for reach in self._reaches if reach.kind is ReachKind.WINDOW)}
         self._bands = {reach: self._make_band(reach, capacity) for reach in banded}
-        self._columns = positions
+        self.positions = positions
         self._open, self._closed = (
             torch.tensor(value, dtype=self._dtype, device=self._device) for value in (0.0, -torch.inf)
         )
@@ -99,7 +102,7 @@ class CacheState:
         """Rotations and masks of tokens at ``positions`` [tokens] over the first ``bucket`` positions of the cache."""
         rows = positions[:, None].expand(-1, self.group).flatten()
         masks = {
-            reach: torch.where(seen(reach, rows, self._columns[:bucket]), self._open, self._closed)
+            reach: torch.where(seen(reach, rows, self.positions[:bucket]), self._open, self._closed)
             for reach in self._reaches
         }
         tables = {
@@ -116,12 +119,20 @@ class CacheState:
         if band is None and reach.first(end - 1) == first:
             band = self._bands[Reach()]  # all in one chunk
         if band is None:
-            rows = self._columns[start:end].repeat_interleave(self.group)
-            return torch.where(seen(reach, rows, self._columns[first:end]), self._open, self._closed)
+            rows = self.positions[start:end].repeat_interleave(self.group)
+            return torch.where(seen(reach, rows, self.positions[first:end]), self._open, self._closed)
         offset = self.capacity - start
         mask = band[: num_tokens * self.group, offset + first : offset + end]
         # CUDA kernels read it in vectors and do not look where a view begins: "misaligned address".
         return mask if mask.device.type == "cpu" else mask.clone()
+
+    def _bias(self, alibi: AlibiPlan, positions: Tensor) -> Tensor:
+        """[kv heads, group, positions]"""
+        slopes = torch.tensor(alibi.slopes, device=positions.device).view(self.num_kv_heads, self.group, 1)
+        where = positions.float()
+        if alibi.rounding is BiasRounding.BFLOAT16:
+            slopes, where = (_rounded(factor, alibi.rounding, self._dtype) for factor in (slopes, where))
+        return alibi.scale * _rounded(slopes * where, alibi.rounding, self._dtype)
 
     def _make_band(self, reach: Reach, capacity: int) -> Tensor:
         """[tokens * group, 2 * capacity]: row t (each ``group`` times) is position ``capacity`` + t."""
@@ -130,6 +141,12 @@ class CacheState:
         band = torch.zeros(MAX_MASKED_TOKENS, 2 * capacity, dtype=self._dtype, device=self._device)
         band.masked_fill_(~seen(reach, rows, columns), -torch.inf)
         return band.repeat_interleave(self.group, 0)
+
+
+def _rounded(values: Tensor, rounding: BiasRounding, dtype: torch.dtype) -> Tensor:
+    """In float32, rounded to what a bias is rounded to."""
+    types = {BiasRounding.FLOAT32: torch.float32, BiasRounding.TYPE: dtype, BiasRounding.BFLOAT16: torch.bfloat16}
+    return values.to(types[rounding]).float()
 
 
 def _grown(growth: GrowthPlan, positions: Tensor) -> Tensor:

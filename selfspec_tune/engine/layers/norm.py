@@ -43,7 +43,8 @@ class HeadNorm:
         module = bound.module(plan.path, layer)
         parts = list(module) if isinstance(module, torch.nn.ModuleList) else None
         self.weight = _whole(plan, _stacked("weight", module, parts))
-        self.bias = None if (parts or [module])[0].bias is None else _stacked("bias", module, parts)
+        has_bias = getattr((parts or [module])[0], "bias", None) is not None
+        self.bias = _stacked("bias", module, parts) if has_bias else None
 
     def __call__(self, heads: Tensor) -> Tensor:
         weighted = _normalise(self.plan.kind, heads.float(), None, None, self.epsilon) * self.weight

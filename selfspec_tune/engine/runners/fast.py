@@ -48,6 +48,7 @@ _SERVES = frozenset(
         Feature.LOGIT_CAP,
         Feature.STACKED,
         Feature.CLIP,
+        Feature.CLIP_LATE,
         Feature.QK_NORM,
         Feature.QK_NORM_EACH_HEAD,
         Feature.QK_NORM_WIDTH,
@@ -57,6 +58,18 @@ _SERVES = frozenset(
         Feature.ROPE_IN_FLOAT32,
         Feature.NO_ROPE,
         Feature.ROPE_BY_LAYER,
+        Feature.GROWTH,
+        Feature.WINDOW,
+        Feature.CHUNK,
+        Feature.SCORE_CAP,
+        Feature.PARALLEL,
+        Feature.GROUPED,
+        Feature.TRANSPOSED,
+        Feature.LEARNED_POSITIONS,
+        Feature.EMBEDDING_NORM,
+        Feature.SINKS,
+        Feature.DISTANCE_BIAS,
+        Feature.GATE,
         Feature.PLAIN_MLP,
         Feature.GELU,
         Feature.GELU_TANH,
@@ -183,10 +196,15 @@ class FastRunner:
 
     @torch.inference_mode()
     def resume(self, layers: Iterable[tuple[Tensor, Tensor]], length: int) -> None:
-        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed."""
+        """Go on as if each layer's keys and values [kv heads, length, head size] had been computed.
+
+        They may be repeated for each query head, as transformers' Falcon caches them.
+        """
         check_cache(length, self._state.capacity)
         for index, (keys, values) in enumerate(layers):
-            self._state.keys[index, :, :length], self._state.values[index, :, :length] = keys, values
+            repeats = keys.shape[0] // self._state.num_kv_heads
+            self._state.keys[index, :, :length] = keys[::repeats]
+            self._state.values[index, :, :length] = values[::repeats]
         self._length = length
 
     @property

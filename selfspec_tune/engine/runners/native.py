@@ -44,10 +44,11 @@ _KERNELS_HAVE = frozenset(
         *(Feature.UNNORMED_INPUT, Feature.POST_NORM, Feature.INNER_NORM, Feature.PARALLEL, Feature.RESIDUAL_SCALE),
         *(Feature.EMBEDDING_SCALE, Feature.LEARNED_POSITIONS, Feature.EMBEDDING_NORM),
         *(Feature.LOGIT_SCALE, Feature.LOGIT_CAP),
-        *(Feature.STACKED, Feature.GROUPED, Feature.TRANSPOSED, Feature.CLIP),
+        *(Feature.STACKED, Feature.GROUPED, Feature.TRANSPOSED, Feature.CLIP, Feature.CLIP_LATE),
         *(Feature.QK_NORM, Feature.QK_NORM_EACH_HEAD, Feature.QK_NORM_WIDTH, Feature.QK_NORM_LATE),
         *(Feature.PARTIAL_ROPE, Feature.ADJACENT_ROPE, Feature.ROPE_IN_FLOAT32, Feature.NO_ROPE, Feature.ROPE_BY_LAYER),
-        *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP),
+        *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP, Feature.SINKS, Feature.DISTANCE_BIAS),
+        Feature.GATE,
         *(Feature.PLAIN_MLP, Feature.GELU, Feature.GELU_TANH, Feature.RELU, Feature.RELU2, Feature.XIELU),
     }
 )
@@ -251,7 +252,8 @@ class NativeRunner(FastRunner):
             logit_cap=head.plan.cap or 0.0,
             embedding_norm=described.norm(embedding.norm),
             final_norm=described.norm(head.norm),
-            ropes=described.ropes(self.plan, state.tables),
+            ropes=described.ropes(self.plan, state),
+            tables=described.tables(self.plan, state),
             keys=state.keys.data_ptr(),
             values=state.values.data_ptr(),
         )

@@ -24,10 +24,14 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.attention import Attention
+from selfspec_tune.engine.layers.cache import seen
+from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
+from selfspec_tune.plans import AttentionPlan
+from selfspec_tune.plans.attention import GrowthPlan, Reach
 
 _EVERY = 4  # sub-layers between hidden states that are kept: at ends of layers, where all is in the stream
 _KEPT_BYTES = 128 << 20
@@ -52,6 +56,7 @@ class LayerwiseScorer:
         self._bounds = bounds([len(own) for own in positions])
         self._scored = _scored(windows, positions, self._bounds).to(runner.device)
         self._known = _HiddenStates(_KEPT_BYTES)
+        self._rotations = dict[tuple[str | None, GrowthPlan | None], Rotation]()
 
     @torch.inference_mode()
     def trace(self, draft: Draft) -> Trace:
@@ -86,13 +91,18 @@ class LayerwiseScorer:
         if kind is SubLayerKind.MLP:
             return self._runner.mlp(layer, precision, experts)(stream, 0)
         attention = self._runner.attention(layer, precision)
-        rotation = self._runner.rotation(attention.plan, self._positions)
-        queries, keys, values = attention.project(stream, rotation)
+        queries, keys, values, gate = attention.project(stream, self._rotation(attention.plan))
         attended = [
             self._attend(attention, layer, number, queries[a:b], keys[a:b], values[a:b])
             for number, (a, b) in enumerate(self._bounds)
         ]
-        return attention.add(stream, torch.cat(attended))
+        return attention.add(stream, torch.cat(attended), gate)
+
+    def _rotation(self, plan: AttentionPlan) -> Rotation:
+        key = None if plan.rope is None else plan.rope.table, plan.growth
+        if key not in self._rotations:
+            self._rotations[key] = self._runner.rotation(plan, self._positions)
+        return self._rotations[key]
 
     def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
         return self._runner.head(hidden, draft.vocabulary, draft.precision.head)
@@ -152,19 +162,41 @@ class TokenExactScorer(LayerwiseScorer):
 
     def __init__(self, runner: FastRunner, windows: Sequence[Window], depths: int = 1) -> None:
         self._prefixes = [_full_model_kv(runner, window) for window in windows]
-        self._masks = [_token_exact_mask(window, depths).to(runner.device) for window in windows]
         super().__init__(runner, windows, [list(range(window.start, window.end)) * depths for window in windows])
+        rows = [self._positions[begin:end] for begin, end in self._bounds]
+        self._sights = [_Sight(window, depths, own) for window, own in zip(windows, rows, strict=True)]
 
     def _attend(
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         prefix_keys, prefix_values = self._prefixes[number][layer]
+        sight = self._sights[number]
         return attention.attend_masked(
             queries,
             torch.cat((prefix_keys, keys.transpose(0, 1)), 1),
             torch.cat((prefix_values, values.transpose(0, 1)), 1),
-            self._masks[number],
+            sight.within(attention.plan.reach),
+            sight.columns,
         )
+
+
+class _Sight:
+    """What the ``rows`` of a window, its positions once for each depth, may attend to.
+
+    ``columns`` [end + rows]: the positions of keys, the full model's first and then the rows' own: windows, chunks and
+    distances are between positions, wherever a key stands.
+    """
+
+    def __init__(self, window: Window, depths: int, rows: Tensor) -> None:
+        self.columns = torch.cat((torch.arange(window.end, device=rows.device), rows))
+        self._rows = rows
+        self._by_reach = {Reach(): _token_exact_mask(window, depths).to(rows.device)}
+
+    def within(self, reach: Reach) -> Tensor:
+        """Bool [rows, columns]: true where a row attends, if attentions reach so far."""
+        if reach not in self._by_reach:
+            self._by_reach[reach] = self._by_reach[Reach()] & seen(reach, self._rows, self.columns)
+        return self._by_reach[reach]
 
 
 @torch.inference_mode()

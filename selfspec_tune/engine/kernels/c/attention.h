@@ -12,14 +12,14 @@ INLINE int64_t first_seen(const Attention *a, int64_t position) {
     return a->reach == REACH_CHUNK ? position / a->reach_size * a->reach_size : 0;
 }
 
-/* Scores of keys of which the first is `distance` positions back: less what distance costs, and capped. */
-static void bend(const Attention *a, int64_t head, int64_t distance, int64_t first, int64_t count, float *scores) {
-    const fv back = __builtin_convertvector(splat_i((int32_t)distance) - lane_numbers(), fv);
-    const float slope = a->slopes ? a->slopes[head] : 0.f;
+/* Scores of the keys that follow position `from`: plus what their positions add, and capped. */
+static void bend(const Model *m, const Attention *a, int64_t head, int64_t from, int64_t first, int64_t count, float *scores) {
+    const float *added = a->bias < 0 ? NULL : m->tables[a->bias] + head * m->capacity;
     for (int64_t j = first / LANES * LANES; j < count; j += LANES) {
-        const fv s = load_f(scores + j), bent = s - slope * (back - (float)j);
-        const fv capped = a->cap != 0.f ? a->cap * tanh_v(bent / a->cap) : bent;
-        store_f(scores + j, choose(s == splat(-INFINITY), s, capped));
+        const fv s = load_f(scores + j);
+        fv bent = added ? s + load_some(added + from + j, m->capacity - from - j) : s;
+        if (a->cap != 0.f) bent = a->cap * tanh_v(bent / a->cap);
+        store_f(scores + j, choose(s == splat(-INFINITY), s, bent));
     }
 }
 
@@ -39,8 +39,8 @@ INLINE void attend_chunk(Engine *e, const int is_bf16, const SubLayer *s, int64_
             const int64_t heads = group - first < HEADS_AT_ONCE ? group - first : HEADS_AT_ONCE;
             const int64_t head = kv_head * group + first, slot = (chunk * MAX_TOKENS + t) * m->heads + head;
             score(is_bf16, heads, e->queries + (t * a->heads + head) * size, m->keys, base, size, begin, count, a->scale, p);
-            if (a->slopes || a->cap != 0.f)
-                for (int64_t h = 0; h < heads; h++) bend(a, head + h, start + t - from, begin, count, p[h]);
+            if (a->bias >= 0 || a->cap != 0.f)
+                for (int64_t h = 0; h < heads; h++) bend(m, a, head + h, from, begin, count, p[h]);
             for (int64_t h = 0; h < heads; h++) e->part_max[slot + h] = exponentiate(p[h] + at, count - at, &e->part_sum[slot + h]);
             weigh_heads(heads, is_bf16, (const float(*)[KV_CHUNK])(p[0] + at), m->values, base + at * size, size, count - at,
                         e->part + slot * m->head_size);

@@ -18,17 +18,17 @@ typedef struct {
     int64_t size;
 } RopeTable;
 
-/* What an attention does between its linear layers. 0 stands for no `cap`, `clip` and `growth`. */
+/* What an attention does between its linear layers. 0 stands for no `cap` and no `clip`. */
 typedef struct {
     int32_t heads, kv_heads, size;
     int32_t is_grouped;                       /* rows of qkv: of each KV head its queries, key and value; else all queries, keys, values */
     int32_t reach, reach_size;                /* which positions are seen */
     int32_t rope, is_adjacent, is_rope_float; /* number of a table, or -1; pairs (2i, 2i + 1) or halves; rounded at the end alone */
     int32_t qk_norm, is_qk_norm_late;         /* over what; whether after the rotation */
-    int32_t growth_length, growth_offset;
-    float scale, cap, clip, growth;
+    int32_t growth, bias;                     /* numbers of tables by position, or -1: [capacity], [heads, capacity] */
+    float scale, cap, clip;
     Norm query_norm, key_norm;
-    const float *sinks, *slopes; /* [heads], or null */
+    const float *sinks; /* [heads], or null */
 } Attention;
 
 typedef struct {
@@ -57,6 +57,7 @@ typedef struct {
     float embedding_scale, logit_scale, logit_cap; /* no cap: 0 */
     Norm embedding_norm, final_norm;
     const RopeTable *ropes;
+    const float *const *tables; /* what queries are multiplied with, or what is added to scores */
     void *keys, *values; /* [layers, kv_heads, capacity, head_size] */
 } Model;
 

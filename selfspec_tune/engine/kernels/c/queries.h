@@ -45,11 +45,6 @@ static void rotate(const RopeTable *table, int64_t position, int is_adjacent, in
     }
 }
 
-/* What queries are multiplied with at a position. */
-static float growth_at(const Attention *a, int64_t position) {
-    return 1.f + a->growth * logf(1.f + floorf((float)(position + a->growth_offset) / (float)a->growth_length));
-}
-
 /* Head number `head` of what a token's qkv holds, made ready: as a query, or in the cache of the layer. */
 static void prepare_head(Engine *e, const SubLayer *s, const Moments *width, int64_t token, int64_t position, int what, int64_t head) {
     const Attention *a = &s->attention;
@@ -59,15 +54,13 @@ static void prepare_head(Engine *e, const SubLayer *s, const Moments *width, int
     float row[MAX_HEAD_SIZE];
     memcpy(row, e->qkv + (token * rows_of_heads(a) + row_of_head(a, what, head)) * size, size * sizeof(float));
     if (what != VALUE && !a->is_qk_norm_late) norm_head(a, width, what, head, is_bf16, row);
-    if (a->clip != 0.f)
+    if (a->clip != 0.f) /* behind the norms: nothing is clamped before them */
         for (int64_t i = 0; i < size; i++) row[i] = row[i] > a->clip ? a->clip : row[i] < -a->clip ? -a->clip : row[i];
     if (what != VALUE && a->rope >= 0) rotate(&m->ropes[a->rope], position, a->is_adjacent, is_bf16, a->is_rope_float, row);
     if (what != VALUE && a->is_qk_norm_late) norm_head(a, width, what, head, is_bf16, row);
     if (what == QUERY) {
-        if (a->growth != 0.f) {
-            const float growth = rounded1(growth_at(a, position), is_bf16);
-            for (int64_t i = 0; i < size; i++) row[i] = rounded1(row[i] * growth, is_bf16);
-        }
+        if (a->growth >= 0)
+            for (int64_t i = 0; i < size; i++) row[i] = rounded1(row[i] * m->tables[a->growth][position], is_bf16);
         memcpy(e->queries + (token * a->heads + head) * size, row, size * sizeof(float));
         return;
     }

@@ -139,11 +139,12 @@ static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, const float *
     a->reach_size = 37;
     a->qk_norm = QK_NORM_WIDTH;
     a->query_norm = a->key_norm = norm;
-    a->growth = 0.1f;
-    a->growth_length = 16;
+    a->growth = a->bias = 0;
     a->clip = 2;
     a->cap = 8;
-    a->sinks = a->slopes = numbers;
+    a->sinks = numbers;
+    attention->third = attention->first; /* the gate */
+    attention->third.rows = a->heads * a->size;
 }
 
 /* Whether a function of vectors is as near to the exact one as float is, from -`most` to `most`. */
@@ -186,14 +187,16 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
     for (int64_t i = 0; right && i < PASS_TOKENS * s->size; i++) table[i] = rounded1(cosf((float)i * 0.37f), is_bf16);
     for (int64_t i = 0; right && i < qkv; i++) ones[i] = 1.f;
     weights[0].bias = ones;
+    const float *const numbers = table; /* by position: as many as any table has */
     Model model = {.is_bf16 = is_bf16, .threads = threads, .hidden = s->hidden, .heads = s->heads, .kv_heads = s->kv_heads,
                    .head_size = s->size, .widest = longest, .vocabulary = PASS_VOCABULARY, .capacity = PASS_TOKENS,
                    .embedding = weights[5].data, .embedding_scale = 1, .logit_scale = 1, .final_norm = {NORM_RMS, 0, 1e-5f, ones, NULL},
-                   .ropes = &(RopeTable){table, table, s->size}, .keys = cache, .values = cache + cached};
+                   .ropes = &(RopeTable){table, table, s->size}, .tables = &numbers, .keys = cache, .values = cache + cached};
     SubLayer attention = {.kind = KIND_ATTENTION, .residual_scale = 1, .norm = model.final_norm, .first = weights[0], .second = weights[1]};
     SubLayer mlp = {.kind = KIND_MLP, .residual_scale = 1, .norm = model.final_norm, .first = weights[2], .second = weights[3],
                     .third = weights[4], .mlp = {.is_gated = 1}};
-    attention.attention = (Attention){.heads = (int32_t)s->heads, .kv_heads = (int32_t)s->kv_heads, .size = (int32_t)s->size, .scale = 0.25f};
+    attention.attention = (Attention){.heads = (int32_t)s->heads, .kv_heads = (int32_t)s->kv_heads, .size = (int32_t)s->size,
+                                      .growth = -1, .bias = -1, .scale = 0.25f};
     if (s->is_odd) make_odd(&model, &attention, &mlp, ones);
     const SubLayer *sublayers[] = {&attention, &mlp};
     Engine *e = right ? engine_new(&model) : NULL;
