@@ -117,6 +117,8 @@ def refused_reason(config: Mapping[str, Any]) -> str | None:
 def _reason(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") in REFUSED:
         return REFUSED[str(config["model_type"])]
+    if config.get("is_encoder_decoder"):
+        return "it is an encoder–decoder"
     others = sorted(set(config.get("layer_types") or ()) - _ATTENDING - _BESIDE)
     if others:
         return f"it is a hybrid with {', '.join(others)} layers, which cannot be rewound; {_SEE_HYBRIDS}"

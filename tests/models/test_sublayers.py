@@ -5,12 +5,18 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.models import find_sublayers
+from selfspec_tune.models import find_sublayers, sublayers
 from tests import kit
 
 
 def build(model_type: str) -> PreTrainedModel:
     return kit.random_model(kit.tiny_config(model_type))
+
+
+@pytest.fixture
+def without_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no family had a plan, so that the modules alone tell."""
+    monkeypatch.setattr(sublayers, "_planned", lambda model: None)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,7 @@ def test_as_many_experts_as_layers_are_not_mistaken_for_layers() -> None:
         ("mamba", "MambaForCausalLM cannot draft for itself"),
     ],
 )
+@pytest.mark.usefixtures("without_plan")
 def test_what_cannot_be_separated_is_refused_by_name(model_type: str, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason) as refusal:
         find_sublayers(build(model_type))
@@ -80,6 +87,7 @@ def test_a_hybrid_is_refused_by_its_layer_types(tiny_qwen2_dir: Path) -> None:
         find_sublayers(model)
 
 
+@pytest.mark.usefixtures("without_plan")
 def test_weights_outside_attention_and_mlp_are_refused() -> None:
     model = build("gpt2")
     model.transformer.h[1].extra = torch.nn.Linear(4, 4)
@@ -87,6 +95,7 @@ def test_weights_outside_attention_and_mlp_are_refused() -> None:
         find_sublayers(model)
 
 
+@pytest.mark.usefixtures("without_plan")
 def test_two_possible_decoders_are_refused() -> None:
     model = build("gpt2")
     model.other = torch.nn.ModuleList(model.transformer.h)
@@ -94,6 +103,7 @@ def test_two_possible_decoders_are_refused() -> None:
         find_sublayers(model)
 
 
+@pytest.mark.usefixtures("without_plan")
 def test_a_stack_of_another_length_is_no_decoder() -> None:
     model = build("gpt2")
     model.config.num_hidden_layers = 3
