@@ -99,9 +99,7 @@ _SETTINGS = {
 
 NOT_READ = frozenset(
     {
-        *("aria_text", "cohere2_moe", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "flint", "gpt_neox_japanese", "granitemoe_swa"),
-        *("kolibri1", "mllama", "moss_transcribe_diarize", "sarvam_moe", "xglm"),
+        *("cpmant", "ctrl", "dbrx", "emu3", "gpt_neox_japanese", "mllama", "moss_transcribe_diarize", "xglm"),
     }
 )
 """Causal language models of transformers that nobody has read for a plan yet."""

@@ -216,8 +216,10 @@ def _dequantised(copy: Projection, dense: Dense, precision: Precision) -> Projec
         return copy  # called from torch, it multiplies with its dequantised weights
     weight = dense.weight
     if precision is Precision.INT8:
-        return Dense(quantize_symmetric(weight, 8, weight.shape[1], weight.dtype).dequantize(), dense.bias)
-    return Dense(quantize_asymmetric(weight, 4, 32, weight.dtype).dequantize(), dense.bias)
+        values = quantize_symmetric(weight, 8, weight.shape[1], weight.dtype).dequantize()
+    else:
+        values = quantize_asymmetric(weight, 4, 32, weight.dtype).dequantize()
+    return Dense(values, dense.bias, dense.parts)
 
 
 def test_a_short_draft_vocabulary_keeps_the_first_logits(loaded: LoadedModel, engine: FastRunner) -> None:
@@ -260,5 +262,5 @@ def test_the_probe_passes_near_and_far(directory: Path, dtype: str) -> None:
     for kind in ENGINES.values():
         if unserved_reason(loaded.model, kind.SERVES) is None:
             reference = ReferenceRunner(loaded)
-            assert NearProbe(reference).difference(kind(loaded)) <= TOLERANCE[dtype]
+            assert NearProbe(loaded, reference).difference(kind(loaded)) <= TOLERANCE[dtype]
             assert FarProbe(loaded, reference).difference(kind(loaded)) <= 1.5 * TOLERANCE[dtype]
