@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_BESIDE = frozenset({"mlp"})  # some configurations list what follows each attention too
+_ANY_WAY = (True, "all")  # of `use_bidirectional_attention`; "vision": pictures alone, texts are causal
 
 _SEE_HYBRIDS = "see “Recurrent hybrids” in the documentation"
 _RECURRENT = f"it keeps a recurrent state, which cannot be cut back to an earlier token; {_SEE_HYBRIDS}"
@@ -48,6 +50,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("cpmant", "ctrl", "xglm"), _UNTOLD),
     "blt": "it reads bytes in patches, by several transformers in turn",
     "dbrx": "its attention is in one module with the norm of its experts, and is added to the stream there",
+    "doge": "which keys its attention sees depends on how many tokens a pass is over",
+    "dory": "its stream moves on a sphere (nGPT), so a half that adds nothing still changes it",
     "hrm_text": "it runs two stacks of layers in cycles, so a layer runs several times a token",
     "jetmoe": "its attention is itself a mixture of experts",
     "longcat_flash": "its layers have two attentions and two MLPs, and experts that bridge them",
@@ -88,8 +92,6 @@ UNPLANNED: dict[str, str] = {
     "mllama": "its layers that attend to an image take part in the count of layers, but not in text",
     "codegen": "its queries, values and keys are stacked in four blocks, in this order",
     "diffllama": "its attention is the difference of two softmaxes",
-    "doge": "its stream is multiplied with learned numbers, and values decide which keys its attention sees",
-    "dory": "its stream moves on a sphere (nGPT): a half that adds nothing still changes it",
     "laguna": "its layers have different numbers of heads, whose outputs are multiplied with a softplus",
     "mimo_v2_flash": "its values have another size than its keys",
     "modernbert-decoder": "its head has a layer of its own before the logits",
@@ -100,7 +102,6 @@ UNPLANNED: dict[str, str] = {
 _SETTINGS = {
     "num_kv_shared_layers": "its later layers read the keys and values of earlier ones",
     "hidden_size_per_layer_input": "every layer adds an input of its own, a third thing beside its attention and MLP",
-    "use_bidirectional_attention": "its attention sees later positions too",
     "enable_moe_block": "its layers have an MLP and experts side by side, with norms of their own",
 }
 
@@ -117,9 +118,11 @@ def refused_reason(config: Mapping[str, Any]) -> str | None:
 def _reason(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") in REFUSED:
         return REFUSED[str(config["model_type"])]
-    others = sorted(set(config.get("layer_types") or ()) - _ATTENDING)
+    if config.get("is_encoder_decoder"):
+        return "it is an encoder–decoder"
+    others = sorted(set(config.get("layer_types") or ()) - _ATTENDING - _BESIDE)
     if others:
         return f"it is a hybrid with {', '.join(others)} layers, which cannot be rewound; {_SEE_HYBRIDS}"
-    if config.get("is_causal") is False:
-        return _SETTINGS["use_bidirectional_attention"]
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention") in _ANY_WAY:
+        return "its attention sees later positions too"
     return next((reason for setting, reason in _SETTINGS.items() if config.get(setting)), None)
