@@ -74,8 +74,11 @@ class Layout(Outline):
             if claim.owner in skipped and claim.kind not in (ClaimKind.NORM, ClaimKind.NORMS):
                 yield name
 
-    def renamed(self, blocks: Sequence[LayerBlock]) -> Iterator[tuple[str, str]]:
+    def renamed(self, blocks: Sequence[LayerBlock], *, as_modules: bool = False) -> Iterator[tuple[str, str]]:
         """(new name, name in the checkpoint) of every tensor of a model of ``blocks``.
+
+        New names are as the checkpoint has them; or, ``as_modules``, as the model's modules do, which takes a model
+        without packed tensors.
 
         Raises `UnsupportedModelError` where a block takes its halves from two layers, or has one half only, and the
         model has no plan or runs them side by side.
@@ -84,12 +87,13 @@ class Layout(Outline):
         by_layer: dict[int | None, list[str]] = {}
         for name in self.names.stored:
             by_layer.setdefault(self._layer_of(name), []).append(name)
-        yield from ((name, name) for name in by_layer.get(None, []))
+        for name in by_layer.get(None, []):
+            yield self.names.of.get(name, name) if as_modules else name, name
         for number, block in enumerate(blocks):
             for layer in {block.attention, block.mlp} - {None}:
                 loaded = [name for name in by_layer.get(layer, []) if name in self.names.of]
                 own = loaded if block.attention == block.mlp else [name for name in loaded if self._is_in(name, block)]
-                yield from ((self.names.renumbered(name, f"{self.layers}.", number), name) for name in own)
+                yield from ((self.names.renumbered(name, self.layers, number, as_modules), name) for name in own)
 
     def _layer_of(self, name: str) -> int | None:
         found = re.match(rf"{re.escape(self.layers)}\.(\d+)\.", self.names.of.get(name, name))

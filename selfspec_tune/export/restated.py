@@ -40,16 +40,22 @@ def restated(
 def _of_experts(is_dense: Sequence[bool]) -> dict[str, Any]:
     """By the names that families have for it: which layers have experts."""
     sparse = [index for index, dense in enumerate(is_dense) if not dense]
-    first = sparse[0] if sparse else len(is_dense)
+    first, last = (sparse[0], sparse[-1]) if sparse else (len(is_dense), len(is_dense) - 1)
+    steps = (step for step in range(1, len(is_dense) + 1) if _every(step, first, last) == sparse)
     return {
         **dict.fromkeys(_DENSE_FIRST, first),
         "mlp_only_layers": [index for index, dense in enumerate(is_dense) if dense],
         "decoder_sparse_step": 1,
         "moe_layers": sparse,
         "moe_layer_start_index": first,
-        "moe_layer_end_index": len(is_dense) - 1,
-        "moe_layer_interval": 1,
+        "moe_layer_end_index": last,
+        "moe_layer_interval": next(steps, 1),
     }
+
+
+def _every(step: int, first: int, last: int) -> list[int]:
+    """Layers that have experts by ERNIE's three numbers."""
+    return [layer for layer in range(first, last + 1) if (layer + 1) % step == 0]
 
 
 def _known(layer: int | None) -> int:

@@ -52,13 +52,15 @@ class StoredNames:
             return rename_source_key(stored, [], [], prefix, self._known)
         return name, pattern
 
-    def renumbered(self, stored: str, layers: str, number: int) -> str:
-        """What the same tensor of another layer is stored as; ``layers`` leads to the number in the model's name.
+    def renumbered(self, stored: str, layers: str, number: int, as_module: bool) -> str:
+        """The name of the same tensor in another layer, there or, ``as_module``, in the model.
 
-        Raises `UnsupportedModelError` where the stored name has no such number.
+        ``layers``: their path in the model. Raises `UnsupportedModelError` where the stored name tells no layer.
         """
-        old, _, rest = self.of[stored].removeprefix(layers).partition(".")
-        wanted, prefix = f"{layers}{number}.{rest}", f"{self._model.base_model_prefix}."
+        old, _, rest = self.of[stored].removeprefix(f"{layers}.").partition(".")
+        wanted, prefix = f"{layers}.{number}.{rest}", f"{self._model.base_model_prefix}."
+        if as_module:
+            return wanted
         parts = stored.split(".")
         for place, part in enumerate(parts):
             if part == old:

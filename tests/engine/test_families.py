@@ -304,7 +304,7 @@ def test_native_bits_depend_neither_on_tokens_nor_on_threads(directory: Path, dt
 def test_the_probe_passes_near_and_far(
     loaded: LoadedModel, reference: ReferenceRunner, engines: list[FastRunner]
 ) -> None:
-    near, far = NearProbe(reference), FarProbe(loaded, reference)
+    near, far = NearProbe(loaded, reference), FarProbe(loaded, reference)
     for engine in engines:
         assert near.difference(engine) <= 1e-4
         assert far.difference(engine) <= 1e-4

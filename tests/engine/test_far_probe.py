@@ -64,7 +64,7 @@ def test_a_rule_that_begins_far_away_is_seen(tmp_path: Path, rule: str, monkeypa
     of_type(tmp_path, model_type, **settings)
     for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.06)):
         loaded = load(tmp_path, dtype)
-        assert NearProbe(ReferenceRunner(loaded)).difference(FastRunner(loaded)) < tolerance
+        assert NearProbe(loaded, ReferenceRunner(loaded)).difference(FastRunner(loaded)) < tolerance
         assert _far_difference(FastRunner(loaded), loaded) > 1.5 * tolerance
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_engine_is_taken_neither_by_itself_nor_by_name(
 
 @pytest.mark.parametrize("wrong", [_WrongRotation, _WindowedRunner])
 def test_a_short_walk_alone_would_take_it(loaded: LoadedModel, wrong: type[FastRunner]) -> None:
-    assert NearProbe(ReferenceRunner(loaded)).difference(wrong(loaded)) < 1e-5
+    assert NearProbe(loaded, ReferenceRunner(loaded)).difference(wrong(loaded)) < 1e-5
 
 
 def test_the_far_walk_is_where_a_prompt_of_that_length_ends(loaded: LoadedModel) -> None:

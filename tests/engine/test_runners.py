@@ -463,8 +463,8 @@ WRONG = [
 def test_the_probe_catches_a_runner_that_is_subtly_wrong(
     loaded: LoadedModel, wrong: type[FastRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert NearProbe(ReferenceRunner(loaded)).difference(FastRunner(loaded)) < 1e-5
-    assert NearProbe(ReferenceRunner(loaded)).difference(wrong(loaded)) > 5e-4
+    assert NearProbe(loaded, ReferenceRunner(loaded)).difference(FastRunner(loaded)) < 1e-5
+    assert NearProbe(loaded, ReferenceRunner(loaded)).difference(wrong(loaded)) > 5e-4
     _assert_not_chosen(loaded, wrong, monkeypatch)
 
 
@@ -474,7 +474,7 @@ class _NotANumber(Altered, FastRunner):
 
 
 def test_the_probe_catches_logits_that_are_no_numbers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert NearProbe(ReferenceRunner(loaded)).difference(_NotANumber(loaded)) == float("inf")
+    assert NearProbe(loaded, ReferenceRunner(loaded)).difference(_NotANumber(loaded)) == float("inf")
     _assert_not_chosen(loaded, _NotANumber, monkeypatch)
 
 

@@ -125,4 +125,4 @@ def test_the_probe_finds_the_runners_equal_without_products_of_bfloat16(
     runner = choose_runner(loaded, name)
     assert runner.name == name
     assert linear.is_widened(torch.zeros(1, dtype=torch.bfloat16))
-    assert NearProbe(ReferenceRunner(loaded)).difference(runner) < 0.06
+    assert NearProbe(loaded, ReferenceRunner(loaded)).difference(runner) < 0.06

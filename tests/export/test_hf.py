@@ -163,6 +163,8 @@ def test_a_model_that_is_no_llama_is_refused_by_nas(skip_file: Callable[..., Pat
     directory = kit.save_random(config, tmp_path / "gpt2")
     with pytest.raises(UnsupportedModelError, match=r"type gpt2.*`to` hf-draft"):
         exported("nas", directory, SkipSet(3, (1,)), skip_file, tmp_path)
+    out, _ = exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, SkipSet(3, (1,), (1,))))
 
 
 def test_a_sharded_checkpoint_is_read_and_written_file_by_file(

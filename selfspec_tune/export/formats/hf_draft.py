@@ -75,12 +75,12 @@ def _unlike(job: Job[CheckpointTarget], folder: Path, names: list[tuple[str, str
         made = bind(model).plan if source is not None else None
     except (*NO_SUCH_MODEL, UnsupportedModelError, TypeError, KeyError, IndexError) as error:
         return str(error).splitlines()[0]
+    if source is not None and made is not None and (found := unlike(source, made, job.blocks)):
+        return found
     stored = StoredNames(model, (new for new, _ in names))
     wrong = stored.missing + stored.misshapen(job.target.checkpoint, dict(names))
     wrong += [new for new, old in names if old in job.target.layout.names.of and new not in stored.of]
     if wrong:
         return f"{wrong[0]} is not what it takes"
-    if source is not None and made is not None:
-        return unlike(source, made, job.blocks)
-    by_depth = [name for name in _BY_DEPTH if job.target.layout.config.get(name)]
+    by_depth = [name for name in _BY_DEPTH if source is None and job.target.layout.config.get(name)]
     return f"{by_depth[0]} counts layers" if by_depth else ""

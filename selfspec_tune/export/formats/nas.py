@@ -84,10 +84,8 @@ def _check_is_llama(job: Job[CheckpointTarget]) -> None:
     """Raises `UnsupportedModelError` unless the target computes what a Llama with biases does."""
     layout = job.target.layout
     reason = layout.unplanned if layout.plan is None else _unlike_llama(layout.plan, layout.config)
-    if any(re.search(r"\.(o_proj|gate_proj|up_proj|down_proj)\.bias$", name) for name in layout.names.stored):
+    if any(re.search(r"\.(o_proj|gate_proj|up_proj|down_proj)\.bias$", name) for name in layout.names.parts):
         reason = reason or "it has biases in its output projections or its MLPs"
-    if any(name != own for name, own in layout.names.of.items()):
-        reason = reason or "its weights are stored under other names than its modules'"
     if reason:
         raise UnsupportedModelError(
             f"{job.target.model}, of the type {layout.config.get('model_type')}, cannot be written as a Llama without "
@@ -100,6 +98,8 @@ def _unlike_llama(plan: DecoderPlan, config: Mapping[str, Any]) -> str:
     """How the target differs from the Llama of the same configuration, biases apart; empty where in nothing."""
     if more := sorted(features(plan)):
         return f"it has {', '.join(more[:3])}"
+    if plan.beside:
+        return f"it is more than a decoder ({', '.join(plan.beside)})"
     try:
         llama = plan_of({**config, "model_type": "llama"})
     except UnsupportedModelError as error:
@@ -113,7 +113,7 @@ def _tensors(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> Iterator[t
 
     is_tied = job.target.layout.config.get("tie_word_embeddings")
     is_first_empty = job.blocks[0].attention is None
-    for new, old in job.target.layout.renamed(blocks):
+    for new, old in job.target.layout.renamed(blocks, as_modules=True):
         if is_tied and new == "lm_head.weight":
             continue
         tensor = job.target.checkpoint.read(old)
@@ -262,7 +262,7 @@ def _asked(job: Job[CheckpointTarget]) -> str:
 
 def _has_biases(job: Job[CheckpointTarget]) -> bool:
     """On queries, keys and values."""
-    return any(name.endswith(".q_proj.bias") for name in job.target.layout.names.stored)
+    return any(name.endswith(".q_proj.bias") for name in job.target.layout.names.parts)
 
 
 def _mlx_trouble(job: Job[CheckpointTarget], blocks: list[LayerBlock]) -> str:
