@@ -105,6 +105,12 @@ FAMILIES: dict[str, Family] = {
         *_GEMMA3_NEEDS, model_type="gemma3", text={"model_type": "gemma3_text", **_GEMMA3_TEXT}, mm_tokens_per_image=4
     ),
     "got_ocr2": _wrapper(model_type="got_ocr2", text={"model_type": "qwen2", **_LLAMA}),
+    "moss_transcribe_diarize": _wrapper(
+        F.QK_NORM,
+        model_type="moss_transcribe_diarize",
+        text={"model_type": "qwen3", **_LLAMA},
+        audio_config={"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
+    ),
     "fuyu": _wrapper(
         *_PERSIMMON_NEEDS, model_type="fuyu", text={"model_type": "persimmon", **_PERSIMMON}, patch_size=8
     ),

@@ -95,7 +95,7 @@ def test_float16_becomes_what_the_processor_computes_in(copy: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("model_type", "computes", "expected"),
-    [("gpt2", False, torch.float32), ("gpt2", True, torch.bfloat16), ("llama", False, torch.bfloat16)],
+    [("codegen", False, torch.float32), ("codegen", True, torch.bfloat16), ("llama", False, torch.bfloat16)],
 )
 def test_auto_runs_no_forward_of_transformers_on_imitated_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, computes: bool, expected: torch.dtype

@@ -15,9 +15,12 @@ def hunyuan_v1_dense(config: Config) -> DecoderPlan:
 
 
 def hunyuan_v1_moe(config: Config) -> DecoderPlan:
-    """Experts in every layer, beside a shared MLP; how many a token goes to may differ by layer."""
+    """Experts in every layer, beside a shared MLP; how many a token goes to may differ by layer.
+
+    transformers leaves the router's weight in float32, whatever the model's type, and so its weights of experts.
+    """
     chosen = config["moe_topk"]
-    router = mixture.softmax_router(weight="mlp.gate.wg.weight", renormalise=True)
+    router = mixture.softmax_router(weight="mlp.gate.wg.weight", is_float32=True, renormalise=True, is_rounded=False)
     shared = mixture.shared(config, "mlp.shared_mlp", config["intermediate_size"])
 
     def experts(layer: int) -> ExpertsPlan:
