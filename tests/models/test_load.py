@@ -41,6 +41,13 @@ def test_a_local_directory_is_loaded_for_inference(tiny_llama_dir: Path) -> None
     assert (loaded.dtype, loaded.device.type) == (torch.float32, "cpu")
 
 
+def test_a_context_ends_where_rotary_positions_change(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(**FAMILIES["phi3-long"].config)
+    loaded = load(kit.save_random(config, tmp_path / "long"))
+    assert (config.max_position_embeddings, loaded.context_length) == (1024, 700)
+    assert any("change beyond 700 positions" in note for note in loaded.notes)
+
+
 def test_the_description_is_plain_data(tiny_llama_dir: Path) -> None:
     loaded = load(tiny_llama_dir)
     description = json.loads(json.dumps(loaded.describe()))
