@@ -26,7 +26,7 @@ from selfspec_tune.models.default_model import CACHE_VARIABLE
 from tests import kit
 from tests.engine_kit import HAS_COMPILER, needs_compiler
 
-ABI = (1, 2, 3, 4, 5)
+ABI = (1, 2, 3, 4, 5, 6)
 # A library that has just what the check asks for, and whose faults are macros.
 STUB = """
 #include <signal.h>
