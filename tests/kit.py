@@ -98,6 +98,7 @@ OTHER_CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4},
     "opt": {**_HEADS, "ffn_dim": 2 * HIDDEN, "word_embed_proj_dim": HIDDEN},
     "mamba": {"state_size": 4},
+    "codegen": {"n_head": 4, "rotary_dim": 8},  # which has no plan
     "gemma3": {**_GQA, "head_dim": 16},
     "llama4_text": {**_GQA, "head_dim": 16, "intermediate_size_mlp": HIDDEN, "num_local_experts": 2},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfspec_tune.plans import Feature as F
-from tests.family import Family, family
+from tests.family import SIZES, Family, family
 
 _FULL, _WINDOW, _CHUNK = "full_attention", "sliding_attention", "chunked_attention"
 _DENSE, _SPARSE = "dense", "sparse"
@@ -44,6 +44,18 @@ _MULTIPLIED = {F.RESIDUAL_SCALE, F.EMBEDDING_SCALE, F.LOGIT_SCALE}
 _SOFTMAX = {F.EXPERTS, F.ROUNDED_WEIGHTS}
 _SIGMOID = {F.EXPERTS, F.SIGMOID_ROUTER, F.CHOICE_BIAS, F.ROUTER_IN_FLOAT32}
 _CHOSEN = {F.EXPERTS, F.CHOSEN_FIRST, F.ROUNDED_WEIGHTS}
+_COHERE = {
+    **_ROPE,
+    **_NAMED,
+    **_WINDOWS,
+    "head_dim": 32,
+    "num_key_value_heads": 2,
+    "logit_scale": 0.3,
+    "mlp_layer_types": [_SPARSE, _DENSE, _SPARSE, _SPARSE],
+    "prefix_dense_intermediate_size": 128,
+    "attention_bias": True,
+}
+_COHERE_NEEDS = {F.PARALLEL, F.ADJACENT_ROPE, F.ROPE_IN_FLOAT32, F.WINDOW, F.NO_ROPE, F.LOGIT_SCALE}
 _LLAMA4 = {
     "model_type": "llama4_text",
     **_LLAMA,
@@ -313,7 +325,8 @@ MIXTURES: dict[str, Family] = {
         use_bias=True,
     ),
     "hunyuan_v1_moe": family(
-        *_SOFTMAX,
+        F.EXPERTS,
+        F.ROUTER_IN_FLOAT32,
         F.SHARED_EXPERTS,
         F.QK_NORM,
         F.QK_NORM_LATE,
@@ -344,5 +357,112 @@ MIXTURES: dict[str, Family] = {
         mup_enabled=True,
         attention_bias=True,
     ),
+    "sarvam_moe": family(
+        *_SIGMOID,
+        F.EXPERT_GROUPS,
+        F.SHARED_EXPERTS,
+        F.PARTIAL_ROPE,
+        model_type="sarvam_moe",
+        **_LLAMA | _PARTIAL,
+        **_GROUPED,
+        use_qk_norm=False,
+        first_k_dense_replace=2,
+    ),
+    "granitemoe_swa": family(
+        *_CHOSEN,
+        *_MULTIPLIED,
+        F.SHARED_EXPERTS,
+        F.STACKED,
+        F.SINKS,
+        F.WINDOW,
+        F.NO_ROPE,
+        F.ROPE_BY_LAYER,
+        model_type="granitemoe_swa",
+        **_LLAMA,
+        **_LOCAL,
+        **_MULTIPLIERS,
+        **_WINDOWS,
+        layer_rope_theta=[0, 50, 700.0, 50],
+        shared_intermediate_size=128,
+    ),
+    "flint": family(
+        F.EXPERTS,
+        F.SIGMOID_ROUTER,
+        F.ROUTER_IN_FLOAT32,
+        F.SHARED_EXPERTS,
+        F.LATE_NORM,
+        F.QK_NORM,
+        F.SINKS,
+        F.WINDOW,
+        F.NO_ROPE,
+        model_type="flint",
+        **_LLAMA,
+        **_NAMED,
+        **_SMALL,
+        **_WINDOWS,
+        shared_expert_intermediate_size=128,
+        mlp_only_layers=[1],
+        attention_bias=True,
+    ),
+    "kolibri1": family(
+        *_SIGMOID,
+        F.CHOSEN_FIRST,
+        F.SHARED_EXPERTS,
+        F.POST_NORM,
+        F.QK_NORM,
+        F.WINDOW,
+        F.NO_ROPE,
+        model_type="kolibri1",
+        **_LLAMA,
+        **_NAMED,
+        **_SMALL,
+        **_WINDOWS,
+        shared_expert_intermediate_size=128,
+        norm_topk_prob=True,
+    ),
+    "cohere2_moe": family(
+        *_CHOSEN,
+        *_COHERE_NEEDS,
+        F.SIGMOID_ROUTER,
+        F.SHARED_EXPERTS,
+        F.RESIDUAL_SCALE,
+        F.LAYER_NORM,
+        model_type="cohere2_moe",
+        **_COHERE,
+        expert_selection_fn="sigmoid",
+        num_shared_experts=2,
+        layer_norm_eps=1e-3,
+    ),
+    "cohere2_moe-rms": family(
+        *_CHOSEN,
+        *_COHERE_NEEDS,
+        F.SHARED_EXPERTS,
+        model_type="cohere2_moe",
+        **_COHERE,
+        num_shared_experts=1,
+        shared_expert_combination_strategy="sum",
+        rms_norm_eps=1e-3,
+        prefix_dense_sliding_window_pattern=2,
+    ),
+    "aria_text": family(
+        *_CHOSEN,
+        F.SHARED_EXPERTS,
+        F.TRANSPOSED_EXPERTS,
+        model_type="aria_text",
+        **_LLAMA,
+        moe_num_experts=6,
+        moe_topk=3,
+        moe_num_shared_experts=1,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
     "llama4_text": family(*_LLAMA4_NEEDS, **_LLAMA4),
+    "llama4": Family(
+        config={
+            "model_type": "llama4",
+            "text_config": SIZES | _LLAMA4 | {"use_qk_norm": False, "moe_layers": [0, 1, 2], "attention_bias": False},
+            "vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16},
+        },
+        needs=frozenset(_LLAMA4_NEEDS - {F.QK_NORM, F.QK_NORM_LATE, F.NORM_WITHOUT_WEIGHT}),
+    ),
 }

@@ -111,8 +111,6 @@ def refuse_by_config(config: PreTrainedConfig, model: nn.Module | None = None) -
     reason = refused_reason(config.to_dict())
     if reason is not None:
         raise _unsupported(name, reason)
-    if getattr(config, "is_encoder_decoder", False):
-        raise _unsupported(name, "it is an encoder–decoder")
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

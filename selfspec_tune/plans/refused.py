@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_BESIDE = frozenset({"mlp"})  # some configurations list what follows each attention too
+_ANY_WAY = (True, "all")  # of `use_bidirectional_attention`; "vision": pictures alone, texts are causal
 
 _SEE_HYBRIDS = "see “Recurrent hybrids” in the documentation"
 _RECURRENT = f"it keeps a recurrent state, which cannot be cut back to an earlier token; {_SEE_HYBRIDS}"
@@ -25,6 +27,8 @@ _DRAFTER = "it drafts for another model, whose keys and values it reads"
 _ENCODER = "it is an encoder's architecture with a head for text"
 _PAIRED = "it is the decoder of an encoder–decoder: its layers also attend to the encoder"
 _SPEECH = "it makes sound by several tokens a step"
+
+_UNTOLD = "nothing tells its attention and its MLP apart: neither a plan nor the names of its modules"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
@@ -43,7 +47,11 @@ REFUSED: dict[str, str] = {
     "minimax_m3_vl_text": _INDEXER,
     **dict.fromkeys(("gemma3n", "gemma3n_text"), _SHARED_KEYS),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTER),
+    **dict.fromkeys(("cpmant", "ctrl", "xglm"), _UNTOLD),
     "blt": "it reads bytes in patches, by several transformers in turn",
+    "dbrx": "its attention is in one module with the norm of its experts, and is added to the stream there",
+    "doge": "which keys its attention sees depends on how many tokens a pass is over",
+    "dory": "its stream moves on a sphere (nGPT), so a half that adds nothing still changes it",
     "hrm_text": "it runs two stacks of layers in cycles, so a layer runs several times a token",
     "jetmoe": "its attention is itself a mixture of experts",
     "longcat_flash": "its layers have two attentions and two MLPs, and experts that bridge them",
@@ -79,10 +87,11 @@ UNPLANNED: dict[str, str] = {
     ),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _SHAPES),
     "beam": "its stream is scaled anew at every addition",
+    "emu3": "its text has no configuration of its own among transformers' causal language models",
+    "gpt_neox_japanese": "the bias of its last attention is added outside of it",
+    "mllama": "its layers that attend to an image take part in the count of layers, but not in text",
     "codegen": "its queries, values and keys are stacked in four blocks, in this order",
     "diffllama": "its attention is the difference of two softmaxes",
-    "doge": "its stream is multiplied with learned numbers, and values decide which keys its attention sees",
-    "dory": "its stream moves on a sphere (nGPT): a half that adds nothing still changes it",
     "laguna": "its layers have different numbers of heads, whose outputs are multiplied with a softplus",
     "mimo_v2_flash": "its values have another size than its keys",
     "modernbert-decoder": "its head has a layer of its own before the logits",
@@ -93,17 +102,10 @@ UNPLANNED: dict[str, str] = {
 _SETTINGS = {
     "num_kv_shared_layers": "its later layers read the keys and values of earlier ones",
     "hidden_size_per_layer_input": "every layer adds an input of its own, a third thing beside its attention and MLP",
-    "use_bidirectional_attention": "its attention sees later positions too",
     "enable_moe_block": "its layers have an MLP and experts side by side, with norms of their own",
 }
 
-NOT_READ = frozenset(
-    {
-        *("aria_text", "cohere2_moe", "cpmant", "ctrl", "dbrx"),
-        *("emu3", "flint", "gpt_neox_japanese", "granitemoe_swa"),
-        *("kolibri1", "mllama", "moss_transcribe_diarize", "sarvam_moe", "xglm"),
-    }
-)
+NOT_READ: frozenset[str] = frozenset()
 """Causal language models of transformers that nobody has read for a plan yet."""
 
 
@@ -116,9 +118,11 @@ def refused_reason(config: Mapping[str, Any]) -> str | None:
 def _reason(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") in REFUSED:
         return REFUSED[str(config["model_type"])]
-    others = sorted(set(config.get("layer_types") or ()) - _ATTENDING)
+    if config.get("is_encoder_decoder"):
+        return "it is an encoder–decoder"
+    others = sorted(set(config.get("layer_types") or ()) - _ATTENDING - _BESIDE)
     if others:
         return f"it is a hybrid with {', '.join(others)} layers, which cannot be rewound; {_SEE_HYBRIDS}"
-    if config.get("is_causal") is False:
-        return _SETTINGS["use_bidirectional_attention"]
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention") in _ANY_WAY:
+        return "its attention sees later positions too"
     return next((reason for setting, reason in _SETTINGS.items() if config.get(setting)), None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfspec_tune.draft import Precision
 from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.report import text
 from selfspec_tune.report.bench import model_line
@@ -52,7 +53,7 @@ def _print_model(console: Console, found: Diagnosis) -> None:
         )
     if found.cost_model is not None:
         console.print(Text("\nCost model, fitted to draft steps with several skip sets", style="bold"))
-        console.print(_costs(CostModel.from_dict(found.cost_model)))
+        console.print(costs_table(CostModel.from_dict(found.cost_model)))
 
 
 def _machine(machine: dict[str, Any]) -> Table:
@@ -115,26 +116,31 @@ def _step_row(step: StepTiming) -> tuple[str, str, str, str, str]:
     return step.name, num_bytes, milliseconds(step.seconds), text.percent(step.of_limit), text.times(step.to_decode)
 
 
-def _costs(costs: CostModel) -> Table:
+def costs_table(costs: CostModel) -> Table:
+    """What an attention, an MLP and the head cost, by precision."""
     table = text.table("one", *costs.mlp)
-    rows = [*costs.by_class(), (f"head, {costs.vocabulary} token ids", costs.heads)]
-    for name, seconds in rows:
+    for name, seconds in _prices(costs):
         table.add_row(name, *(_one(seconds.get(precision)) for precision in costs.mlp))
+    return table
+
+
+def _prices(costs: CostModel) -> Iterator[tuple[str, Mapping[Precision, float]]]:
+    """What each part costs, by precision."""
+    classes = costs.by_class()
+    yield from classes
+    yield f"head, {costs.vocabulary} token ids", costs.heads
     for size, value in costs.vocabularies.items():
         if size != costs.vocabulary:
-            table.add_row(f"head, {size} token ids", _one(value))
+            yield f"head, {size} token ids", {Precision.SAME: value}
     for context in costs.contexts:
-        if context.length != costs.length and "attention" in dict(rows):
-            table.add_row(f"attention after {context.length} tokens", _one(context.attention))
+        if context.length != costs.length and "attention" in dict(classes):
+            yield f"attention after {context.length} tokens", {Precision.SAME: context.attention}
     for other in costs.others:
         for seen, value in other.by_seen:
             if seen != other.seen:
-                table.add_row(f"{other.name}, over {seen} tokens", _one(value))
-        if other.experts and other.each_expert:
-            table.add_row(
-                f"one of {other.experts}", *(_one(other.each_expert.get(precision)) for precision in costs.mlp)
-            )
-    return table
+                yield f"{other.name}, over {seen} tokens", {Precision.SAME: value}
+        if other.each_expert:
+            yield f"one of {other.experts} {other.name}", other.each_expert
 
 
 def milliseconds(spread: Spread) -> str:

@@ -148,7 +148,7 @@ def test_later_tokens_of_a_draft_are_scored_as_they_are_drafted(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window], skipped: str
 ) -> None:
     short = Window(tuple(prompt_tokens(9, seed=4)), 6, 8)  # fewer positions than tokens told apart
-    texts, draft, runner = [short, *windows], Draft(SKIP_SETS[skipped]), ReferenceRunner(loaded)
+    texts, draft, runner = [short, *windows], Draft(SKIP_SETS[skipped]), FastRunner(loaded)  # as the reference, sooner
     trace = TokenExactScorer(fast, texts, depths=4).trace(draft)
     assert len(trace.later) == 3
     for before, place in enumerate((trace, *trace.later)):
@@ -225,11 +225,8 @@ def test_standing_alone_is_drafting_all_of_the_text(
         _assert_same(scorer.trace(draft), steps)
 
 
-@pytest.mark.parametrize("skipped", ["one attention", "some", "everything"])
-def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
-    loaded: LoadedModel, windows: list[Window], skipped: str
-) -> None:
-    draft = Draft(SKIP_SETS[skipped])
+def _by_blocks(loaded: LoadedModel, windows: Sequence[Window], draft: Draft) -> list[list[_Step]]:
+    """The steps of drafts that each begin after the full model's text and go on for a block of true tokens."""
     runner = ReferenceRunner(loaded)
     runner.set_draft(draft)
     steps: list[list[_Step]] = []
@@ -241,7 +238,15 @@ def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
             for position in range(start, min(start + BLOCK, window.end)):
                 logits = draft_step(runner, window.tokens[position])
                 steps[-1].append(_step(logits, window.tokens[position + 1]))
-    _assert_same(BlockScorer(loaded, windows).trace(draft), steps)
+    return steps
+
+
+@pytest.mark.parametrize("skipped", ["one attention", "some", "everything"])
+def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
+    loaded: LoadedModel, windows: list[Window], skipped: str
+) -> None:
+    draft = Draft(SKIP_SETS[skipped])
+    _assert_same(BlockScorer(loaded, windows).trace(draft), _by_blocks(loaded, windows, draft))
 
 
 def test_the_passes_differ_where_something_is_skipped(
@@ -358,3 +363,8 @@ def test_every_familys_drafts_that_stand_alone_are_scored_as_they_are_drafted(
     assert ours.nll == pytest.approx(other.nll, rel=1e-4)
     for one, two in zip(ours.confidences, other.confidences, strict=True):
         assert list(one) == pytest.approx(list(two), rel=1e-3, abs=1e-5)
+
+
+def test_every_familys_blocks_are_scored_as_they_are_drafted(family: LoadedModel, edges: list[Window]) -> None:
+    draft = Draft(SkipSet(family.num_layers, (1,), (0,)), experts=1 if family.experts_per_token else None)
+    _assert_same(BlockScorer(family, edges).trace(draft), _by_blocks(family, edges, draft))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from selfspec_tune import models
 from selfspec_tune.engine.runner import prefill
@@ -12,6 +13,7 @@ from selfspec_tune.errors import FileFormatError, UnknownModelError, Unsupported
 from selfspec_tune.models import LoadedModel, devices, load_model
 from selfspec_tune.models import load as load_module
 from tests import kit
+from tests.families import FAMILIES
 
 
 def load(path: Path | str) -> LoadedModel:
@@ -35,6 +37,13 @@ def test_a_local_directory_is_loaded_for_inference(tiny_llama_dir: Path) -> None
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert (loaded.num_layers, loaded.context_length, loaded.eos_token_ids) == (4, 1024, (kit.EOS,))
     assert (loaded.dtype, loaded.device.type) == (torch.float32, "cpu")
+
+
+def test_a_context_ends_where_rotary_positions_change(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(**FAMILIES["phi3-long"].config)
+    loaded = load(kit.save_random(config, tmp_path / "long"))
+    assert (config.max_position_embeddings, loaded.context_length) == (1024, 700)
+    assert any("change beyond 700 positions" in note for note in loaded.notes)
 
 
 def test_the_description_is_plain_data(tiny_llama_dir: Path) -> None:
@@ -95,7 +104,7 @@ def test_float16_becomes_what_the_processor_computes_in(copy: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("model_type", "computes", "expected"),
-    [("gpt2", False, torch.float32), ("gpt2", True, torch.bfloat16), ("llama", False, torch.bfloat16)],
+    [("codegen", False, torch.float32), ("codegen", True, torch.bfloat16), ("llama", False, torch.bfloat16)],
 )
 def test_auto_runs_no_forward_of_transformers_on_imitated_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, computes: bool, expected: torch.dtype

@@ -14,7 +14,7 @@ from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models import load_model
 from selfspec_tune.models.sublayers import refuse_by_config
 from selfspec_tune.plans import plan_of
-from selfspec_tune.plans.refused import NOT_READ, REFUSED, UNPLANNED
+from selfspec_tune.plans.refused import NOT_READ, REFUSED, UNPLANNED, refused_reason
 from selfspec_tune.plans.registry import FAMILIES
 
 # What names a checkpoint's wrapper, or a name that transformers never gives a configuration: others stand for them.
@@ -63,8 +63,8 @@ def test_what_has_no_plan_says_why() -> None:
         ({"num_kv_shared_layers": 2}, "keys and values of earlier ones"),
         ({"hidden_size_per_layer_input": 256}, "a third thing beside its attention and MLP"),
         ({"enable_moe_block": True}, "an MLP and experts side by side"),
-        ({"text_config": {"layer_types": ["conv"]}}, "hybrid with conv layers"),
         ({"use_bidirectional_attention": True}, "sees later positions too"),
+        ({"text_config": {"layer_types": ["conv"]}}, "hybrid with conv layers"),
         ({"is_causal": False}, "sees later positions too"),
         ({"per_layer_config": {"1": {"num_attention_heads": 2}}}, "changes single layers"),
     ],
@@ -72,6 +72,18 @@ def test_what_has_no_plan_says_why() -> None:
 def test_a_setting_refuses_too(config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         plan_of({"model_type": "llama", **config})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_bidirectional_attention": "vision"},
+        {"layer_types": ["full_attention", "mlp"]},
+        {"num_kv_shared_layers": 0},
+    ],
+)
+def test_a_setting_that_changes_nothing_for_a_text_does_not_refuse(config: dict[str, Any]) -> None:
+    assert refused_reason({"model_type": "llama", **config}) is None
 
 
 def test_a_refused_model_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:

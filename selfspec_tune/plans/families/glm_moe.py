@@ -12,7 +12,10 @@ from selfspec_tune.plans.mlp import ExpertsPlan
 
 
 def glm4_moe(config: Config) -> DecoderPlan:
-    """Rope over a part of a head; norms of queries and keys where asked for; first layers without experts."""
+    """Rope over a part of a head; norms of queries and keys where asked for; first layers without experts.
+
+    sarvam_moe loads as it.
+    """
     norms = llama.qk_norm(config) if config["use_qk_norm"] else None
     attention = llama.attention(config, rope=llama.partial_rope(config), qk_norm=norms)
     experts = _grouped(config, config["n_shared_experts"])

@@ -10,7 +10,7 @@ from selfspec_tune.plans.attention import AttentionPlan, RopePlan
 from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan, LayerPlan, RopeTable
 from selfspec_tune.plans.families import llama, mixture
 from selfspec_tune.plans.families.llama import Config
-from selfspec_tune.plans.mlp import MlpPlan, RouterPlan
+from selfspec_tune.plans.mlp import ExpertsPlan, MlpPlan, RouterPlan
 
 
 def granite(config: Config) -> DecoderPlan:
@@ -53,16 +53,53 @@ def hyperclovax(config: Config) -> DecoderPlan:
 
 def granite_swa(config: Config) -> DecoderPlan:
     """Granite with attention sinks, windows by layer, and a base of rotary positions for each layer, or none."""
+    mlp = llama.mlp(config, residual_scale=config["residual_multiplier"])
+    return _based(config, mlp)
+
+
+def granitemoe(config: Config) -> DecoderPlan:
+    """Granite with experts, of whose logits the chosen ones alone are scored; an MLP beside them in some."""
+    attention = llama.attention(
+        config, scale=config["attention_multiplier"], residual_scale=config["residual_multiplier"]
+    )
+    experts = _experts(config)
+    return mixture.layered(config, lambda _: attention, lambda _: experts, **_ends(config))
+
+
+def granitemoe_swa(config: Config) -> DecoderPlan:
+    """Both."""
+    return _based(config, _experts(config))
+
+
+def _experts(config: Config) -> ExpertsPlan:
+    at = "block_sparse_moe"
+    shared = mixture.shared(
+        config,
+        "shared_mlp",
+        config.get("shared_intermediate_size", 0),
+        inputs=("shared_mlp.input_linear",),
+        output="shared_mlp.output_linear",
+    )
+    return mixture.experts(
+        config,
+        RouterPlan(weight=f"{at}.router.weight", is_chosen_first=True, is_rounded=True),
+        at,
+        silence=(at,) if shared is None else (at, "shared_mlp"),
+        residual_scale=config["residual_multiplier"],
+        shared=shared,
+    )
+
+
+def _based(config: Config, mlp: MlpPlan | ExpertsPlan) -> DecoderPlan:
     bases = sorted({base for base in config["layer_rope_theta"] if base})
-    size, residual = llama.head_size(config), config["residual_multiplier"]
-    mlp = llama.mlp(config, residual_scale=residual)
+    size = llama.head_size(config)
 
     def layer(index: int) -> LayerPlan:
         base = config["layer_rope_theta"][index]
         attention = llama.attention(
             config,
             scale=config["attention_multiplier"],
-            residual_scale=residual,
+            residual_scale=config["residual_multiplier"],
             rope=RopePlan(table=str(base), size=size) if base else None,
             reach=llama.reach(config, index),
             sinks="self_attn.sinks",
@@ -71,27 +108,7 @@ def granite_swa(config: Config) -> DecoderPlan:
 
     llama.check_static_rope(config["rope_parameters"])
     ropes = {str(base): RopeTable(module=f"model.rotary_embs.{index}") for index, base in enumerate(bases)}
-    return llama.decoder(config, layer, **(_ends(config) | {"ropes": ropes}))
-
-
-def granitemoe(config: Config) -> DecoderPlan:
-    """Granite with experts, of whose logits the chosen ones alone are scored; an MLP beside them in some."""
-    at, residual = "block_sparse_moe", config["residual_multiplier"]
-    router = RouterPlan(weight=f"{at}.router.weight", is_chosen_first=True, is_rounded=True)
-    width = config.get("shared_intermediate_size", 0)
-    shared = mixture.shared(
-        config, "shared_mlp", width, inputs=("shared_mlp.input_linear",), output="shared_mlp.output_linear"
-    )
-    experts = mixture.experts(
-        config,
-        router,
-        at,
-        silence=(at,) if shared is None else (at, "shared_mlp"),
-        residual_scale=residual,
-        shared=shared,
-    )
-    attention = llama.attention(config, scale=config["attention_multiplier"], residual_scale=residual)
-    return mixture.layered(config, lambda _: attention, lambda _: experts, **_ends(config))
+    return llama.decoder(config, layer, ropes=ropes, **_ends(config))
 
 
 def _decoder(config: Config, attention: AttentionPlan, mlp: MlpPlan, **changes: Any) -> DecoderPlan:

@@ -15,9 +15,12 @@ def hunyuan_v1_dense(config: Config) -> DecoderPlan:
 
 
 def hunyuan_v1_moe(config: Config) -> DecoderPlan:
-    """Experts in every layer, beside a shared MLP; how many a token goes to may differ by layer."""
+    """Experts in every layer, beside a shared MLP; how many a token goes to may differ by layer.
+
+    transformers leaves the router's weight in float32, whatever the model's type, and so its weights of experts.
+    """
     chosen = config["moe_topk"]
-    router = mixture.softmax_router(weight="mlp.gate.wg.weight", renormalise=True)
+    router = mixture.softmax_router(weight="mlp.gate.wg.weight", is_float32=True, renormalise=True, is_rounded=False)
     shared = mixture.shared(config, "mlp.shared_mlp", config["intermediate_size"])
 
     def experts(layer: int) -> ExpertsPlan:
@@ -36,6 +39,5 @@ def _attention(config: Config) -> AttentionPlan:
 def _ropes(config: Config) -> dict[str, RopeTable]:
     """The rope called dynamic is static where ``alpha`` is set."""
     rope = config["rope_parameters"]
-    if not (rope["rope_type"] == "dynamic" and rope.get("alpha")):
-        llama.check_static_rope(rope)
-    return {"full": RopeTable(module="model.rotary_emb")}
+    is_static = rope["rope_type"] == "dynamic" and rope.get("alpha")
+    return {"full": RopeTable(module="model.rotary_emb") if is_static else llama.rope_table(config)}

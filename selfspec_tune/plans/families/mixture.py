@@ -34,6 +34,12 @@ def count(config: Config) -> int:
     return int(next(config[name] for name in names if name in config))
 
 
+def is_step(config: Config, layer: int) -> bool:
+    """Whether a layer has experts by Qwen's rule: every so many layers, but for those named."""
+    is_due = count(config) > 0 and (layer + 1) % config["decoder_sparse_step"] == 0
+    return is_due and layer not in config["mlp_only_layers"]
+
+
 def shared(config: Config, path: str, width: int, **changes: Any) -> MlpPlan | None:
     """The MLP at ``path`` beside the experts, gated as Llama's, with ``changes``; None where its width is 0."""
     given: dict[str, Any] = {

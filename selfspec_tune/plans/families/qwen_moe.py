@@ -21,7 +21,7 @@ def qwen2_moe(config: Config) -> DecoderPlan:
     return mixture.layered(
         config,
         lambda layer: llama.attention(config, reach=llama.reach(config, layer)),
-        lambda layer: experts if _is_sparse(config, layer) else None,
+        lambda layer: experts if mixture.is_step(config, layer) else None,
     )
 
 
@@ -29,7 +29,9 @@ def qwen3_moe(config: Config) -> DecoderPlan:
     """Norms of queries and keys; one window for all layers, or none."""
     experts = _experts(config)
     attention = llama.attention(config, qk_norm=llama.qk_norm(config), reach=llama.window(config["sliding_window"]))
-    return mixture.layered(config, lambda _: attention, lambda layer: experts if _is_sparse(config, layer) else None)
+    return mixture.layered(
+        config, lambda _: attention, lambda layer: experts if mixture.is_step(config, layer) else None
+    )
 
 
 def mellum(config: Config) -> DecoderPlan:
@@ -53,8 +55,3 @@ def mellum(config: Config) -> DecoderPlan:
 def _experts(config: Config, **changes: Any) -> ExpertsPlan:
     router = mixture.softmax_router(renormalise=config["norm_topk_prob"])
     return mixture.experts(config, router, width=config["moe_intermediate_size"], **changes)
-
-
-def _is_sparse(config: Config, layer: int) -> bool:
-    is_step = mixture.count(config) > 0 and (layer + 1) % config["decoder_sparse_step"] == 0
-    return is_step and layer not in config["mlp_only_layers"]

@@ -31,6 +31,11 @@ def fuyu(config: Config) -> DecoderPlan:
     return _wrapped(config, persimmon.persimmon, "model.vision_embed_tokens")
 
 
+def moss_transcribe_diarize(config: Config) -> DecoderPlan:
+    """Qwen 3 with an ear."""
+    return _wrapped(config, qwen.qwen3, "model.audio_tower", "model.multi_modal_projector")
+
+
 def phi4_multimodal(config: Config) -> DecoderPlan:
     """Phi 4 Mini, whose embedding has what reads images and sound beside it."""
     return replace(phi3.phi3(config), beside=("model.embed_tokens_extend",))
