@@ -92,7 +92,7 @@ class ExpertRunner(ClockedRunner):
         draft, before = draft or Draft(SkipSet.empty(6)), self.length if length is None else length
         seconds = 0.042
         for sublayer, precision in draft.kept():
-            experts = 0.02 + 0.03 * (draft.experts or 4)
+            experts = 0.02 + 0.03 * min(draft.experts or 4, 4)
             part = 0.02 + 1e-5 * before if sublayer.is_attention else 0.05 if sublayer.layer == 0 else experts
             seconds += part / (1 if precision is SAME else 2)
         return seconds
@@ -108,7 +108,7 @@ def test_what_an_expert_costs_is_told_where_drafts_may_go_to_fewer() -> None:
     (experts,) = costs.others
     assert experts.seconds == pytest.approx({SAME: 0.14, INT8: 0.07})
     assert experts.each_expert == pytest.approx({SAME: 0.03, INT8: 0.015})
-    for number in (None, 1, 2, 3):
+    for number in (None, 1, 2, 3, 6):
         for precision in (DraftPrecision(), EIGHT):
             draft = Draft(SkipSet(6, (2,), (0, 3)), precision=precision, experts=number)
             assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
