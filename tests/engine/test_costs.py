@@ -134,6 +134,16 @@ def test_every_verification_up_to_sixteen_drafts_is_timed() -> None:
     assert costs.verify == pytest.approx([step * (1 + 0.1 * k) for k in range(17)])
 
 
+def test_passes_over_several_tokens_are_over_such_as_follow_each_other() -> None:
+    runner = ClockedRunner()  # experts are read by what a token goes to: one token again and again reads too few
+    measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
+    assert {len(tokens) for tokens in runner.verified} == set(range(2, 18))
+    assert all(tokens == CONTEXT[-len(tokens) :] for tokens in [*runner.verified, *runner.draft_passes])
+    short = ClockedRunner()
+    measure_step_costs(short, CONTEXT[:2], Draft(SkipSet.empty(6)), context_length=99, clock=short.clock)
+    assert (CONTEXT[:2] * 9)[1:] in short.verified
+
+
 def test_any_draft_is_predicted_at_any_context() -> None:
     runner = ClockedRunner()
     costs = measure_costs(runner, CONTEXT, replace(PLAN, lengths=(100, 400)), clock=runner.clock)
