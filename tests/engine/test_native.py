@@ -195,6 +195,14 @@ def test_the_kernels_compute_what_float64_does_rounded_where_they_round(model: L
     assert share >= 0.5  # a choice that float32 makes otherwise moves the later rows of its pass too
 
 
+@pytest.mark.parametrize("size", [32, 80, 112, 160, 192])
+def test_heads_of_sizes_with_a_kernel_of_their_own_compute_it_too(tmp_path: Path, size: int) -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 3, "num_key_value_heads": 1}
+    model = _load(tmp_path, "grouped", "bfloat16", head_dim=size, **sizes)
+    runner = NativeRunner(model)
+    check_passes(runner, RoundedModel(model, runner), _prompt(140), PASSES, DRAFT)
+
+
 def test_a_runner_that_rounds_elsewhere_is_told_from_that(models: Callable[[str, str], LoadedModel]) -> None:
     model = models("grouped", "bfloat16")
     runner = FastRunner(model)

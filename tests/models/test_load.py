@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from selfspec_tune import models
 from selfspec_tune.engine.runner import prefill
@@ -12,6 +13,7 @@ from selfspec_tune.errors import FileFormatError, UnknownModelError, Unsupported
 from selfspec_tune.models import LoadedModel, devices, load_model
 from selfspec_tune.models import load as load_module
 from tests import kit
+from tests.families import FAMILIES
 
 
 def load(path: Path | str) -> LoadedModel:
@@ -35,6 +37,13 @@ def test_a_local_directory_is_loaded_for_inference(tiny_llama_dir: Path) -> None
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert (loaded.num_layers, loaded.context_length, loaded.eos_token_ids) == (4, 1024, (kit.EOS,))
     assert (loaded.dtype, loaded.device.type) == (torch.float32, "cpu")
+
+
+def test_a_context_ends_where_rotary_positions_change(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(**FAMILIES["phi3-long"].config)
+    loaded = load(kit.save_random(config, tmp_path / "long"))
+    assert (config.max_position_embeddings, loaded.context_length) == (1024, 700)
+    assert any("change beyond 700 positions" in note for note in loaded.notes)
 
 
 def test_the_description_is_plain_data(tiny_llama_dir: Path) -> None:

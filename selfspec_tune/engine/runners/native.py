@@ -47,6 +47,7 @@ _KERNELS_HAVE = frozenset(
         *(Feature.STACKED, Feature.GROUPED, Feature.TRANSPOSED, Feature.CLIP, Feature.CLIP_LATE),
         *(Feature.QK_NORM, Feature.QK_NORM_EACH_HEAD, Feature.QK_NORM_WIDTH, Feature.QK_NORM_LATE),
         *(Feature.PARTIAL_ROPE, Feature.ADJACENT_ROPE, Feature.ROPE_IN_FLOAT32, Feature.NO_ROPE, Feature.ROPE_BY_LAYER),
+        Feature.LONG_ROPE,
         *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP, Feature.SINKS, Feature.DISTANCE_BIAS),
         Feature.GATE,
         *(Feature.PLAIN_MLP, Feature.GELU, Feature.GELU_TANH, Feature.RELU, Feature.RELU2, Feature.XIELU),
