@@ -42,7 +42,8 @@ class AssistedFormat(ExportFormat[CheckpointTarget], ABC):
 
         tokens = manifest.draft_tokens
         assisted = AssistedGeneration(loaded, folder, tokens, has_own_code=self.has_own_code)
-        return assisted, server_loop(loaded, manifest.skip_set(), tokens, first_is_plain=False)
+        skip_set, experts = manifest.skip_set(), manifest.experts
+        return assisted, server_loop(loaded, skip_set, tokens, first_is_plain=False, experts=experts)
 
     def timed(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> TimedRuntime:
         from selfspec_tune.export.runtimes.hf import TimedAssisted
