@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, computed_field, model_serializer, model_validator
 
-from selfspec_tune.checks import number, shown
+from selfspec_tune.checks import number, shown, whole
+from selfspec_tune.draft import MOST_EXPERTS
 from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
 from selfspec_tune.errors import SkipSetError
 from selfspec_tune.results.bench import SkipLayers
@@ -157,6 +158,8 @@ class ExportManifest(Document):
             raise SkipSetError(f"skip: {error}") from error
         if "exit_threshold" in self.settings:
             number("settings.exit_threshold", self.settings["exit_threshold"], 0.0, 1.0)
+        if "experts" in self.settings:
+            whole("settings.experts", self.settings["experts"], 1, MOST_EXPERTS)
 
     def skip_set(self) -> SkipSet:
         """The sub-layers that the draft leaves out."""

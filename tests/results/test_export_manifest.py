@@ -74,6 +74,8 @@ def test_a_format_that_this_program_lacks_loads_too() -> None:
         ({"settings": {"exit_threshold": 1.5}}, "settings.exit_threshold is 1.5; expected a number from 0 to 1"),
         ({"settings": {"exit_threshold": None}}, "settings.exit_threshold is null"),
         ({"settings": {"exit_threshold": "x"}}, "settings.exit_threshold"),
+        ({"settings": {"experts": 0}}, "settings.experts is 0; expected a whole number from 1"),
+        ({"settings": {"experts": 1.5}}, "settings.experts is 1.5"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"sampling": {"top_p": 2}}, "sampling.top_p"),
         ({"generation_config": []}, "generation_config"),
