@@ -78,6 +78,11 @@ FAMILIES: dict[str, Family] = {
     "llama": _family(model_type="llama", **_LLAMA, **_BIAS, mlp_bias=True),
     "llama-llama3": _family(model_type="llama", **_LLAMA | {"rope_parameters": _LLAMA3}),
     "llama-yarn": _family(model_type="llama", **_LLAMA | {"rope_parameters": _YARN}, tie_word_embeddings=True),
+    "llama-dynamic": _family(
+        F.LONG_ROPE,
+        model_type="llama",
+        **_LLAMA | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}},
+    ),
     "exaone": _family(model_type="exaone", **_LLAMA, **_BIAS),
     "internlm3": _family(model_type="internlm3", **_LLAMA, qkv_bias=True, bias=True),
     "iquestcoder": _family(model_type="iquestcoder", **_LLAMA),
@@ -104,6 +109,16 @@ FAMILIES: dict[str, Family] = {
     "gemma3": _wrapper(
         *_GEMMA3_NEEDS, model_type="gemma3", text={"model_type": "gemma3_text", **_GEMMA3_TEXT}, mm_tokens_per_image=4
     ),
+    "mistral3": _wrapper(model_type="mistral3", text={"model_type": "mistral", **_LLAMA, "sliding_window": None}),
+    "mistral3-ministral": _wrapper(
+        F.GROWTH,
+        model_type="mistral3",
+        text={
+            "model_type": "ministral3",
+            **_LLAMA | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.2}},
+            "sliding_window": None,
+        },
+    ),
     "got_ocr2": _wrapper(model_type="got_ocr2", text={"model_type": "qwen2", **_LLAMA}),
     "moss_transcribe_diarize": _wrapper(
         F.QK_NORM,
@@ -127,6 +142,22 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": _family(F.STACKED, F.PARTIAL_ROPE, model_type="phi3", **_GQA, **_RMS, **_PARTIAL),
     "phi3-window": _family(F.STACKED, F.WINDOW, model_type="phi3", **_GQA, **_RMS, **_ROPE, sliding_window=8),
+    "phi3-long": _family(
+        F.STACKED,
+        F.PARTIAL_ROPE,
+        F.LONG_ROPE,
+        model_type="phi3",
+        **_GQA,
+        **_RMS,
+        original_max_position_embeddings=700,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.3, 1.7, 2.0],
+            "long_factor": [1.0, 4.0, 9.0, 16.0],
+        },
+    ),
     "olmo": _family(
         F.LAYER_NORM,
         F.NORM_WITHOUT_WEIGHT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
 from statistics import median
 
 from selfspec_tune.doctor.findings import DRAFT, check_decode, context_rows, find_out
@@ -46,7 +45,7 @@ def examine(found: Diagnosis, request: DoctorRequest, model: ModelOptions, repor
     workload = open_workload(model, PromptOptions(max_new_tokens=2), reporter)  # it decodes no prompts
     lengths = _contexts(request, workload.loaded.context_length)
     draft, source = _draft(request, workload)
-    tokens = Random(0).choices(range(workload.runner.vocabulary_size), k=max(*lengths, _PROMPT_TOKENS))
+    tokens = workload.typical_tokens(max(*lengths, _PROMPT_TOKENS))
     examination = _Examination(workload, draft, source, tokens)
     reporter.stage("steps", f"beside read kernels, after {', '.join(map(str, lengths))} tokens")
     return examination.run(found, lengths, insist=bool(request.contexts), reporter=reporter)

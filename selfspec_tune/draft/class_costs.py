@@ -47,7 +47,7 @@ class ClassCosts:
         Raises ValueError for a precision, or a number of experts, of which nothing was measured.
         """
         seconds = cost_of(self.seconds, precision)
-        if self.experts and experts is not None and experts != self.experts:
+        if experts is not None and experts < self.experts:  # more than in the model they are never
             seconds += (experts - self.experts) * cost_of(self.each_expert, precision)
         if context is not None and self.by_seen:
             seconds += self._reading(context if self.most_seen is None else min(context, self.most_seen))

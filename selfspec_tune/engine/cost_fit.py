@@ -127,7 +127,7 @@ class _Parts:
 
 
 def _experts(one: CostClass, draft: Draft) -> int:
-    return (draft.experts or one.experts) if one.experts else 0
+    return min(draft.experts or one.experts, one.experts)
 
 
 def _class_costs(one: CostClass, costs: Mapping[_Part, float], home: int, lengths: Sequence[int]) -> ClassCosts:

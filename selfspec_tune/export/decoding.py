@@ -125,16 +125,24 @@ def forecast(config: SkipConfig | None) -> Forecast:
     )
 
 
-def dropped(config: SkipConfig | None) -> list[str]:
-    """What the skip set drafted with in its search and an export does not carry, as notes."""
+def dropped(config: SkipConfig | None, *, keeps_experts: bool = False) -> list[str]:
+    """What the skip set drafted with in its search and an export does not carry, as notes.
+
+    ``keeps_experts``: whether a token goes to as many experts there as in the search.
+    """
     if config is None:
         return []
     lost = [
         *(["low-precision copies"] if config.draft.precision != "same" else []),
-        *(["fewer experts a token"] if config.draft.experts is not None else []),
         *(source.title for source in config.draft.sources),
     ]
-    return [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
+    notes = [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
+    if config.draft.experts is not None and not keeps_experts:
+        notes += [
+            f"Searched with {config.draft.experts} experts a token, which `to` hf-draft and `to` transformers-generate "
+            "alone carry: it gains less."
+        ]
+    return notes
 
 
 def _measured(config: SkipConfig) -> str:

@@ -47,6 +47,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
         made_from: what of the target it takes, in words.
         options: those of `OF_SOME_FORMATS` that it takes.
         is_alone: whether the draft has weights, keys and values of its own.
+        keeps_experts: whether a token goes to as many experts of a mixture as in the draft that was searched.
         files: names of what it may write, and of nothing else: an export that is replaced is deleted.
         runtime: what verifies and benches it.
     """
@@ -56,6 +57,7 @@ class ExportFormat(ABC, Generic[AnyTarget]):
     made_from: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     is_alone: ClassVar[bool] = True
+    keeps_experts: ClassVar[bool] = False
     files: ClassVar[frozenset[str]]
     runtime: ClassVar[RuntimeName]
 

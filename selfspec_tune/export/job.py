@@ -153,6 +153,7 @@ class Job(Generic[AnyTarget]):
         draft_tokens: how many tokens a runtime should draft.
         policy: when the draft, sharing the model's cache, goes on.
         vocabulary: how many token ids it then covers; None: all.
+        experts: to how many experts of each mixture a token goes in the draft; None: to as many as in the model.
         is_standalone: whether it was searched as a draft with keys and values of its own, and the policy is that one's.
         sampling: what a launch line holds a runtime to.
     """
@@ -163,6 +164,7 @@ class Job(Generic[AnyTarget]):
     draft_tokens: int = 4
     policy: DraftPolicy = field(default_factory=DraftPolicy)
     vocabulary: int | None = None
+    experts: int | None = None
     is_standalone: bool = False
     sampling: MeasuredSampling = field(default_factory=MeasuredSampling)
 
@@ -171,6 +173,11 @@ class Job(Generic[AnyTarget]):
         """Below which probability a runtime should stop drafting; 0: never."""
         is_threshold = self.is_standalone and self.policy.kind is PolicyKind.THRESHOLD
         return self.policy.exit_threshold if is_threshold else 0.0
+
+    @property
+    def expert_settings(self) -> dict[str, int]:
+        """What a manifest says of ``experts``; nothing where they are as many as in the model."""
+        return {} if self.experts is None else {"experts": self.experts}
 
     @cached_property
     def blocks(self) -> list[LayerBlock]:

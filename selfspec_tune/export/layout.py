@@ -16,7 +16,7 @@ from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.export.blocks import LayerBlock
 from selfspec_tune.export.checkpoint import Checkpoint
-from selfspec_tune.export.restated import restated
+from selfspec_tune.export.restated import restated, with_experts
 from selfspec_tune.export.stored_names import StoredNames
 from selfspec_tune.plans import BlockOrder, Claim, ClaimKind, DecoderPlan, claims
 
@@ -112,20 +112,30 @@ class Layout(Outline):
                 "are no layer of it. Skip whole layers, or use `to` hf-zero or `to` transformers-generate."
             )
 
-    def config_of(self, blocks: Sequence[LayerBlock], given: Mapping[str, Any]) -> dict[str, Any]:
-        """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them."""
+    def config_of(
+        self, blocks: Sequence[LayerBlock], given: Mapping[str, Any], experts: int | None = None
+    ) -> dict[str, Any]:
+        """``given``, the checkpoint's configuration, for a model of whole ``blocks``; entries by layer follow them.
+
+        ``experts``: those of each mixture that a token goes to; None: as many as it does.
+        """
         config = without_code(given)
         whole, decoder = self.model.config, self.model.config.get_text_config()
         section = next((name for name, value in vars(whole).items() if value is decoder), None)
         if section is None:
-            return self._restated(config, whole, blocks)
-        return config | {section: self._restated(config.get(section) or {}, decoder, blocks)}
+            return self._restated(config, whole, blocks, experts)
+        return config | {section: self._restated(config.get(section) or {}, decoder, blocks, experts)}
 
-    def _restated(self, given: Mapping[str, Any], decoder: Any, blocks: Sequence[LayerBlock]) -> dict[str, Any]:
+    def _restated(
+        self, given: Mapping[str, Any], decoder: Any, blocks: Sequence[LayerBlock], experts: int | None
+    ) -> dict[str, Any]:
         own = decoder.attribute_map.get("num_hidden_layers", "num_hidden_layers")
         others = {"num_hidden_layers", *(name for name, real in decoder.attribute_map.items() if real == own)}
         kept = {name: value for name, value in given.items() if name not in others}
-        return {**kept, own: len(blocks), **restated(decoder.to_dict(), self.num_layers, self.plan, blocks)}
+        entries = restated(decoder.to_dict(), self.num_layers, self.plan, blocks)
+        if experts is not None:
+            entries |= with_experts({**decoder.to_dict(), **entries}, experts)
+        return {**kept, own: len(blocks), **entries}
 
 
 def read_outline(folder: Path) -> Outline:
@@ -165,8 +175,8 @@ def read_outline(folder: Path) -> Outline:
 def empty_model(config: Any) -> Any:
     """A model without weights. Raises what its class raises of a configuration that it cannot be made from."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from selfspec_tune.models.auto import AutoModelForCausalLM
     from selfspec_tune.models.loading_output import quietly
 
     with quietly(), torch.device("meta"):

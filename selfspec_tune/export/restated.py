@@ -9,10 +9,11 @@ from typing import Any
 
 from selfspec_tune.export.blocks import LayerBlock
 from selfspec_tune.plans import BlockOrder, DecoderPlan, LayerPlan
-from selfspec_tune.plans.mlp import MlpPlan
+from selfspec_tune.plans.mlp import ExpertsPlan, MlpPlan
 
 _OF_MLPS = re.compile(r"mlp|moe|expert|intermediate|ffn")  # lists by layer that follow the MLP, not the attention
 _NO_LISTS_BY_LAYER = re.compile(r"_token_ids?$|^architectures$")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")  # experts that a token goes to, perhaps by layer
 _DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")
 
 
@@ -56,6 +57,28 @@ def _of_experts(is_dense: Sequence[bool]) -> dict[str, Any]:
 def _every(step: int, first: int, last: int) -> list[int]:
     """Layers that have experts by ERNIE's three numbers."""
     return [layer for layer in range(first, last + 1) if (layer + 1) % step == 0]
+
+
+def with_experts(config: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """The entries of ``config`` that are others where a token goes to at most so many experts of a mixture."""
+    given = {name: config[name] for name in _CHOSEN if config.get(name) is not None}
+    return {
+        name: [min(one, experts) for one in value] if isinstance(value, list) else min(value, experts)
+        for name, value in given.items()
+    }
+
+
+def drafting_with(plan: DecoderPlan, experts: int | None) -> DecoderPlan:
+    """The plan of the same model where a token goes to at most so many experts; None: to as many as it does."""
+    if experts is None:
+        return plan
+    layers = tuple(
+        replace(layer, mlp=replace(layer.mlp, chosen=min(layer.mlp.chosen, experts)))
+        if isinstance(layer.mlp, ExpertsPlan)
+        else layer
+        for layer in plan.layers
+    )
+    return replace(plan, layers=layers)
 
 
 def _known(layer: int | None) -> int:

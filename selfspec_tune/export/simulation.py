@@ -21,13 +21,19 @@ class Simulation(Protocol):
 
 
 def server_loop(
-    loaded: LoadedModel, skip_set: SkipSet, draft_tokens: int, *, first_is_plain: bool, is_bounded: bool = True
+    loaded: LoadedModel,
+    skip_set: SkipSet,
+    draft_tokens: int,
+    *,
+    first_is_plain: bool,
+    is_bounded: bool = True,
+    experts: int | None = None,
 ) -> Simulation:
     """The loop of a server with a draft model, along the server's own answer, whose roundings may differ from ours.
 
     The draft reads every token itself. ``first_is_plain``: whether reading the prompt gives a first token, as in
     llama.cpp; transformers drafts before it has read the prompt. ``is_bounded``: whether fewer tokens are drafted where
-    the budget ends.
+    the budget ends. ``experts``: to how many experts a token goes in the draft; None: to as many as in the model.
     """
     from selfspec_tune.draft.source import common_prefix
     from selfspec_tune.engine import choose_runner
@@ -35,7 +41,7 @@ def server_loop(
     from selfspec_tune.engine.runners.standalone import StandaloneRunner
 
     runner = StandaloneRunner.of(choose_runner(loaded, "auto", _untold), loaded)
-    draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens))
+    draft = Draft(skip_set, DraftPolicy(PolicyKind.FIXED, draft_tokens), experts=experts)
 
     def simulate(prompt: Sequence[int], answer: Sequence[int], budget: int) -> tuple[int, int]:
         if not answer:

@@ -1,4 +1,4 @@
-"""How a checkpoint names a model's tensors: transformers renames some as it loads them, and packs experts into one."""
+"""How a checkpoint names a model's tensors: as it loads them, transformers renames some, packs experts, cuts others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class StoredNames:
 
     Attributes:
         stored: all names in the checkpoint.
-        of: the model's name of each stored tensor; one that the model does not load has none.
+        of: the model's name of each stored tensor, of the first where several are cut from it; one that the model does
+            not load has none.
         parts: the stored tensors of each of the model's, in the order in which they are packed.
     """
 
@@ -35,12 +36,15 @@ class StoredNames:
         self._patterns: dict[str, str | None] = {}
         self.of: dict[str, str] = {}
         self.parts: dict[str, list[str]] = {}
+        self._firsts: dict[str, str] = {}  # of those cut from one stored tensor, the first
         for stored in self.stored:
             name, pattern = self._renamed(stored)
             if name in self._known:
                 self.of[stored] = name
-                self.parts.setdefault(name, []).append(stored)
                 self._patterns[stored] = pattern
+                for made in self._made(name, pattern):
+                    self.parts.setdefault(made, []).append(stored)
+                    self._firsts[made] = name
 
     def _renamed(self, stored: str) -> tuple[str, str | None]:
         """As transformers does it: the name, and the pattern of what packs it."""
@@ -51,6 +55,16 @@ class StoredNames:
         if name not in self._known and stored in self._known:
             return rename_source_key(stored, [], [], prefix, self._known)
         return name, pattern
+
+    def _converter(self, pattern: str) -> Any:
+        return next(one for one in self._converters if pattern in one.source_patterns)
+
+    def _made(self, name: str, pattern: str | None) -> list[str]:
+        """What the model has of a stored tensor that it knows by ``name``: that, and what else is cut from it."""
+        if pattern is None:
+            return [name]
+        first, *others = self._converter(pattern).target_patterns
+        return [name, *(made for other in others if (made := name.replace(first, other)) in self._known)]
 
     def renumbered(self, stored: str, layers: str, number: int, as_module: bool) -> str:
         """The name of the same tensor in another layer, there or, ``as_module``, in the model.
@@ -92,10 +106,10 @@ class StoredNames:
         pattern = self._patterns[parts[0]]
         if pattern is None:
             return checkpoint.read(parts[0])
-        converter: Any = deepcopy(next(one for one in self._converters if pattern in one.source_patterns))
+        converter, first = deepcopy(self._converter(pattern)), self._firsts[name]
         for part in parts:
-            converter.add_tensor(name, part, self._patterns[part], checkpoint.read(part))
-        made = converter.convert(name, model=self._model, config=self._model.config).get(name)
+            converter.add_tensor(first, part, self._patterns[part], checkpoint.read(part))
+        made = converter.convert(first, model=self._model, config=self._model.config).get(name)
         tensor: Tensor | None = made[0] if isinstance(made, list) else made
         if tensor is None:
             raise UnsupportedModelError(f"{checkpoint.folder}: {name} cannot be put together from {parts[0]}, ….")

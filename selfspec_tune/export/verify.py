@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.export.formats import export_format
@@ -20,9 +21,18 @@ NUM_PROMPTS, NUM_TOKENS = 4, 48
 
 
 def verify(
-    runtime: Runtime, loaded: LoadedModel, skip_set: SkipSet, simulate: Simulation, *, num_prompts: int = NUM_PROMPTS
+    runtime: Runtime,
+    loaded: LoadedModel,
+    skip_set: SkipSet,
+    simulate: Simulation,
+    *,
+    experts: int | None = None,
+    num_prompts: int = NUM_PROMPTS,
 ) -> Verification:
-    """Have ``runtime`` answer some prompts of the built-in set, and ``loaded``, the target in float32, the same."""
+    """Have ``runtime`` answer some prompts of the built-in set, and ``loaded``, the target in float32, the same.
+
+    ``experts``: to how many experts a token goes in the draft; None: to as many as in the model.
+    """
     prompts, left_out = _prompts(loaded, num_prompts), 0
     equal = tokens = same = drafted = accepted = expected_drafted = expected_accepted = 0
     differences = []
@@ -34,7 +44,7 @@ def verify(
         except NotComparableError:
             left_out += 1
             continue
-        choices, logprobs = along(loaded, skip_set, prompt, alone.tokens)
+        choices, logprobs = along(loaded, skip_set, prompt, alone.tokens, experts)
         tokens += len(alone.tokens)
         equal += sum(ours == theirs for ours, theirs in zip(choices, alone.tokens, strict=True))
         differences += [abs(a - b) for a, b in zip(logprobs, alone.logprobs, strict=False)]
@@ -70,16 +80,16 @@ def _prompts(loaded: LoadedModel, count: int) -> list[list[int]]:
 
 
 def along(
-    loaded: LoadedModel, skip_set: SkipSet, prompt: Sequence[int], tokens: Sequence[int]
+    loaded: LoadedModel, skip_set: SkipSet, prompt: Sequence[int], tokens: Sequence[int], experts: int | None = None
 ) -> tuple[list[int], list[float]]:
     """Our choice at each of ``tokens``, and the log-probability of theirs, by the model without what is skipped."""
     import torch
 
-    from selfspec_tune.engine.runners.reference import skipped
+    from selfspec_tune.engine.runners.reference import drafting
     from selfspec_tune.models.loaded import keep_logits
 
     text = torch.tensor([[*prompt, *tokens]], device=loaded.device)
-    with torch.inference_mode(), skipped(loaded, skip_set):
+    with torch.inference_mode(), drafting(loaded, Draft(skip_set, experts=experts)):
         model: Any = loaded.model
         kept = len(tokens) + 1
         logits = model(text, use_cache=False, **keep_logits(model, kept)).logits[0, -kept:-1].float()
@@ -99,6 +109,6 @@ def verify_export(folder: Path, manifest: ExportManifest, *, num_prompts: int = 
     target, revision = manifest.target
     loaded = load_model(target, dtype="float32", device="cpu", revision=revision)
     runtime, simulation = export_format(manifest.format).pair(loaded, folder, manifest)
-    found = verify(runtime, loaded, manifest.skip_set(), simulation, num_prompts=num_prompts)
+    found = verify(runtime, loaded, manifest.skip_set(), simulation, experts=manifest.experts, num_prompts=num_prompts)
     manifest.model_copy(update={"verified": found}).save(folder / MANIFEST)
     return found

@@ -61,11 +61,12 @@ def export_draft(request: ExportRequest) -> ExportManifest:
 
 def _job(request: ExportRequest, made: ExportFormat[Any], target: Target, config: SkipConfig | None) -> Job[Any]:
     """What to write."""
-    policy, vocabulary, is_standalone = DraftPolicy(), None, False
+    policy, vocabulary, experts, is_standalone = DraftPolicy(), None, None, False
     if config is not None:
         skip_set = config.skip_set()
         draft = Draft.from_dict(skip_set, config.draft.model_dump())
-        policy, vocabulary, is_standalone = draft.policy, draft.vocabulary, config.objective == "standalone"
+        policy, vocabulary, experts = draft.policy, draft.vocabulary, draft.experts
+        is_standalone = config.objective == "standalone"
     else:
         skip_set, _ = read_skip_set(request.source, num_layers=target.num_layers)
     if request.draft_tokens is not None:
@@ -77,6 +78,7 @@ def _job(request: ExportRequest, made: ExportFormat[Any], target: Target, config
         request.draft_tokens or made.forecast(config, policy).draft_tokens,
         policy,
         vocabulary,
+        experts,
         is_standalone,
         MeasuredSampling.measured(config, target.own_settings),
     )
@@ -93,7 +95,12 @@ def _manifest(
 ) -> ExportManifest:
     target: Target = job.target
     expected = made.forecast(config, job.policy).text
-    notes = [*written.notes, *([expected] if expected else []), *dropped(config), *job.sampling.notes]
+    notes = [
+        *written.notes,
+        *([expected] if expected else []),
+        *dropped(config, keeps_experts=made.keeps_experts),
+        *job.sampling.notes,
+    ]
     if any(PLACEHOLDER in line for line in written.launch.values()):
         notes += [f"{PLACEHOLDER} in the lines stands for the target's checkpoint in Hugging Face's format."]
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -57,7 +57,7 @@ class _Experts:
         An expert is one of k of E that a token goes to, so n tokens leave it unread with (1 − k/E)^n, and read
         E · (1 − (1 − k/E)^n) experts. Real texts choose less evenly, and read fewer.
         """
-        share = min(chosen or self.chosen, self.count) / self.count
+        share = min(chosen or self.chosen, self.chosen) / self.count
         return self.weights.bytes_at(precision) * (1 - (1 - share) ** num_tokens)
 
 

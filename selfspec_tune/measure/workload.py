@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from random import Random
 from typing import Any
 
 import psutil
@@ -21,6 +20,7 @@ from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.costs import CostModel, StepCosts
 from selfspec_tune.engine import Limits, Runner, Sampler, choose_runner
 from selfspec_tune.engine.cost_fit import measure_step_costs
+from selfspec_tune.engine.layers.quantize import typical_text
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.engine.teacher_forcing import DraftScorer, Window, make_scorer
@@ -151,12 +151,18 @@ class Workload:
             return self.costs.steps(draft)
         steps = replace(draft, policy=DraftPolicy())
         if steps not in self._step_costs:
-            # Which tokens they are has no influence on the time.
-            context = Random(0).choices(range(self.runner.vocabulary_size), k=self.cost_context)
-            limit = self.loaded.context_length
+            context, limit = self.typical_tokens(self.cost_context), self.loaded.context_length
             measured = measure_step_costs(self.runner, context, draft, self._full_steps, context_length=limit)
             self._full_steps = self._step_costs[steps] = measured
         return self._step_costs[steps]
+
+    def typical_tokens(self, count: int) -> list[int]:
+        """So many tokens of text to time steps on, repeated where there are no more.
+
+        Which they are has no influence on the time, but with experts: tokens drawn at random go to more of them.
+        """
+        text = typical_text(self.loaded, self.runner.vocabulary_size) or [0]
+        return (text * (count // len(text) + 1))[:count]
 
     @property
     def cost_classes(self) -> tuple[CostClass, ...]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from selfspec_tune.checks import checked_arguments
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
+from selfspec_tune.models.auto import AutoModelForCausalLM
 from selfspec_tune.models.bound import unbound_reason
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
 from selfspec_tune.models.generation_settings import check_generation_file
@@ -231,6 +232,12 @@ def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: i
             f"{origin.name} is said to end its answers at token {beyond[0]}, and has {num_tokens} tokens: none ends "
             "there. See eos_token_id in generation_config.json and config.json"
         ]
+    limit = _rope_limit(read.model.config.get_text_config())
+    if limit is not None:
+        notes += [
+            f"the rotary positions of {origin.name} change beyond {limit} positions (longrope), where transformers "
+            "computes a text anew: contexts end there here"
+        ]
     if method is not None and _is_packed(read.model):
         notes += [
             f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
@@ -295,15 +302,24 @@ def _without_imitation(loaded: LoadedModel) -> LoadedModel:
 
 
 def _context_length(model: PreTrainedModel) -> int:
+    """What its configuration states, or where its rotary positions change: keys of before would be of no use there."""
     config: Any = model.config.get_text_config()
     for key in CONTEXT_KEYS:
         length = getattr(config, key, None)
         if isinstance(length, int) and length > 0:
-            return length
+            return min(length, _rope_limit(config) or length)
     raise UnsupportedModelError(
         f"{type(model).__name__} states no context length: "
         f"expected one of {', '.join(CONTEXT_KEYS)} in its config.json. Add it there."
     )
+
+
+def _rope_limit(config: Any) -> int | None:
+    """Positions that rotary positions of the kind ``longrope`` have their first table for; None: of no such kind."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [part.get("original_max_position_embeddings") for part in parts if part.get("rope_type") == "longrope"]
+    return min((limit for limit in limits if limit), default=None)
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -67,7 +67,8 @@ class RopeTable:
         factor: its attribute that multiplies cosines and sines.
         is_reversed: whether angles are the negative of that: sines change their sign.
         theta: base of inverse frequencies ``theta ** (-2 i / size)``, with the factor 1.
-        longest: positions up to which the table holds; None: any (`longrope` has another table beyond).
+        longest: positions up to which the table holds, beyond which the model computes by another; None: any. A
+            model's context ends there.
     """
 
     module: str | None = None

@@ -164,6 +164,12 @@ class ExportManifest(Document):
         return SkipSet(depth, tuple(self.skip.attention), tuple(self.skip.mlp))
 
     @property
+    def experts(self) -> int | None:
+        """To how many experts of each mixture a token goes in the draft; None: to as many as in the model."""
+        experts = self.settings.get("experts")
+        return None if experts is None else int(experts)
+
+    @property
     def exit_threshold(self) -> float:
         """Below which probability a runtime should stop drafting; 0: never, or not stated."""
         return self.settings.get("exit_threshold") or 0.0

@@ -131,7 +131,7 @@ def test_an_attention_in_a_window_costs_no_more_beyond_it() -> None:
 
 
 def test_fewer_experts_cost_less_where_that_was_measured() -> None:
-    assert [EXPERTS.step(SAME, experts=k) for k in (None, 4, 2, 1)] == pytest.approx([0.3, 0.3, 0.2, 0.15])
+    assert [EXPERTS.step(SAME, experts=k) for k in (None, 5, 4, 2, 1)] == pytest.approx([0.3, 0.3, 0.3, 0.2, 0.15])
     assert EXPERTS.step(INT4, experts=4) == 0.1
     with pytest.raises(ValueError, match="at precision int4; measured: same"):
         EXPERTS.step(INT4, experts=2)

@@ -92,7 +92,7 @@ class ExpertRunner(ClockedRunner):
         draft, before = draft or Draft(SkipSet.empty(6)), self.length if length is None else length
         seconds = 0.042
         for sublayer, precision in draft.kept():
-            experts = 0.02 + 0.03 * (draft.experts or 4)
+            experts = 0.02 + 0.03 * min(draft.experts or 4, 4)
             part = 0.02 + 1e-5 * before if sublayer.is_attention else 0.05 if sublayer.layer == 0 else experts
             seconds += part / (1 if precision is SAME else 2)
         return seconds
@@ -108,7 +108,7 @@ def test_what_an_expert_costs_is_told_where_drafts_may_go_to_fewer() -> None:
     (experts,) = costs.others
     assert experts.seconds == pytest.approx({SAME: 0.14, INT8: 0.07})
     assert experts.each_expert == pytest.approx({SAME: 0.03, INT8: 0.015})
-    for number in (None, 1, 2, 3):
+    for number in (None, 1, 2, 3, 6):
         for precision in (DraftPrecision(), EIGHT):
             draft = Draft(SkipSet(6, (2,), (0, 3)), precision=precision, experts=number)
             assert costs.draft_step(draft) == pytest.approx(runner.step_seconds(draft, 200))
@@ -132,6 +132,16 @@ def test_every_verification_up_to_sixteen_drafts_is_timed() -> None:
     costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
     step = runner.step_seconds(length=200)
     assert costs.verify == pytest.approx([step * (1 + 0.1 * k) for k in range(17)])
+
+
+def test_passes_over_several_tokens_are_over_such_as_follow_each_other() -> None:
+    runner = ClockedRunner()  # experts are read by what a token goes to: one token again and again reads too few
+    measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
+    assert {len(tokens) for tokens in runner.verified} == set(range(2, 18))
+    assert all(tokens == CONTEXT[-len(tokens) :] for tokens in [*runner.verified, *runner.draft_passes])
+    short = ClockedRunner()
+    measure_step_costs(short, CONTEXT[:2], Draft(SkipSet.empty(6)), context_length=99, clock=short.clock)
+    assert (CONTEXT[:2] * 9)[1:] in short.verified
 
 
 def test_any_draft_is_predicted_at_any_context() -> None:

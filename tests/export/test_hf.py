@@ -355,6 +355,63 @@ def test_experts_that_files_name_otherwise_are_exported_too(skip_file: Callable[
         out.rename(tmp_path / format_)
 
 
+@pytest.mark.parametrize("format_", ["hf-draft", "transformers-generate"])
+def test_a_draft_goes_to_as_many_experts_as_in_its_search(
+    format_: str, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import MixtralConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 3}
+    heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+    config = MixtralConfig(**sizes, **heads, max_position_embeddings=4096, pad_token_id=0)
+    directory, skip_set = kit.save_random(config, tmp_path / "moe"), SkipSet(3, (1,), (1,))
+    file, out = skip_file(directory, skip_set, experts=1), tmp_path / "draft"
+    manifest = export_draft(ExportRequest(file, format_, out, str(directory)))
+    assert manifest.settings["experts"] == 1
+    assert not any("experts" in note for note in manifest.notes)
+    assert verify_export(out, manifest, num_prompts=1).verdict == "exact"
+    wrong = manifest.model_copy(update={"settings": {**manifest.settings, "experts": 3}})
+    assert verify_export(out, wrong, num_prompts=1).verdict != "exact"
+    zero = export_draft(ExportRequest(file, "hf-zero", tmp_path / "zero", str(directory)))
+    assert any("Searched with 1 experts a token" in note for note in zero.notes)
+
+
+def test_names_of_old_are_exported_as_they_are(skip_file: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    from tests import kit
+
+    # As GPT-2's own files have it: no prefix, and masks that nobody loads.
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(n_layer=3, n_embd=kit.HIDDEN, n_head=4, vocab_size=128, n_positions=64, **ends)
+    source = Checkpoint(kit.save_random(config, tmp_path / "new"))
+    old = tmp_path / "old"
+    old.mkdir()
+    tensors = {name.removeprefix("transformer."): source.read(name) for name in source.tensors}
+    tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(3)}
+    write_checkpoint(old, iter(tensors.items()), source.config)
+    for file in source.beside:
+        shutil.copy(file, old)
+    for format_, skip_set in (("hf-draft", SkipSet(3, (1,), (0,))), ("hf-zero", SkipSet(3, (1,), (2,)))):
+        out, _ = exported(format_, old, skip_set, skip_file, tmp_path)
+        assert torch.equal(logits_of(loaded_from(out)), expected(source.folder, skip_set))
+        assert "h.1.attn.c_attn.weight" in Checkpoint(out).tensors
+        out.rename(tmp_path / format_)
+
+
+def test_a_list_that_is_as_long_as_the_model_is_deep_stays(
+    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_llama_dir, copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 3, 4, 5]}))
+    out, _ = exported("hf-draft", copied, WHOLE["one layer"], skip_file, tmp_path)
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [2, 3, 4, 5]
+
+
 def test_names_that_transformers_does_not_know_go_by_code_only(
     tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -400,6 +457,28 @@ def test_layers_that_are_what_they_are_by_their_place_are_refused(
         exported("hf-draft", directory, SkipSet(3, (0,), (0,)), skip_file, tmp_path)
     skip_set = SkipSet(3, (1,), (1,))
     out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+
+
+def test_layers_whose_place_no_plan_tells_are_found_by_running_them(
+    skip_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import DiffLlamaConfig
+
+    from tests import kit
+
+    sizes = {"hidden_size": kit.HIDDEN, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = DiffLlamaConfig(vocab_size=128, max_position_embeddings=64, pad_token_id=0, **sizes)
+    directory = kit.save_random(config, tmp_path / "diff")
+    with pytest.raises(UnsupportedModelError, match=r"by their place.*both differ.*`to` hf-zero"):
+        exported("hf-draft", directory, SkipSet(3, (1,), (1,)), skip_file, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be taken apart.*two softmaxes.*`to` hf-zero"):
+        exported("hf-draft", directory, SkipSet(3, (2,), (1,)), skip_file, tmp_path)
+    skip_set = SkipSet(3, (2,), (2,))  # the others keep their places
+    out, _ = exported("hf-draft", directory, skip_set, skip_file, tmp_path)
+    assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
+    skip_set = SkipSet(3, (1,), (2,))
+    out, _ = exported("hf-zero", directory, skip_set, skip_file, tmp_path / "zero")
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
 
 

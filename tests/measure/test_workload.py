@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -100,3 +100,13 @@ def test_a_workload_that_is_opened_again_knows_nothing_of_the_earlier_use(worklo
     assert again.limits().max_new_tokens == 7
     assert again.costs is None
     assert again.runner.extra_memory_bytes is None  # type: ignore[attr-defined]
+
+
+def test_steps_are_timed_on_text_however_much_is_wanted(workload: Workload) -> None:
+    text = workload.typical_tokens(20_000)
+    assert len(text) == 20_000
+    assert workload.typical_tokens(64) == text[:64]
+    assert len(set(text[:64])) > 10
+    assert max(text) < workload.runner.vocabulary_size
+    workload.loaded = replace(workload.loaded, tokenizer=cast(Any, lambda text: {"input_ids": []}))
+    assert workload.typical_tokens(3) == [0, 0, 0]

@@ -44,6 +44,7 @@ _UNUSED = {
     "gemma3": {"attn_logit_softcapping"},
     "gemma3_text": {"attn_logit_softcapping"},
     "granitemoehybrid": {"num_experts_per_tok"},
+    "phi3": {"original_max_position_embeddings"},  # that of its rope_parameters
     "smollm3": {"use_sliding_window"},
     "gpt_neo": {"attention_types"},  # its ``attention_layers``
     "exaone4": {"sliding_window_pattern"},
@@ -147,7 +148,6 @@ _MELLUM_ROPE = dict.fromkeys(
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
-        ("llama", _rope("dynamic"), "its rotary positions (dynamic) depend on the length"),
         ("llama", _rope("proportional"), "its rotary positions (proportional) are none of default,"),
         ("llama", _rope("linear", partial_rotary_factor=0.5), "rotates 16 dimensions of a head, where 32 are planned"),
         ("llama", {"hidden_act": "laplace"}, "its activation laplace is none of"),
@@ -156,7 +156,6 @@ _MELLUM_ROPE = dict.fromkeys(
         ("gemma", {"use_bidirectional_attention": True}, "its attention sees later positions too"),
         ("olmo3", {"rope_parameters": {"full_attention": _rope("dynamic")["rope_parameters"]}}, "(dynamic) depend on"),
         ("granitemoehybrid", {"num_local_experts": 2}, "its layers have experts beside an MLP of their own"),
-        ("hunyuan_v1_dense", _rope("dynamic"), "its rotary positions (dynamic) depend on the length"),
         ("stablelm", {"head_dim": 32}, "rotates 16 dimensions of a head, where 8 are planned"),
         ("helium", {"head_dim": 32}, "o_proj is 96 × 96, where 96 × 192 is planned"),
         ("bitnet", {"head_dim": 32}, "attn_sub_norm is 96, where 192 is planned"),

@@ -58,6 +58,7 @@ _SERVES = frozenset(
         Feature.ROPE_IN_FLOAT32,
         Feature.NO_ROPE,
         Feature.ROPE_BY_LAYER,
+        Feature.LONG_ROPE,
         Feature.GROWTH,
         Feature.WINDOW,
         Feature.CHUNK,

@@ -42,7 +42,8 @@ class AssistedFormat(ExportFormat[CheckpointTarget], ABC):
 
         tokens = manifest.draft_tokens
         assisted = AssistedGeneration(loaded, folder, tokens, has_own_code=self.has_own_code)
-        return assisted, server_loop(loaded, manifest.skip_set(), tokens, first_is_plain=False)
+        skip_set, experts = manifest.skip_set(), manifest.experts
+        return assisted, server_loop(loaded, skip_set, tokens, first_is_plain=False, experts=experts)
 
     def timed(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> TimedRuntime:
         from selfspec_tune.export.runtimes.hf import TimedAssisted
@@ -59,7 +60,9 @@ def copy_beside(job: Job[CheckpointTarget], folder: Path) -> None:
 def assisted_launch(job: Job[CheckpointTarget], final: Path, *, remote_code: bool = False) -> dict[str, str]:
     """How transformers drafts with the folder."""
     trust = ", trust_remote_code=True" if remote_code else ""
-    load = f"AutoModelForCausalLM.from_pretrained({str(final)!r}{trust})"
+    is_listed = job.target.checkpoint.config.get("model_type") != "mistral3"
+    auto = "AutoModelForCausalLM" if is_listed else "AutoModelForImageTextToText"
+    load = f"{auto}.from_pretrained({str(final)!r}{trust})"
     return {
         "transformers": f"draft = {load}; draft.generation_config.update(num_assistant_tokens={job.draft_tokens}, "
         f"num_assistant_tokens_schedule='constant', assistant_confidence_threshold={job.exit_threshold:g}); "

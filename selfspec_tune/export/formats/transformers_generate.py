@@ -38,6 +38,7 @@ class TransformersGenerate(ExportFormat[CheckpointTarget]):
     made_from = "the checkpoint"
     options = frozenset({"revision"})
     is_alone = False
+    keeps_experts = True
     files = frozenset({_FILE})
     runtime = RuntimeName.TRANSFORMERS
 
@@ -53,6 +54,7 @@ class TransformersGenerate(ExportFormat[CheckpointTarget]):
             "skipped": [path for index in skip_set.indices for path in silence[index]],
             "first_attention": silence[0],
             "vocabulary": job.vocabulary,
+            "experts": job.experts,
             "max_draft_tokens": policy.max_draft_tokens,
             "exit_threshold": policy.exit_threshold,
         }
@@ -60,6 +62,7 @@ class TransformersGenerate(ExportFormat[CheckpointTarget]):
         how = f"custom_generate={str(final)!r}, trust_remote_code=True, {job.sampling.transformers}"
         line = f"model.generate(**inputs, {how})"
         carried = {name: settings[name] for name in ("max_draft_tokens", "exit_threshold", "vocabulary")}
+        carried |= job.expert_settings
         return Written(0, {"transformers": line}, notes, carried)
 
     def code(self, folder: Path) -> Mapping[str, str]:
@@ -75,7 +78,8 @@ class TransformersGenerate(ExportFormat[CheckpointTarget]):
 
         policy = DraftPolicy(PolicyKind.THRESHOLD, manifest.draft_tokens, manifest.exit_threshold)
         vocabulary = manifest.settings["vocabulary"]
-        draft = Draft(manifest.skip_set(), policy, vocabulary=None if vocabulary is None else int(vocabulary))
+        ids = None if vocabulary is None else int(vocabulary)
+        draft = Draft(manifest.skip_set(), policy, vocabulary=ids, experts=manifest.experts)
         return CustomGeneration(loaded, folder), shared_loop(loaded, draft)
 
     def timed(self, request: RuntimeBenchRequest, manifest: ExportManifest, reporter: Reporter) -> TimedRuntime:

@@ -39,6 +39,5 @@ def _attention(config: Config) -> AttentionPlan:
 def _ropes(config: Config) -> dict[str, RopeTable]:
     """The rope called dynamic is static where ``alpha`` is set."""
     rope = config["rope_parameters"]
-    if not (rope["rope_type"] == "dynamic" and rope.get("alpha")):
-        llama.check_static_rope(rope)
-    return {"full": RopeTable(module="model.rotary_emb")}
+    is_static = rope["rope_type"] == "dynamic" and rope.get("alpha")
+    return {"full": RopeTable(module="model.rotary_emb") if is_static else llama.rope_table(config)}

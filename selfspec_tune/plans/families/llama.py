@@ -49,6 +49,18 @@ def check_static_rope(parameters: Mapping[str, Any] | None) -> None:
         raise UnsupportedModelError(f"its rotary positions ({kind}) are none of {', '.join(_STATIC_ROPE)}")
 
 
+def rope_table(config: Config, at: str = "model") -> RopeTable:
+    """The one table of a decoder at ``at``, up to the length where it becomes another: no context goes beyond."""
+    parameters = config.get("rope_parameters") or {}
+    kind, module = parameters.get("rope_type", "default"), f"{at}.rotary_emb"
+    if kind in ("dynamic", "longrope"):
+        owner = config if kind == "dynamic" else parameters
+        name = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
+        return RopeTable(module=module, frequencies="original_inv_freq", longest=owner[name])
+    check_static_rope(parameters)
+    return RopeTable(module=module)
+
+
 def rope_size(config: Config, size: int) -> int:
     """How many of a head's ``size`` dimensions are rotated, where a family lets ``partial_rotary_factor`` say it."""
     return int(size * (config["rope_parameters"].get("partial_rotary_factor") or 1.0))
@@ -149,8 +161,7 @@ def mlp(config: Config, **changes: Any) -> MlpPlan:
 def decoder(config: Config, layer: Callable[[int], LayerPlan], *, at: str = "model", **changes: Any) -> DecoderPlan:
     """Llama's decoder, at the path ``at`` within the model, with ``layer`` (number) as its layers, and ``changes``."""
     if "ropes" not in changes:
-        check_static_rope(config.get("rope_parameters"))
-        changes["ropes"] = {"full": RopeTable(module=f"{at}.rotary_emb")}
+        changes["ropes"] = {"full": rope_table(config, at)}
     given: dict[str, Any] = {
         "model_type": config["model_type"],
         "layers_path": f"{at}.layers",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan, RopeTable
+from dataclasses import replace
+
+from selfspec_tune.plans.decoder import DecoderPlan, EmbeddingPlan, HeadPlan
 from selfspec_tune.plans.families import llama
 from selfspec_tune.plans.families.llama import Config
 
@@ -19,7 +21,6 @@ def nanochat(config: Config) -> DecoderPlan:
             "self_attn.k_norm",
         )
     )
-    llama.check_static_rope(config["rope_parameters"])
     attention = llama.attention(
         config, norm=before, qk_norm=llama.qk_norm(config, query=query, key=key, is_after_rope=True)
     )
@@ -31,5 +32,5 @@ def nanochat(config: Config) -> DecoderPlan:
         embedding=EmbeddingPlan(path="model.embed_tokens", norm=last),
         norm=last,
         head=HeadPlan(cap=config["final_logit_softcapping"]),
-        ropes={"full": RopeTable(module="model.rotary_emb", is_reversed=True)},
+        ropes={"full": replace(llama.rope_table(config), is_reversed=True)},
     )

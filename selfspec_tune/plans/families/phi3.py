@@ -9,7 +9,7 @@ from selfspec_tune.plans.families.llama import Config
 
 
 def phi3(config: Config) -> DecoderPlan:
-    """One window for all layers, or none; rope over a part of a head where asked for."""
+    """One window for all layers, or none; rope over a part of a head, and for a first length alone, where asked for."""
     size = llama.head_size(config)
     attention = llama.attention(
         config,

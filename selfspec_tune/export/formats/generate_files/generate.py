@@ -308,8 +308,23 @@ def left_out(model, returned):
     for path in SETTINGS["skipped"]:
         module = model.get_submodule(path)
         forwards[module] = silenced(module.forward, *returned[path], runs=path in SETTINGS["first_attention"])
-    with replaced(forwards):
+    with replaced(forwards), fewer_experts(model):
         yield
+
+
+@contextmanager
+def fewer_experts(model):
+    """Within it routers, which all call it ``top_k``, choose as many experts as the draft has at most."""
+    most = SETTINGS["experts"]
+    routers = [] if most is None else [one for one in model.modules() if isinstance(getattr(one, "top_k", None), int)]
+    own = [router.top_k for router in routers]
+    try:
+        for router in routers:
+            router.top_k = min(router.top_k, most)
+        yield
+    finally:
+        for router, top_k in zip(routers, own, strict=True):
+            router.top_k = top_k
 
 
 def silenced(forward, number, width, runs):
