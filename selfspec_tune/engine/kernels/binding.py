@@ -12,9 +12,10 @@ from typing import Any
 from selfspec_tune.engine.kernels.build import Built, built
 from selfspec_tune.errors import NativeUnavailableError
 
-ABI_VERSION = 2  # kernels_abi(0) of the C sources: changes with any function's arguments
+ABI_VERSION = 3  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
+MAX_EXPERTS = 1024
 INT4_GROUP = 32  # inputs that share one scale
 UNIT = 16  # rows that are computed together
 LOWEST = -1e30  # below every logit: what is left of a row where no logit is a number
@@ -94,10 +95,34 @@ class AttentionStruct(ctypes.Structure):
     )
 
 
-class MlpStruct(ctypes.Structure):
-    """What an MLP does between its linear layers; ``numbers`` are those of xIELU."""
+class ActivationStruct(ctypes.Structure):
+    """An activation function; ``numbers`` are those of xIELU."""
 
-    _fields_ = (("is_gated", c_int32), ("activation", c_int32), ("numbers", c_float * 4))
+    _fields_ = (("kind", c_int32), ("numbers", c_float * 4))
+
+
+class MlpStruct(ctypes.Structure):
+    """What an MLP does between its linear layers."""
+
+    _fields_ = (("is_gated", c_int32), ("activation", ActivationStruct))
+
+
+class ExpertsStruct(ctypes.Structure):
+    """A mixture of experts; see `ExpertsPlan`. ``shared_…``: the MLP for every token, where there is one."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("count", "chosen", "is_sigmoid", "is_chosen_first")),
+        *((name, c_int32) for name in ("groups", "kept_groups", "num_told")),
+        *((name, c_int32) for name in ("is_renormalised", "rounds_logits", "rounds_weights")),
+        *((name, c_int32) for name in ("has_shared", "has_shared_weight")),
+        *((name, c_float) for name in ("least_sum", "sum_epsilon", "scale")),
+        ("activation", ActivationStruct),
+        ("shared_activation", ActivationStruct),
+        ("choice_bias", c_void_p),
+        ("width", c_int64),
+        *((name, Linear) for name in ("router", "gate_up", "down")),
+        *((name, Linear) for name in ("shared_gate", "shared_up", "shared_down", "shared_weight")),
+    )
 
 
 class SubLayerStruct(ctypes.Structure):
@@ -126,6 +151,7 @@ class Model(ctypes.Structure):
         ("is_bf16", c_int32),
         ("threads", c_int32),
         *((name, c_int64) for name in ("hidden", "heads", "kv_heads", "head_size", "widest", "vocabulary", "capacity")),
+        *((name, c_int64) for name in ("experts", "chosen", "expert_width", "shared_width")),
         ("embedding", c_void_p),
         ("positions", c_void_p),
         *((name, c_float) for name in ("embedding_scale", "logit_scale", "logit_cap")),
@@ -139,7 +165,7 @@ class Model(ctypes.Structure):
 
 
 # What kernels_abi(0), kernels_abi(1), … must be.
-ABI = (ABI_VERSION, *(ctypes.sizeof(structure) for structure in (Linear, SubLayerStruct, Model, Best)))
+ABI = (ABI_VERSION, *(ctypes.sizeof(structure) for structure in (Linear, SubLayerStruct, ExpertsStruct, Model, Best)))
 
 
 _UNLOADABLE = (OSError, AttributeError)  # no library, and a function that it lacks

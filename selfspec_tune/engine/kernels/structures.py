@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.engine.kernels.binding import (
+    ActivationStruct,
     AttentionStruct,
+    ExpertsStruct,
     Kind,
     Linear,
     MlpStruct,
@@ -26,13 +28,14 @@ from selfspec_tune.engine.kernels.binding import (
 from selfspec_tune.engine.kernels.weights import FORMATS, NativeCopy
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import CacheState
+from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.norm import HeadNorm, Norm
 from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.plans import BlockOrder, DecoderPlan
 from selfspec_tune.plans.attention import AlibiPlan, GrowthPlan, QkNormKind, ReachKind, RopePairs, WeightOrder
-from selfspec_tune.plans.mlp import Activation
+from selfspec_tune.plans.mlp import Activation, GroupScore, Score
 from selfspec_tune.plans.norm import NormKind
 
 # As the enumerations of the C sources have them.
@@ -64,6 +67,9 @@ class Described:
             norm=self.norm(module.norm),
             post=self.norm(module.post),
         )
+        if isinstance(module, Experts):
+            made.kind, made.experts = Kind.EXPERTS, self._experts(module, copies or module.projections)
+            return made
         into, out, *gate = copies or module.projections
         if isinstance(module, Attention):
             made.kind, made.inner = Kind.ATTENTION, self.norm(module.inner)
@@ -77,8 +83,44 @@ class Described:
         made.first, made.third = self.linear(into, 0, module.width), self.linear(out)
         if module.plan.is_gated:
             made.second = self.linear(into, module.width, module.width)
-        made.mlp = MlpStruct(module.plan.is_gated, _ACTIVATIONS[module.plan.activation], _numbers(module))
+        made.mlp = MlpStruct(module.plan.is_gated, _activation(module))
         return made
+
+    def _experts(self, module: Experts, projections: Sequence[Dense | NativeCopy]) -> int:
+        """Address of a mixture's own structure."""
+        plan, router, shared = module.plan, module.plan.router, module.shared
+        weight, choice_bias = module.router.weight, module.router.choice_bias
+        made = ExpertsStruct(
+            count=plan.count,
+            chosen=module.chosen,
+            is_sigmoid=router.score is Score.SIGMOID,
+            is_chosen_first=router.is_chosen_first,
+            groups=router.groups,
+            kept_groups=router.kept_groups,
+            num_told=1 if router.group_score is GroupScore.MAXIMUM else 2,
+            is_renormalised=router.renormalise,
+            rounds_logits=not router.is_float32 and weight.dtype != torch.float32,
+            rounds_weights=router.is_rounded,
+            least_sum=router.least_sum,
+            sum_epsilon=router.sum_epsilon,
+            scale=router.scale,
+            activation=ActivationStruct(_ACTIVATIONS[plan.activation]),
+            choice_bias=None if choice_bias is None else self.floats(choice_bias),
+            width=plan.width,
+            router=self.linear(Dense(weight, module.router.bias)),
+            gate_up=self.linear(projections[0]),
+            down=self.linear(projections[1]),
+        )
+        if shared is not None:
+            into, out = projections[2:]
+            made.has_shared, made.shared_activation = True, _activation(shared)
+            made.shared_gate = self.linear(into, 0, shared.width)
+            made.shared_up = self.linear(into, shared.width, shared.width)
+            made.shared_down = self.linear(out)
+        if module.shared_gate is not None:
+            made.has_shared_weight, made.shared_weight = True, self.linear(module.shared_gate)
+        self._kept.append(made)
+        return ctypes.addressof(made)
 
     def _attention(self, decoder: DecoderPlan, module: Attention) -> AttentionStruct:
         plan = module.plan
@@ -166,8 +208,8 @@ def _number(what: GrowthPlan | AlibiPlan | None, tables: Sequence[GrowthPlan | A
     return -1 if what is None else tables.index(what)
 
 
-def _numbers(module: Mlp) -> ctypes.Array[ctypes.c_float]:
-    """What the kernels read of an activation with learned numbers."""
+def _activation(module: Mlp) -> ActivationStruct:
+    """What an MLP computes between its linear layers, with the numbers that it has learned."""
     numbers = (ctypes.c_float * 4)()
     if module.plan.activation is Activation.XIELU:
         learned: Any = module.activate
@@ -177,7 +219,7 @@ def _numbers(module: Mlp) -> ctypes.Array[ctypes.c_float]:
             float(learned.beta),
             float(learned.eps),
         ]
-    return numbers
+    return ActivationStruct(_ACTIVATIONS[module.plan.activation], numbers)
 
 
 @dataclass(frozen=True, slots=True)

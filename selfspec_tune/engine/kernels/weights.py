@@ -99,6 +99,17 @@ class NativeCopy:
             None if self._bias is None else self._bias[start:].data_ptr(),
         )
 
+    def part(self, number: int) -> NativeCopy:
+        """The copy of one of several layers, sharing the codes; of int4 ones each has whole units of rows."""
+        part = object.__new__(NativeCopy)
+        part._dense = self._dense.part(number)
+        start = number * int(part._dense.weight.shape[0])
+        part._codes = self._codes[start if self._scales is not None else start // UNIT :]
+        part._scales = None if self._scales is None else self._scales[start:]
+        part._bias = None if self._bias is None else self._bias[start:]
+        part._has_centre = self._has_centre
+        return part
+
     def narrow(self, rows: int | None) -> NativeCopy:
         """The first ``rows`` outputs, sharing the codes; None: all."""
         if rows is None:

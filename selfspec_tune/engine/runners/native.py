@@ -19,6 +19,7 @@ from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.engine.kernels import weights
 from selfspec_tune.engine.kernels.binding import (
     LOWEST,
+    MAX_EXPERTS,
     MAX_HEAD_SIZE,
     MAX_TOKENS,
     Best,
@@ -29,6 +30,7 @@ from selfspec_tune.engine.kernels.binding import (
 from selfspec_tune.engine.kernels.structures import Described, Stack
 from selfspec_tune.engine.kernels.weights import FORMATS, NativeCopy
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
+from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Moments, typical_text
@@ -36,7 +38,7 @@ from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.plans import ClaimKind, Feature, claims, plan_of
+from selfspec_tune.plans import ClaimKind, ExpertsPlan, Feature, claims, plan_of
 
 _KERNELS_HAVE = frozenset(
     {
@@ -51,6 +53,8 @@ _KERNELS_HAVE = frozenset(
         *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP, Feature.SINKS, Feature.DISTANCE_BIAS),
         Feature.GATE,
         *(Feature.PLAIN_MLP, Feature.GELU, Feature.GELU_TANH, Feature.RELU, Feature.RELU2, Feature.XIELU),
+        *(Feature.EXPERTS, Feature.SIGMOID_ROUTER, Feature.CHOICE_BIAS, Feature.EXPERT_GROUPS, Feature.SHARED_EXPERTS),
+        *(Feature.ROUTER_IN_FLOAT32, Feature.ROUNDED_WEIGHTS, Feature.ROUTER_BIAS, Feature.CHOSEN_FIRST),
     }
 )
 _TOKEN_BYTES, _BEST_BYTES = ctypes.sizeof(ctypes.c_int64), ctypes.sizeof(Best)
@@ -75,6 +79,9 @@ def _unread_reason(loaded: LoadedModel) -> str | None:
     head_size = max(layer.attention.head_size for layer in plan.layers)
     if head_size > MAX_HEAD_SIZE:
         return f"the native kernels have heads of up to {MAX_HEAD_SIZE}, not {head_size}"
+    experts = max((layer.mlp.count for layer in plan.layers if isinstance(layer.mlp, ExpertsPlan)), default=0)
+    if experts > MAX_EXPERTS:
+        return f"the native kernels choose from up to {MAX_EXPERTS} experts, not {experts}"
     turned = {f"{claim.path}.weight" for claim in claims(plan) if claim.kind is ClaimKind.TRANSPOSED}
     for name, weight in model.named_parameters():
         is_copied = weight.dim() < 2 or name in turned  # norms and biases to float32; what is transposed is turned
@@ -82,9 +89,10 @@ def _unread_reason(loaded: LoadedModel) -> str | None:
             return f"the native kernels read bfloat16 and float32, and {name} is {_name(weight.dtype)}"
         if not is_copied and not weight.is_contiguous():
             return f"the native kernels read contiguous weights, and {name} is strided"
-    embedded: torch.dtype = model.get_input_embeddings().weight.dtype  # type: ignore[assignment]
-    if embedded != loaded.dtype:
-        return f"its embedding is {_name(embedded)}, and the model {_name(loaded.dtype)}"
+    for path in (plan.embedding.path, plan.embedding.positions):
+        embedded = None if path is None else model.get_parameter(f"{path}.weight").dtype
+        if embedded not in (None, loaded.dtype):
+            return f"its {path} is {_name(embedded)}, and the model {_name(loaded.dtype)}"
     return None
 
 
@@ -110,7 +118,8 @@ class NativeRunner(FastRunner):
         self._engine_reads: tuple[Any, ...] = ()
         self._own: list[tuple[Described, SubLayerStruct]] = []
         self._moments: dict[Dense, Moments] | None = None  # of the inputs, once a copy needs them
-        self._described: dict[Key, tuple[Described, SubLayerStruct]] = {}  # of the copies held
+        # Of the copies held, and of mixtures with fewer experts.
+        self._described: dict[tuple[int, Precision, int | None], tuple[Described, SubLayerStruct]] = {}
         super().__init__(loaded)
 
     def __del__(self) -> None:
@@ -133,7 +142,7 @@ class NativeRunner(FastRunner):
         super().set_draft(draft)
         if not self._own:
             self._describe_model()
-        kept = [self._structure(sublayer.index, precision) for sublayer, precision in draft.kept()]
+        kept = [self._structure(sublayer.index, precision, draft.experts) for sublayer, precision in draft.kept()]
         assert isinstance(self._draft_head, Dense | NativeCopy)
         self._drafting = Stack.of(kept, self._draft_head)
 
@@ -206,8 +215,7 @@ class NativeRunner(FastRunner):
         return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
 
     def _forget(self, dropped: set[Key]) -> None:
-        for key in dropped:
-            self._described.pop(key, None)
+        self._described = {key: made for key, made in self._described.items() if key[:2] not in dropped}
 
     def _describe_model(self) -> None:
         for module in self._sublayers:
@@ -215,14 +223,17 @@ class NativeRunner(FastRunner):
             self._own.append((described, described.sublayer(self.plan, module)))
         self._full = Stack.of(self._own, self._head.dense)
 
-    def _structure(self, index: int, precision: Precision) -> tuple[Described, SubLayerStruct]:
-        if precision is Precision.SAME:
+    def _structure(self, index: int, precision: Precision, experts: int | None) -> tuple[Described, SubLayerStruct]:
+        module = self._sublayers[index]
+        experts = experts if isinstance(module, Experts) else None
+        if precision is Precision.SAME and experts is None:
             return self._own[index]
-        key = index, precision
+        key = index, precision, experts
         if key not in self._described:
-            described = Described()
-            made = [copy for copy in self._copies.get(key) if isinstance(copy, NativeCopy)]
-            self._described[key] = described, described.sublayer(self.plan, self._sublayers[index], made)
+            described, copies = Described(), () if precision is Precision.SAME else self._copies.get(key[:2])
+            module = module.with_chosen(experts) if experts and isinstance(module, Experts) else module
+            made = [copy for copy in copies if isinstance(copy, NativeCopy)]
+            self._described[key] = described, described.sublayer(self.plan, module, made)
         return self._described[key]
 
     def _close(self) -> None:
@@ -236,6 +247,7 @@ class NativeRunner(FastRunner):
         state, embedding, head, described = self._state, self._embedding, self._head, Described()
         hidden = int(embedding.weight.shape[1])
         widths = (int(dense.weight.shape[1]) for sublayer in self._sublayers for dense in sublayer.projections)
+        mixtures = [layer.mlp for layer in self.plan.layers if isinstance(layer.mlp, ExpertsPlan)]
         model = Model(
             is_bf16=self._loaded.dtype == torch.bfloat16,
             threads=torch.get_num_threads(),
@@ -246,6 +258,10 @@ class NativeRunner(FastRunner):
             widest=max(hidden, *widths),
             vocabulary=self.vocabulary_size,
             capacity=state.capacity,
+            experts=max((mixture.count for mixture in mixtures), default=0),
+            chosen=self.plan.most_chosen,
+            expert_width=max((mixture.width for mixture in mixtures), default=0),
+            shared_width=max((mixture.shared.width for mixture in mixtures if mixture.shared), default=0),
             embedding=embedding.weight.data_ptr(),
             positions=None if embedding.positions is None else embedding.positions.data_ptr(),
             embedding_scale=embedding.scale,

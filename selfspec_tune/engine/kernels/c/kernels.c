@@ -6,7 +6,7 @@
  * in one fixed order. So verification gives the same bits as single steps, in bfloat16 too.
  *
  *   vector, pool --> inputs --> tiles, int4 --> linear --> stream --> queries --> attention --> pass --> here
- *                       |        packing           |          scores --^    mlp, head --^
+ *                       |        packing           |          scores --^    mlp, experts, head --^
  *            activation, norm --> model -----------^
  */
 #define _GNU_SOURCE
@@ -16,14 +16,14 @@
 #ifndef KERNELS_LEVEL
 #define KERNELS_LEVEL "unknown"
 #endif
-#define KERNELS_ABI 2 /* changes with what the functions below take; mirrored in binding.py */
+#define KERNELS_ABI 3 /* changes with what the functions below take; mirrored in binding.py */
 
 /* The processor level that these were compiled for. */
 const char *kernels_level(void) { return KERNELS_LEVEL; }
 
-/* 0: KERNELS_ABI; 1 to 4: bytes of Linear, SubLayer, Model and Best, as a binding must have them. */
+/* 0: KERNELS_ABI; 1 to 5: bytes of Linear, SubLayer, Experts, Model and Best, as a binding must have them. */
 int64_t kernels_abi(int32_t which) {
-    const int64_t found[] = {KERNELS_ABI, sizeof(Linear), sizeof(SubLayer), sizeof(Model), sizeof(Best)};
+    const int64_t found[] = {KERNELS_ABI, sizeof(Linear), sizeof(SubLayer), sizeof(Experts), sizeof(Model), sizeof(Best)};
     return which >= 0 && which < (int32_t)(sizeof found / sizeof *found) ? found[which] : -1;
 }
 
@@ -48,8 +48,35 @@ static int make_input(Input *x, int64_t cols) {
 
 static void free_input(Input *x) { free(x->values); free(x->paired); free(x->narrow); free(x->sums); }
 
+static void free_mixture(Mixture *x, int threads) {
+    free(x->logits); free(x->weights); free(x->gated); free(x->shares); free(x->shared_gated); free(x->shared_weights);
+    free(x->beside); free(x->chosen); free(x->routes);
+    for (int i = 0; x->gathered && i < threads; i++) free_input(&x->gathered[i]);
+    free(x->gathered);
+}
+
+static int make_mixture(Mixture *x, const Model *m) {
+    const int64_t pairs = MAX_TOKENS * m->chosen;
+    if (!m->experts) return 1;
+    x->logits = zeroed(MAX_TOKENS * m->experts * 4);
+    x->weights = zeroed(pairs * 4);
+    x->gated = zeroed(pairs * m->expert_width * 4);
+    x->shares = zeroed(pairs * m->hidden * 4);
+    x->shared_gated = zeroed(MAX_TOKENS * m->shared_width * 4);
+    x->shared_weights = zeroed(MAX_TOKENS * 4);
+    x->beside = zeroed(MAX_TOKENS * m->hidden * 4);
+    x->chosen = zeroed(pairs * 4);
+    x->routes = zeroed(m->threads * (m->experts + 1 + pairs) * 4);
+    x->gathered = zeroed(m->threads * sizeof(Input));
+    int ok = x->logits && x->weights && x->gated && x->shares && x->shared_gated && x->shared_weights && x->beside;
+    ok = ok && x->chosen && x->routes && x->gathered;
+    for (int i = 0; ok && i < m->threads; i++) ok = make_input(&x->gathered[i], m->widest);
+    return ok;
+}
+
 void engine_free(Engine *e) {
     if (!e) return;
+    free_mixture(&e->mixture, e->m.threads);
     free(e->hidden); free(e->input); free(e->output);
     free(e->qkv); free(e->queries); free(e->gate); free(e->part); free(e->part_max); free(e->part_sum);
     free_input(&e->shared);
@@ -79,7 +106,7 @@ Engine *engine_new(const Model *m) {
     e->local = zeroed(m->threads * sizeof(Input));
     e->highest = zeroed((m->vocabulary / (UNIT * HEAD_UNITS) + 1) * MAX_TOKENS * sizeof(Highest));
     int ok = e->hidden && e->input && e->output && e->qkv && e->queries && e->gate && e->part && e->part_max && e->part_sum;
-    ok = ok && e->local && e->highest && make_input(&e->shared, m->widest);
+    ok = ok && make_mixture(&e->mixture, m) && e->local && e->highest && make_input(&e->shared, m->widest);
     for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
     if (ok) return e;
     engine_free(e);

@@ -6,6 +6,7 @@
 #include "norm.h"
 #include "pool.h"
 
+#define MAX_EXPERTS 1024
 #define HEAD_UNITS 16 /* units of the output head whose exponentials are summed before such sums are added */
 
 enum { KIND_ATTENTION = 0, KIND_MLP = 1, KIND_EXPERTS = 2 };
@@ -36,7 +37,21 @@ typedef struct {
     Activation activation;
 } Mlp;
 
-struct Experts;
+/* A mixture of experts: a router, the experts that it chooses from, and a gated MLP for every token beside them. */
+typedef struct {
+    int32_t count, chosen;                 /* experts; those that a token goes to */
+    int32_t is_sigmoid, is_chosen_first;   /* scores: of each logit, or by softmax; of the chosen ones' logits alone */
+    int32_t groups, kept_groups, num_told; /* groups are ranked by the sum of their best one or two */
+    int32_t is_renormalised, rounds_logits, rounds_weights;
+    int32_t has_shared, has_shared_weight;
+    float least_sum, sum_epsilon, scale;
+    Activation activation, shared_activation;
+    const float *choice_bias; /* or null */
+    int64_t width;            /* of one expert */
+    Linear router, gate_up, down; /* [count, hidden]; [count * 2 width, hidden], an expert's gate first; [count * hidden, width] */
+    Linear shared_gate, shared_up, shared_down;
+    Linear shared_weight; /* [1, hidden]: the shared output's, by sigmoid */
+} Experts;
 
 /* x + residual_scale * post(f(norm(x))). */
 typedef struct {
@@ -47,12 +62,13 @@ typedef struct {
     Linear first, second, third; /* attention: qkv, output, gate; MLP: gate (of a plain one: its input layer), up, down */
     Attention attention;
     Mlp mlp;
-    const struct Experts *experts;
+    const Experts *experts; /* null in other halves */
 } SubLayer;
 
 typedef struct {
     int32_t is_bf16, threads;
     int64_t hidden, heads, kv_heads, head_size, widest, vocabulary, capacity; /* widest: largest input of any linear */
+    int64_t experts, chosen, expert_width, shared_width; /* the most of any mixture; 0 without any */
     const void *embedding, *positions; /* positions [capacity, hidden]: learned ones, or null */
     float embedding_scale, logit_scale, logit_cap; /* no cap: 0 */
     Norm embedding_norm, final_norm;
@@ -67,6 +83,16 @@ typedef struct {
     float logit, sum;
 } Highest;
 
+/* What mixtures of experts need. A pair is a token and a rank of its experts. */
+typedef struct {
+    float *logits, *weights;              /* [tokens, experts]; [pairs] */
+    float *gated, *shares;                /* [pairs, width]; [pairs, hidden] */
+    float *shared_gated, *shared_weights; /* [tokens, shared width]; [tokens] */
+    float *beside;                        /* [tokens, hidden]: what the MLP for every token gives */
+    int32_t *chosen, *routes;             /* [pairs]; per thread */
+    Input *gathered;                      /* per thread: inputs of one expert */
+} Mixture;
+
 typedef struct {
     Model m;
     float *hidden, *input, *output; /* [tokens, hidden]: the stream; a parallel layer's input; outputs before their norm */
@@ -76,6 +102,7 @@ typedef struct {
     Highest *highest;               /* [blocks of HEAD_UNITS, tokens] */
     float *part, *part_max, *part_sum; /* [chunks, tokens, heads(, head_size)] */
     int64_t chunks;
+    Mixture mixture;
     Barrier barrier;
 } Engine;
 #endif

@@ -2,6 +2,7 @@
 #ifndef PASS_H
 #define PASS_H
 #include "attention.h"
+#include "experts.h"
 #include "head.h"
 #include "mlp.h"
 
@@ -45,9 +46,11 @@ static void run_pass(void *argument, int thread, int threads) {
         if (s->kind == KIND_ATTENTION) {
             attention(e, s, p->start, p->count, thread, threads);
             if (s->is_parallel) kept = s->layer;
-        } else {
-            mlp(e, s, s->is_parallel && kept == s->layer ? e->input : e->hidden, p->count, thread, threads);
+            continue;
         }
+        const float *stream = s->is_parallel && kept == s->layer ? e->input : e->hidden;
+        if (s->kind == KIND_MLP) mlp(e, s, stream, p->count, thread, threads);
+        else experts(e, s, stream, p->count, thread, threads);
     }
     set_normed(e, &e->m.final_norm, e->hidden, p->count, e->m.hidden, &e->local[thread]);
     head_rows(e, p->logits, p->head, &e->local[thread], p->count, thread, threads);

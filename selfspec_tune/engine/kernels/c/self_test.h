@@ -106,7 +106,7 @@ void engine_free(Engine *e);
 void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head, const int64_t *tokens,
                 int64_t count, int64_t start, float *logits, Best *best);
 
-enum { PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 6 };
+enum { PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 9, EXPERTS = 6, EXPERT_WIDTH = 32 };
 
 typedef struct {
     int64_t hidden, heads, kv_heads, size, width;
@@ -119,7 +119,7 @@ static const Shape SHAPES[] = {{80, 5, 5, 16, 104, 0, 0}, {96, 6, 2, 64, 128, 1,
 enum { NUM_SHAPES = sizeof SHAPES / sizeof *SHAPES };
 
 /* `numbers`: as many as any norm or row of heads has. */
-static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, const float *numbers) {
+static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, SubLayer *mixture, Experts *x, const float *numbers) {
     const Norm norm = {NORM_LAYER, 1, 1e-5f, numbers, numbers};
     Attention *a = &attention->attention;
     m->embedding_scale = 3;
@@ -127,13 +127,17 @@ static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, const float *
     m->embedding_norm = norm;
     m->logit_scale = 0.5f;
     m->logit_cap = 4;
-    for (int i = 0; i < 2; i++) {
-        SubLayer *s = i ? mlp : attention;
+    for (int i = 0; i < 3; i++) {
+        SubLayer *s = i == 2 ? mixture : i ? mlp : attention;
         s->is_parallel = 1;
         s->residual_scale = 0.5f;
         s->norm = s->post = s->inner = norm;
     }
     mlp->mlp = (Mlp){0, {GELU, {0}}};
+    x->is_sigmoid = x->is_renormalised = x->rounds_weights = x->has_shared_weight = 1;
+    x->groups = 3;
+    x->kept_groups = x->num_told = 2;
+    x->choice_bias = numbers;
     a->is_grouped = a->is_adjacent = a->is_rope_float = 1;
     a->reach = REACH_WINDOW;
     a->reach_size = 37;
@@ -174,9 +178,11 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
     const int format = is_bf16 ? FORMAT_BF16 : FORMAT_F32;
     const int64_t attended = s->heads * s->size, qkv = attended + 2 * s->kv_heads * s->size, longest = attended > s->width ? attended : s->width;
     const int formats[PASS_WEIGHTS] = {format, format, s->is_low ? NUM_FORMATS - 1 : format, s->is_low ? FORMAT_INT8 : format,
-                                       s->is_low ? FORMAT_INT4 : format, format};
+                                       s->is_low ? FORMAT_INT4 : format, format,
+                                       format, s->is_low ? FORMAT_INT8 : format, s->is_low ? NUM_FORMATS - 1 : format};
     const int64_t shapes[PASS_WEIGHTS][2] = {{qkv, s->hidden}, {s->hidden, attended}, {s->width, s->hidden},
-                                             {s->width, s->hidden}, {s->hidden, s->width}, {PASS_VOCABULARY, s->hidden}};
+                                             {s->width, s->hidden}, {s->hidden, s->width}, {PASS_VOCABULARY, s->hidden},
+                                             {EXPERTS, s->hidden}, {EXPERTS * 2 * EXPERT_WIDTH, s->hidden}, {EXPERTS * s->hidden, EXPERT_WIDTH}};
     const size_t cached = sizeof(float) * PASS_TOKENS * s->kv_heads * s->size;
     Linear weights[PASS_WEIGHTS] = {{0}};
     int right = 1;
@@ -190,6 +196,7 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
     const float *const numbers = table; /* by position: as many as any table has */
     Model model = {.is_bf16 = is_bf16, .threads = threads, .hidden = s->hidden, .heads = s->heads, .kv_heads = s->kv_heads,
                    .head_size = s->size, .widest = longest, .vocabulary = PASS_VOCABULARY, .capacity = PASS_TOKENS,
+                   .experts = EXPERTS, .chosen = 3, .expert_width = EXPERT_WIDTH, .shared_width = s->width,
                    .embedding = weights[5].data, .embedding_scale = 1, .logit_scale = 1, .final_norm = {NORM_RMS, 0, 1e-5f, ones, NULL},
                    .ropes = &(RopeTable){table, table, s->size}, .tables = &numbers, .keys = cache, .values = cache + cached};
     SubLayer attention = {.kind = KIND_ATTENTION, .residual_scale = 1, .norm = model.final_norm, .first = weights[0], .second = weights[1]};
@@ -197,8 +204,13 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
                     .third = weights[4], .mlp = {.is_gated = 1}};
     attention.attention = (Attention){.heads = (int32_t)s->heads, .kv_heads = (int32_t)s->kv_heads, .size = (int32_t)s->size,
                                       .growth = -1, .bias = -1, .scale = 0.25f};
-    if (s->is_odd) make_odd(&model, &attention, &mlp, ones);
-    const SubLayer *sublayers[] = {&attention, &mlp};
+    Experts chosen = {.count = EXPERTS, .chosen = 3, .groups = 1, .kept_groups = 1, .rounds_logits = 1, .has_shared = 1, .scale = 1,
+                      .width = EXPERT_WIDTH, .router = weights[6], .gate_up = weights[7], .down = weights[8], .shared_gate = weights[2],
+                      .shared_up = weights[3], .shared_down = weights[4], .shared_weight = weights[6]};
+    SubLayer mixture = {.kind = KIND_EXPERTS, .residual_scale = 1, .norm = model.final_norm, .experts = &chosen};
+    chosen.shared_weight.rows = 1;
+    if (s->is_odd) make_odd(&model, &attention, &mlp, &mixture, &chosen, ones);
+    const SubLayer *sublayers[] = {&attention, &mlp, &mixture};
     Engine *e = right ? engine_new(&model) : NULL;
     right = right && e;
     for (int64_t start = 0; right && start < PASS_TOKENS; start += at_once) {
@@ -206,7 +218,7 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
         int64_t tokens[MAX_TOKENS];
         Best best[MAX_TOKENS];
         for (int64_t t = 0; t < count; t++) tokens[t] = (start + t) * 7 % PASS_VOCABULARY;
-        engine_run(e, sublayers, 2, &weights[5], tokens, count, start, logits + start * PASS_VOCABULARY, best);
+        engine_run(e, sublayers, 3, &weights[5], tokens, count, start, logits + start * PASS_VOCABULARY, best);
     }
     engine_free(e);
     free(cache); free(table); free(ones);
