@@ -21,8 +21,9 @@ def attention_by_scores(
 ) -> Tensor:
     """Attention of queries [..., rows, size] over keys and values [..., positions, size]; [..., rows, size].
 
-    Scores are scaled, capped, added ``mask`` [..., rows, positions], rounded if ``is_rounded``, and with ``sinks`` [..., rows, 1] share their
-    softmax with one more score that has no value. All are there at once: few rows should be given.
+    Scores are scaled, capped, added ``mask`` [..., rows, positions], rounded to the queries' type if ``is_rounded``,
+    and with ``sinks`` [..., rows, 1] share their softmax with one more score that has no value. All are there at once:
+    few rows should be given.
     """
     dtype = queries.dtype
     if is_widened(queries):
