@@ -109,6 +109,16 @@ FAMILIES: dict[str, Family] = {
     "gemma3": _wrapper(
         *_GEMMA3_NEEDS, model_type="gemma3", text={"model_type": "gemma3_text", **_GEMMA3_TEXT}, mm_tokens_per_image=4
     ),
+    "mistral3": _wrapper(model_type="mistral3", text={"model_type": "mistral", **_LLAMA, "sliding_window": None}),
+    "mistral3-ministral": _wrapper(
+        F.GROWTH,
+        model_type="mistral3",
+        text={
+            "model_type": "ministral3",
+            **_LLAMA | {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.2}},
+            "sliding_window": None,
+        },
+    ),
     "got_ocr2": _wrapper(model_type="got_ocr2", text={"model_type": "qwen2", **_LLAMA}),
     "moss_transcribe_diarize": _wrapper(
         F.QK_NORM,

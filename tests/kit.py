@@ -119,7 +119,8 @@ def save_random(config: PreTrainedConfig, directory: Path, *, seed: int = 0, cha
 def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model whose greedy text varies and whose layers all matter: the defaults would repeat one token."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from selfspec_tune.models.auto import AutoModelForCausalLM
 
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)

@@ -175,8 +175,8 @@ def read_outline(folder: Path) -> Outline:
 def empty_model(config: Any) -> Any:
     """A model without weights. Raises what its class raises of a configuration that it cannot be made from."""
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from selfspec_tune.models.auto import AutoModelForCausalLM
     from selfspec_tune.models.loading_output import quietly
 
     with quietly(), torch.device("meta"):

@@ -141,6 +141,22 @@ ALIASES: dict[str, Alias] = {
     "mistral-nemo-12b-instruct": Alias("mistralai/Mistral-Nemo-Instruct-2407", 40, 12.2, **_MISTRAL),
     "mistral-small-24b": Alias("mistralai/Mistral-Small-24B-Base-2501", 40, 23.6, **_MISTRAL),
     "mistral-small-24b-instruct": Alias("mistralai/Mistral-Small-24B-Instruct-2501", 40, 23.6, **_MISTRAL),
+    **_family(  # with what reads pictures, as those below
+        "mistral3",
+        {
+            "mistral-small-3.1-24b-instruct": ("mistralai/Mistral-Small-3.1-24B-Instruct-2503", 40, 24.0),
+            "mistral-small-3.2-24b-instruct": ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", 40, 24.0),
+        },
+    ),
+    **_family(
+        "mistral3",
+        {
+            "ministral-3-3b-instruct": ("mistralai/Ministral-3-3B-Instruct-2512-BF16", 26, 3.85),
+            "ministral-3-8b-instruct": ("mistralai/Ministral-3-8B-Instruct-2512-BF16", 34, 8.92),
+            "ministral-3-14b-instruct": ("mistralai/Ministral-3-14B-Instruct-2512-BF16", 40, 13.9),
+        },
+        text_config={"model_type": "ministral3"},
+    ),
     **_family(
         "mixtral",
         {

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from selfspec_tune.errors import FileFormatError, UnsupportedModelError, UsageError
 from selfspec_tune.files import read_settings
+from selfspec_tune.models.auto import AutoModelForCausalLM
 from selfspec_tune.models.model_files import is_lfs_pointer
 
 _CHECKED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})

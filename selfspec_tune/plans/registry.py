@@ -109,6 +109,7 @@ FAMILIES: dict[str, Callable[[Config], DecoderPlan]] = {
     "ministral": mistral.ministral,
     "ministral3": mistral.ministral3,
     "mistral": mistral.mistral,
+    "mistral3": wrapper.mistral3,
     "mixtral": mixtral.mixtral,
     "moss_transcribe_diarize": wrapper.moss_transcribe_diarize,
     "mpt": bloom.mpt,

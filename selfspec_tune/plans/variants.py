@@ -50,6 +50,7 @@ VARIANTS: Mapping[str, Mapping[str, Settings]] = {
     "granitemoehybrid": {"": _ATTENTION_ALONE},
     "granitemoeshared": {"": _GRANITE},
     "mistral": {"": {"sliding_window": None}, "with windows": {}},
+    "mistral3": {"": {}, "Ministral": {"text_config": {"model_type": "ministral3"}}},
     "phi3": {"": {}, "with windows": {"sliding_window": 2047}, "long rope": LONG_ROPE},
     "stablelm": {"": {}, "parallel": {"use_parallel_residual": True, "qk_layernorm": True}},
 }

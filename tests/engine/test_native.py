@@ -28,6 +28,7 @@ from selfspec_tune.errors import NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.plans import DecoderPlan, LayerPlan, registry
 from selfspec_tune.plans.families.llama import llama as llama_plan
+from tests import kit
 from tests.covering import cover
 from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens, threads_of_torch
 from tests.rounded_runner import RoundedModel, check_passes
@@ -429,7 +430,18 @@ def test_what_the_kernels_cannot_read_is_named(tmp_path: Path) -> None:
     assert "contiguous weights, and model.layers.0.self_attn.o_proj.weight" in (reason(strided) or "")
     embedding: Any = _load(tmp_path / "embedding", "grouped", "bfloat16")
     embedding.model.model.embed_tokens.float()
-    assert "its embedding is float32, and the model bfloat16" in (reason(embedding) or "")
+    assert "its model.embed_tokens is float32, and the model bfloat16" in (reason(embedding) or "")
+
+
+def test_transposed_weights_and_learned_positions_are_read(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    sizes = {"n_embd": 24, "n_head": 3, "n_layer": 1, "n_positions": 64, "vocab_size": VOCABULARY}
+    loaded: Any = load(kit.save_random(GPT2Config(**sizes), tmp_path), "bfloat16")
+    FastRunner(loaded)  # which turns them, and leaves the modules a view
+    assert native_unsupported_reason(loaded) is None
+    loaded.model.transformer.wpe.float()
+    assert "transformer.wpe is float32, and the model bfloat16" in (native_unsupported_reason(loaded) or "")
 
 
 def _mixed(directory: Path, dtype: torch.dtype) -> LoadedModel:

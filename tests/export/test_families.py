@@ -24,9 +24,9 @@ from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.families import FAMILIES
 
-# What a layer is by its place in a way that no configuration restates, by family.
+# What a layer is by its place in a way that no configuration restates: where halves are joined; always.
+BY_PLACE_IF_JOINED = {"ernie4_5_moe": "another mlp"}
 BY_PLACE = {"gpt2": "another attention.scale"}
-BY_PLACE_IF_JOINED = BY_PLACE | {"ernie4_5_moe": "another mlp"}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -81,14 +81,6 @@ def test_a_checkpoint_is_known_by_its_weights(loaded: LoadedModel, target: Check
     assert target.weights_fingerprint == loaded.fingerprint
 
 
-def test_whole_layers_are_left_out(name: str, loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path) -> None:
-    skip_set = SkipSet(loaded.num_layers, (1,), (1,))
-    if name in BY_PLACE:
-        refused("hf-draft", target, skip_set, tmp_path / "draft", BY_PLACE[name])
-    else:
-        check("hf-draft", loaded, target, skip_set, tmp_path / "draft")
-
-
 def test_a_llama_by_any_name_is_written_as_one(loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path) -> None:
     skip_set, layout = SkipSet(loaded.num_layers, (0,), (1,)), target.layout
     more = [f"it has {feature}" for feature in sorted(features(layout.planned))[:1]]
@@ -100,17 +92,21 @@ def test_a_llama_by_any_name_is_written_as_one(loaded: LoadedModel, target: Chec
         refused("nas", target, skip_set, tmp_path / "draft", more[0])
 
 
-def test_halves_that_follow_each_other_are_joined_or_refused(
+def test_layers_and_halves_that_follow_each_other_are_joined_or_refused(
     name: str, loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path
 ) -> None:
-    skip_set = SkipSet(loaded.num_layers, (1,), (0,))
+    whole, joined = SkipSet(loaded.num_layers, (1,), (1,)), SkipSet(loaded.num_layers, (1,), (0,))
+    reason = BY_PLACE.get(name) or BY_PLACE_IF_JOINED.get(name)
     if target.outline.planned.layers[0].order is BlockOrder.PARALLEL:
         reason = "side by side, so attention 0 + MLP 1 are no layer"
-        refused("hf-draft", target, skip_set, tmp_path / "draft", reason)
-    elif name in BY_PLACE_IF_JOINED:
-        refused("hf-draft", target, skip_set, tmp_path / "draft", BY_PLACE_IF_JOINED[name])
+    if reason is None:
+        check("hf-draft", loaded, target, joined, tmp_path / "draft")
+        return
+    refused("hf-draft", target, joined, tmp_path / "joined", reason)
+    if name in BY_PLACE:
+        refused("hf-draft", target, whole, tmp_path / "draft", reason)
     else:
-        check("hf-draft", loaded, target, skip_set, tmp_path / "draft")
+        check("hf-draft", loaded, target, whole, tmp_path / "draft")
 
 
 def test_it_drafts_in_generate_as_our_engine_does(

@@ -8,7 +8,9 @@ from transformers import AutoConfig
 
 from selfspec_tune import models
 from selfspec_tune.engine.runner import prefill
+from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.errors import FileFormatError, UnknownModelError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel, devices, load_model
 from selfspec_tune.models import load as load_module
@@ -209,6 +211,13 @@ def test_an_unknown_architecture_is_refused(copy: Path) -> None:
 def test_a_model_without_separable_sublayers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="MambaForCausalLM"):
         load(kit.tiny_of_type(tmp_path, "mamba"))
+
+
+def test_ministral_3_is_loaded_with_its_vision_tower_beside_it(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(**FAMILIES["mistral3-ministral"].config)
+    loaded = load_model(str(kit.save_random(config, tmp_path)))
+    assert loaded.sublayers.names[0] == "model.language_model.layers.0.self_attn"
+    assert unserved_reason(loaded.model, FastRunner.SERVES) is None
 
 
 def test_code_that_comes_with_a_model_is_not_run(copy: Path) -> None:

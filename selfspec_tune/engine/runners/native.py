@@ -89,9 +89,10 @@ def _unread_reason(loaded: LoadedModel) -> str | None:
             return f"the native kernels read bfloat16 and float32, and {name} is {_name(weight.dtype)}"
         if not is_copied and not weight.is_contiguous():
             return f"the native kernels read contiguous weights, and {name} is strided"
-    embedded: torch.dtype = model.get_input_embeddings().weight.dtype  # type: ignore[assignment]
-    if embedded != loaded.dtype:
-        return f"its embedding is {_name(embedded)}, and the model {_name(loaded.dtype)}"
+    for path in (plan.embedding.path, plan.embedding.positions):
+        embedded = None if path is None else model.get_parameter(f"{path}.weight").dtype
+        if embedded not in (None, loaded.dtype):
+            return f"its {path} is {_name(embedded)}, and the model {_name(loaded.dtype)}"
     return None
 
 

@@ -60,7 +60,9 @@ def copy_beside(job: Job[CheckpointTarget], folder: Path) -> None:
 def assisted_launch(job: Job[CheckpointTarget], final: Path, *, remote_code: bool = False) -> dict[str, str]:
     """How transformers drafts with the folder."""
     trust = ", trust_remote_code=True" if remote_code else ""
-    load = f"AutoModelForCausalLM.from_pretrained({str(final)!r}{trust})"
+    is_listed = job.target.checkpoint.config.get("model_type") != "mistral3"
+    auto = "AutoModelForCausalLM" if is_listed else "AutoModelForImageTextToText"
+    load = f"{auto}.from_pretrained({str(final)!r}{trust})"
     return {
         "transformers": f"draft = {load}; draft.generation_config.update(num_assistant_tokens={job.draft_tokens}, "
         f"num_assistant_tokens_schedule='constant', assistant_confidence_threshold={job.exit_threshold:g}); "

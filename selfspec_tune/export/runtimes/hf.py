@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from selfspec_tune.draft.rounds import num_accepted, num_drafted
 from selfspec_tune.export.runtimes.completion import Completion, RuntimeAnswer
 from selfspec_tune.measure.hf_generate import counted_rounds, hf_generate, only_settings
 from selfspec_tune.measure.workload import WorkItem, open_workload
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.auto import AutoModelForCausalLM
 from selfspec_tune.models.loading_output import quietly
 from selfspec_tune.prompts import Prompt
 from selfspec_tune.reporting import Reporter

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans.decoder import DecoderPlan, HeadPlan
-from selfspec_tune.plans.families import gemma, persimmon, phi3, qwen
+from selfspec_tune.plans.families import gemma, mistral, persimmon, phi3, qwen
 from selfspec_tune.plans.families.llama import Config
 from selfspec_tune.plans.norm import NormPlan
 
@@ -19,6 +19,13 @@ def gemma3(config: Config) -> DecoderPlan:
     """Gemma 3 with a vision tower. This head never caps its logits."""
     plan = _wrapped(config, gemma.gemma3_text, "model.vision_tower", "model.multi_modal_projector")
     return replace(plan, head=HeadPlan())
+
+
+def mistral3(config: Config) -> DecoderPlan:
+    """Mistral or Ministral 3 with a vision tower."""
+    is_ministral = config["text_config"].get("model_type") == "ministral3"
+    family = mistral.ministral3 if is_ministral else mistral.mistral
+    return _wrapped(config, family, "model.vision_tower", "model.multi_modal_projector")
 
 
 def got_ocr2(config: Config) -> DecoderPlan:
