@@ -344,7 +344,7 @@ def test_every_class_of_a_real_model_has_its_price(tmp_path: Path) -> None:
     config = FAMILIES["qwen2_moe"].config  # windows and full attentions, MLPs and mixtures
     loaded = load(kit.save_random(AutoConfig.for_model(**config), tmp_path))
     classes = Workload(loaded, runner := RUNNERS["fast"](loaded), PromptOptions()).cost_classes
-    plan = CostPlan(1024, home=20, classes=classes, experts=1, seconds=0.1)
+    plan = CostPlan(context_length=8, home=1, classes=classes, experts=1, seconds=0.1)
     costs = measure_costs(runner, prompt_tokens(30), plan)
     assert [other.name for other in costs.others] == [one.name for one in classes if not one.is_plain]
     assert {name for name, _ in costs.by_class()} == {one.name for one in classes}
