@@ -172,6 +172,7 @@ class Attention(Half):
                 *(grouped, keys[None], values[None], self._biased(mask, num_tokens, columns), self.plan.scale),
                 cap=self.plan.cap,
                 sinks=None if self.sinks is None else self.sinks.repeat(1, num_tokens)[None, :, :, None],
+                is_rounded=self.plan.rounds_scores,
             )
         # Some CUDA kernels return it in another memory order, which no view can regroup.
         attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)
