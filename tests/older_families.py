@@ -144,7 +144,16 @@ OLDER: dict[str, Family] = {
         multi_query=False,
         tie_word_embeddings=False,
     ),
-    "bloom": _old(F.GROUPED, F.NO_ROPE, F.DISTANCE_BIAS, F.EMBEDDING_NORM, F.GELU_TANH, model_type="bloom", **_EPSILON),
+    "bloom": _old(
+        F.GROUPED,
+        F.NO_ROPE,
+        F.DISTANCE_BIAS,
+        F.EMBEDDING_NORM,
+        F.GELU_TANH,
+        model_type="bloom",
+        **_EPSILON,
+        max_position_embeddings=2048,  # where bfloat16 rounds biases to multiples of 4
+    ),
     "mpt": _old(
         F.STACKED,
         F.NO_ROPE,

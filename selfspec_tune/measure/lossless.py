@@ -7,6 +7,7 @@ lies within it is a tie, anything else is a mismatch. Output of another implemen
 the model differs by more: it is held against the largest difference between the two on the
 baseline's own tokens. Both are measured on what is being judged, so neither counts beyond a few
 rounding steps of the largest logit: an engine that computes something else has a large floor too.
+In a mixture of experts rounding decides between experts that score alike, and that moves logits by far more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ FLOAT32_FLOOR = 1e-4
 # Steps between neighbouring numbers at the largest logit that another order of the same sums may make.
 # In float32 the sums' own errors, many to one layer, outgrow the rounding of what they give.
 _ROUNDING_STEPS = {torch.bfloat16: 4, torch.float16: 8, torch.float32: 64}
+_STEPS_OF_MIXTURES = 8  # times as many: a quarter of the largest logit in bfloat16
 _CHUNKS = (3, 5, 9)
 _FLOOR_ITEMS = 4
 _FLOOR_TOKENS = 24
@@ -45,8 +47,8 @@ class LosslessVerdict:
 class LosslessCheck:
     """Compares token sequences; looks at logits only where they differ.
 
-    ``dtype``: what the model computes in, whose rounding steps bound every floor. ``penalty``: for repetitions, under
-    which ``runner`` gives its logits.
+    ``dtype``: what the model computes in, whose rounding steps bound every floor; ``is_mixture``: whether it chooses
+    experts. ``penalty``: for repetitions, under which ``runner`` gives its logits.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class LosslessCheck:
         floor: float,
         *,
         dtype: torch.dtype = torch.float32,
+        is_mixture: bool = False,
         sampled: bool = False,
         penalty: float = NO_PENALTY,
     ) -> None:
         self._penalty = penalty
+        self._is_mixture = is_mixture
         self._runner = runner
         self._sampled = sampled
         self._dtype = dtype
@@ -88,12 +92,13 @@ class LosslessCheck:
         """How far below the highest logit the lower of the two tokens lies after ``context``; the most that ties."""
         logits = prefill(self._runner, context).float()
         gap = float(logits.max() - torch.minimum(logits[first], logits[second]))
-        return gap, rounding_bound(self._dtype, float(logits.abs().max()))
+        return gap, rounding_bound(self._dtype, float(logits.abs().max()), is_mixture=self._is_mixture)
 
 
-def rounding_bound(dtype: torch.dtype, largest: float) -> float:
+def rounding_bound(dtype: torch.dtype, largest: float, *, is_mixture: bool = False) -> float:
     """The most by which rounding alone moves a logit, where the ``largest`` has this magnitude."""
-    return max(FLOAT32_FLOOR, _ROUNDING_STEPS[dtype] * torch.finfo(dtype).eps * largest)
+    steps = _ROUNDING_STEPS[dtype] * (_STEPS_OF_MIXTURES if is_mixture and dtype != torch.float32 else 1)
+    return max(FLOAT32_FLOOR, steps * torch.finfo(dtype).eps * largest)
 
 
 def numeric_floor(runner: Runner, item: WorkItem, answer: Sequence[int]) -> float:
@@ -140,11 +145,13 @@ def make_check(workload: Workload, items: Sequence[WorkItem], floor: float | Non
     runner = penalised(workload.runner, sampler.repetition_penalty)
     if dtype == torch.float32 or not sampler.greedy:
         return LosslessCheck(runner, FLOAT32_FLOOR, sampled=not sampler.greedy, penalty=sampler.repetition_penalty)
+    is_mixture = workload.loaded.experts_per_token > 0
     if floor is not None:
-        return LosslessCheck(runner, floor, dtype=dtype, penalty=sampler.repetition_penalty)
+        return LosslessCheck(runner, floor, dtype=dtype, is_mixture=is_mixture, penalty=sampler.repetition_penalty)
     floors = []
     for item in items[:_FLOOR_ITEMS]:
         short = shortened(item, _FLOOR_TOKENS)
         answer = autoregressive(workload.runner, short.tokens, short.limits, sampler).tokens
         floors.append(numeric_floor(runner, item, answer))
-    return LosslessCheck(runner, float(torch.tensor(floors).max()), dtype=dtype, penalty=sampler.repetition_penalty)
+    largest = float(torch.tensor(floors).max())
+    return LosslessCheck(runner, largest, dtype=dtype, is_mixture=is_mixture, penalty=sampler.repetition_penalty)

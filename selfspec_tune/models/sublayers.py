@@ -23,6 +23,7 @@ from selfspec_tune.draft.sublayer import sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.plans import plan_of
 from selfspec_tune.plans.refused import refused_reason
+from selfspec_tune.plans.registry import FAMILIES
 
 _ATTENTION_NAME = re.compile(r"attn|attention", re.IGNORECASE)
 _MLP_NAME = re.compile(r"mlp|moe|ffn|feed_?forward", re.IGNORECASE)
@@ -73,10 +74,22 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
             another kind (state-space, linear attention, convolution), or does
             not keep its attention and MLP in one module each.
     """
-    planned = _planned(model)
+    try:
+        planned, reason = _planned(model), None
+    except UnsupportedModelError as error:
+        planned, reason = None, str(error)
     if planned is not None:
         return planned
     refuse_by_config(model.config, model)
+    try:
+        return _by_structure(model)
+    except UnsupportedModelError as error:
+        if reason is None or model.config.model_type not in FAMILIES:
+            raise
+        raise _unsupported(model, reason) from error  # what its family's plan says of it is plainer
+
+
+def _by_structure(model: PreTrainedModel) -> SubLayers:
     path, layers = _decoder_layers(model)
     names: list[str] = []
     for index, layer in enumerate(layers):
@@ -86,14 +99,14 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
 
 
 def _planned(model: PreTrainedModel) -> SubLayers | None:
-    """The same by the model's plan; None where it has none, or other modules than the plan says."""
+    """The same by the model's plan; None where it has other modules. Raises `UnsupportedModelError` without a plan."""
+    plan = plan_of(model.config.to_dict())
+    halves = [(sublayer.layer, plan.half(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
+    names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in halves]
     try:
-        plan = plan_of(model.config.to_dict())
-        halves = [(sublayer.layer, plan.half(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
-        names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in halves]
         layers = model.get_submodule(plan.layers_path)
         silence = tuple(tuple(model.get_submodule(name) for name in those) for those in names)
-    except (UnsupportedModelError, AttributeError):
+    except AttributeError:
         return None
     assert isinstance(layers, nn.ModuleList)
     return SubLayers(layers, silence, tuple(those[0] for those in names))

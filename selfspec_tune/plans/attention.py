@@ -108,7 +108,7 @@ class BiasRounding(StrEnum):
     """Which type a distance bias is rounded to: it matters far out, where numbers of 8 bits are coarse."""
 
     FLOAT32 = "not at all"
-    TYPE = "the model's type"
+    TYPE = "the model's type"  # and so is the score that it is added to
     BFLOAT16 = "bfloat16"  # slope, position and product, whatever the model's type
 
 
@@ -162,3 +162,8 @@ class AttentionPlan(HalfPlan):
     alibi: AlibiPlan | None = None
     gate: str | None = None
     inner: NormPlan | None = None
+
+    @property
+    def rounds_scores(self) -> bool:
+        """Whether scores are rounded to the model's type before the softmax."""
+        return self.alibi is not None and self.alibi.rounding is BiasRounding.TYPE

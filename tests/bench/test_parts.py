@@ -65,6 +65,13 @@ def test_what_a_draft_does_without_has_no_part(main: Draft, expected: tuple[str,
     assert tuple(name for name in parts(main) if name in PARTS) == expected
 
 
+def test_fewer_experts_are_a_part_and_none_of_the_other_parts() -> None:
+    found = parts(Draft(SOME, COST_AWARE, INT4, sources=(LOOKUP,), experts=2))
+    assert found["experts-alone"] == Draft(NONE, COST_AWARE, experts=2)
+    assert found["skips-alone"].experts is found["copies-alone"].experts is None
+    assert found["copies-and-skips"].experts == found["copies-and-lookup"].experts == 2
+
+
 def test_the_drafts_own_threshold_is_kept_and_its_longest_draft_is_bounded() -> None:
     tuned = DraftPolicy(PolicyKind.THRESHOLD, 10, 0.9)
     found = parts(Draft(SOME, tuned, sources=(LOOKUP,)))

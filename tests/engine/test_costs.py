@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel, StepCosts
@@ -18,9 +19,13 @@ from selfspec_tune.engine.cost_fit import measure_costs, measure_step_costs, tim
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.timing import Step, TimingRounds, time_steps
 from selfspec_tune.errors import UsageError
+from selfspec_tune.measure.workload import Workload
 from selfspec_tune.plans.attention import Reach, ReachKind
 from selfspec_tune.plans.cost_class import CostClass
+from selfspec_tune.requests import PromptOptions
+from tests import kit
 from tests.engine_kit import RUNNERS, ClockedRunner, load, prompt_tokens
+from tests.families import FAMILIES
 
 SAME, INT8, INT4 = Precision.SAME, Precision.INT8, Precision.INT4
 EIGHT, FOUR = (DraftPrecision.uniform(6, low, low) for low in (INT8, INT4))
@@ -333,6 +338,19 @@ def test_real_runners_are_measured_through_their_interface(name: str, tiny_llama
     assert min(costs.verify) > 0
     assert set(costs.vocabularies) == {64, 128}
     assert costs.draft_step(Draft(SkipSet.empty(4))) > 0
+
+
+def test_every_class_of_a_real_model_has_its_price(tmp_path: Path) -> None:
+    config = FAMILIES["qwen2_moe"].config  # windows and full attentions, MLPs and mixtures
+    loaded = load(kit.save_random(AutoConfig.for_model(**config), tmp_path))
+    classes = Workload(loaded, runner := RUNNERS["fast"](loaded), PromptOptions()).cost_classes
+    plan = CostPlan(context_length=8, home=1, classes=classes, experts=1, seconds=0.1)
+    costs = measure_costs(runner, prompt_tokens(30), plan)
+    assert [other.name for other in costs.others] == [one.name for one in classes if not one.is_plain]
+    assert {name for name, _ in costs.by_class()} == {one.name for one in classes}
+    assert len(classes) == 4
+    for draft in (Draft(SkipSet.empty(4)), Draft(SkipSet(4, (0,), (1,)), experts=1)):
+        assert costs.draft_step(draft, 500) > 0
 
 
 def test_a_runner_without_copies_refuses_other_precisions(tiny_llama_dir: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,18 +11,25 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from selfspec_tune.draft import Precision
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.layers.cache import CachePlace
 from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.lowbit import Parts, make_copy
 from selfspec_tune.engine.layers.quantize import Meter
 from selfspec_tune.engine.layers.router import Router
 from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.runner import prefill
+from selfspec_tune.engine.runners.native import NativeRunner
+from selfspec_tune.errors import UsageError
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan, DecoderPlan, ExpertsPlan, LayerPlan, MlpPlan
 from selfspec_tune.plans.decoder import EmbeddingPlan
 from selfspec_tune.plans.mlp import GroupScore, RouterPlan, Score
+from selfspec_tune.search.setup import open_setup
 from tests import kit
+from tests.engine_kit import RUNNERS, decode, draft_step, load, needs_compiler, prompt_tokens, threads_of_torch
+from tests.search_kit import Listener, prompt_file, search_request
 
 HIDDEN, WIDTH = 64, 32
 SIZES: dict[str, Any] = {
@@ -259,3 +268,74 @@ def test_weights_are_divided_by_no_less_than_the_least_sum() -> None:
     for least in (0.0, 4.0):
         found, token = router([0.0] * 4, score=Score.SIGMOID, renormalise=True, least_sum=least, scale=2.0)
         assert found(token, 2)[1][0].tolist() == pytest.approx([2.0 * 0.5 / max(1.0, least)] * 2)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture whose tokens go to three of eight experts, and to a shared one; read only."""
+    folder = tmp_path_factory.mktemp("mixture")
+    settings = BLOCKS["glm4_moe"][0] | {"num_hidden_layers": 3, "first_k_dense_replace": 1, "vocab_size": 128}
+    common = SIZES | settings | {"max_position_embeddings": 256, "bos_token_id": kit.BOS, "eos_token_id": kit.EOS}
+    return kit.save_random(AutoConfig.for_model("glm4_moe", **common), folder)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNERS if name != "reference"])
+def test_a_draft_with_fewer_experts_is_the_reference_s(mixture: Path, name: str) -> None:
+    loaded = load(mixture)
+    found: dict[str, list[Tensor]] = {}
+    for kind in (name, "reference"):
+        runner, logits = RUNNERS[kind](loaded), found.setdefault(kind, [])
+        runner.reserve(40)
+        for experts in (None, 1, 2, 3):
+            runner.set_draft(Draft(SkipSet(3, (1,), ()), experts=experts))
+            prefill(runner, prompt_tokens(20))
+            logits.append(draft_step(runner, 5).float())
+        runner.rewind(20)
+        logits.append(decode(runner, 6).float())  # which goes to all of them
+    for ours_, theirs_ in zip(found[name], found["reference"], strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-3, atol=1e-3)
+    as_model, one, two, three, _ = found[name]
+    assert not torch.allclose(one, as_model, atol=1e-3)
+    assert not torch.allclose(two, as_model, atol=1e-3)
+    torch.testing.assert_close(three, as_model, rtol=0, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_native_drafts_have_the_same_bits_for_any_number_of_tokens_and_threads(mixture: Path, dtype: str) -> None:
+    loaded = load(mixture, dtype)
+    runner, tokens, found = NativeRunner(loaded), prompt_tokens(40, seed=3), []
+    draft = Draft(SkipSet.empty(3), precision=DraftPrecision.uniform(3, Precision.INT4, Precision.INT8), experts=2)
+    for threads, sizes in ((1, (1, 32)), (2, (7,)), (3, (32,))):
+        with threads_of_torch(threads):
+            runner.release()
+            runner.reserve(100)
+        runner.set_draft(draft)
+        prefill(runner, prompt_tokens(9))
+        for size in sizes:
+            runner.rewind(9)
+            pieces = (tokens[at : at + size] for at in range(0, len(tokens), size))
+            found.append(torch.cat([runner.forward(piece, is_draft=True).logits for piece in pieces]))
+    assert all(torch.equal(logits, found[0]) for logits in found[1:])
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_experts_that_are_not_there_are_refused(mixture: Path, tiny_llama_dir: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"to 4 experts a token, and .* itself to 3\. Give `experts` 1 to 3, or same"):
+        RUNNERS[name](load(mixture)).set_draft(Draft(SkipSet.empty(3), experts=4))
+    with pytest.raises(UsageError, match=r"is no mixture of experts that is known here\. Leave `experts` out"):
+        RUNNERS[name](load(tiny_llama_dir)).set_draft(Draft(SkipSet.empty(4), experts=1))
+
+
+def test_a_search_of_a_mixture_proposes_fewer_experts(mixture: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    for model, asked, expected in (
+        (mixture, "auto", (None, 2, 1)),
+        (mixture, "same", (None,)),
+        (mixture, "2", (2,)),
+        (tiny_llama_dir, "auto", (None,)),
+    ):
+        request = search_request(tmp_path / "study", model, prompt_file(tmp_path / "prompts.jsonl"))
+        setting = open_setup(replace(request, draft=replace(request.draft, experts=asked)), Listener())
+        assert setting.space.experts == expected
+        assert setting.space.base.experts == expected[0]
+        assert setting.config().draft.get("experts") == (None if expected == (None,) else asked)

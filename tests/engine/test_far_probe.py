@@ -87,7 +87,7 @@ class _Windowed(Attention):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         rows, columns = torch.arange(start, start + queries.shape[0]), torch.arange(start + queries.shape[0])
         window = seen(Reach(ReachKind.WINDOW, 200), rows, columns)
-        return self.attend_masked(queries, keys, values, window, rows, columns)
+        return self.attend_masked(queries, keys, values, window, columns)
 
 
 class _WindowedRunner(FastRunner):

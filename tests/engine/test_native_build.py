@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -687,7 +688,7 @@ def test_a_library_made_for_another_system_is_built_here(monkeypatch: pytest.Mon
 def test_a_library_of_another_interface_is_not_called(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     fake("gcc", "12.2.0")
     path = build.built(ABI).path
-    with pytest.raises(OSError, match=rf"its interface is \(1, 2, 3, 4, 5\), not \({binding.ABI_VERSION}, "):
+    with pytest.raises(OSError, match=rf"its interface is {re.escape(str(ABI))}, not \({binding.ABI_VERSION}, "):
         binding._opened(path)
 
 

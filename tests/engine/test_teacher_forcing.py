@@ -317,14 +317,18 @@ def test_a_bfloat16_model_is_scored_in_its_own_precision(tiny_llama_dir: Path) -
     assert list(trace.confidences[0]) == pytest.approx([step.confidence for step in steps[0]], abs=0.05)
 
 
-# What decides which positions a position sees, and how: each kind in one row or more.
-SIGHTS = (
-    *("gemma2", "gemma3", "cwm", "mistral-window", "ministral3", "llama4_text", "smollm3-window"),
-    *("gpt_neox", "cohere2", "opt", "bloom", "gpt_oss", "mixtral"),
+# What decides which positions a position sees, and how: each kind in one row or more, the other families with --all.
+SIGHTS = frozenset(
+    {
+        *("gemma2", "gemma3", "cwm", "mistral-window", "ministral3", "llama4_text", "smollm3-window"),
+        *("gpt_neox", "cohere2", "opt", "bloom", "gpt_oss", "mixtral"),
+    }
 )
 
 
-@pytest.fixture(scope="module", params=[name for name in SIGHTS if name in FAMILIES])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in SIGHTS else pytest.mark.long) for name in FAMILIES]
+)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     config = AutoConfig.for_model(**FAMILIES[request.param].config)
     found = load(kit.save_random(config, tmp_path_factory.mktemp("family")))

@@ -54,8 +54,8 @@ def test_as_many_experts_as_layers_are_not_mistaken_for_layers() -> None:
 @pytest.mark.parametrize(
     ("model_type", "changes", "reason"),
     [
-        ("opt", {"do_layer_norm_before": False}, "exactly one MLP module, but has none"),
-        ("bloom", {"apply_residual_connection_post_layernorm": True}, "adds the residual itself"),
+        ("opt", {"do_layer_norm_before": False}, "its norms are on the stream itself"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "it adds to the normalised stream"),
         ("mamba", {}, "MambaForCausalLM cannot draft for itself"),
     ],
 )

@@ -87,7 +87,7 @@ class AttentionStruct(ctypes.Structure):
         *((name, c_int32) for name in ("reach", "reach_size")),
         *((name, c_int32) for name in ("rope", "is_adjacent", "is_rope_float")),
         *((name, c_int32) for name in ("qk_norm", "is_qk_norm_late")),
-        *((name, c_int32) for name in ("growth", "bias")),
+        *((name, c_int32) for name in ("growth", "bias", "rounds_scores")),
         *((name, c_float) for name in ("scale", "cap", "clip")),
         ("query_norm", NormStruct),
         ("key_norm", NormStruct),

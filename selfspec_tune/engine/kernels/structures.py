@@ -134,6 +134,7 @@ class Described:
             rope=-1,
             growth=_number(plan.growth, _by_position(decoder)),
             bias=_number(plan.alibi, _by_position(decoder)),
+            rounds_scores=plan.rounds_scores,
             scale=plan.scale,
             cap=plan.cap or 0.0,
             clip=plan.clip or 0.0,

@@ -126,8 +126,9 @@ class Attention(Half):
             return self._attend_prompt(queries, keys, values, start)
         first = self.plan.reach.first(start)
         mask = None if num_tokens == 1 else self._state.mask(self.plan.reach, start, num_tokens)
-        columns = slice(first, start + num_tokens)
-        return self._attend_grouped(queries, keys[:, first:], values[:, first:], mask, columns)
+        if first:
+            keys, values = keys[:, first:], values[:, first:]
+        return self._attend_grouped(queries, keys, values, mask, slice(first, start + num_tokens))
 
     def attend_masked(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, columns: Tensor) -> Tensor:
         """Attention of [tokens, heads, size] queries over keys that stand at positions ``columns``, in any order.
@@ -171,6 +172,7 @@ class Attention(Half):
                 *(grouped, keys[None], values[None], self._biased(mask, num_tokens, columns), self.plan.scale),
                 cap=self.plan.cap,
                 sinks=None if self.sinks is None else self.sinks.repeat(1, num_tokens)[None, :, :, None],
+                is_rounded=self.plan.rounds_scores,
             )
         # Some CUDA kernels return it in another memory order, which no view can regroup.
         attended = attended.reshape(state.num_kv_heads, num_tokens, state.group * state.head_size)

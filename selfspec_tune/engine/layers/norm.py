@@ -29,7 +29,7 @@ class Norm:
         self.bias: Tensor | None = None if bias is None else bias.data
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if self.weight is None or self.weight.dtype == hidden.dtype:
+        if self.weight is None or self.weight.dtype is hidden.dtype:
             return _normalise(self.plan.kind, hidden, self.weight, self.bias, self.epsilon)
         return _normalise(self.plan.kind, hidden.float(), self.weight, self.bias, self.epsilon).to(hidden.dtype)
 

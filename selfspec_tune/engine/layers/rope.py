@@ -72,4 +72,5 @@ def _rotate(heads: Tensor, rope: RopePlan, cos: Tensor, signed_sin: Tensor) -> T
         partner = heads.roll(rope.size // 2, -1)
     else:
         partner = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (heads * cos + partner * signed_sin).to(heads.dtype)
+    turned = heads * cos + partner * signed_sin
+    return turned.to(heads.dtype) if rope.in_float32 else turned

@@ -17,11 +17,13 @@ def attention_by_scores(
     *,
     cap: float | None = None,
     sinks: Tensor | None = None,
+    is_rounded: bool = False,
 ) -> Tensor:
     """Attention of queries [..., rows, size] over keys and values [..., positions, size]; [..., rows, size].
 
-    Scores are scaled, capped, added ``mask`` [..., rows, positions], and with ``sinks`` [..., rows, 1] share their
-    softmax with one more score that has no value. All are there at once: few rows should be given.
+    Scores are scaled, capped, added ``mask`` [..., rows, positions], rounded to the queries' type if ``is_rounded``,
+    and with ``sinks`` [..., rows, 1] share their softmax with one more score that has no value. All are there at once:
+    few rows should be given.
     """
     dtype = queries.dtype
     if is_widened(queries):
@@ -31,6 +33,8 @@ def attention_by_scores(
         scores = (scores / cap).tanh_().mul_(cap)
     if mask is not None:
         scores = scores + mask
+    if is_rounded:
+        scores = scores.to(dtype).float()
     if sinks is not None:
         scores = torch.cat((scores, sinks.float()), -1)
     shares = scores.softmax(-1).to(values.dtype)

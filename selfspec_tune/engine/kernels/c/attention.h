@@ -18,6 +18,7 @@ static void bend(const Model *m, const Attention *a, int64_t head, int64_t from,
     for (int64_t j = first / LANES * LANES; j < count; j += LANES) {
         const fv s = load_f(scores + j);
         fv bent = added ? s + load_some(added + from + j, m->capacity - from - j) : s;
+        if (a->rounds_scores) bent = rounded(bent, m->is_bf16);
         if (a->cap != 0.f) bent = a->cap * tanh_v(bent / a->cap);
         store_f(scores + j, choose(s == splat(-INFINITY), s, bent));
     }

@@ -27,6 +27,7 @@ typedef struct {
     int32_t rope, is_adjacent, is_rope_float; /* number of a table, or -1; pairs (2i, 2i + 1) or halves; rounded at the end alone */
     int32_t qk_norm, is_qk_norm_late;         /* over what; whether after the rotation */
     int32_t growth, bias;                     /* numbers of tables by position, or -1: [capacity], [heads, capacity] */
+    int32_t rounds_scores;                    /* with that bias */
     float scale, cap, clip;
     Norm query_norm, key_norm;
     const float *sinks; /* [heads], or null */

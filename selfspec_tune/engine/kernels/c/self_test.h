@@ -4,67 +4,9 @@
 #ifndef SELF_TEST_H
 #define SELF_TEST_H
 #include <stdio.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#include "packing.h"
-#include "pass.h"
+#include "speed_test.h"
 
-enum { TEST_COLS = 1056, TEST_ROWS = 83, TEST_TOKENS = 32, NUM_FORMATS = 5 };
-static const char *const TESTED[NUM_FORMATS] = {"float32", "bfloat16", "int8", "int4", "int4 with centres"};
-
-/* The next of a fixed sequence of numbers from -1 to 1. */
-static float next_number(uint32_t *state) {
-    *state = *state * 1664525u + 1013904223u;
-    return (float)(int32_t)*state / 2147483648.f;
-}
-
-/* Memory, in huge pages where it is large and the system gives them, as weights are held. */
-static void *roomy(size_t bytes) {
-    void *p = NULL;
-    if (bytes < 2 << 21) return malloc(bytes);
-    if (posix_memalign(&p, 1 << 21, bytes)) return NULL;
-#if defined(__linux__)
-    madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return p;
-}
-
-/* A weight of fixed numbers in the format; its data and scales are to be freed. */
-static int make_weight(Linear *l, int tested, int64_t rows, int64_t cols) {
-    uint32_t state = 1;
-    *l = (Linear){.format = tested > FORMAT_INT4 ? FORMAT_INT4 : tested, .has_centre = tested > FORMAT_INT4, .rows = rows, .cols = cols};
-    const int64_t units = (rows + UNIT - 1) / UNIT;
-    const int64_t bytes = l->format == FORMAT_INT4 ? units * (cols / GROUP) * group_bytes(l) : rows * cols * weight_size(l->format);
-    uint8_t *data = roomy(bytes);
-    float *scales = malloc(rows * sizeof(float));
-    l->data = data;
-    l->scales = scales;
-    if (!data || !scales) return 0;
-    for (int64_t n = 0; n < rows; n++) scales[n] = 0.01f + 0.001f * (float)(n % 7);
-    if (l->format == FORMAT_F32 || l->format == FORMAT_BF16) {
-        for (int64_t i = 0; i < rows * cols; i++) store_any1(data, i, next_number(&state), l->format == FORMAT_BF16);
-        return 1;
-    }
-    for (int64_t i = 0; i < bytes; i++) data[i] = (uint8_t)((int)(next_number(&state) * 127.f) & 255);
-    const int64_t header = group_bytes(l) - CODE_BYTES;
-    if (l->format == FORMAT_INT4)
-        for (int64_t g = 0; g < units * (cols / GROUP); g++)
-            for (int64_t i = 0; i < header / 2; i++) store_any1(data + g * group_bytes(l), i, 0.05f * next_number(&state), 1);
-    return 1;
-}
-
-static int make_input(Input *x, int64_t cols);
-static void free_input(Input *x);
-
-/* Fixed inputs, in bfloat16's numbers so that every kernel multiplies the same. */
-static void fill_input(Input *x, const Linear *l, int64_t first, int64_t tokens) {
-    uint32_t state = 2;
-    for (int64_t i = 0; i < first * l->cols; i++) next_number(&state);
-    for (int64_t i = 0; i < tokens * l->cols; i++) x->values[i] = rounded1(next_number(&state), 1);
-    set_input(x, l->cols, tokens);
-    sum_groups(l, x);
-}
+enum { TEST_COLS = 1056, TEST_ROWS = 83, TEST_TOKENS = 32 };
 
 /* Products in double precision are near, and those of fewer tokens have the same bits. */
 static int test_linear(int tested) {
@@ -252,56 +194,6 @@ int32_t self_test(int32_t threads) {
     for (int is_bf16 = 0; is_bf16 < 2; is_bf16++)
         if (!test_pass(is_bf16, threads)) return NUM_FORMATS + 1 + is_bf16;
     return 0;
-}
-
-/* ---- speed ---- */
-
-enum { SPEED_COLS = 2048, SPEED_BYTES = 64 << 20, SPEED_PASSES = 4 };
-
-typedef struct {
-    const Linear *l;
-    Input *inputs; /* per thread */
-    int64_t tokens;
-} Multiplying;
-
-static void multiply_share(void *argument, int thread, int threads) {
-    const Multiplying *m = argument;
-    int64_t from, to;
-    fv out[MAX_TOKENS][PARTS];
-    share(m->l->rows / UNIT, thread, threads, &from, &to);
-    for (int64_t unit = from; unit < to; unit++) unit_rows(m->l, unit, m->inputs + thread, m->tokens, out);
-}
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-/* Bytes a second at which a weight of about 64 MiB is multiplied with `tokens` tokens, the fastest of a few passes; of
- * format -1: at which as much is only read. 0 where there is no memory. */
-double self_test_speed(int32_t format, int32_t tokens, int32_t threads) {
-    Linear l;
-    const int tested = format < 0 ? FORMAT_BF16 : format;
-    const int64_t per_row = tested == FORMAT_INT4 ? SPEED_COLS * 9 / 16 : SPEED_COLS * weight_size(tested);
-    const int64_t rows = SPEED_BYTES / per_row / UNIT * UNIT, bytes = rows * per_row;
-    Input *inputs = calloc(threads, sizeof *inputs);
-    int there = make_weight(&l, tested, rows, SPEED_COLS) && inputs && tokens > 0 && tokens <= MAX_TOKENS;
-    for (int i = 0; there && i < threads; i++) {
-        there = make_input(&inputs[i], SPEED_COLS);
-        if (there) fill_input(&inputs[i], &l, 0, tokens);
-    }
-    double fastest = INFINITY;
-    for (int i = 0; there && i < SPEED_PASSES; i++) {
-        const double before = seconds_now();
-        if (format < 0) read_all(l.data, bytes, threads);
-        else parallel(threads, multiply_share, &(Multiplying){&l, inputs, tokens});
-        const double taken = seconds_now() - before;
-        fastest = taken < fastest ? taken : fastest;
-    }
-    for (int i = 0; inputs && i < threads; i++) free_input(&inputs[i]);
-    free(inputs); free((void *)l.data); free((void *)l.scales);
-    return there ? (double)bytes / fastest : 0;
 }
 
 #if defined(KERNELS_MAIN)
