@@ -38,6 +38,7 @@ from selfspec_tune.models.weights import (
     check_known,
     check_stated_size,
     check_weights,
+    is_packed,
     is_plain,
     num_bytes_stored,
     packed_tensor,
@@ -163,7 +164,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         check_stated_size(file, config, num_bytes)
     try:
         model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
-        if _is_packed(model):
+        if is_packed(model):
             try_out(model)
     except (SelfSpecError, *_DAMAGE):
         raise
@@ -171,7 +172,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         if method is None:
             raise
         raise cannot_run(origin.name, method, error) from error
-    if method is not None and not _is_packed(model) and is_plain(file.parent):
+    if method is not None and not is_packed(model) and is_plain(file.parent):
         method, claimed = None, method
     tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
     return _Checkpoint(model, tokenizer, file.parent, method, claimed, tuple(nonsense))
@@ -214,14 +215,9 @@ def _of_checkpoint(origin: Origin, read: _Checkpoint, device: torch.device) -> L
     commit = read.folder.name if origin.source == "hub" else None
     provenance = origin.provenance or f"hub, revision {commit}"
     if read.method is not None:
-        provenance += f", quantised by {read.method}" if _is_packed(read.model) else f", dequantised from {read.method}"
+        provenance += f", quantised by {read.method}" if is_packed(read.model) else f", dequantised from {read.method}"
     loaded = _prepare(origin, read.model, read.tokenizer, provenance, device)
     return replace(loaded, revision=commit, notes=_notes(origin, read, loaded.eos_token_ids, loaded.vocabulary_size))
-
-
-def _is_packed(model: PreTrainedModel) -> bool:
-    """Whether its weights stay quantised: transformers unpacks some where it cannot compute with them."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: int) -> tuple[str, ...]:
@@ -239,7 +235,7 @@ def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: i
             f"the rotary positions of {origin.name} change beyond {limit} positions (longrope), where transformers "
             "computes a text anew: contexts end there here"
         ]
-    if method is not None and _is_packed(read.model):
+    if method is not None and is_packed(read.model):
         notes += [
             f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
             "skipping saves no time. The checkpoint that it was made from, or a GGUF file, runs on the others"
@@ -271,7 +267,7 @@ def _prepare(
     device: torch.device,
 ) -> LoadedModel:
     sublayers = find_sublayers(model)
-    if not _is_packed(model):  # those lie where they were loaded
+    if not is_packed(model):  # those lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     check_weights(model, origin.name)

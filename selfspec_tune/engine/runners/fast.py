@@ -26,8 +26,7 @@ from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.layers.rope import Rotation
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import SubLayer
+from selfspec_tune.engine.layers.sublayer import Stream, SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_experts, check_room, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import bind
