@@ -18,7 +18,8 @@ touched   modules in which an identifier, an import or an option's name matches 
           ``exit_threshold``, which stood here before, is what policies, their replay and every runner decide by, which
           is another draft policy and no other option. GGUF is counted as a format with options of its own (two fields
           of a request and of a manifest), whose kind of file is also read as a model (checkpoint) and served by a
-          runtime of its own (llamacpp); nas as a format that has none of these
+          runtime of its own (llamacpp); nas as a format that has none of these. StarCoder 2 is counted as a family: its
+          plan, the registry, and the list of GGUF's architectures whose layers are alike
 flags     ``--option`` in strings and docstrings of modules that are not in ``cli/``, of other programs too
 """
 
@@ -44,6 +45,7 @@ TOUCHED = {
     "an export format (GGUF)": (re.compile(r"gguf", re.IGNORECASE), FORMATS_IN),
     "an export format (nas)": (re.compile(r"(?<![a-z])nas(?![a-z])", re.IGNORECASE), FORMATS_IN),
     "a runner (graphs)": (re.compile(r"(?<![a-z])graphs(?![a-z])|graphedrunner", re.IGNORECASE), re.compile("")),
+    "a family (StarCoder 2)": (re.compile(r"starcoder2"), re.compile("")),
 }
 
 Definition = tuple[str, str]  # module, qualified name

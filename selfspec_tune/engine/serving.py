@@ -28,7 +28,7 @@ def missing(plan: DecoderPlan, serves: frozenset[Feature]) -> tuple[Feature, ...
 
 
 def lack(lacking: tuple[Feature, ...], engine: str) -> str:
-    """That an engine lacks features, in words."""
+    """What an engine lacks, in words, as in "the native kernels have no LayerNorm and no GELU"."""
     *others, last = (f"no {feature}" for feature in lacking)
     listed = f"{', '.join(others)} and {last}" if others else last
     return f"{engine} have {listed}"

@@ -47,5 +47,5 @@ def surviving_blocks(skip_set: SkipSet) -> list[LayerBlock]:
 
 
 def partial(blocks: list[LayerBlock]) -> list[LayerBlock]:
-    """Those that lack their attention or their MLP."""
+    """The blocks that lack their attention or their MLP."""
     return [block for block in blocks if not block.is_whole]

@@ -85,7 +85,7 @@ def _pair(
 ) -> PairedRun:
     model = (candidate.model or workload.loaded).model if candidate.by_transformers else None
     answers = (plain, generation)
-    verdict = check(block.item, plain.tokens, generation.tokens, model)
+    verdict = check(block.item, plain.tokens, generation.tokens, model, generation.rounds)
     degenerate = of_both(*(judged(workload, a.tokens, ended=a.stop_reason == "eos") for a in answers))
     return PairedRun(
         method=candidate.id,

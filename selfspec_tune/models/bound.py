@@ -16,6 +16,7 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from selfspec_tune.errors import UnsupportedModelError
+from selfspec_tune.models.weights import is_packed
 from selfspec_tune.plans import Claim, ClaimKind, DecoderPlan, claims, plan_of
 from selfspec_tune.plans.mlp import Activation, ExpertsPlan, MlpPlan
 
@@ -69,7 +70,7 @@ def bind(model: PreTrainedModel) -> BoundModel:
 
     Raises `UnsupportedModelError` with the reason alone: no plan, or the model is not what the plan says.
     """
-    if getattr(model, "is_quantized", False):
+    if is_packed(model):
         raise UnsupportedModelError("its weights are quantised")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UnsupportedModelError("an adapter is applied to its weights")

@@ -17,16 +17,17 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils.hub import cached_file
 
 from selfspec_tune.checks import checked_arguments
-from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError
+from selfspec_tune.errors import FileFormatError, SelfSpecError
 from selfspec_tune.models.access import can_ask_hub, explain_load_failure
 from selfspec_tune.models.auto import AutoModelForCausalLM
 from selfspec_tune.models.bound import unbound_reason
 from selfspec_tune.models.devices import choose_device, choose_dtype, cpu_computes_bfloat16
+from selfspec_tune.models.ends import context_length, eos_token_ids, rope_limit
 from selfspec_tune.models.generation_settings import check_generation_file
 from selfspec_tune.models.gguf import load_gguf
 from selfspec_tune.models.loaded import LoadedModel, fingerprint
 from selfspec_tune.models.loading_output import quietly
-from selfspec_tune.models.model_files import CONTEXT_KEYS, read_config
+from selfspec_tune.models.model_files import read_config
 from selfspec_tune.models.origin import ADAPTER, Origin, find_origin
 from selfspec_tune.models.own_code import check_own_code, without_exit
 from selfspec_tune.models.sublayers import find_sublayers, refuse_by_config
@@ -37,6 +38,7 @@ from selfspec_tune.models.weights import (
     check_known,
     check_stated_size,
     check_weights,
+    is_packed,
     is_plain,
     num_bytes_stored,
     packed_tensor,
@@ -162,7 +164,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         check_stated_size(file, config, num_bytes)
     try:
         model = _load_weights(origin, config, options, source, file.parent, is_quantised=method is not None)
-        if _is_packed(model):
+        if is_packed(model):
             try_out(model)
     except (SelfSpecError, *_DAMAGE):
         raise
@@ -170,7 +172,7 @@ def _from_pretrained(origin: Origin, options: _Options, *, local_files_only: boo
         if method is None:
             raise
         raise cannot_run(origin.name, method, error) from error
-    if method is not None and not _is_packed(model) and is_plain(file.parent):
+    if method is not None and not is_packed(model) and is_plain(file.parent):
         method, claimed = None, method
     tokenizer = AutoTokenizer.from_pretrained(origin.location, **source)
     return _Checkpoint(model, tokenizer, file.parent, method, claimed, tuple(nonsense))
@@ -213,14 +215,9 @@ def _of_checkpoint(origin: Origin, read: _Checkpoint, device: torch.device) -> L
     commit = read.folder.name if origin.source == "hub" else None
     provenance = origin.provenance or f"hub, revision {commit}"
     if read.method is not None:
-        provenance += f", quantised by {read.method}" if _is_packed(read.model) else f", dequantised from {read.method}"
+        provenance += f", quantised by {read.method}" if is_packed(read.model) else f", dequantised from {read.method}"
     loaded = _prepare(origin, read.model, read.tokenizer, provenance, device)
     return replace(loaded, revision=commit, notes=_notes(origin, read, loaded.eos_token_ids, loaded.vocabulary_size))
-
-
-def _is_packed(model: PreTrainedModel) -> bool:
-    """Whether its weights stay quantised: transformers unpacks some where it cannot compute with them."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: int) -> tuple[str, ...]:
@@ -232,13 +229,13 @@ def _notes(origin: Origin, read: _Checkpoint, ends: Iterable[int], num_tokens: i
             f"{origin.name} is said to end its answers at token {beyond[0]}, and has {num_tokens} tokens: none ends "
             "there. See eos_token_id in generation_config.json and config.json"
         ]
-    limit = _rope_limit(read.model.config.get_text_config())
+    limit = rope_limit(read.model.config.get_text_config())
     if limit is not None:
         notes += [
             f"the rotary positions of {origin.name} change beyond {limit} positions (longrope), where transformers "
             "computes a text anew: contexts end there here"
         ]
-    if method is not None and _is_packed(read.model):
+    if method is not None and is_packed(read.model):
         notes += [
             f"{origin.name} is quantised by {method}: it runs as transformers runs it, on the reference runner, where "
             "skipping saves no time. The checkpoint that it was made from, or a GGUF file, runs on the others"
@@ -270,7 +267,7 @@ def _prepare(
     device: torch.device,
 ) -> LoadedModel:
     sublayers = find_sublayers(model)
-    if not _is_packed(model):  # those lie where they were loaded
+    if not is_packed(model):  # those lie where they were loaded
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     check_weights(model, origin.name)
@@ -284,8 +281,8 @@ def _prepare(
         device=model.device,
         fingerprint=fingerprint(model),
         sublayers=sublayers,
-        context_length=_context_length(model),
-        eos_token_ids=_eos_token_ids(model, tokenizer),
+        context_length=context_length(model),
+        eos_token_ids=eos_token_ids(model, tokenizer),
         provenance=provenance,
     )
     check_own_code(loaded)
@@ -299,37 +296,3 @@ def _without_imitation(loaded: LoadedModel) -> LoadedModel:
     if unbound_reason(loaded.model) is None or loaded.is_quantised:
         return loaded
     return replace(loaded, model=loaded.model.float(), dtype=torch.float32)
-
-
-def _context_length(model: PreTrainedModel) -> int:
-    """What its configuration states, or where its rotary positions change: keys of before would be of no use there."""
-    config: Any = model.config.get_text_config()
-    for key in CONTEXT_KEYS:
-        length = getattr(config, key, None)
-        if isinstance(length, int) and length > 0:
-            return min(length, _rope_limit(config) or length)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} states no context length: "
-        f"expected one of {', '.join(CONTEXT_KEYS)} in its config.json. Add it there."
-    )
-
-
-def _rope_limit(config: Any) -> int | None:
-    """Positions that rotary positions of the kind ``longrope`` have their first table for; None: of no such kind."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    limits = [part.get("original_max_position_embeddings") for part in parts if part.get("rope_type") == "longrope"]
-    return min((limit for limit in limits if limit), default=None)
-
-
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The first of generation config, config and tokenizer that names any: where ``generate`` stops."""
-    generation: Any = model.generation_config
-    config: Any = model.config.get_text_config()
-    for owner in (generation, config, tokenizer):
-        ids = getattr(owner, "eos_token_id", None)
-        if isinstance(ids, int):
-            return (ids,)
-        if isinstance(ids, Iterable):
-            return tuple(sorted(set(ids)))
-    return ()

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models.generation_settings import own_settings
 from selfspec_tune.models.sublayers import SubLayers
+from selfspec_tune.models.weights import is_packed
 from selfspec_tune.plans import plan_of
 
 SAMPLES_PER_WEIGHT = 64
@@ -45,7 +46,7 @@ def fingerprint(model: PreTrainedModel, read: Callable[[str], torch.Tensor] | No
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(_sample(parameter if read is None else read(name)))
-    if getattr(model, "is_quantized", False):  # what is packed lies in buffers, and means nothing without its settings
+    if is_packed(model):  # what is packed lies in buffers, and means nothing without its settings
         digest.update(json.dumps(model.config.to_dict()["quantization_config"], sort_keys=True, default=str).encode())
         for name, buffer in sorted(model.named_buffers()):
             digest.update(f"{name}{tuple(buffer.shape)}".encode())
@@ -120,7 +121,7 @@ class LoadedModel:
     @property
     def is_quantised(self) -> bool:
         """Whether its weights stay packed: transformers unpacks some where it cannot compute with them."""
-        return bool(getattr(self.model, "is_quantized", False))
+        return is_packed(self.model)
 
     @property
     def architecture(self) -> str:

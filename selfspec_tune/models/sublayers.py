@@ -1,10 +1,11 @@
 """Finds a decoder's attention and MLP sub-layers: by its plan, else by structure.
 
 Self-speculative decoding leaves single sub-layers out of a residual stream, so
-it needs, in every layer, exactly one attention module and exactly one MLP (or
-mixture-of-experts) module whose output is *added* to the stream, and nothing
-else that mixes channels or positions.  No list of model names is kept: what
-fits this description works, what does not is refused.
+it needs, in every layer, exactly one attention and exactly one MLP (or
+mixture of experts) whose output is *added* to the stream, and nothing else that
+mixes channels or positions. The plan of a known family says which modules these
+are. Of any other model, what fits this description works, and what does not is
+refused.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
 
     Raises:
         UnsupportedModelError: the model is an encoder–decoder, has layers of
-            another kind (state-space, linear attention, convolution), or does
-            not keep its attention and MLP in one module each.
+            another kind (state-space, linear attention, convolution), or has
+            no plan and does not keep its attention and MLP in one module each.
     """
     try:
         planned, reason = _planned(model), None
@@ -90,6 +91,7 @@ def find_sublayers(model: PreTrainedModel) -> SubLayers:
 
 
 def _by_structure(model: PreTrainedModel) -> SubLayers:
+    """Sub-layers by the names and contents of modules. Raises `UnsupportedModelError` where those do not tell."""
     path, layers = _decoder_layers(model)
     names: list[str] = []
     for index, layer in enumerate(layers):
@@ -99,7 +101,7 @@ def _by_structure(model: PreTrainedModel) -> SubLayers:
 
 
 def _planned(model: PreTrainedModel) -> SubLayers | None:
-    """The same by the model's plan; None where it has other modules. Raises `UnsupportedModelError` without a plan."""
+    """Sub-layers by the plan; None where the model has other modules. Raises `UnsupportedModelError` without a plan."""
     plan = plan_of(model.config.to_dict())
     halves = [(sublayer.layer, plan.half(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
     names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in halves]

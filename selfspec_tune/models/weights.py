@@ -57,6 +57,11 @@ _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 _ELSE = "What else would do: the checkpoint that it was made from, or a GGUF file, which is dequantised."
 
 
+def is_packed(model: PreTrainedModel) -> bool:
+    """Whether its weights stay quantised: transformers unpacks some where it cannot compute with them."""
+    return bool(getattr(model, "is_quantized", False))
+
+
 def num_bytes_stored(folder: Path) -> int:
     """Bytes of the files of weights in a checkpoint's folder, those that are not there yet left out."""
     files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]

@@ -18,7 +18,7 @@ from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.lowbit import Parts, make_copy
 from selfspec_tune.engine.layers.quantize import Meter
 from selfspec_tune.engine.layers.router import Router
-from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.errors import UsageError

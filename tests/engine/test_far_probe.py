@@ -17,7 +17,7 @@ from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.layers.attention import Attention, Projected
 from selfspec_tune.engine.layers.cache import CacheState, seen
 from selfspec_tune.engine.layers.rope import Rotation
-from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner

@@ -241,7 +241,7 @@ def test_copies_stay_within_the_limit_and_give_the_same_drafts_when_made_anew(lo
         runner.set_draft(draft)
         gc.collect()
         assert runner.copy_bytes(draft) <= runner._copies.num_bytes <= runner.extra_memory_bytes
-        assert set(runner._described) <= set(runner._copies._copies)  # no structure outlives its copy
+        assert {key[:2] for key in runner._described} <= set(runner._copies._copies)  # no structure outlives its copy
         found[draft].append(draft_step(runner, 5))
         runner.rewind(9)
     assert all(torch.equal(*steps) for steps in found.values())

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, autoregressive
-from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner

@@ -255,8 +255,6 @@ def test_a_floor_that_is_no_number_makes_nothing_a_tie(near_ties: TableRunner) -
 def test_rounding_is_a_few_steps_of_the_largest_logit() -> None:
     assert rounding_bound(torch.bfloat16, 32.0) == 1.0
     assert rounding_bound(torch.float16, 32.0) == 0.25
-    assert rounding_bound(torch.bfloat16, 32.0, is_mixture=True) == 8.0  # for rounding chooses experts
-    assert rounding_bound(torch.float32, 10.0, is_mixture=True) == FLOAT32_FLOOR
     assert rounding_bound(torch.float32, 10.0) == FLOAT32_FLOOR
     assert rounding_bound(torch.float32, 100.0) < 1e-3
 

@@ -12,8 +12,7 @@ from selfspec_tune.engine.layers.linear import Dense, attention
 from selfspec_tune.engine.layers.norm import HeadNorm, Norm
 from selfspec_tune.engine.layers.rope import Rotation, rotate
 from selfspec_tune.engine.layers.scores import attention_by_scores
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import Half
+from selfspec_tune.engine.layers.sublayer import Half, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan
 from selfspec_tune.plans.attention import QkNormKind, Reach, WeightOrder
@@ -67,7 +66,7 @@ class Attention(Half):
         return self.add(stream, attended, projected.gate)
 
     def at(self, stream: Stream, place: CachePlace) -> Stream:
-        """The same with nothing read on the host: positions and mask are tensors."""
+        """Pass a stream on as a call does, with nothing read on the host: positions and mask are tensors."""
         state = self._state
         projected = self.project(stream, place.rotation(self.plan))
         queries, keys, values, _ = projected
@@ -160,7 +159,10 @@ class Attention(Half):
     def _attend_grouped(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, columns: slice | Tensor
     ) -> Tensor:
-        """The same under ``mask`` [tokens * group, keys], None for all keys, which stand at positions ``columns``."""
+        """Attention of [tokens, heads, size] queries over keys that stand at positions ``columns``.
+
+        Under ``mask`` [tokens * group, keys], None for all keys; [tokens, heads * size].
+        """
         state, num_tokens = self._state, queries.shape[0]
         # The queries of one KV head become rows of one matrix: no key is repeated.
         grouped = queries.view(num_tokens, state.num_kv_heads, state.group, state.head_size).transpose(0, 1)
@@ -191,7 +193,7 @@ class Attention(Half):
         return mask.masked_fill_(~allowed, -torch.inf).repeat_interleave(self._state.group, 0)
 
     def _attend_prompt(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-        """The same for many tokens at once."""
+        """`attend` for more tokens than have a mask ready: a part of them at a time."""
         num_tokens, reach = queries.shape[0], self.plan.reach
         sees_all = reach.first(start + num_tokens - 1) == 0
         if sees_all and self._is_plain:
@@ -206,7 +208,7 @@ class Attention(Half):
         return torch.cat(found)
 
     def _attend_causally(self, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-        """The same over all earlier positions, with nothing but scaled scores."""
+        """`attend` where a query sees all earlier positions, and scores are scaled alone."""
         num_tokens = queries.shape[0]
         if start > 0:
             rows = torch.arange(start, start + num_tokens, device=queries.device)

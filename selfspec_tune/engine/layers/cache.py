@@ -93,7 +93,7 @@ class CacheState:
         return rotation
 
     def rotation_at(self, plan: AttentionPlan, positions: slice | Tensor) -> Rotation:
-        """The same of any ``positions`` [tokens]."""
+        """What any ``positions`` [tokens] do to the queries and keys of an attention."""
         cos, signed_sin = (None, None) if plan.rope is None else self.tables[plan.rope.table]
         growth = None if plan.growth is None else self.growth[plan.growth]
         return Rotation(*(None if table is None else table[positions] for table in (cos, signed_sin, growth)))

@@ -19,8 +19,7 @@ from selfspec_tune.engine.layers.cache import CachePlace
 from selfspec_tune.engine.layers.linear import Dense, Projection, is_mapped, let_go, roomy
 from selfspec_tune.engine.layers.mlp import ACTIVATIONS, Mlp
 from selfspec_tune.engine.layers.router import Router
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import Half
+from selfspec_tune.engine.layers.sublayer import Half, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import ExpertsPlan
 
@@ -32,7 +31,8 @@ _HOPPER = (9, 0)
 class Bank(Protocol):
     """Linear layers of the same shape over one input, such as `Dense` with several parts, or a copy of it."""
 
-    def part(self, number: int) -> Projection: ...
+    def part(self, number: int) -> Projection:
+        """One of the layers, by its number from 0."""
 
 
 class Experts(Half):
@@ -63,7 +63,7 @@ class Experts(Half):
         return other
 
     def with_chosen(self, chosen: int) -> Self:
-        """The same, each token going to its ``chosen`` best experts; to as many as in the model where that is fewer."""
+        """This sub-layer, each token going to its ``chosen`` best experts, or to as many as in the model if fewer."""
         other = copy(self)
         other.chosen = min(chosen, self.plan.chosen)
         return other
@@ -74,7 +74,7 @@ class Experts(Half):
         return self._add(stream, self._beside(hidden, routed[0] if len(routed) == 1 else torch.cat(routed)))
 
     def at(self, stream: Stream, place: CachePlace) -> Stream:
-        """The same with nothing read on the host, for a pass that is captured."""
+        """Pass a stream on as a call does, with nothing read on the host, for a pass that is captured."""
         hidden = self._read(stream)
         share = self._share_in_groups if self._can_group else self._share_of_all
         return self._add(stream, self._beside(hidden, self._routed(hidden, share)))
@@ -108,7 +108,7 @@ class Experts(Half):
         return outputs
 
     def _share_in_groups(self, inputs: Tensor, experts: Tensor) -> Tensor:
-        """The same by torch's grouped products, which find each expert's rows on the device."""
+        """`_share_of_each` by torch's grouped products, which find each expert's rows on the device."""
         into, out = self.projections[:2]
         sorted_experts, order = experts.sort(stable=True)
         every = torch.arange(self.plan.count, device=experts.device)
@@ -118,7 +118,7 @@ class Experts(Half):
         return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
     def _share_of_all(self, inputs: Tensor, experts: Tensor) -> Tensor:
-        """The same by every expert for every pair, of which the chosen one's is kept."""
+        """`_share_of_each` by every expert for every pair, of which the chosen one's is kept."""
         outputs = torch.zeros_like(inputs)
         for expert in range(self.plan.count):
             outputs = torch.where(experts[:, None] == expert, self._expert(expert, inputs), outputs)

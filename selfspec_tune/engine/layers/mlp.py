@@ -10,8 +10,7 @@ from torch import Tensor
 
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.norm import Norm
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import Half
+from selfspec_tune.engine.layers.sublayer import Half, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import MlpPlan
 from selfspec_tune.plans.mlp import Activation

@@ -1,17 +1,28 @@
-"""What attentions, MLPs and mixtures of experts share: norms around them, the residual, and their linear layers."""
+"""What attentions, MLPs and mixtures of experts share: the stream, norms around them, and their linear layers."""
 
 from __future__ import annotations
 
 from copy import copy
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
 
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.norm import Norm
-from selfspec_tune.engine.layers.stream import Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan, BlockOrder, ExpertsPlan, MlpPlan
+
+
+class Stream(NamedTuple):
+    """The residual stream, and what an MLP beside its attention reads instead of it.
+
+    ``hidden`` [tokens, width]; ``layer_input`` [tokens, width]: the input of layer number ``layer``, whose attention
+    ran last. None where no MLP needs it.
+    """
+
+    hidden: Tensor
+    layer_input: Tensor | None = None
+    layer: int = -1
 
 
 class SubLayer(Protocol):
@@ -32,7 +43,7 @@ class SubLayer(Protocol):
         """Pass a stream on, its tokens following ``start`` positions of the cache."""
 
     def with_projections(self, *projections: Projection) -> Self:
-        """The same sub-layer, cache and norms shared, computing with other linear layers."""
+        """This sub-layer computing with other linear layers; cache and norms are shared."""
 
 
 class Half:

@@ -26,8 +26,7 @@ from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.layers.rope import Rotation
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import SubLayer
+from selfspec_tune.engine.layers.sublayer import Stream, SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_experts, check_room, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import bind
@@ -35,61 +34,20 @@ from selfspec_tune.plans import AttentionPlan, Feature
 
 _SERVES = frozenset(
     {
-        Feature.LAYER_NORM,
-        Feature.NORM_WITHOUT_WEIGHT,
-        Feature.ONE_PLUS_NORM,
-        Feature.LATE_NORM,
-        Feature.UNNORMED_INPUT,
-        Feature.POST_NORM,
-        Feature.INNER_NORM,
-        Feature.RESIDUAL_SCALE,
-        Feature.EMBEDDING_SCALE,
-        Feature.LOGIT_SCALE,
-        Feature.LOGIT_CAP,
-        Feature.STACKED,
-        Feature.CLIP,
-        Feature.CLIP_LATE,
-        Feature.QK_NORM,
-        Feature.QK_NORM_EACH_HEAD,
-        Feature.QK_NORM_WIDTH,
-        Feature.QK_NORM_LATE,
-        Feature.PARTIAL_ROPE,
-        Feature.ADJACENT_ROPE,
-        Feature.ROPE_IN_FLOAT32,
-        Feature.NO_ROPE,
-        Feature.ROPE_BY_LAYER,
+        *(Feature.LAYER_NORM, Feature.NORM_WITHOUT_WEIGHT, Feature.ONE_PLUS_NORM, Feature.LATE_NORM),
+        *(Feature.UNNORMED_INPUT, Feature.POST_NORM, Feature.INNER_NORM, Feature.PARALLEL, Feature.RESIDUAL_SCALE),
+        *(Feature.EMBEDDING_SCALE, Feature.LEARNED_POSITIONS, Feature.EMBEDDING_NORM),
+        *(Feature.LOGIT_SCALE, Feature.LOGIT_CAP),
+        *(Feature.STACKED, Feature.GROUPED, Feature.TRANSPOSED, Feature.CLIP, Feature.CLIP_LATE),
+        *(Feature.QK_NORM, Feature.QK_NORM_EACH_HEAD, Feature.QK_NORM_WIDTH, Feature.QK_NORM_LATE),
+        *(Feature.PARTIAL_ROPE, Feature.ADJACENT_ROPE, Feature.ROPE_IN_FLOAT32, Feature.NO_ROPE, Feature.ROPE_BY_LAYER),
         Feature.LONG_ROPE,
-        Feature.GROWTH,
-        Feature.WINDOW,
-        Feature.CHUNK,
-        Feature.SCORE_CAP,
-        Feature.PARALLEL,
-        Feature.GROUPED,
-        Feature.TRANSPOSED,
-        Feature.LEARNED_POSITIONS,
-        Feature.EMBEDDING_NORM,
-        Feature.SINKS,
-        Feature.DISTANCE_BIAS,
+        *(Feature.GROWTH, Feature.WINDOW, Feature.CHUNK, Feature.SCORE_CAP, Feature.SINKS, Feature.DISTANCE_BIAS),
         Feature.GATE,
-        Feature.PLAIN_MLP,
-        Feature.GELU,
-        Feature.GELU_TANH,
-        Feature.RELU,
-        Feature.RELU2,
-        Feature.XIELU,
-        Feature.EXPERTS,
-        Feature.SIGMOID_ROUTER,
-        Feature.CHOICE_BIAS,
-        Feature.EXPERT_GROUPS,
-        Feature.SHARED_EXPERTS,
-        Feature.INPUT_WEIGHTS,
-        Feature.TRANSPOSED_EXPERTS,
-        Feature.INTERLEAVED_EXPERTS,
-        Feature.EXPERT_BIASES,
-        Feature.CLAMPED_EXPERTS,
-        Feature.ROUTER_IN_FLOAT32,
-        Feature.ROUNDED_WEIGHTS,
-        Feature.ROUTER_BIAS,
+        *(Feature.PLAIN_MLP, Feature.GELU, Feature.GELU_TANH, Feature.RELU, Feature.RELU2, Feature.XIELU),
+        *(Feature.EXPERTS, Feature.SIGMOID_ROUTER, Feature.CHOICE_BIAS, Feature.EXPERT_GROUPS, Feature.SHARED_EXPERTS),
+        *(Feature.INPUT_WEIGHTS, Feature.TRANSPOSED_EXPERTS, Feature.INTERLEAVED_EXPERTS, Feature.EXPERT_BIASES),
+        *(Feature.CLAMPED_EXPERTS, Feature.ROUTER_IN_FLOAT32, Feature.ROUNDED_WEIGHTS, Feature.ROUTER_BIAS),
         Feature.CHOSEN_FIRST,
     }
 )

@@ -22,8 +22,7 @@ from selfspec_tune.engine.layers.cache import MAX_MASKED_TOKENS
 from selfspec_tune.engine.layers.copies import Key
 from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Projection
-from selfspec_tune.engine.layers.stream import Stream
-from selfspec_tune.engine.layers.sublayer import SubLayer
+from selfspec_tune.engine.layers.sublayer import Stream, SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, probability, scored
 from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, Pass
 from selfspec_tune.engine.runners.fast import FastRunner

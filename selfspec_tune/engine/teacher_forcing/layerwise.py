@@ -26,7 +26,7 @@ from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import seen
 from selfspec_tune.engine.layers.rope import Rotation
-from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace

@@ -17,7 +17,7 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.draft.sublayer import sublayers_of
-from selfspec_tune.engine.layers.stream import Stream
+from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.teacher_forcing import LayerwiseScorer
 from selfspec_tune.search.space import SearchSpace
 from selfspec_tune.search.stages.importance import Importance
