@@ -147,7 +147,8 @@ def _is_of_decoder(key: str, prefix: str, modules: set[str]) -> bool:
         return False
     owner = key.rpartition(".")[0]
     candidates = {owner, f"{prefix}{owner}", owner.removeprefix(prefix)} - {""}
-    in_layers = any(re.match(rf"({re.escape(prefix)})?(layers|h|blocks)\.\d+\.", each + ".") for each in candidates)
+    stack = rf"({re.escape(prefix)})?((decoder|language_model)\.)?(layers|h|blocks)\.\d+\."
+    in_layers = any(re.match(stack, f"{each}.") for each in candidates)
     return in_layers or not candidates.isdisjoint(modules)
 
 

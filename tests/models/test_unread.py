@@ -50,3 +50,13 @@ def test_a_configuration_of_fewer_layers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
     with pytest.raises(UnsupportedModelError, match="has no place for"):
         load_model(str(tmp_path), dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stack"), [("gemma3", "language_model.model.layers"), ("opt", "model.decoder.layers")]
+)
+def test_so_is_a_tensor_in_a_stack_that_lies_deeper(tmp_path: Path, model_type: str, stack: str) -> None:
+    weights = kit.tiny_of_type(tmp_path, model_type) / WEIGHTS
+    save_file(load_file(weights) | {f"{stack}.9.strange.weight": torch.ones(4)}, weights, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"has no place for .*9\.strange\.weight"):
+        load_model(str(tmp_path), dtype="float32", device="cpu")
