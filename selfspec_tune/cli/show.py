@@ -25,7 +25,7 @@ _SHOWN = "Expected a study's folder, a skip.json, the result of a bench or of a 
 def show(asked: Asked) -> None:
     """Print what was found: verdict, skip set, layer map, scores and where they come from."""
     chosen = asked["path"] if asked["path"] is not None else newest_study(STUDIES)
-    if asked["model"] is not None:
+    if asked["model"] is not None and not chosen.is_dir():  # a study and an export name their own
         _show_dialect(chosen, asked["model"], json=asked["json"])
         return
     other = _read_other(chosen)

@@ -167,8 +167,12 @@ def _verification(context: ContextTiming) -> Iterator[str]:
         return
     text = f"Verifying 8 drafted tokens costs {step.to_decode:.2f}× a decode step"
     text += f", verifying 4 of them {fewer.to_decode:.2f}×" if fewer is not None else ""
+    decode = context.step("decode")
+    growth = step.bytes / decode.bytes if step.bytes and decode is not None and decode.bytes else 1.0
     if step.to_decode <= _DEAR_VERIFICATION:
         yield f"{text}: nearly free, as it is where memory limits."
+    elif growth > _DEAR_VERIFICATION:  # only a mixture of experts reads more for more tokens
+        yield f"{text}, and reads {growth:.1f}× its bytes, as tokens go to different experts: short drafts pay best."
     else:
         yield f"{text}: computing limits it, so short drafts pay best."
 

@@ -277,7 +277,13 @@ def test_verification_of_few_tokens_is_told_beside_that_of_many() -> None:
 
 def test_verification_is_nearly_free_or_dear() -> None:
     assert "1.20× a decode step: nearly free" in told(step("decode", 1.0), step("verify(8)", 1.2))
-    assert "short drafts pay best" in told(step("decode", 1.0), step("verify(8)", 4.0))
+    assert "computing limits it, so short drafts pay best" in told(step("decode", 1.0), step("verify(8)", 4.0))
+
+
+def test_verification_that_reads_more_is_not_put_down_to_computing() -> None:
+    page = told(step("decode", 1.0), step("verify(8)", 3.2, 3e9))
+    assert "reads 3.0× its bytes, as tokens go to different experts: short drafts pay best" in page
+    assert "computing limits it" not in page
 
 
 def test_overhead_and_fit_are_told() -> None:

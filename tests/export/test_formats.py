@@ -74,6 +74,7 @@ def test_a_format_that_a_line_registers_is_exported_verified_shown_benched_and_r
         shown = run("show", place)
         assert shown.exit_code == 0, shown.output
         assert shown.output in made.output
+    assert run("show", out, "--model", model).output == run("show", out).output
     as_json = run("show", out, "--json")
     assert json.loads(as_json.stdout) == json.loads((out / MANIFEST).read_text())
     request = RuntimeBenchRequest(out, RuntimeName.TRANSFORMERS, BENCH, "float32", "cpu")

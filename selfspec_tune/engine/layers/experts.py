@@ -31,7 +31,8 @@ _HOPPER = (9, 0)
 class Bank(Protocol):
     """Linear layers of the same shape over one input, such as `Dense` with several parts, or a copy of it."""
 
-    def part(self, number: int) -> Projection: ...
+    def part(self, number: int) -> Projection:
+        """One of the layers, by its number from 0."""
 
 
 class Experts(Half):
