@@ -14,7 +14,7 @@ def models(asked: Asked) -> None:
     """List which models are served, by which runner, and those with a short name; any other hub id works as well."""
     from selfspec_tune.engine.expected import expected_runner, families, service_of_alias
     from selfspec_tune.models.aliases import ALIASES
-    from selfspec_tune.plans.refused import REFUSED, UNPLANNED
+    from selfspec_tune.plans.refused import NOT_READ, REFUSED, UNPLANNED
     from selfspec_tune.report import models as report
 
     served = dict(families())
@@ -31,6 +31,7 @@ def models(asked: Asked) -> None:
             },
             "reference_only": UNPLANNED,
             "refused": REFUSED,
+            "not_read": sorted(NOT_READ),
         }
         output.print_json(about)
         return

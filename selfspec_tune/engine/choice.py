@@ -24,8 +24,9 @@ from selfspec_tune.engine.runners.reference import ReferenceRunner
 from selfspec_tune.engine.serving import unserved_reason
 from selfspec_tune.engine.timing import Clock, Step, TimingRounds, time_steps
 from selfspec_tune.engine.torch_settings import limit_threads, use_exact_float32
-from selfspec_tune.errors import UnsupportedModelError, UsageError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
+from selfspec_tune.models.bound import unbound_reason
 
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
@@ -86,7 +87,8 @@ def choose_runner(
     taken unless the fast runner is clearly faster. Where none serves it takes the reference; a
     ``notice`` says why it is not the first. What is resumed was ``begun_with`` a runner, which
     ``auto`` then takes where it serves. A runner that was asked for by name raises
-    `UnsupportedModelError` where it does not serve, and a model whose logits are no numbers `NonFiniteError`.
+    `UnsupportedModelError` where it does not serve, a model whose logits are no numbers `NonFiniteError`, and one that
+    transformers loads and cannot run `FileFormatError`.
     ``graphs`` on a CPU is a dry mode that replays by calling: for checks, not for speed.
     """
     if choice not in RUNNERS:
@@ -94,8 +96,7 @@ def choose_runner(
     use_exact_float32()
     limit_threads(notice)
     reference = ReferenceRunner(loaded)
-    embedding: Any = loaded.model.get_input_embeddings()
-    check_first_pass(reference, int(embedding.weight.shape[0]))
+    _check_own_pass(loaded, reference)
     if choice == "reference" or (choice == "auto" and begun_with == "reference"):
         return reference
     if choice == "auto":
@@ -108,6 +109,22 @@ def choose_runner(
     if choice == _GRAPHS.name and loaded.device.type != "cuda":
         notice(f"`runner` graphs runs dry on {loaded.device}: nothing is captured, so nothing is faster.")
     return runner
+
+
+def _check_own_pass(loaded: LoadedModel, reference: ReferenceRunner) -> None:
+    embedding: Any = loaded.model.get_input_embeddings()
+    try:
+        check_first_pass(reference, int(embedding.weight.shape[0]))
+    except (SelfSpecError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a configuration may be loaded, and still state what no pass can do
+        planned = unbound_reason(loaded.model)
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FileFormatError(
+            f"The model {loaded.name!r} can be loaded, but its own forward pass in transformers fails: “{said}”. "
+            + (f"Of its configuration: {planned}. " if planned else "")
+            + "Mend its config.json, or get the checkpoint again."
+        ) from error
 
 
 def _fastest(

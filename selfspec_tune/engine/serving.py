@@ -29,6 +29,6 @@ def missing(plan: DecoderPlan, serves: frozenset[Feature]) -> tuple[Feature, ...
 
 def lack(lacking: tuple[Feature, ...], engine: str) -> str:
     """What an engine lacks, in words, as in "the native kernels have no LayerNorm and no GELU"."""
-    *others, last = lacking
-    listed = f"{', '.join(others)} and no {last}" if others else last
-    return f"{engine} have no {listed}"
+    *others, last = (f"no {feature}" for feature in lacking)
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"{engine} have {listed}"

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from selfspec_tune.checks import shown
 from selfspec_tune.errors import (
     FileFormatError,
     ModelAccessError,
@@ -30,7 +31,7 @@ from selfspec_tune.errors import (
 )
 from selfspec_tune.models.aliases import close_aliases
 from selfspec_tune.models.broken_files import find_fault
-from selfspec_tune.models.model_files import is_lfs_pointer
+from selfspec_tune.models.model_files import is_lfs_pointer, read_config
 from selfspec_tune.models.origin import ADAPTER, ADAPTER_ALONE, Origin
 from selfspec_tune.models.own_code import explain_own_code
 from selfspec_tune.models.sublayers import WHAT_WORKS
@@ -66,8 +67,10 @@ def explain_load_failure(origin: Origin, error: Exception, *, hub_was_asked: boo
             "Read that code, then pass `trust_remote_code`."
         )
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
+        kind = read_config(_folder(origin) / "config.json").get("model_type")
         return UnsupportedModelError(
-            f"The model {origin.name!r} is no decoder-only language model that transformers knows. {WHAT_WORKS}."
+            f"The model {origin.name!r} is no decoder-only language model that transformers {version('transformers')} "
+            f"knows: its config.json states the model_type {shown(kind)}. {WHAT_WORKS}."
         )
     if explained := explain_own_code(origin.name, error, text):
         return explained

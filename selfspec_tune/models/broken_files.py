@@ -55,7 +55,8 @@ _KINDS: Mapping[Rule, tuple[str, ...]] = {
         *("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "moe_intermediate_size", "head_dim"),
         *("num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads", "sliding_window"),
         *("max_position_embeddings", "n_positions", "num_local_experts", "num_experts_per_tok"),
-        "original_max_position_embeddings",
+        *("original_max_position_embeddings", "n_routed_experts", "num_layers", "num_heads", "n_heads", "n_layers"),
+        *("num_kv_heads", "window_size", "attention_chunk_size", "ffn_dim"),
     ),
     POSITIVE: (
         "rms_norm_eps",
@@ -73,7 +74,7 @@ _KINDS: Mapping[Rule, tuple[str, ...]] = {
     TOKEN: ("bos_token_id", "eos_token_id", "pad_token_id"),
     _DTYPE: ("dtype", "torch_dtype"),
     _ROPE: ("rope_type", "type"),
-    _ACTIVATION: ("hidden_act", "hidden_activation", "activation_function"),
+    _ACTIVATION: ("hidden_act", "hidden_activation", "activation_function", "activation"),
 }
 _RULES = by_key(_KINDS)
 

@@ -1,7 +1,8 @@
 """Why a decoder has no plan: by transformers' ``model_type``, as read in transformers 5.24.
 
 `REFUSED` cannot draft for themselves at all: leaving a half out has no meaning there, or a cache that has drafted
-cannot be put back. `UNPLANNED` can, on the reference runner: they compute what no plan describes.
+cannot be put back. `UNPLANNED` can, on the reference runner: they compute what no plan describes. `NOT_READ` are
+names whose code nobody has read for this project; where attention and MLP can be told apart, they too run there.
 """
 
 from __future__ import annotations
@@ -103,6 +104,9 @@ _SETTINGS = {
     "hidden_size_per_layer_input": "every layer adds an input of its own, a third thing beside its attention and MLP",
     "enable_moe_block": "its layers have an MLP and experts side by side, with norms of their own",
 }
+
+NOT_READ: frozenset[str] = frozenset()
+"""Causal language models of transformers that nobody has read for a plan yet."""
 
 
 def refused_reason(config: Mapping[str, Any]) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from selfspec_tune.errors import UnsupportedModelError
-from selfspec_tune.plans.decoder import DecoderPlan
+from selfspec_tune.plans.attention import ReachKind
+from selfspec_tune.plans.decoder import DecoderPlan, LayerPlan
 from selfspec_tune.plans.families import (
     adjacent,
     afmoe,
@@ -44,6 +46,7 @@ from selfspec_tune.plans.families import (
     starcoder2,
     wrapper,
 )
+from selfspec_tune.plans.mlp import ExpertsPlan
 from selfspec_tune.plans.refused import UNPLANNED, refused_reason
 
 Config = Mapping[str, Any]
@@ -160,4 +163,21 @@ def _plan_of(config: Config) -> DecoderPlan:
         reason = "its configuration (per_layer_config) changes single layers"
     if reason is not None:
         raise UnsupportedModelError(reason)
-    return FAMILIES[model_type](config)
+    plan = FAMILIES[model_type](config)
+    if (nonsense := next(filter(None, map(_nonsense, plan.layers)), None)) is not None:
+        raise UnsupportedModelError(nonsense)
+    return plan
+
+
+def _nonsense(layer: LayerPlan) -> str | None:
+    """What a configuration states that no layer can have, whatever its family; transformers checks none of it."""
+    attention, mlp = layer.attention, layer.mlp
+    if isinstance(attention.scale, complex) or not isfinite(attention.scale):
+        return f"its attention multiplies scores with {attention.scale:.3g}"
+    if attention.reach.kind is not ReachKind.FULL and attention.reach.size < 1:
+        return f"its attention sees a {attention.reach.kind} of {attention.reach.size} positions"
+    if attention.rope is not None and not 1 <= attention.rope.size <= attention.head_size:
+        return f"it rotates {attention.rope.size} of the {attention.head_size} dimensions of a head"
+    if isinstance(mlp, ExpertsPlan) and not 1 <= mlp.chosen <= mlp.count:
+        return f"it sends a token to {mlp.chosen} of its {mlp.count} experts"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from selfspec_tune.engine.layers.linear import fuse
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
-from selfspec_tune.engine.serving import unserved_reason
-from selfspec_tune.errors import PromptError, UnsupportedModelError, UsageError
+from selfspec_tune.engine.serving import lack, unserved_reason
+from selfspec_tune.errors import FileFormatError, PromptError, UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.devices import cpu_computes_bfloat16
-from selfspec_tune.plans import registry
+from selfspec_tune.plans import Feature, registry
 from selfspec_tune.plans.families.llama import llama as llama_plan
 from tests import kit
 from tests.engine_kit import RUNNERS, Altered, decode, draft_step, hf_generate, load, of_type, prompt_tokens
@@ -372,6 +373,15 @@ def test_what_an_engine_lacks_is_said_in_words(tmp_path: Path) -> None:
     assert unserved_reason(model, frozenset(), "the native kernels") == (
         "the native kernels have no norms of queries and keys and no sliding windows"
     )
+    three = (Feature.QK_NORM, Feature.WINDOW, Feature.SINKS)
+    assert lack(three, "they") == "they have no norms of queries and keys, no sliding windows and no attention sinks"
+
+
+def test_a_model_that_loads_and_cannot_run_is_told_with_what_its_configuration_states(tmp_path: Path) -> None:
+    file = kit.tiny_of_type(tmp_path / "m", "mixtral") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_experts_per_tok": 9}))
+    with pytest.raises(FileFormatError, match=r"forward pass in transformers fails: .* it sends a token to 9 of its 2"):
+        choose_runner(load(file.parent))
 
 
 def _helium(directory: Path) -> Path:

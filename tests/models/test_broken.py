@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from selfspec_tune.checks import shown
-from selfspec_tune.errors import FileFormatError, SelfSpecError, UsageError
+from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError, UsageError
 from selfspec_tune.models import load_model
+from selfspec_tune.models.broken_files import find_fault
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_a_value_of_another_kind_is_named_with_what_was_expected(
     said = refusal(copy)
     assert f"{config}: {expected}" in said
     assert "Mend it there, or get the file again." in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("activation", "wow"), ("num_kv_heads", 0), ("window_size", "8"), ("attention_chunk_size", -3)]
+)
+def test_values_are_known_by_the_names_that_other_families_give_them(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    assert f"{key} is {value!r}; expected" in str(find_fault(tmp_path))
+
+
+def test_the_type_of_an_unknown_model_is_named(copy: Path) -> None:
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "lama"}))
+    with pytest.raises(UnsupportedModelError, match=r"its config\.json states the model_type 'lama'"):
+        load_model(str(copy), dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from transformers import AutoConfig
 
@@ -40,3 +42,19 @@ def test_a_setting_that_makes_no_sense_is_a_reason(setting: str, value: object) 
     config = AutoConfig.for_model("smollm3", num_hidden_layers=2).to_dict()
     with pytest.raises(UnsupportedModelError):
         plan_of(config | {setting: value})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "reason"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "it sends a token to 9 of its 8 experts"),
+        ("qwen3_moe", {"num_experts_per_tok": 0}, "it sends a token to 0 of its 128 experts"),
+        ("gemma2", {"query_pre_attn_scalar": -4}, "its attention multiplies scores with"),
+        ("llama4_text", {"attention_chunk_size": -3}, "its attention sees a chunk of -3 positions"),
+        ("stablelm", {"partial_rotary_factor": 3.0}, "it rotates 240 of the 80 dimensions of a head"),
+    ],
+)
+def test_numbers_that_no_layer_can_have_are_a_reason(model_type: str, settings: dict[str, Any], reason: str) -> None:
+    config = AutoConfig.for_model(model_type, num_hidden_layers=2, **settings).to_dict()
+    with pytest.raises(UnsupportedModelError, match=reason):
+        plan_of(config)

@@ -234,6 +234,7 @@ class Stack:
 
     @classmethod
     def of(cls, sublayers: Iterable[tuple[Described, SubLayerStruct]], head: Dense | NativeCopy) -> Stack:
+        """Described sub-layers in running order, and then the head."""
         kept, kept_head = tuple(sublayers), Described()
         return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
 

@@ -31,7 +31,8 @@ _HOPPER = (9, 0)
 class Bank(Protocol):
     """Linear layers of the same shape over one input, such as `Dense` with several parts, or a copy of it."""
 
-    def part(self, number: int) -> Projection: ...
+    def part(self, number: int) -> Projection:
+        """One of the layers, by its number from 0."""
 
 
 class Experts(Half):
@@ -138,7 +139,8 @@ class Experts(Half):
         )
 
     def _expert(self, number: int, hidden: Tensor) -> Tensor:
-        into, out = (cast(Bank, linear).part(number) for linear in self._linear[:2])
+        linear = self._linear[:2]
+        into, out = linear if self.plan.count == 1 else (cast(Bank, each).part(number) for each in linear)
         return self._biased(1, number, out(self._gate(self._biased(0, number, into(hidden)))))
 
     def _biased(self, place: int, experts: int | Tensor, outputs: Tensor) -> Tensor:
