@@ -33,7 +33,8 @@ _REFERENCE_NOTE = (
 )
 _EXPERTS_NOTE = (
     "A mixture of experts reads the experts that its tokens go to; the bytes here are what it reads in the mean where "
-    "every choice is as likely as any other. Real texts choose less evenly, and read fewer."
+    "every choice is as likely as any other. Real texts choose less evenly, and read fewer: no share of the limit is "
+    "told of verification."
 )
 _ALL_EXPERTS_NOTE = (
     "A mixture of experts reads the chosen experts only; the bytes here count all of them: an upper bound."

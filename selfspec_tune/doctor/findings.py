@@ -39,9 +39,11 @@ def context_rows(
 ) -> ContextTiming:
     """One context's kernels and steps, copies of the whole model's where they were timed there.
 
-    ``sizes`` are the kernels' bytes a call.
+    ``sizes`` are the kernels' bytes a call. No share of the limit is told of a step that may have read fewer bytes
+    than counted: one in which a mixture's tokens may share experts, or where all experts count.
     """
-    limit, length = find_limit(kernels, sizes, timings.others), timings.length
+    best, length = find_limit(kernels, sizes, timings.others), timings.length
+    limit, verification_limit = None if traffic.counts_all else best, None if traffic.has_experts else best
     decode = timings.verify[0]
     steps = [_row("decode", decode, decode, limit, traffic.full_step(length))]
     if DRAFT in timings.others:
@@ -51,11 +53,11 @@ def context_rows(
             steps.append(_row(name, timed.seconds, decode, limit, traffic.draft_step(timed.draft, length)))
     for k, seconds in enumerate(timings.verify):
         if k > 0:
-            steps.append(_row(f"verify({k})", seconds, decode, limit, traffic.full_step(length, k + 1)))
+            steps.append(_row(f"verify({k})", seconds, decode, verification_limit, traffic.full_step(length, k + 1)))
     return ContextTiming(
         length=length,
         rounds=len(decode),
-        limit=limit.name,
+        limit=best.name,
         kernels=[
             KernelTiming(name=kernel.name, bytes=sizes[kernel.name], seconds=Spread.of(timings.others[kernel.name]))
             for kernel in kernels
@@ -71,12 +73,14 @@ def _copy_name(draft: Draft) -> str | None:
     return COPIES.get(head) if is_whole and draft.experts is None else None
 
 
-def _row(name: str, seconds: Sequence[float], decode: Sequence[float], limit: Limit, num_bytes: float) -> StepTiming:
+def _row(
+    name: str, seconds: Sequence[float], decode: Sequence[float], limit: Limit | None, num_bytes: float
+) -> StepTiming:
     return StepTiming(
         name=name,
         seconds=Spread.of(seconds),
         bytes=num_bytes,
-        of_limit=limit.share(num_bytes, seconds),
+        of_limit=limit.share(num_bytes, seconds) if limit is not None else None,
         to_decode=median(step / plain for step, plain in zip(seconds, decode, strict=True)),
     )
 
@@ -172,7 +176,7 @@ def _verification(context: ContextTiming) -> Iterator[str]:
     if step.to_decode <= _DEAR_VERIFICATION:
         yield f"{text}: nearly free, as it is where memory limits."
     elif growth > _DEAR_VERIFICATION:  # only a mixture of experts reads more for more tokens
-        yield f"{text}, and reads {growth:.1f}× its bytes, as tokens go to different experts: short drafts pay best."
+        yield f"{text}, and reads up to {growth:.1f}× its bytes, as tokens go to other experts: short drafts pay best."
     else:
         yield f"{text}: computing limits it, so short drafts pay best."
 

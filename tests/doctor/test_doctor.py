@@ -147,9 +147,12 @@ def test_the_reference_runner_says_what_it_cannot_split(tiny_llama_dir: Path) ->
     assert "Cost model" not in page
 
 
-def test_a_mixture_of_experts_gets_an_upper_bound_and_is_told_so(tmp_path: Path) -> None:
+def test_a_mixture_of_experts_gets_no_share_of_bytes_that_it_may_not_read_and_is_told_so(tmp_path: Path) -> None:
     found = diagnosed(kit.tiny_of_type(tmp_path / "moe", "mixtral"), "--contexts", "8")
     assert any("mixture of experts" in note for note in found.notes)
+    shares = {step.name: step.of_limit is not None for step in found.contexts[0].steps}
+    assert shares["decode"]
+    assert not any(known for name, known in shares.items() if name.startswith("verify"))
 
 
 def test_a_skip_set_may_be_a_file(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_verification_is_nearly_free_or_dear() -> None:
 
 def test_verification_that_reads_more_is_not_put_down_to_computing() -> None:
     page = told(step("decode", 1.0), step("verify(8)", 3.2, 3e9))
-    assert "reads 3.0× its bytes, as tokens go to different experts: short drafts pay best" in page
+    assert "reads up to 3.0× its bytes, as tokens go to other experts: short drafts pay best" in page
     assert "computing limits it" not in page
 
 

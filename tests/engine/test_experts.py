@@ -233,6 +233,17 @@ def test_copies_of_experts_are_computed_part_by_part(name: str, precision: Preci
     torch.testing.assert_close(found, theirs(module, hidden), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
+def test_a_copy_of_the_only_expert_is_computed(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"num_local_experts": 1, "num_experts_per_tok": 1}
+    monkeypatch.setitem(BLOCKS, "mixtral", (settings, _experts(RouterPlan(weight="mlp.gate.weight"), 1, 1)))
+    block, _ = block_of("mixtral")
+    hidden = inputs(5)
+    drafted = block.with_projections(*(make_copy(dense, precision) for dense in block.projections))
+    expected, found = ours(block, hidden), ours(drafted, hidden)
+    assert (found - expected).norm() / expected.norm() < (0.02 if precision is Precision.INT8 else 0.3)
+
+
 def test_nothing_is_noted_of_what_experts_read() -> None:
     block, _ = block_of("qwen2_moe")
     meters = [Meter(dense) for dense in block.projections]

@@ -139,7 +139,8 @@ class Experts(Half):
         )
 
     def _expert(self, number: int, hidden: Tensor) -> Tensor:
-        into, out = (cast(Bank, linear).part(number) for linear in self._linear[:2])
+        linear = self._linear[:2]
+        into, out = linear if self.plan.count == 1 else (cast(Bank, each).part(number) for each in linear)
         return self._biased(1, number, out(self._gate(self._biased(0, number, into(hidden)))))
 
     def _biased(self, place: int, experts: int | Tensor, outputs: Tensor) -> Tensor:

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind
+from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import CacheState
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
-from selfspec_tune.engine.layers.decoder import make_sublayers
 from selfspec_tune.engine.layers.embedding import Embedding
 from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.head import Head
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.lowbit import refusal
+from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.quantize import Meter, Moments
 from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.sublayer import Stream, SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, check_experts, check_room, scored
 from selfspec_tune.models import LoadedModel
-from selfspec_tune.models.bound import bind
-from selfspec_tune.plans import AttentionPlan, Feature
+from selfspec_tune.models.bound import BoundModel, bind
+from selfspec_tune.plans import AttentionPlan, Feature, MlpPlan
 
 _SERVES = frozenset(
     {
@@ -69,7 +69,7 @@ class FastRunner:
         self.num_layers = loaded.num_layers
         self.vocabulary_size = int(self._head.dense.weight.shape[0])
         self._state = CacheState(bound, loaded.dtype, loaded.device)
-        self._sublayers = make_sublayers(bound, self._state)
+        self._sublayers = [_make(bound, self._state, sublayer) for sublayer in sublayers_of(self.num_layers)]
         self._copies = self._new_copies()
         self._length = 0
         self.set_draft(Draft(SkipSet.empty(self.num_layers)))
@@ -264,3 +264,11 @@ class FastRunner:
 
     def _forget(self, dropped: set[Key]) -> None:
         """Called with the copies that are no longer held."""
+
+
+def _make(bound: BoundModel, state: CacheState, sublayer: SubLayerId) -> SubLayer:
+    """One sub-layer of a decoder as its plan says; attentions share the cache."""
+    plan, layer = bound.plan.half(sublayer), sublayer.layer
+    if isinstance(plan, AttentionPlan):
+        return Attention(plan, bound, layer, state)
+    return Mlp(plan, bound, layer) if isinstance(plan, MlpPlan) else Experts(plan, bound, layer)
