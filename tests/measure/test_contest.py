@@ -240,7 +240,7 @@ def fake_workload(seeds: list[int]) -> Any:
     )
 
 
-def all_identical(item: WorkItem, ours: list[int], theirs: list[int], model: Any = None) -> Any:
+def all_identical(item: WorkItem, ours: list[int], theirs: list[int], model: Any = None, rounds: Any = None) -> Any:
     return SimpleNamespace(status="identical" if ours == theirs else "mismatch", first_difference=None, logit_gap=None)
 
 
