@@ -55,6 +55,7 @@ def bench_report(result: BenchResult, width: int) -> Group:
     parts: list[RenderableType] = [
         Text(bench_title(result), style="bold"),
         methods_table(result, width),
+        *map(Text, position_lines(result)),
         Text(LEGEND, style="dim"),
         *(Text(visible_line(line), style="dim") for line in rival_lines(result)),
     ]
@@ -136,6 +137,14 @@ def check_lines(result: BenchResult) -> list[str]:
     if result.baseline_vs_generate is not None:
         lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
     return lines + sessions_lines(result.provenance)
+
+
+def position_lines(result: BenchResult) -> list[str]:
+    """How far the headline's drafts were right; none without one that ran."""
+    headline = headline_method(result)
+    if headline is None or headline.unavailable:
+        return []
+    return [f"Accepted by draft position: {text.by_position(headline.by_position)}."]
 
 
 def degenerate_lines(result: BenchResult) -> list[str]:

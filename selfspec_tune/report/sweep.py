@@ -56,6 +56,7 @@ def sweep_report(result: SweepResult, width: int) -> Group:
             parts.append(Text(f"\n{curve.label}"))
         parts.append(curve_table(result, curve, width))
         parts += [*map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))), Text("")]
+        parts += [Text(line) for line in position_lines(curve)]
     parts += [Text(line, style="dim") for line in (PLOT_LEGEND, LEGEND, result.description)]
     parts.append(Text(""))
     parts += [Text(line) for line in _check_lines(result)]
@@ -86,6 +87,12 @@ def curve_table(result: SweepResult, curve: Curve, width: int) -> Table:
             cells.append(text.speedup(point.a_a.decode if point.a_a else None))
         table.add_row(*map(Text, cells), Text(lossless(method.lossless, full=width >= _WIDE)))
     return table
+
+
+def position_lines(curve: Curve) -> list[str]:
+    """How far drafts were right at each value."""
+    shares = [(point.value, text.by_position(method.by_position)) for point, method in curve.points]
+    return ["Accepted by draft position:", *(f"  {value:g}: {share}" for value, share in shares)]
 
 
 def plot_rows(curve: Curve, width: int) -> list[str]:

@@ -77,6 +77,18 @@ def test_a_narrow_terminal_drops_the_lesser_columns() -> None:
     assert "end to end" in header
 
 
+@pytest.mark.parametrize("width", [40, 60, 160])
+def test_below_the_table_stands_what_was_accepted_by_position(width: int) -> None:
+    shown = " ".join(bench_text(bench_result(), width).split())
+    assert "Accepted by draft position: 100 % of 96 at 1, 100 % of 96 at 2, 50 % of 64 at 3, 0 % of 64 at 4." in shown
+
+
+def test_of_a_bench_from_before_positions_were_counted_they_are_not_known() -> None:
+    result = bench_result()
+    old = [method.model_copy(update={"by_position": None}) for method in result.methods]
+    assert "Accepted by draft position: –." in bench_text(result.model_copy(update={"methods": old}), 80)
+
+
 def test_tasks_and_checks_are_printed_below_the_table() -> None:
     shown = bench_text(bench_result(warnings=["The load average is 9.0."]), 80)
     assert "maths" in shown
