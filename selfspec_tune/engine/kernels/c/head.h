@@ -87,7 +87,7 @@ static void head_rows(Engine *e, float *logits, int is_certainty_wanted, const L
                 if (is_certainty_wanted) {
                     const fv lower = choose(higher, r->logit[part], v);
                     r->second[part] = choose(lower > r->second[part], lower, r->second[part]);
-                    const fv lowered = choose(below > -87.f, below, splat(-87.f)); /* a finite one, as exp_v takes it */
+                    const fv lowered = choose(below > splat(-87.f), below, splat(-87.f)); /* a finite one, as exp_v takes it */
                     r->weighted[part] = shrunk * (r->weighted[part] + fallen * r->sum[part]) + share * lowered;
                 }
                 r->sum[part] = r->sum[part] * shrunk + share;
