@@ -39,7 +39,8 @@ class Scores:
     """What a pass gives, as far as it was wanted; what was not wanted is empty.
 
     ``tokens``: the most probable one after each position, of equal ones the first; ``probabilities`` of these;
-    ``logits`` [positions, vocabulary], of a draft [positions, draft vocabulary].
+    ``logits`` [positions, vocabulary], of a draft [positions, ids up to the last that it chooses from]: minus infinity
+    where it does not choose from an id before that.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -80,6 +81,12 @@ class Runner(Protocol):
 
     def set_draft(self, draft: Draft) -> None:
         """Choose what a draft's pass leaves out. Raises `UsageError` for a precision that the runner lacks."""
+
+    def know(self, tokens: Iterable[int]) -> None:
+        """Let drafts that cover a part of the vocabulary choose the ids of the text too, which begins or goes on so.
+
+        The next `set_draft` forgets the text.
+        """
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False

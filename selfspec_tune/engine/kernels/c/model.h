@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #define MAX_EXPERTS 1024
+#define MAX_OTHERS 1024 /* tokens of a head past its first rows */
 #define HEAD_UNITS 16 /* units of the output head whose exponentials are summed before such sums are added */
 
 enum { KIND_ATTENTION = 0, KIND_MLP = 1, KIND_EXPERTS = 2 };
