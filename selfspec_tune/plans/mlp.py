@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from selfspec_tune.plans.half import HalfPlan
 from selfspec_tune.plans.norm import NormPlan
+from selfspec_tune.plans.sublayer import SubLayerPlan
 
 
 class Activation(StrEnum):
@@ -21,7 +21,7 @@ class Activation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MlpPlan(HalfPlan):
+class MlpPlan(SubLayerPlan):
     """Gated: output(inner(activation(gate) * up)); plain: output(inner(activation(input))).
 
     Attributes:
@@ -90,7 +90,7 @@ class RouterPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsPlan(HalfPlan):
+class ExpertsPlan(SubLayerPlan):
     """Routed experts, gated MLPs each, whose outputs are summed by weight, and what runs beside them.
 
     The sum over the chosen is one in float32, rounded to the model's type once. Layers may differ in all of this.

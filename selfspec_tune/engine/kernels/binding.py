@@ -126,7 +126,7 @@ class ExpertsStruct(ctypes.Structure):
 
 
 class SubLayerStruct(ctypes.Structure):
-    """One half. Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
+    """Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
 
     A parallel MLP reads what the attention of its layer read, where that ran in the same pass.
     """

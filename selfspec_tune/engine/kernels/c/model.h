@@ -63,7 +63,7 @@ typedef struct {
     Linear first, second, third; /* attention: qkv, output, gate; MLP: gate (of a plain one: its input layer), up, down */
     Attention attention;
     Mlp mlp;
-    const Experts *experts; /* null in other halves */
+    const Experts *experts; /* null in other sub-layers */
 } SubLayer;
 
 typedef struct {
