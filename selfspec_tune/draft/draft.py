@@ -142,6 +142,11 @@ class Draft:
         )
 
 
+def experts_a_token(count: int) -> str:
+    """``1 expert a token``."""
+    return f"{count} expert{'' if count == 1 else 's'} a token"
+
+
 def rescaled(draft: Draft, num_layers: int) -> Draft:
     """``draft`` for a model of ``num_layers`` layers: each sub-layer as at the same relative depth.
 

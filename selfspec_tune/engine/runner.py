@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, experts_a_token
 from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
 from selfspec_tune.models import LoadedModel
 
@@ -182,11 +182,11 @@ def check_experts(draft: Draft, loaded: LoadedModel) -> None:
         return
     if not most:
         raise UsageError(
-            f"The draft goes to {draft.experts} experts a token, but {loaded.name} is no mixture of experts that is "
+            f"The draft goes to {experts_a_token(draft.experts)}, but {loaded.name} is no mixture of experts that is "
             "known here. Leave `experts` out."
         )
     raise UsageError(
-        f"The draft goes to {draft.experts} experts a token, and {loaded.name} itself to {most}. Give `experts` 1 to "
+        f"The draft goes to {experts_a_token(draft.experts)}, and {loaded.name} itself to {most}. Give `experts` 1 to "
         f"{most}, or same."
     )
 

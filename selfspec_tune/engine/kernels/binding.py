@@ -118,7 +118,7 @@ class ExpertsStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int32) for name in ("count", "chosen", "is_sigmoid", "is_chosen_first")),
-        *((name, c_int32) for name in ("groups", "kept_groups", "num_told")),
+        *((name, c_int32) for name in ("groups", "kept_groups")),
         *((name, c_int32) for name in ("is_renormalised", "rounds_logits", "rounds_weights")),
         *((name, c_int32) for name in ("has_shared", "has_shared_weight")),
         *((name, c_float) for name in ("least_sum", "sum_epsilon", "scale")),
@@ -132,7 +132,7 @@ class ExpertsStruct(ctypes.Structure):
 
 
 class SubLayerStruct(ctypes.Structure):
-    """One half. Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
+    """Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
 
     A parallel MLP reads what the attention of its layer read, where that ran in the same pass.
     """

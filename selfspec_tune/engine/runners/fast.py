@@ -288,7 +288,7 @@ class FastRunner:
 
 def _make(bound: BoundModel, state: CacheState, sublayer: SubLayerId) -> SubLayer:
     """One sub-layer of a decoder as its plan says; attentions share the cache."""
-    plan, layer = bound.plan.half(sublayer), sublayer.layer
+    plan, layer = bound.plan.sublayer(sublayer), sublayer.layer
     if isinstance(plan, AttentionPlan):
         return Attention(plan, bound, layer, state)
     return Mlp(plan, bound, layer) if isinstance(plan, MlpPlan) else Experts(plan, bound, layer)

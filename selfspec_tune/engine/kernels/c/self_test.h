@@ -78,7 +78,7 @@ static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, SubLayer *mix
     mlp->mlp = (Mlp){0, {GELU, {0}}};
     x->is_sigmoid = x->is_renormalised = x->rounds_weights = x->has_shared_weight = 1;
     x->groups = 3;
-    x->kept_groups = x->num_told = 2;
+    x->kept_groups = 2;
     x->choice_bias = numbers;
     a->is_grouped = a->is_adjacent = a->is_rope_float = 1;
     a->reach = REACH_WINDOW;
