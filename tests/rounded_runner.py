@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec_tune.cpu import available_levels, chosen_level
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.kernels.binding import INT4_GROUP
+from selfspec_tune.engine.kernels.weights import rounded_inputs
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
@@ -27,13 +28,13 @@ class Rounding:
 
     between_norm_and_weight: bool = True
     probabilities: bool = False  # of attention, before they weigh the values
-    narrow_int4_inputs: bool = False  # in float32 models: to bfloat16
+    int4_inputs: bool = False  # to int8, in groups
     # How far a float32 sum strays from the exact one, as a share of the sum of its terms' magnitudes: several times
     # what is usual, whatever the number of terms, for errors grow with its root as these magnitudes do over the sum.
     stray: float = 2.0**-25
 
 
-KERNELS = Rounding(narrow_int4_inputs=bool(available_levels()) and chosen_level().has_bf16_dot)
+KERNELS = Rounding(int4_inputs=True)
 # Torch's sums are not ours to bound: every row is in doubt, and how many are equal all the same tells where it rounds.
 FAST = Rounding(between_norm_and_weight=False, probabilities=True, stray=2.0**-10)
 
@@ -93,7 +94,7 @@ class RoundedModel:
         for each, copied in zip(dense, self._engine._copies.get((index, precision)), strict=True):
             values = torch.empty(each.weight.shape)
             copied._dequantise(0, values)  # type: ignore[attr-defined]
-            narrows = self._rounding.narrow_int4_inputs and precision is Precision.INT4
+            narrows = self._rounding.int4_inputs and precision is Precision.INT4
             found.append(_Weight(values.double(), each.bias, narrows))
         return found
 
@@ -147,7 +148,7 @@ class RoundedModel:
     def _linear(self, weights: list[_Weight], which: int, hidden: Tensor) -> Tensor:
         weight = weights[which]
         if weight.narrows:
-            hidden = self._noted(hidden, _NARROWED * hidden.abs().amax(-1, keepdim=True), torch.bfloat16)
+            hidden = self._in_steps(hidden)
         bias = 0.0 if weight.bias is None else weight.bias.double()
         magnitude = hidden.abs() @ weight.values.abs().T + (0.0 if weight.bias is None else weight.bias.double().abs())
         return self._rounded(hidden @ weight.values.T + bias, self._rounding.stray * magnitude)
@@ -155,6 +156,15 @@ class RoundedModel:
     def _rounded(self, values: Tensor, doubt: Tensor | float = 0.0) -> Tensor:
         """``values`` [..., tokens, size] in the model's type; float32 is taken for exact."""
         return values if self.is_float32 else self._noted(values, doubt, self._dtype)
+
+    def _in_steps(self, hidden: Tensor) -> Tensor:
+        """Inputs of an int4 copy. A float32 model's may be so near to the middle of a step that either end is right."""
+        groups = hidden.unflatten(-1, (-1, INT4_GROUP))
+        steps = 127 * groups / groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+        doubt = 127 * _NARROWED if self.is_float32 else 0.0
+        is_open = ((steps - doubt).round() != (steps + doubt).round()).flatten(-2).any(-1)
+        self._in_doubt |= is_open.reshape(-1, is_open.shape[-1]).any(0)
+        return rounded_inputs(hidden.float()).double()
 
     def _noted(self, values: Tensor, doubt: Tensor | float, dtype: torch.dtype) -> Tensor:
         """The same in any type; tokens of which ``doubt`` leaves the choice of a number are noted."""
@@ -167,7 +177,7 @@ class RoundedModel:
 class _Weight:
     values: Tensor  # float64 [outputs, inputs]
     bias: Tensor | None
-    narrows: bool = False  # its inputs to bfloat16
+    narrows: bool = False  # its inputs to int8
 
 
 STEP = 2.0**-8  # between two bfloat16 numbers, as a share of the lower

@@ -14,20 +14,19 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.kernels.weights import NativeCopy, copy_bytes, refusal
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
-from selfspec_tune.engine.layers.quantize import Meter, Moments, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.layers.quantize import Meter, Moments, quantize_symmetric
 from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.errors import UnsupportedPrecisionError, UsageError
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
 from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens
-from tests.rounded_runner import RoundedModel, check_passes
+from tests.rounded_runner import STEP, RoundedModel, check_passes
 
 pytestmark = needs_compiler
 
 INT8, INT4, SAME = Precision.INT8, Precision.INT4, Precision.SAME
-CODEBOOK, GRID = LowBitSettings(symmetric=True), LowBitSettings(symmetric=False)
-INT4_WAYS = {"codebook": CODEBOOK, "grid": GRID}
+SETTINGS = LowBitSettings()
 INT4_EVERYWHERE = DraftPrecision.parse("int4", 3)
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -74,20 +73,20 @@ def test_a_copy_that_knows_its_inputs_errs_less_on_them(columns: int, dtype: tor
         wrong = _values(copy, columns, dtype).float() - dense.weight.float()
         return float((inputs @ wrong.T).square().sum())
 
-    told = cost(NativeCopy(dense, INT4, CODEBOOK, meter.moments))
-    assert told < 0.95 * cost(NativeCopy(dense, INT4, CODEBOOK))
+    told = cost(NativeCopy(dense, INT4, SETTINGS, meter.moments))
+    assert told < 0.95 * cost(NativeCopy(dense, INT4, SETTINGS))
 
 
 def test_inputs_that_are_all_alike_and_independent_change_nothing(dtype: torch.dtype) -> None:
     dense = _dense(33, 96, dtype)
     alike = Moments.of(4.0 * torch.eye(96)[None])
-    told = NativeCopy(dense, INT4, CODEBOOK, alike)
-    assert torch.equal(_values(told, 96, dtype), _values(NativeCopy(dense, INT4, CODEBOOK), 96, dtype))
+    told = NativeCopy(dense, INT4, SETTINGS, alike)
+    assert torch.equal(_values(told, 96, dtype), _values(NativeCopy(dense, INT4, SETTINGS), 96, dtype))
 
 
 def test_inputs_that_are_never_anything_but_zero_leave_a_copy_of_numbers() -> None:
     dense = _dense(16, 64, torch.float32)
-    copy = NativeCopy(dense, INT4, CODEBOOK, Moments.of(torch.zeros(1, 64, 64)))
+    copy = NativeCopy(dense, INT4, SETTINGS, Moments.of(torch.zeros(1, 64, 64)))
     assert bool(_values(copy, 64, torch.float32).isfinite().all())
 
 
@@ -121,22 +120,14 @@ def test_making_copies_keeps_what_is_cached(loaded: LoadedModel) -> None:
 def test_int8_values_are_the_quantised_weight_s(rows: int, columns: int, dtype: torch.dtype) -> None:
     dense = _dense(rows, columns, dtype)
     expected = quantize_symmetric(dense.weight, 8, columns, torch.float32).dequantize()
-    values = _values(NativeCopy(dense, INT8, CODEBOOK), columns, dtype)
-    torch.testing.assert_close(values, expected.to(dtype), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (7, 32), (33, 96), (600, 128)])
-def test_grid_values_are_the_quantised_weight_s(rows: int, columns: int, dtype: torch.dtype) -> None:
-    dense = _dense(rows, columns, dtype)
-    expected = quantize_asymmetric(dense.weight, 4, 32, torch.bfloat16).dequantize()
-    values = _values(NativeCopy(dense, INT4, GRID), columns, dtype)
+    values = _values(NativeCopy(dense, INT8, SETTINGS), columns, dtype)
     torch.testing.assert_close(values, expected.to(dtype), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(48, 64), (7, 32), (33, 96), (600, 128)])
 def test_codebook_values_are_its_levels_and_nearer_than_even_steps(rows: int, columns: int, dtype: torch.dtype) -> None:
     dense = _dense(rows, columns, dtype)
-    values = _values(NativeCopy(dense, INT4, CODEBOOK), columns, dtype).float().view(rows, -1, 32)
+    values = _values(NativeCopy(dense, INT4, SETTINGS), columns, dtype).float().view(rows, -1, 32)
     weight = dense.weight.float().view(rows, -1, 32)
     assert not values[0, 0].any()
     assert all(group.unique().numel() <= 16 for group in values.reshape(-1, 32))
@@ -149,28 +140,25 @@ def test_codebook_values_are_its_levels_and_nearer_than_even_steps(rows: int, co
 @pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e37, 3.3e38])
 def test_codebook_copies_of_extreme_weights_stay_finite(scale: float) -> None:
     weight = torch.linspace(-1, 1, 64).repeat(16, 1) * scale
-    assert _values(NativeCopy(Dense(weight, None), INT4, CODEBOOK), 64, torch.float32).isfinite().all()
+    assert _values(NativeCopy(Dense(weight, None), INT4, SETTINGS), 64, torch.float32).isfinite().all()
 
 
-@pytest.mark.parametrize("settings", [CODEBOOK, GRID])
 @pytest.mark.parametrize("precision", [INT8, INT4])
 @pytest.mark.parametrize(("rows", "columns"), [(48, 64), (7, 32), (33, 96)])
-def test_the_bytes_of_a_copy_are_known_beforehand(
-    rows: int, columns: int, precision: Precision, settings: LowBitSettings
-) -> None:
+def test_the_bytes_of_a_copy_are_known_beforehand(rows: int, columns: int, precision: Precision) -> None:
     dense = _dense(rows, columns, torch.bfloat16)
-    assert copy_bytes(dense, precision, settings) == NativeCopy(dense, precision, settings).num_bytes
-    assert copy_bytes(dense, SAME, settings) == 0
+    assert copy_bytes(dense, precision, SETTINGS) == NativeCopy(dense, precision, SETTINGS).num_bytes
+    assert copy_bytes(dense, SAME, SETTINGS) == 0
 
 
 def test_what_has_no_kernel_is_refused() -> None:
-    assert refusal(SAME, 7, CODEBOOK) is refusal(INT8, 7, CODEBOOK) is refusal(INT4, 64, GRID) is None
-    assert "its 48 inputs are no multiple of 32" in (refusal(INT4, 48, CODEBOOK) or "")
+    assert refusal(SAME, 7, SETTINGS) is refusal(INT8, 7, SETTINGS) is refusal(INT4, 64, SETTINGS) is None
+    assert "its 48 inputs are no multiple of 32" in (refusal(INT4, 48, SETTINGS) or "")
     assert "groups of 64 were asked for" in (refusal(INT4, 64, LowBitSettings(64)) or "")
     with pytest.raises(
         UnsupportedPrecisionError, match="No int4 copy of a 16 × 40 weight can draft here: its 40 inputs"
     ):
-        NativeCopy(_dense(16, 40, torch.float32), INT4, CODEBOOK)
+        NativeCopy(_dense(16, 40, torch.float32), INT4, SETTINGS)
 
 
 # -- drafts ------------------------------------------------------------------------------------------------------
@@ -185,20 +173,20 @@ _PRECISIONS = {
 }
 
 
-@cover(settings=INT4_WAYS, precision=_PRECISIONS, name=["float32", "bfloat16"], length=[9, 130])
+@cover(precision=_PRECISIONS, name=["float32", "bfloat16"], length=[9, 130])
 def test_drafts_compute_with_the_copies_values_rounded_where_the_kernels_round(
-    tmp_path: Path, name: str, precision: DraftPrecision, settings: LowBitSettings, length: int
+    tmp_path: Path, name: str, precision: DraftPrecision, length: int
 ) -> None:
     loaded = load(llama(tmp_path, vocab_size=121, attention_bias=True, mlp_bias=True), name)
     runner = NativeRunner(loaded)
-    runner._copies.settings = settings
     prompt, tokens = prompt_tokens(length, vocabulary=121), prompt_tokens(12, 1, vocabulary=121)
-    passes = [tokens[:1], tokens[1:4], tokens[4:]]
+    passes = [*([token] for token in tokens[:6]), tokens[6:8], tokens[8:]]  # few at once: what is in doubt stays so
     for draft in (
         Draft(SkipSet.empty(3), precision=precision),
         Draft(SkipSet(3, (1,), (2,)), precision=precision, vocabulary=37),
     ):
-        assert check_passes(runner, RoundedModel(loaded, runner), prompt, passes, draft) >= 0.5
+        # A choice that moves a group's greatest input moves all of them.
+        assert check_passes(runner, RoundedModel(loaded, runner), prompt, passes, draft, most_open=12 * STEP) >= 0.5
         runner.rewind(length)
         drafted = draft_step(runner, 5)
         runner.rewind(length)
@@ -276,12 +264,9 @@ def test_a_draft_that_cannot_be_set_leaves_the_one_before_it_whole(tmp_path: Pat
 # -- several tokens at once ----------------------------------------------------------------------------------------
 
 
-@cover(settings=INT4_WAYS, precision=["int4", "int8", "int4 mlp 0-1; int8 attn 1; head int4"], count=[2, 4, 5, 6, 11])
-def test_a_draft_pass_over_several_tokens_is_as_many_steps(
-    loaded: LoadedModel, settings: LowBitSettings, precision: str, count: int
-) -> None:
+@cover(precision=["int4", "int8", "int4 mlp 0-1; int8 attn 1; head int4"], count=[2, 4, 5, 6, 13])
+def test_a_draft_pass_over_several_tokens_is_as_many_steps(loaded: LoadedModel, precision: str, count: int) -> None:
     runner = NativeRunner(loaded)
-    runner._copies.settings = settings
     runner.set_draft(Draft(SkipSet(3, (1,), ()), precision=DraftPrecision.parse(precision, 3)))
     prompt, tokens = ([token % 121 for token in prompt_tokens(n, seed)] for n, seed in ((20, 1), (count, 2)))
     prefill(runner, prompt)

@@ -12,7 +12,7 @@ from typing import Any
 from selfspec_tune.engine.kernels.build import Built, built
 from selfspec_tune.errors import NativeUnavailableError
 
-ABI_VERSION = 5  # kernels_abi(0) of the C sources: changes with any function's arguments
+ABI_VERSION = 6  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 MAX_EXPERTS = 1024
@@ -52,7 +52,6 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         ("format", c_int32),
-        ("has_centre", c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
         ("data", c_void_p),
@@ -227,7 +226,7 @@ def _opened(path: Path) -> Any:
     library.dequantise.argtypes, library.dequantise.restype = [POINTER(Linear), c_void_p, c_int32, c_int32], None
     library.pack_codebook.argtypes = [
         *(c_void_p, c_int32, c_int64, c_int64),
-        *(c_void_p, c_void_p, c_int64, c_void_p, c_int32),
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int32),
     ]
     library.pack_codebook.restype = None
     library.read_all.argtypes, library.read_all.restype = [c_void_p, c_int64, c_int32], c_uint32

@@ -189,7 +189,7 @@ class Described:
             raise ValueError("the kernels read contiguous weights only")
         self._kept.append(weight)
         bias = None if layer.bias is None else self.floats(layer.bias[start:end])
-        return Linear(FORMATS[weight.dtype], 0, *weight.shape, weight.data_ptr(), None, bias)
+        return Linear(FORMATS[weight.dtype], *weight.shape, weight.data_ptr(), None, bias)
 
     def floats(self, tensor: Tensor) -> int:
         """Address of a float32 copy of a small tensor."""

@@ -1,8 +1,8 @@
 """Weights as the kernels read them, and copies of few bits, packed.
 
-int8: one float32 scale a row. int4: sixteen rows interleaved (layout: kernels/int4.h), and
-for every 32 inputs of a row a bfloat16 scale; the levels are those of a codebook, or with a
-centre beside the scale evenly spaced: those reproduce a checkpoint made from a 4-bit file.
+Both kinds have a float32 scale a row. int8: codes by rows. int4: sixteen rows interleaved (layout: kernels/int4.h), and
+for every 32 inputs of a row an int8 scale beside the row's; the levels are those of a codebook. What an int4 copy
+multiplies is rounded too: every 32 inputs to int8, of a step of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfspec_tune.draft import Precision
@@ -23,11 +22,11 @@ from selfspec_tune.engine.kernels.binding import (
 )
 from selfspec_tune.engine.layers.linear import PIECE_ROWS, Dense, is_widened, linear_by_pieces, roomy
 from selfspec_tune.engine.layers.lowbit import LowBitSettings, row_chunks
-from selfspec_tune.engine.layers.quantize import Moments, lies_on_a_grid, quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.layers.quantize import Moments, quantize_symmetric
 from selfspec_tune.errors import UnsupportedPrecisionError
 
-_SCALE_BYTES = 2 * UNIT  # of the scales, or the centres, of one group of a tile
-_CODE_BYTES = UNIT * INT4_GROUP // 2
+_GROUP_BYTES = UNIT * (1 + INT4_GROUP // 2)  # of the scales and the codes of one group of a tile
+_LEAST_INPUT = 1e-30  # less is nothing
 _PIECE_BYTES = 4 << 20  # of a weight dequantised at once: fits the last-level cache of any machine
 FORMATS = {torch.float32: WeightFormat.FLOAT32, torch.bfloat16: WeightFormat.BFLOAT16}
 
@@ -50,14 +49,13 @@ def copy_bytes(dense: Dense, precision: Precision, settings: LowBitSettings) -> 
         return 0
     if precision is Precision.INT8:
         return rows * (columns + 4)
-    group = _CODE_BYTES + _SCALE_BYTES * (1 if settings.symmetric else 2)
-    return -(-rows // UNIT) * (columns // INT4_GROUP) * group
+    return -(-rows // UNIT) * (columns // INT4_GROUP) * _GROUP_BYTES + 4 * rows
 
 
 class NativeCopy:
-    """A copy of one linear layer. Called, it computes with the values that its codes stand for.
+    """A copy of one linear layer. Called, it computes with the values and the inputs that the kernels multiply.
 
-    With the ``moments`` of its inputs, an int4 copy by the codebook errs little on inputs like those.
+    With the ``moments`` of its inputs, an int4 copy errs little on inputs like those.
     """
 
     def __init__(
@@ -72,42 +70,32 @@ class NativeCopy:
             )
         self._dense = dense
         self._bias = None if dense.bias is None else dense.bias.float()
-        self._scales: Tensor | None = None
-        if precision is Precision.INT8:
-            self._codes, self._scales = pack_int8(dense.weight)
-        else:
-            symmetric = settings.symmetric
-            self._codes = pack_codebook(dense.weight, moments) if symmetric else pack_grid(dense.weight)
-        self._has_centre = precision is Precision.INT4 and not settings.symmetric
+        self._is_int4 = precision is Precision.INT4
+        self._codes, self._scales = pack_int4(dense.weight, moments) if self._is_int4 else pack_int8(dense.weight)
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self._codes, self._scales) if t is not None)
+        return sum(t.numel() * t.element_size() for t in (self._codes, self._scales))
 
     def structure(self, start: int = 0, rows: int | None = None) -> Linear:
         """What the kernels read: ``rows`` outputs from ``start`` (for int4 a multiple of 16)."""
         whole, columns = (int(size) for size in self._dense.weight.shape)
-        is_int8 = self._scales is not None
-        offset = start if is_int8 else start // UNIT
         return Linear(
-            WeightFormat.INT8 if is_int8 else WeightFormat.INT4,
-            self._has_centre,
+            WeightFormat.INT4 if self._is_int4 else WeightFormat.INT8,
             whole - start if rows is None else rows,
             columns,
-            self._codes[offset:].data_ptr(),
-            None if self._scales is None else self._scales[start:].data_ptr(),
+            self._codes_from(start).data_ptr(),
+            self._scales[start:].data_ptr(),
             None if self._bias is None else self._bias[start:].data_ptr(),
         )
 
     def part(self, number: int) -> NativeCopy:
         """The copy of one of several layers, sharing the codes; of int4 ones each has whole units of rows."""
         part = object.__new__(NativeCopy)
-        part._dense = self._dense.part(number)
+        part._dense, part._is_int4 = self._dense.part(number), self._is_int4
         start = number * int(part._dense.weight.shape[0])
-        part._codes = self._codes[start if self._scales is not None else start // UNIT :]
-        part._scales = None if self._scales is None else self._scales[start:]
+        part._codes, part._scales = self._codes_from(start), self._scales[start:]
         part._bias = None if self._bias is None else self._bias[start:]
-        part._has_centre = self._has_centre
         return part
 
     def narrow(self, rows: int | None) -> NativeCopy:
@@ -115,17 +103,22 @@ class NativeCopy:
         if rows is None:
             return self
         part = object.__new__(NativeCopy)
-        part._dense, part._bias = self._dense.narrow(rows), self._bias
-        part._codes, part._scales, part._has_centre = self._codes, self._scales, self._has_centre
+        part._dense, part._is_int4 = self._dense.narrow(rows), self._is_int4
+        part._codes, part._scales, part._bias = self._codes, self._scales, self._bias
         return part
 
     def __call__(self, hidden: Tensor) -> Tensor:
         # Many rows at once are a search scoring a text. Dequantised piece by piece, the weight stays in the caches.
         rows, columns = (int(size) for size in self._dense.weight.shape)
         at_once = max(_PIECE_BYTES // (columns * hidden.element_size()) // UNIT * UNIT, UNIT)
+        if self._is_int4:
+            hidden = rounded_inputs(hidden).to(hidden.dtype)
         return linear_by_pieces(
             hidden, rows, self._dense.bias, self._dequantise, PIECE_ROWS if is_widened(hidden) else at_once
         )
+
+    def _codes_from(self, row: int) -> Tensor:
+        return self._codes[row // UNIT if self._is_int4 else row :]
 
     def _dequantise(self, start: int, weight: Tensor) -> None:
         """Fill ``weight`` with the values of the rows from ``start``."""
@@ -144,49 +137,29 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def pack_codebook(weight: Tensor, moments: Moments | None = None) -> Tensor:
-    """Bytes [tiles, groups, 288]: levels of the kernels' codebook; columns must be a multiple of 32.
+def pack_int4(weight: Tensor, moments: Moments | None = None) -> tuple[Tensor, Tensor]:
+    """Bytes [tiles, groups, 272] of scales and codes, and scales float32 [rows]; columns must be a multiple of 32.
 
     With ``moments`` of the inputs by GPTQ (Frantar et al., ICLR 2023), within their blocks: the weights after
     each make up for its error. Without, every weight is rounded by itself.
     """
     rows, columns = weight.shape
-    packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, _SCALE_BYTES + _CODE_BYTES), torch.uint8)
+    packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, _GROUP_BYTES), torch.uint8)
+    scales = torch.empty(rows)
     importance = torch.ones(columns) if moments is None else moments.mean_squares
     factors = None if moments is None else moments.factors
     load_library().pack_codebook(
         *(weight.data_ptr(), weight.dtype == torch.bfloat16, rows, columns),
         *(importance.data_ptr(), None if factors is None else factors.data_ptr()),
-        *(INT4_GROUP if factors is None else factors.shape[-1], packed.data_ptr(), torch.get_num_threads()),
+        *(INT4_GROUP if factors is None else factors.shape[-1], packed.data_ptr(), scales.data_ptr()),
+        torch.get_num_threads(),
     )
-    return packed
+    return packed, scales
 
 
-def pack_grid(weight: Tensor) -> Tensor:
-    """Bytes [tiles, groups, 320]: evenly spaced levels between each group's ends; columns must be a multiple of 32."""
-    rows, columns = weight.shape
-    packed = roomy((-(-rows // UNIT), columns // INT4_GROUP, 2 * _SCALE_BYTES + _CODE_BYTES), torch.uint8)
-    find_grid = lies_on_a_grid(weight, 4, INT4_GROUP)
-    for start, part in row_chunks(weight):
-        padded = F.pad(part, (0, 0, 0, -part.shape[0] % UNIT))
-        chunk = quantize_asymmetric(padded, 4, INT4_GROUP, torch.bfloat16, find_grid=find_grid)
-        block = packed[start // UNIT : (start + padded.shape[0]) // UNIT]
-        block[..., :_SCALE_BYTES] = _tiled(chunk.scale)
-        block[..., _SCALE_BYTES : 2 * _SCALE_BYTES] = _tiled(chunk.centre)
-        block[..., 2 * _SCALE_BYTES :] = _nibbles(chunk.codes)
-    return packed
-
-
-def _tiled(values: Tensor) -> Tensor:
-    """bfloat16 [rows, groups] as bytes [tiles, groups, 32]."""
-    tiled = values.bfloat16().view(-1, UNIT, values.shape[1]).transpose(1, 2).contiguous()
-    return tiled.view(torch.uint8)
-
-
-def _nibbles(codes: Tensor) -> Tensor:
-    """Codes 0 … 15 [rows, columns] as bytes [tiles, groups, 256]: words of eight inputs, even ones in the low half."""
-    rows, columns = codes.shape
-    # [tile, row, group, quarter, step, parity] to [tile, group, quarter, row, parity, step]
-    split = codes.view(rows // UNIT, UNIT, columns // INT4_GROUP, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
-    pairs = split[..., 0::2] | (split[..., 1::2] << 4)
-    return pairs.reshape(rows // UNIT, columns // INT4_GROUP, _CODE_BYTES)
+def rounded_inputs(hidden: Tensor) -> Tensor:
+    """What int4 weights multiply in place of ``hidden`` [..., inputs], float32; inputs: a multiple of 32."""
+    groups = hidden.float().unflatten(-1, (-1, INT4_GROUP))
+    most = groups.abs().amax(-1, keepdim=True)
+    codes = (groups * torch.where(most > _LEAST_INPUT, 127 / most, 0)).round()
+    return (codes * (most / 127)).flatten(-2)

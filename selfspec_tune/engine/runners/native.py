@@ -207,12 +207,10 @@ class NativeRunner(FastRunner):
         return next((reason for reason in reasons if reason is not None), None)
 
     def _new_copies(self) -> DraftCopies:
-        made = DraftCopies(self._linear_layers, self._copy, weights.copy_bytes)
-        made.settings = LowBitSettings(symmetric=True)
-        return made
+        return DraftCopies(self._linear_layers, self._copy, weights.copy_bytes)
 
     def _copy(self, dense: Dense, precision: Precision, settings: LowBitSettings) -> NativeCopy:
-        if precision is Precision.INT4 and settings.symmetric and self._moments is None:
+        if precision is Precision.INT4 and self._moments is None:
             text = typical_text(self._loaded, self.vocabulary_size)
             if self.notice is not None:
                 self.notice(

@@ -10,7 +10,6 @@ typedef struct {
     float numbers[4]; /* xIELU: factors of x squared (x > 0), of exp(x) - 1 - x (else), of x; and the most that exp is taken of */
 } Activation;
 
-INLINE fv magnitude(fv x) { return (fv)((iv)x & 0x7fffffff); }
 INLINE fv with_sign_of(fv x, fv sign) { return (fv)((iv)x | ((iv)sign & INT32_MIN)); }
 INLINE fv polynomial(const float *factors, int count, fv x) {
     fv p = splat(factors[0]);

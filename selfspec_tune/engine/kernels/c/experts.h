@@ -10,7 +10,7 @@
 /* Rows `first` … of a linear layer as one of its own; of int4 weights whole units. */
 static Linear rows_from(const Linear *l, int64_t first, int64_t rows) {
     Linear part = *l;
-    const int64_t at = l->format == FORMAT_INT4 ? first / UNIT * (l->cols / GROUP) * group_bytes(l) : first * l->cols * weight_size(l->format);
+    const int64_t at = l->format == FORMAT_INT4 ? first / UNIT * tile_bytes(l) : first * l->cols * weight_size(l->format);
     part.rows = rows;
     part.data = (const char *)l->data + at;
     if (l->scales) part.scales = l->scales + first;
@@ -140,7 +140,7 @@ static void gate_experts(Engine *e, const Experts *m, Input *x, Routes routes, i
         const int is_all = count == x->tokens; /* in the order of tokens, as pairs are */
         if (!is_all) gather_pairs(own, x->values, pairs, count, m->chosen, hidden);
         Input *in = is_all ? x : own;
-        sum_groups(&gate, in);
+        quantise_inputs(&gate, in);
         for (int64_t unit = first; unit < units && at - units + unit < to; unit++)
             gated_unit(&m->activation, &gate, &up, unit, in, count, pairs, m->width, e->m.is_bf16, e->mixture.gated);
     }
@@ -158,7 +158,7 @@ static void weigh_experts(Engine *e, const Experts *m, Routes routes, int64_t fi
         if (!count) continue;
         const Linear down = rows_from(&m->down, i * hidden, hidden);
         gather_pairs(own, e->mixture.gated, pairs, count, 1, m->width);
-        sum_groups(&down, own);
+        quantise_inputs(&down, own);
         for (int64_t unit = first; unit < last; unit++) {
             unit_rows(&down, unit, own, count, out);
             for (int64_t p = 0; p < count; p++)
@@ -179,7 +179,7 @@ static void weigh_shared(Engine *e, const Experts *m, int64_t tokens, int64_t fi
     fv out[MAX_TOKENS][PARTS];
     memcpy(own->values, e->mixture.shared_gated, tokens * down->cols * sizeof(float));
     set_input(own, down->cols, tokens);
-    sum_groups(down, own);
+    quantise_inputs(down, own);
     for (int64_t unit = first; unit < last; unit++) {
         unit_rows(down, unit, own, tokens, out);
         for (int64_t t = 0; t < tokens; t++)
@@ -218,7 +218,7 @@ static void experts(Engine *e, const SubLayer *s, const float *stream, int64_t t
     store_rows(e->mixture.logits, m->count, &m->router, x, tokens, is_bf16 && m->rounds_logits, thread, threads);
     if (m->has_shared) {
         share((m->shared_gate.rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
-        sum_groups(&m->shared_gate, x);
+        quantise_inputs(&m->shared_gate, x);
         for (int64_t unit = from; unit < to; unit++)
             gated_unit(&m->shared_activation, &m->shared_gate, &m->shared_up, unit, x, tokens, NULL, m->shared_gate.rows, is_bf16, e->mixture.shared_gated);
     }

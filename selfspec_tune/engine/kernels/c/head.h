@@ -118,7 +118,7 @@ static void head_rows(Engine *e, float *logits, int is_certainty_wanted, const H
                       int threads) {
     const int64_t first = blocks_of(&h->first);
     int64_t from, to;
-    sum_groups(&h->first, x);
+    quantise_inputs(&h->first, x);
     share(first + blocks_of(&h->others), thread, threads, &from, &to);
     for (int64_t block = from; block < to; block++) {
         const int is_other = block >= first;

@@ -6,27 +6,29 @@
 #define UNIT 16       /* rows of a weight that are computed together */
 #define PARTS (UNIT / LANES)
 #define MAX_TOKENS 32 /* of one pass */
-#define GROUP 32      /* inputs that share one int4 scale */
+#define GROUP 32      /* inputs that share one scale of int4 weights, and one step */
 #define BLOCK 32      /* inputs whose bfloat16 copies lie beside each other */
 
 enum { FORMAT_F32 = 0, FORMAT_BF16 = 1, FORMAT_INT8 = 2, FORMAT_INT4 = 3 };
 
 typedef struct {
     int32_t format;
-    int32_t has_centre; /* int4: value = scale * (q - 8) + centre, else scale * CODEBOOK[q] */
     int64_t rows, cols;
     const void *data;
-    const float *scales; /* int8: one per row */
+    const float *scales; /* int8 and int4: one per row */
     const float *bias;   /* or null */
 } Linear;
 
-/* What a linear layer multiplies. `paired` and `narrow` are for weights in bfloat16 and int4; `narrow` is rounded. */
+/* What a linear layer multiplies. `paired` and `narrow` are for weights in bfloat16, `narrow` is rounded; `codes` and what
+ * follows them are for int4 weights, whose layers make them before they run. */
 typedef struct {
     float *values; /* [tokens, cols] */
     float *paired; /* [tokens, stride]: of every 2 * LANES inputs first the even ones, then the odd ones.
                     * Only where no instruction multiplies bfloat16; `narrow` only where one does. */
     uint16_t *narrow; /* as bfloat16, BLOCK inputs of every token beside each other: [cols / BLOCK][tokens][BLOCK] */
-    float *sums;   /* [tokens, cols / GROUP]: of each GROUP inputs, for int4 weights with centres */
+    int8_t *codes;      /* [cols / GROUP][tokens][GROUP]: whole steps */
+    float *steps;       /* [cols / GROUP][tokens] */
+    int32_t *code_sums; /* [cols / GROUP][tokens] */
     int64_t cols, stride, tokens;
 } Input;
 

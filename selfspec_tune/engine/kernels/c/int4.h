@@ -1,174 +1,130 @@
-/* Linear layers of int4 weights.
+/* Linear layers of int4 weights, by products of int8.
  *
- * Tiles of UNIT rows; per GROUP inputs 16 bfloat16 scales, 16 centres where there are any, then 4 x 16 words of 8
- * nibbles: word r of quarter q holds inputs 8q … 8q+7 of row r, even ones in its low half.
+ * A weight is its row's scale times its group's scale, an int8, times one of 16 levels. Inputs are rounded to int8 too, with
+ * a step for every GROUP of them: of a group only whole numbers are multiplied and added, so every processor gets the same sums.
+ * Tiles of UNIT rows: for each group of inputs UNIT scales, then for each 4 x UNIT words of 8 codes: word r of quarter q
+ * holds inputs 8q … 8q+7 of row r, the first four in the low halves of its bytes.
  */
 #ifndef INT4_H
 #define INT4_H
 #include "inputs.h"
 
 #define INT4_PREFETCH 8192 /* bytes that the memory is asked for ahead of their use */
-#define SCALE_BYTES (2 * UNIT)        /* of the scales, or the centres, of one group of a tile */
+#define SCALE_BYTES UNIT              /* of the scales of one group of a tile */
 #define CODE_BYTES (UNIT * GROUP / 2) /* of its codes */
-#define HAVE_INT4_DOT (HAVE_DOT_BF16 && LANES == 16)
-#if REGISTERS == 32
-#define INT4_TOKENS 5 /* at most, that share each load of a weight: their sums fit the registers */
+#define GROUP_BYTES (SCALE_BYTES + CODE_BYTES)
+#define LEAST_INPUT 1e-30f /* less is nothing: its inverse may be no number */
+#define LOWEST_LEVEL 59 /* below zero */
+/* Tokens at most that share each load of a weight: their sums fit the registers. */
+#if LANES == 16
+#define INT4_TOKENS 12
+#elif REGISTERS == 32
+#define INT4_TOKENS 5
 #else
-#define INT4_TOKENS 3
+#define INT4_TOKENS 4
 #endif
 
-/* The 16 levels of an int4 weight without a centre, in units of its group's greatest weight.
- * Lloyd's algorithm on weights of a 1.5B model, each group of 32 divided by its extreme. */
-static const float CODEBOOK[16] = {-0.87890625f, -0.69140625f, -0.5390625f, -0.41015625f, -0.298828125f, -0.1982421875f,
-                                   -0.10693359375f, -0.019775390625f, 0.06689453125f, 0.15625f, 0.251953125f, 0.357421875f,
-                                   0.4765625f, 0.6171875f, 0.78515625f, 1.f};
+/* The levels of an int4 weight, in parts of its group's scale.
+ * Lloyd's algorithm on weights of a 1.5B model, each group of 32 divided by its extreme, then rounded: from the lowest to the
+ * highest are less than 128 steps, so that no sum of two products with int8 leaves int16. */
+static const int8_t LEVELS[16] = {-LOWEST_LEVEL, -46, -36, -27, -20, -13, -7, -1, 4, 10, 17, 24, 32, 41, 53, 67};
+#define HIGHEST_LEVEL 67
 
-INLINE float level_of(int has_centre, int code) { return has_centre ? (float)(code - 8) : CODEBOOK[code]; }
-INLINE int64_t group_bytes(const Linear *l) { return CODE_BYTES + (l->has_centre ? 2 : 1) * SCALE_BYTES; }
+INLINE int64_t tile_bytes(const Linear *l) { return l->cols / GROUP * GROUP_BYTES; }
+INLINE const int8_t *scales_of(const Linear *l, int64_t tile) { return (const int8_t *)l->data + tile * tile_bytes(l); }
+INLINE const uint8_t *codes_of(const Linear *l, int64_t tile) {
+    return (const uint8_t *)l->data + tile * tile_bytes(l) + l->cols / GROUP * SCALE_BYTES;
+}
 
-/* The levels as a kernel looks them up; each is a bfloat16 value. */
-#if HAVE_INT4_DOT
-typedef __m512i Levels;
-INLINE Levels levels_of(int has_centre) {
-    uint16_t values[32]; /* twice over: a permutation reads five bits, and the fifth is another code's */
-    for (int i = 0; i < 32; i++) values[i] = narrow1(level_of(has_centre, i % 16));
-    return _mm512_loadu_si512(values);
+/* Each level above the lowest, as kernels look it up. */
+INLINE wide_bytes levels_above(void) {
+    uint8_t above[16];
+    for (int i = 0; i < 16; i++) above[i] = (uint8_t)(LEVELS[i] + LOWEST_LEVEL);
+    return byte_table(above);
 }
-#elif LANES == 16
-typedef fv Levels;
-INLINE Levels levels_of(int has_centre) {
-    fv levels;
-    for (int i = 0; i < 16; i++) levels[i] = level_of(has_centre, i);
-    return levels;
-}
-#else
-typedef struct {
-    wide_bytes low, high;
-} Levels;
-INLINE Levels levels_of(int has_centre) {
-    uint8_t low[16], high[16];
-    for (int i = 0; i < 16; i++) {
-        const uint16_t bits = narrow1(level_of(has_centre, i));
-        low[i] = (uint8_t)bits;
-        high[i] = (uint8_t)(bits >> 8);
-    }
-    return (Levels){byte_table(low), byte_table(high)};
-}
-/* Adds the products of four of a quarter's inputs, x and the four after them (`step` apart), to the sums of LANES rows,
- * half of whose sums lie in each vector, two lanes a row. */
-INLINE void add_nibbles(Levels levels, wide_bytes index, const int tokens, const float *x, int64_t stride, fv sum[][2]) {
-    const wide_bytes low = look_up_bytes(levels.low, index), high = look_up_bytes(levels.high, index);
-    const uv first = zip_low(low, high), second = zip_high(low, high);
-    const fv even[2] = {widen_even(first), widen_even(second)}, odd[2] = {widen_odd(first), widen_odd(second)};
-    UNROLL for (int t = 0; t < tokens; t++) {
-        const fv two = splat_pair(x + t * stride), next = splat_pair(x + t * stride + 4);
-        UNROLL for (int half = 0; half < 2; half++)
-            sum[t][half] = add_product(add_product(sum[t][half], even[half], two), odd[half], next);
-    }
-}
-#endif
 
-/* The products of one group's levels and inputs: sum[t][part]. inputs: the first token's. */
-INLINE void dot_group(Levels levels, const uint8_t *nibbles, const int count, const void *inputs, int64_t stride, fv sum[][PARTS]) {
-#if HAVE_INT4_DOT
-    __m512 sums[INT4_TOKENS][2];
-    UNROLL for (int t = 0; t < count; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
-    for (int q = 0; q < 4; q++) {
-        const __m512i w = _mm512_loadu_si512(nibbles + 64 * q);
-        UNROLL for (int s = 0; s < 4; s++) {
-            const __m512bh two = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4 * s), levels);
-            UNROLL for (int t = 0; t < count; t++) {
-                int32_t both;
-                memcpy(&both, (const uint16_t *)inputs + t * stride + 8 * q + 2 * s, sizeof both);
-                sums[t][s % 2] = _mm512_dpbf16_ps(sums[t][s % 2], two, (__m512bh)_mm512_set1_epi32(both));
-            }
+INLINE wide_bytes splat_four(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (wide_bytes)splat_i(four);
+}
+
+/* Adds the products of one group of LANES rows, `part` of the tile, to the totals of `count` tokens from the `first`. */
+INLINE void add_group(const wide_bytes levels, const int count, const uint8_t *codes, fv scale, const Input *x, int64_t at, int part,
+                      fv total[][PARTS]) {
+    iv sum[INT4_TOKENS];
+    UNROLL for (int t = 0; t < count; t++) sum[t] = splat_i(-LOWEST_LEVEL * x->code_sums[at + t]);
+    UNROLL for (int q = 0; q < 4; q++) {
+        uv words;
+        memcpy(&words, codes + 4 * UNIT * q + 4 * LANES * part, sizeof words);
+        const wide_bytes low = look_up_bytes(levels, (wide_bytes)(words & 0x0f0f0f0fu));
+        const wide_bytes high = look_up_bytes(levels, (wide_bytes)((words >> 4) & 0x0f0f0f0fu));
+        UNROLL for (int t = 0; t < count; t++) {
+            const int8_t *inputs = x->codes + (at + t) * GROUP + 8 * q;
+            sum[t] = add_bytes_dot(add_bytes_dot(sum[t], low, splat_four(inputs)), high, splat_four(inputs + 4));
         }
     }
-    UNROLL for (int t = 0; t < count; t++) sum[t][0] = (fv)_mm512_add_ps(sums[t][0], sums[t][1]);
-#elif LANES == 16
-    UNROLL for (int t = 0; t < count; t++) sum[t][0] = splat(0.f);
-    for (int q = 0; q < 4; q++) {
-        uv w;
-        memcpy(&w, nibbles + 64 * q, sizeof w);
-        UNROLL for (int s = 0; s < 4; s++) {
-            const fv low = look_up(levels, (iv)(w >> (4 * s))), high = look_up(levels, (iv)(w >> (16 + 4 * s)));
-            UNROLL for (int t = 0; t < count; t++) {
-                const float *x = (const float *)inputs + t * stride + 8 * q + 2 * s;
-                sum[t][0] = add_product(add_product(sum[t][0], low, splat(x[0])), high, splat(x[1]));
-            }
-        }
-    }
-#else
-    UNROLL for (int part = 0; part < PARTS; part++) {
-        fv halves[INT4_TOKENS][2];
-        UNROLL for (int t = 0; t < count; t++) halves[t][0] = halves[t][1] = splat(0.f);
-        UNROLL for (int q = 0; q < 4; q++) {
-            uv w;
-            memcpy(&w, nibbles + 64 * q + 4 * LANES * part, sizeof w);
-            const float *x = (const float *)inputs + 8 * q;
-            add_nibbles(levels, (wide_bytes)(w & 0x0f0f0f0fu), count, x, stride, halves);
-            add_nibbles(levels, (wide_bytes)((w >> 4) & 0x0f0f0f0fu), count, x + 2, stride, halves);
-        }
-        UNROLL for (int t = 0; t < count; t++) sum[t][part] = FOLD(halves[t][0], halves[t][1], LOW1, HIGH1);
-    }
-#endif
+    UNROLL for (int t = 0; t < count; t++)
+        total[t][part] = add_product(total[t][part], __builtin_convertvector(sum[t], fv), scale * splat(x->steps[at + t]));
 }
 
-INLINE void dot_int4(const int has_centre, const int count, const Linear *l, int64_t unit, const Input *x, int64_t first,
-                     fv out[][PARTS]) {
-    const int64_t groups = l->cols / GROUP, bytes = group_bytes(l);
-    const uint8_t *p = (const uint8_t *)l->data + unit * groups * bytes;
-    const Levels levels = levels_of(has_centre);
+INLINE void dot_int4(const int count, const Linear *l, int64_t unit, const Input *x, int64_t first, fv out[][PARTS]) {
+    const int8_t *scales = scales_of(l, unit);
+    const uint8_t *codes = codes_of(l, unit);
+    const wide_bytes levels = levels_above();
     fv total[INT4_TOKENS][PARTS];
     UNROLL for (int t = 0; t < count; t++)
         UNROLL for (int part = 0; part < PARTS; part++) total[t][part] = splat(0.f);
-    for (int64_t g = 0; g < groups; g++, p += bytes) {
-        fv sum[INT4_TOKENS][PARTS];
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + INT4_PREFETCH + i, 0, 2);
-#if HAVE_INT4_DOT
-        dot_group(levels, p + bytes - CODE_BYTES, count, x->narrow + (g * x->tokens + first) * BLOCK, BLOCK, sum);
-#else
-        dot_group(levels, p + bytes - CODE_BYTES, count, x->values + first * x->cols + g * GROUP, x->cols, sum);
-#endif
-        UNROLL for (int t = 0; t < count; t++)
-            UNROLL for (int part = 0; part < PARTS; part++) {
-                total[t][part] = add_product(total[t][part], sum[t][part], widen((const uint16_t *)p + part * LANES));
-                if (has_centre)
-                    total[t][part] = add_product(total[t][part], widen((const uint16_t *)(p + SCALE_BYTES) + part * LANES),
-                                                 splat(x->sums[(first + t) * groups + g]));
-            }
+    for (int64_t g = 0; g < l->cols / GROUP; g++) {
+        for (int64_t i = 0; i < GROUP_BYTES; i += 64) __builtin_prefetch((const uint8_t *)scales + g * GROUP_BYTES + INT4_PREFETCH + i, 0, 2);
+        UNROLL for (int part = 0; part < PARTS; part++)
+            add_group(levels, count, codes + g * CODE_BYTES, widen_int8(scales + g * SCALE_BYTES + part * LANES), x, g * x->tokens + first,
+                      part, total);
     }
     UNROLL for (int t = 0; t < count; t++)
         UNROLL for (int part = 0; part < PARTS; part++) out[t][part] = total[t][part];
 }
 
-#define INT4_CASE(has_centre, count) case has_centre * 16 + count: dot_int4(has_centre, count, l, unit, x, first, out + first); break;
-#define INT4_CASES(count) INT4_CASE(0, count) INT4_CASE(1, count)
+#define INT4_CASE(count) case count: dot_int4(count, l, unit, x, first, out + first); break;
+/* What is left is to be multiplied with the scales of the rows. */
 static void dot_int4_unit(const Linear *l, int64_t unit, const Input *x, int64_t tokens, fv out[][PARTS]) {
-    for (int64_t first = 0; first < tokens; first += INT4_TOKENS) {
-        const int64_t left = tokens - first;
-        switch ((l->has_centre ? 16 : 0) + (left < INT4_TOKENS ? left : INT4_TOKENS)) {
-            INT4_CASES(1) INT4_CASES(2) INT4_CASES(3)
-#if INT4_TOKENS > 3
-            INT4_CASES(4) INT4_CASES(5)
+    const int64_t pieces = (tokens + INT4_TOKENS - 1) / INT4_TOKENS;
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t first = tokens * piece / pieces;
+        switch (tokens * (piece + 1) / pieces - first) {
+            INT4_CASE(1) INT4_CASE(2) INT4_CASE(3) INT4_CASE(4)
+#if INT4_TOKENS > 4
+            INT4_CASE(5)
+#endif
+#if INT4_TOKENS > 5
+            INT4_CASE(6) INT4_CASE(7) INT4_CASE(8) INT4_CASE(9) INT4_CASE(10) INT4_CASE(11) INT4_CASE(12)
 #endif
         }
     }
 }
 
-/* What int4 weights with centres need of their inputs besides: the sum of each group, of the numbers that they multiply. */
-static void sum_groups(const Linear *l, Input *x) {
-    if (l->format != FORMAT_INT4 || !l->has_centre) return;
-    for (int64_t t = 0; t < x->tokens; t++)
-        for (int64_t g = 0; g < x->cols / GROUP; g++) {
-            fv sum = splat(0.f);
-            for (int i = 0; i < GROUP; i += LANES)
-#if HAVE_INT4_DOT
-                sum += widen(x->narrow + (g * x->tokens + t) * BLOCK + i);
-#else
-                sum += load_f(x->values + t * x->cols + g * GROUP + i);
-#endif
-            x->sums[t * (x->cols / GROUP) + g] = sum_of(sum);
+/* What int4 weights multiply: each GROUP of a token's inputs as int8, 127 steps being the greatest of them. */
+static void quantise_inputs(const Linear *l, Input *x) {
+    if (l->format != FORMAT_INT4) return;
+    for (int64_t g = 0; g < x->cols / GROUP; g++)
+        for (int64_t t = 0; t < x->tokens; t++) {
+            const float *values = x->values + t * x->cols + g * GROUP;
+            const int64_t at = g * x->tokens + t;
+            iv most = splat_i(0), sum = splat_i(0); /* of the bits: what is no number counts as the greatest */
+            for (int i = 0; i < GROUP; i += LANES) {
+                const iv size = (iv)magnitude(load_f(values + i));
+                most = (iv)choose(size > most, (fv)size, (fv)most);
+            }
+            const float extreme = float_of(highest_lane(most));
+            const fv inverse = splat(extreme > LEAST_INPUT ? 127.f / extreme : 0.f);
+            for (int i = 0; i < GROUP; i += LANES) {
+                const iv code = nearest(load_f(values + i) * inverse);
+                const bv bytes = narrow_int8(code);
+                memcpy(x->codes + at * GROUP + i, &bytes, sizeof bytes);
+                sum += code;
+            }
+            x->steps[at] = extreme / 127.f;
+            x->code_sums[at] = sum_of_lanes(sum);
         }
 }
 #endif

@@ -16,7 +16,7 @@
 #ifndef KERNELS_LEVEL
 #define KERNELS_LEVEL "unknown"
 #endif
-#define KERNELS_ABI 5 /* changes with what the functions below take; mirrored in binding.py */
+#define KERNELS_ABI 6 /* changes with what the functions below take; mirrored in binding.py */
 
 /* The processor level that these were compiled for. */
 const char *kernels_level(void) { return KERNELS_LEVEL; }
@@ -43,11 +43,15 @@ static int make_input(Input *x, int64_t cols) {
 #else
     x->paired = zeroed(MAX_TOKENS * padded(cols) * 4);
 #endif
-    x->sums = zeroed(MAX_TOKENS * (cols / GROUP + 1) * 4);
-    return x->values && (x->narrow || x->paired) && x->sums;
+    x->codes = zeroed(MAX_TOKENS * padded(cols));
+    x->steps = zeroed(MAX_TOKENS * (cols / GROUP + 1) * 4);
+    x->code_sums = zeroed(MAX_TOKENS * (cols / GROUP + 1) * 4);
+    return x->values && (x->narrow || x->paired) && x->codes && x->steps && x->code_sums;
 }
 
-static void free_input(Input *x) { free(x->values); free(x->paired); free(x->narrow); free(x->sums); }
+static void free_input(Input *x) {
+    free(x->values); free(x->paired); free(x->narrow); free(x->codes); free(x->steps); free(x->code_sums);
+}
 
 static void free_mixture(Mixture *x, int threads) {
     free(x->logits); free(x->weights); free(x->gated); free(x->shares); free(x->shared_gated); free(x->shared_weights);

@@ -19,7 +19,7 @@ static void unit_rows(const Linear *l, int64_t unit, const Input *x, int64_t tok
     }
     for (int part = 0; part < PARTS; part++) {
         const int64_t left = count - part * LANES;
-        if (l->format == FORMAT_INT8) {
+        if (l->format >= FORMAT_INT8) {
             const fv scale = load_some(l->scales + first + part * LANES, left);
             for (int64_t t = 0; t < tokens; t++) out[t][part] *= scale;
         }

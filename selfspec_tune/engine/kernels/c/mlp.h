@@ -14,9 +14,11 @@ static void mlp(Engine *e, const SubLayer *s, const float *stream, int64_t token
     y.cols = width;
     y.stride = padded(width);
     y.tokens = tokens;
-    y.sums = x->sums; /* each thread's own */
+    y.codes = x->codes; /* each thread's own */
+    y.steps = x->steps;
+    y.code_sums = x->code_sums;
     set_normed(e, &s->norm, stream, tokens, e->m.hidden, x);
-    sum_groups(gate, x);
+    quantise_inputs(gate, x);
     share((width + UNIT - 1) / UNIT, thread, threads, &from, &to);
     for (int64_t unit = from; unit < to; unit++) {
         unit_rows(gate, unit, x, tokens, g);

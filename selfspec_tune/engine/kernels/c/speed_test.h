@@ -30,7 +30,7 @@ static double seconds_now(void) {
 double self_test_speed(int32_t format, int32_t tokens, int32_t threads) {
     Linear l;
     const int tested = format < 0 ? FORMAT_BF16 : format;
-    const int64_t per_row = tested == FORMAT_INT4 ? SPEED_COLS * 9 / 16 : SPEED_COLS * weight_size(tested);
+    const int64_t per_row = tested == FORMAT_INT4 ? SPEED_COLS / GROUP * GROUP_BYTES / UNIT : SPEED_COLS * weight_size(tested);
     const int64_t rows = SPEED_BYTES / per_row / UNIT * UNIT, bytes = rows * per_row;
     Input *inputs = calloc(threads, sizeof *inputs);
     int there = make_weight(&l, tested, rows, SPEED_COLS) && inputs && tokens > 0 && tokens <= MAX_TOKENS;

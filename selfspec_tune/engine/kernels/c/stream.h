@@ -20,7 +20,7 @@ INLINE int64_t rows_of(const Linear *l, int64_t unit) { return l->rows - unit * 
 static void store_rows(float *y, int64_t stride, const Linear *l, Input *x, int64_t tokens, int is_bf16, int thread, int threads) {
     int64_t from, to;
     fv out[MAX_TOKENS][PARTS];
-    sum_groups(l, x);
+    quantise_inputs(l, x);
     share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
     for (int64_t unit = from; unit < to; unit++) {
         unit_rows(l, unit, x, tokens, out);
@@ -36,7 +36,7 @@ static void add_rows(Engine *e, float scale, const Linear *l, Input *x, int64_t 
     const int is_bf16 = e->m.is_bf16;
     int64_t from, to;
     fv out[MAX_TOKENS][PARTS];
-    sum_groups(l, x);
+    quantise_inputs(l, x);
     share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
     for (int64_t unit = from; unit < to; unit++) {
         unit_rows(l, unit, x, tokens, out);

@@ -7,8 +7,8 @@
 #include "packing.h"
 #include "pass.h"
 
-enum { NUM_FORMATS = 5 };
-static const char *const TESTED[NUM_FORMATS] = {"float32", "bfloat16", "int8", "int4", "int4 with centres"};
+enum { NUM_FORMATS = 4 };
+static const char *const NAMES[NUM_FORMATS] = {"float32", "bfloat16", "int8", "int4"};
 
 /* The next of a fixed sequence of numbers from -1 to 1. */
 static float next_number(uint32_t *state) {
@@ -28,11 +28,11 @@ static void *roomy(size_t bytes) {
 }
 
 /* A weight of fixed numbers in the format; its data and scales are to be freed. */
-static int make_weight(Linear *l, int tested, int64_t rows, int64_t cols) {
+static int make_weight(Linear *l, int format, int64_t rows, int64_t cols) {
     uint32_t state = 1;
-    *l = (Linear){.format = tested > FORMAT_INT4 ? FORMAT_INT4 : tested, .has_centre = tested > FORMAT_INT4, .rows = rows, .cols = cols};
+    *l = (Linear){.format = format, .rows = rows, .cols = cols};
     const int64_t units = (rows + UNIT - 1) / UNIT;
-    const int64_t bytes = l->format == FORMAT_INT4 ? units * (cols / GROUP) * group_bytes(l) : rows * cols * weight_size(l->format);
+    const int64_t bytes = l->format == FORMAT_INT4 ? units * tile_bytes(l) : rows * cols * weight_size(l->format);
     uint8_t *data = roomy(bytes);
     float *scales = malloc(rows * sizeof(float));
     l->data = data;
@@ -44,10 +44,6 @@ static int make_weight(Linear *l, int tested, int64_t rows, int64_t cols) {
         return 1;
     }
     for (int64_t i = 0; i < bytes; i++) data[i] = (uint8_t)((int)(next_number(&state) * 127.f) & 255);
-    const int64_t header = group_bytes(l) - CODE_BYTES;
-    if (l->format == FORMAT_INT4)
-        for (int64_t g = 0; g < units * (cols / GROUP); g++)
-            for (int64_t i = 0; i < header / 2; i++) store_any1(data + g * group_bytes(l), i, 0.05f * next_number(&state), 1);
     return 1;
 }
 
@@ -60,6 +56,6 @@ static void fill_input(Input *x, const Linear *l, int64_t first, int64_t tokens)
     for (int64_t i = 0; i < first * l->cols; i++) next_number(&state);
     for (int64_t i = 0; i < tokens * l->cols; i++) x->values[i] = rounded1(next_number(&state), 1);
     set_input(x, l->cols, tokens);
-    sum_groups(l, x);
+    quantise_inputs(l, x);
 }
 #endif

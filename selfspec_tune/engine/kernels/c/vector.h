@@ -75,25 +75,27 @@ INLINE void store_some(float *p, fv v, int64_t count) {
     if (count >= LANES) store_f(p, v);
     else memcpy(p, &v, count * sizeof(float));
 }
-/* Two neighbours, over and over. */
-INLINE fv splat_pair(const float *p) {
-    double both;
-    memcpy(&both, p, sizeof both);
-#if LANES == 8 && defined(__AVX2__)
-    return (fv)_mm256_castpd_ps(_mm256_set1_pd(both));
+INLINE iv splat_i(int32_t x) {
+#if defined(__AVX512F__)
+    return (iv)_mm512_set1_epi32(x);
+#elif defined(__AVX2__)
+    return (iv)_mm256_set1_epi32(x);
 #else
-    fv v;
-    for (int i = 0; i < LANES / 2; i++) memcpy((float *)&v + 2 * i, &both, sizeof both);
-    return v;
+    return (iv){} + x;
 #endif
 }
-INLINE iv splat_i(int32_t x) { return (iv){} + x; }
 INLINE iv lane_numbers(void) {
     iv v;
     for (int i = 0; i < LANES; i++) v[i] = i;
     return v;
 }
 INLINE fv choose(iv where, fv yes, fv no) { return (fv)((where & (iv)yes) | (~where & (iv)no)); }
+INLINE fv magnitude(fv x) { return (fv)((iv)x & 0x7fffffff); }
+/* The nearest whole numbers, ties to even, of numbers below 2^22. */
+INLINE iv nearest(fv x) {
+    const float big = 12582912.f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    return (iv)(x + big) - (iv)splat(big);
+}
 
 /* bfloat16 to float, exact. */
 INLINE fv widen(const uint16_t *p) {
@@ -107,7 +109,8 @@ INLINE fv widen(const uint16_t *p) {
     return (fv)(__builtin_convertvector(h, uv) << 16);
 #endif
 }
-INLINE float widen1(uint16_t h) { uint32_t u = (uint32_t)h << 16; float f; memcpy(&f, &u, 4); return f; }
+INLINE float float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE float widen1(uint16_t h) { return float_of((uint32_t)h << 16); }
 /* Pairs of bfloat16 neighbours: the even ones, the odd ones. */
 INLINE fv widen_even(uv pairs) { return (fv)(pairs << 16); }
 INLINE fv widen_odd(uv pairs) { return (fv)(pairs & 0xffff0000u); }
@@ -146,6 +149,18 @@ INLINE fv widen_int8(const int8_t *p) {
     memcpy(&b, p, sizeof b);
     /* Step by step: GCC turns a wider jump into scalar code. */
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, sv), iv), fv);
+#endif
+}
+
+/* Whole numbers from -128 to 127 as int8. */
+INLINE bv narrow_int8(iv x) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
+    bv b;
+    memcpy(&b, &bytes, sizeof b);
+    return b;
+#else
+    return __builtin_convertvector(__builtin_convertvector(x, sv), bv);
 #endif
 }
 
@@ -239,7 +254,20 @@ INLINE float sum_of(fv v) {
     return b[0];
 }
 
-/* ---- bytes looked up in a table of 16 ---- */
+INLINE int32_t sum_of_lanes(iv v) {
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+INLINE int32_t highest_lane(iv v) {
+    int32_t b[LANES];
+    memcpy(b, &v, sizeof b);
+    for (int step = LANES / 2; step; step >>= 1)
+        for (int i = 0; i < step; i++) b[i] = b[i] > b[i + step] ? b[i] : b[i + step];
+    return b[0];
+}
+
+/* ---- bytes: looked up in a table of 16, and multiplied ---- */
 
 /* A table of 16 bytes, once for every 16 bytes of a vector. */
 INLINE wide_bytes byte_table(const uint8_t *table) {
@@ -247,20 +275,20 @@ INLINE wide_bytes byte_table(const uint8_t *table) {
     for (int i = 0; i < 4 * LANES; i += 16) memcpy((uint8_t *)&v + i, table, 16);
     return v;
 }
-/* table[index], each index 0 … 15; `zip_low`, `zip_high`: bytes of a and b in turn, within every 16 bytes. */
-#if LANES == 8
+/* table[index], each index 0 … 15. */
+#if LANES == 16
+INLINE wide_bytes look_up_bytes(wide_bytes table, wide_bytes index) {
+    return (wide_bytes)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
+}
+#elif LANES == 8
 INLINE wide_bytes look_up_bytes(wide_bytes table, wide_bytes index) {
     return (wide_bytes)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
 }
-INLINE uv zip_low(wide_bytes a, wide_bytes b) { return (uv)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }
-INLINE uv zip_high(wide_bytes a, wide_bytes b) { return (uv)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
 #elif defined(__aarch64__)
 INLINE wide_bytes look_up_bytes(wide_bytes table, wide_bytes index) {
     return (wide_bytes)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index);
 }
-INLINE uv zip_low(wide_bytes a, wide_bytes b) { return (uv)vzip1q_u8((uint8x16_t)a, (uint8x16_t)b); }
-INLINE uv zip_high(wide_bytes a, wide_bytes b) { return (uv)vzip2q_u8((uint8x16_t)a, (uint8x16_t)b); }
-#elif LANES == 4
+#else
 /* Not inlined: no instruction does it, and compilers take minutes over thousands of copies. */
 static __attribute__((noinline, unused)) wide_bytes look_up_bytes(wide_bytes table, wide_bytes index) {
     uint8_t bytes[16], places[16];
@@ -270,12 +298,33 @@ static __attribute__((noinline, unused)) wide_bytes look_up_bytes(wide_bytes tab
     memcpy(&index, places, 16);
     return index;
 }
-INLINE uv zip_low(wide_bytes a, wide_bytes b) { return (uv)_mm_unpacklo_epi8((__m128i)a, (__m128i)b); }
-INLINE uv zip_high(wide_bytes a, wide_bytes b) { return (uv)_mm_unpackhi_epi8((__m128i)a, (__m128i)b); }
-#else
-/* table[index], each index 0 … 15: a whole float at once. */
-INLINE fv look_up(fv table, iv index) { return (fv)_mm512_permutexvar_ps((__m512i)index, (__m512)table); }
 #endif
+
+/* Adds to lane i the products of its four bytes: a, 0 … 127, and b, an int8. Exact: two products fit int16. */
+INLINE iv add_bytes_dot(iv sum, wide_bytes a, wide_bytes b) {
+#if defined(__AVX512VNNI__)
+    return (iv)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+    return (iv)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#elif defined(__AVXVNNI__)
+    return (iv)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+    return (iv)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (iv)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+#elif defined(__aarch64__)
+    const int16x8_t low = vmull_s8(vget_low_s8((int8x16_t)a), vget_low_s8((int8x16_t)b));
+    const int16x8_t high = vmull_high_s8((int8x16_t)a, (int8x16_t)b);
+    return (iv)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+#elif defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128(), first = (__m128i)a, second = (__m128i)b;
+    const __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(first, zero), _mm_srai_epi16(_mm_unpacklo_epi8(second, second), 8));
+    const __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(first, zero), _mm_srai_epi16(_mm_unpackhi_epi8(second, second), 8));
+    return sum + FOLD((iv)low, (iv)high, LOW1, HIGH1);
+#endif
+}
 
 /* exp by range reduction and a polynomial of degree 6; relative error about 2e-7. */
 INLINE fv exp_v(fv x) {
