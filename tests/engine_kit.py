@@ -132,9 +132,8 @@ class Altered:
 
     def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
         logits = super().forward(tokens, **how).logits.clone()  # type: ignore[misc]
-        return scored(
-            self.alter(logits, tokens, kind_of(tokens, **how)), want, self, is_draft=how.get("is_draft", False)
-        )
+        altered = self.alter(logits, tokens, kind_of(tokens, **how))
+        return scored(altered, want, self, tokens, is_draft=how.get("is_draft", False))
 
     def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
         raise NotImplementedError
@@ -247,7 +246,8 @@ class TableRunner:
         if len(tokens) > 1 and not last_only:
             (self.draft_passes if is_draft else self.verified).append(list(tokens))
         rows = [self.row_after(token, is_draft=is_draft) for token in tokens]
-        return scored(torch.stack(rows[-1:] if last_only else rows), want, self, is_draft=is_draft)
+        logits = torch.stack(rows[-1:] if last_only else rows)
+        return scored(logits, want, self, tokens, is_draft=is_draft)
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         """The logits after one more token."""

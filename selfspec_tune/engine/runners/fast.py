@@ -139,7 +139,7 @@ class FastRunner:
     ) -> Scores:
         hidden = self._run(tokens, self._draft_sublayers if is_draft else self._sublayers)
         logits = self._head(hidden[-1:] if last_only else hidden, self._draft_head if is_draft else None)
-        return scored(logits, want, self, is_draft=is_draft)
+        return scored(logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._length = min(length, self._length)

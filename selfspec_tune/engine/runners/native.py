@@ -34,7 +34,7 @@ from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Moments, typical_text
-from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_chosen
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -174,9 +174,10 @@ class NativeRunner(FastRunner):
         self._length = start + count
         if logits is not None:
             return Scores(logits=logits)
-        if not is_draft:
-            check_largest([each.log_sum if each.logit > LOWEST else nan for each in best], self)
         chosen = Scores([each.token for each in best])
+        if not is_draft:
+            largest = [each.log_sum if each.logit > LOWEST else nan for each in best]
+            check_chosen(tokens, chosen.tokens, largest, self)
         if want is Want.PROBABILITIES:
             chosen.probabilities = [exp(each.logit - each.log_sum) for each in best]
         return chosen

@@ -64,7 +64,8 @@ class ReferenceRunner:
     ) -> Scores:
         with drafting(self._loaded, self._draft) if is_draft else nullcontext():
             logits = self._forward(tokens, keep=1 if last_only else len(tokens))
-        return scored(logits[:, : self._draft.vocabulary] if is_draft else logits, want, self, is_draft=is_draft)
+        logits = logits[:, : self._draft.vocabulary] if is_draft else logits
+        return scored(logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         if length < 1:
