@@ -145,12 +145,11 @@ _AS_HELD = _Count()
 
 def _unpacked(part: nn.Module) -> list[Tensor]:
     own: list[Tensor] = list(part.parameters(recurse=False))
-    shape = (getattr(part, "out_features", None), getattr(part, "in_features", None))
-    if None in shape or isinstance(getattr(part, "base_layer", None), nn.Module):  # an adapter's own layer lies below
+    rows, columns = (getattr(part, name, None) for name in ("out_features", "in_features"))
+    is_linear = isinstance(rows, int) and isinstance(columns, int) and not list(part.children())
+    if not is_linear or any(tensor.shape == (rows, columns) for tensor in own):
         return own
-    if any(tensor.shape == shape for tensor in own):
-        return own
-    return [*(tensor for tensor in own if tensor.dim() < 2), torch.empty(shape, device="meta")]
+    return [*(tensor for tensor in own if tensor.dim() < 2), torch.empty(int(rows), int(columns), device="meta")]
 
 
 def _planned(bound: BoundModel, count: _Count) -> Traffic:
