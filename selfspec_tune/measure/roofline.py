@@ -29,7 +29,7 @@ LEAST_BYTES = 256 << 20
 FALLBACK_CACHE = 32 << 20  # where the system does not say
 _AT_ONCE = 16  # calls on a GPU, which reads faster than its kernels start
 _CALLS = 2  # of every kernel, of which the fastest counts
-_REST = 100  # times as long as measuring took, what was measured last is taken for what holds now
+_REST = 50  # times as long as measuring took, what was measured last is taken for what holds now
 
 
 def largest_matrix(loaded: LoadedModel) -> tuple[int, int]:
@@ -120,8 +120,8 @@ def _repeated(run: Callable[[], int], calls: int) -> Callable[[], int]:
 class MemoryMeter:
     """What the memory delivers at a moment: bytes a second by the fastest of a few calls of every kernel.
 
-    Other programs only ever slow a call. So as not to take more than a hundredth of the time, what was measured last is
-    given again until it is a hundred times as old as measuring it took. ``synchronize`` waits until the device has done
+    Other programs only ever slow a call. So as not to take more than a fiftieth of the time, what was measured last is
+    given again until it is fifty times as old as measuring it took. ``synchronize`` waits until the device has done
     what it was asked.
     """
 

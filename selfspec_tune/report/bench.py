@@ -28,8 +28,8 @@ from selfspec_tune.results.metrics import AUTOREGRESSIVE, with_decode_rates
 WIDE = 140
 _FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
 _MEANINGS = {
-    "end to end": "autoregressive decoding's time ÷ the method's, prefill included [95 % interval]",
-    "decode": "the same without prefill",
+    "end to end": "speedup over autoregressive, prefill included [95 % interval]",
+    "decode": "speedup over autoregressive, without prefill",
     "tok/s": "tokens a second of decode",
     "of limit": "tok/s ÷ what the memory allows plain bfloat16 decoding",
     "accept": "drafted tokens that verification keeps",
@@ -174,17 +174,18 @@ def limit_lines(result: BenchResult) -> list[str]:
     """What the memory allows plain bfloat16 decoding, and how near the baseline and the headline come."""
     headline = headline_method(result)
     found = [m for m in (headline, result.method(AUTOREGRESSIVE)) if m is not None and m.of_memory_limit is not None]
-    reached = [f"{_label(m, result)} decodes at {of_limit(m)} of it" for m in found]
-    return [f"{limit_text(result.memory_limit)}; {', '.join(reached)}."] if result.memory_limit and reached else []
+    reached = [f"{_label(m, result)} {of_limit(m)}" for m in found]
+    told = result.memory_limit is not None and reached
+    return [f"{limit_text(result.memory_limit)}; of it {', '.join(reached)}."] if told else []
 
 
 def limit_text(limit: MemoryLimit) -> str:
     """``Memory limit of plain bfloat16 decoding: 15.2 tok/s (2.71 GB a token at 41.2 GB/s, 40.1–42.5)``."""
     read = limit.bytes_per_second
-    speed = f"{read.median / 1e9:.1f} GB/s, {read.low / 1e9:.1f}–{read.high / 1e9:.1f}"
+    spread = "" if read.low == read.high else f", {read.low / 1e9:.1f}–{read.high / 1e9:.1f}"
     return (
         f"Memory limit of plain bfloat16 decoding: {limit.tokens_per_second:.1f} tok/s "
-        f"({limit.bytes_per_token / 1e9:.2f} GB a token at {speed})"
+        f"({limit.bytes_per_token / 1e9:.2f} GB a token at {read.median / 1e9:.1f} GB/s{spread})"
     )
 
 
