@@ -19,6 +19,7 @@ from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
+from selfspec_tune.engine.known_ids import KnownIds
 from selfspec_tune.engine.runner import Scores, Want, scored
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
@@ -220,8 +221,8 @@ class TableRunner:
     def __init__(self, target: Tensor, draft: Tensor | None = None) -> None:
         self._target = target
         self._draft = target if draft is None else draft
-        self._draft_vocabulary: int | None = None
         self.vocabulary_size = target.shape[-1]
+        self._known = KnownIds(Draft(SkipSet.empty(1)), self.vocabulary_size, target.device)
         self.tokens: list[int] = []
         self.verified: list[list[int]] = []
         self.draft_passes: list[list[int]] = []
@@ -239,7 +240,10 @@ class TableRunner:
     def synchronize(self) -> None: ...
 
     def set_draft(self, draft: Draft) -> None:
-        self._draft_vocabulary = draft.vocabulary
+        self._known = KnownIds(draft, self.vocabulary_size, self._target.device)
+
+    def know(self, tokens: Iterable[int]) -> None:
+        self._known.add(tokens)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
@@ -247,13 +251,14 @@ class TableRunner:
         if len(tokens) > 1 and not last_only:
             (self.draft_passes if is_draft else self.verified).append(list(tokens))
         rows = [self.row_after(token, is_draft=is_draft) for token in tokens]
-        return scored(torch.stack(rows[-1:] if last_only else rows), want, self, is_draft=is_draft)
+        logits = torch.stack(rows[-1:] if last_only else rows)
+        return scored(self._known.among(logits) if is_draft else logits, want, self, is_draft=is_draft)
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         """The logits after one more token."""
         self.tokens.append(token)
         before, last = [0, *self.tokens][-2:]
-        return self._draft[before, last][: self._draft_vocabulary] if is_draft else self._target[before, last]
+        return (self._draft if is_draft else self._target)[before, last]
 
     def rewind(self, length: int) -> None:
         del self.tokens[length:]
@@ -301,6 +306,7 @@ class ClockedRunner(TableRunner):
     def set_draft(self, draft: Draft) -> None:
         if not draft.precision.is_same and self._low is None:
             raise UsageError(f"the clocked runner cannot draft at {draft.precision}")
+        super().set_draft(draft)
         self._chosen = draft
 
     def forward(
@@ -317,7 +323,7 @@ class ClockedRunner(TableRunner):
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         self.tokens.append(token)
-        return self._target[0, token][: self._chosen.vocabulary if is_draft else None]
+        return self._target[0, token]
 
     def _spend(self, seconds: float, *, is_draft: bool) -> None:
         self.now += seconds + self._cold * (is_draft is not self._was_draft)

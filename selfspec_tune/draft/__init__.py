@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, rescaled
+from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, experts_a_token, rescaled
 from selfspec_tune.draft.policy import (
     CONFIDENCE_EDGES,
     PLAIN,
@@ -34,5 +34,6 @@ __all__ = [
     "Round",
     "SkipSet",
     "Source",
+    "experts_a_token",
     "rescaled",
 ]

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Draft, experts_a_token
 from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
 from selfspec_tune.models import LoadedModel
 
@@ -39,7 +39,8 @@ class Scores:
     """What a pass gives, as far as it was wanted; what was not wanted is empty.
 
     ``tokens``: the most probable one after each position, of equal ones the first; ``probabilities`` of these;
-    ``logits`` [positions, vocabulary], of a draft [positions, draft vocabulary].
+    ``logits`` [positions, vocabulary], of a draft [positions, ids up to the last that it chooses from]: minus infinity
+    where it does not choose from an id before that.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -80,6 +81,12 @@ class Runner(Protocol):
 
     def set_draft(self, draft: Draft) -> None:
         """Choose what a draft's pass leaves out. Raises `UsageError` for a precision that the runner lacks."""
+
+    def know(self, tokens: Iterable[int]) -> None:
+        """Let drafts that cover a part of the vocabulary choose the ids of the text too, which begins or goes on so.
+
+        The next `set_draft` forgets the text.
+        """
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
@@ -175,11 +182,11 @@ def check_experts(draft: Draft, loaded: LoadedModel) -> None:
         return
     if not most:
         raise UsageError(
-            f"The draft goes to {draft.experts} experts a token, but {loaded.name} is no mixture of experts that is "
+            f"The draft goes to {experts_a_token(draft.experts)}, but {loaded.name} is no mixture of experts that is "
             "known here. Leave `experts` out."
         )
     raise UsageError(
-        f"The draft goes to {draft.experts} experts a token, and {loaded.name} itself to {most}. Give `experts` 1 to "
+        f"The draft goes to {experts_a_token(draft.experts)}, and {loaded.name} itself to {most}. Give `experts` 1 to "
         f"{most}, or same."
     )
 

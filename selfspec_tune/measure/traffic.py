@@ -1,7 +1,7 @@
 """Bytes that the engine's steps must read, counted over the loaded model's own tensors.
 
 A step at batch 1 reads every weight of the sub-layers that run once, however many tokens it is over; of a mixture
-of experts, those that its tokens go to. Activations are not counted. Which half owns a tensor, what an attention
+of experts, those that its tokens go to. Activations are not counted. Which sub-layer owns a tensor, what an attention
 sees and how many experts run the model's plan says; of a model without one its modules do, and all experts count.
 """
 
@@ -20,7 +20,7 @@ from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import BoundModel, bind
-from selfspec_tune.plans import AttentionPlan, Claim, ClaimKind, ExpertsPlan, claims, half_claims
+from selfspec_tune.plans import AttentionPlan, Claim, ClaimKind, ExpertsPlan, claims, sublayer_claims
 from selfspec_tune.plans.attention import Reach
 
 # Bytes of a weight in a low-precision copy; its scales, a few per cent more, are not counted.
@@ -45,7 +45,7 @@ class _Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Experts:
-    """All routed experts of a half: how many there are, and how many of them a token goes to."""
+    """All routed experts of a sub-layer: how many there are, and how many of them a token goes to."""
 
     weights: _Weights
     count: int
@@ -62,7 +62,7 @@ class _Experts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Half:
+class _SubLayer:
     """A sub-layer: what each pass reads, routed experts apart, and what an attention caches at every position."""
 
     weights: _Weights
@@ -83,10 +83,10 @@ class Traffic:
         sublayers: in running order, each with its norms.
         final: what every step reads beside them except the head: norms.
         row: one token's rows of the embedding and of learned positions.
-        has_experts: whether any half is a mixture of experts; ``counts_all``: whether steps count all of them.
+        has_experts: whether any sub-layer is a mixture of experts; ``counts_all``: whether steps count all of them.
     """
 
-    sublayers: tuple[_Half, ...]
+    sublayers: tuple[_SubLayer, ...]
     head: _Weights
     head_rows: int
     final: int
@@ -97,12 +97,12 @@ class Traffic:
     @property
     def position(self) -> int:
         """Keys and values of one position in the caches of all layers."""
-        return sum(half.position for half in self.sublayers)
+        return sum(each.position for each in self.sublayers)
 
     def full_step(self, context: int, num_tokens: int = 1) -> float:
         """Bytes of a full pass over ``num_tokens`` after ``context`` positions: decoding, or verification."""
-        halves = sum(half.bytes_at(Precision.SAME, context, num_tokens) for half in self.sublayers)
-        return halves + self.head.bytes_at(Precision.SAME) + self.final + num_tokens * self.row
+        sublayers = sum(each.bytes_at(Precision.SAME, context, num_tokens) for each in self.sublayers)
+        return sublayers + self.head.bytes_at(Precision.SAME) + self.final + num_tokens * self.row
 
     def draft_step(self, draft: Draft, context: int) -> float:
         """Bytes of one step of ``draft`` after ``context`` positions."""
@@ -158,7 +158,7 @@ def _planned(bound: BoundModel, count: _Count) -> Traffic:
     norms = [claim for claim in own if claim.kind is ClaimKind.NORM]
     tables = [claim for claim in own if claim.kind is ClaimKind.EMBEDDING]
     return Traffic(
-        sublayers=tuple(_half(bound, sublayer, count) for sublayer in sublayers_of(plan.num_layers)),
+        sublayers=tuple(_sublayer(bound, sublayer, count) for sublayer in sublayers_of(plan.num_layers)),
         head=_weights(bound, [claim for claim in own if claim.kind is ClaimKind.LINEAR], count),
         head_rows=int(bound.module(plan.head.path).weight.shape[0]),
         final=count.bytes(tensor for claim in norms for tensor in _tensors(bound, claim)),
@@ -168,16 +168,16 @@ def _planned(bound: BoundModel, count: _Count) -> Traffic:
     )
 
 
-def _half(bound: BoundModel, sublayer: SubLayerId, count: _Count) -> _Half:
-    plan, owned = bound.plan.half(sublayer), list(half_claims(bound.plan, sublayer))
+def _sublayer(bound: BoundModel, sublayer: SubLayerId, count: _Count) -> _SubLayer:
+    plan, owned = bound.plan.sublayer(sublayer), list(sublayer_claims(bound.plan, sublayer))
     if isinstance(plan, AttentionPlan):
         position = 2 * plan.num_kv_heads * plan.head_size * (count.dtype or bound.model.dtype).itemsize
-        return _Half(_weights(bound, owned, count), position=position, reach=plan.reach)
+        return _SubLayer(_weights(bound, owned, count), position=position, reach=plan.reach)
     if not isinstance(plan, ExpertsPlan):
-        return _Half(_weights(bound, owned, count))
+        return _SubLayer(_weights(bound, owned, count))
     names = (plan.gate_up, plan.down, *(plan.biases or ()))
     routed = {f"{bound.plan.layer_path(sublayer.layer)}.{name}" for name in names}
-    return _Half(
+    return _SubLayer(
         _weights(bound, [claim for claim in owned if claim.path not in routed], count),
         _Experts(_weights(bound, [claim for claim in owned if claim.path in routed], count), plan.count, plan.chosen),
     )
@@ -205,16 +205,16 @@ def _by_structure(loaded: LoadedModel, count: _Count = _AS_HELD) -> Traffic:
     """By the modules that are an attention or an MLP; what lies beside the two are norms, half of them each's."""
     model: Any = loaded.model
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    halves: list[_Half] = []
+    sublayers: list[_SubLayer] = []
     inside: list[nn.Module] = [embedding, head]
     modules = zip(loaded.sublayers.layers, loaded.sublayers.attention, loaded.sublayers.mlp, strict=True)
     for (layer, attention, mlp), position in zip(modules, _cached(loaded, count), strict=True):
         norms = count.bytes(_without(layer, (attention, mlp)))
-        halves.append(_Half(_of_module(attention, norms // 2, count), position=position))
-        halves.append(_Half(_of_module(mlp, norms - norms // 2, count)))
+        sublayers.append(_SubLayer(_of_module(attention, norms // 2, count), position=position))
+        sublayers.append(_SubLayer(_of_module(mlp, norms - norms // 2, count)))
         inside.append(layer)
     return Traffic(
-        sublayers=tuple(halves),
+        sublayers=tuple(sublayers),
         head=_of_module(head, 0, count),
         head_rows=int(head.weight.shape[0]),
         final=count.bytes(parameter for parameter in _without(model, inside) if parameter.dim() < 2),

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.checks import visible_line
-from selfspec_tune.draft import DraftPrecision
+from selfspec_tune.draft import DraftPrecision, experts_a_token
 from selfspec_tune.report import text
 from selfspec_tune.report.bench import degenerate_line, model_line
 from selfspec_tune.report.text import STYLES, score_verdict
@@ -105,7 +105,7 @@ def draft_line(draft: DraftSettings, num_layers: int) -> str:
     if draft.precision != "same":
         parts.append(f"at {DraftPrecision.from_json(draft.precision, num_layers)}")
     if draft.experts is not None:
-        parts.append(f"by {draft.experts} expert{'s' if draft.experts > 1 else ''} a token")
+        parts.append(f"by {experts_a_token(draft.experts)}")
     then = "" if draft.model_drafts else " alone"
     parts += [f"{source}{then}" for source in draft.sources]
     return ", ".join(parts)

@@ -11,20 +11,22 @@ is compiled for a candidate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Draft
+from selfspec_tune.engine.known_ids import MOST_OTHERS
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import MAX_MASKED_TOKENS
 from selfspec_tune.engine.layers.copies import Key
 from selfspec_tune.engine.layers.experts import Experts
-from selfspec_tune.engine.layers.linear import Projection
+from selfspec_tune.engine.layers.linear import Dense, Joined, Projection
 from selfspec_tune.engine.layers.sublayer import Stream, SubLayer
 from selfspec_tune.engine.runner import Scores, Want, check_cache, probability, scored
-from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, Pass
+from selfspec_tune.engine.runners.capture import CudaGraphs, DeviceInputs, DryGraphs, GraphBackend, HeadSlots, Pass
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.models import LoadedModel
 
@@ -48,6 +50,7 @@ class GraphedRunner(FastRunner):
     @torch.inference_mode()
     def __init__(self, loaded: LoadedModel, backend: GraphBackend | None = None) -> None:
         on_gpu = loaded.device.type == "cuda"
+        self._slots: HeadSlots | None = None  # of the ids past a draft's share of the vocabulary, once one has a share
         self._backend: GraphBackend = backend or (CudaGraphs(loaded.device) if on_gpu else DryGraphs())
         self._graphs: dict[_GraphKey, Pass] = {}
         self._drafts: dict[Any, frozenset[Key]] = {}  # copies of each draft that may have graphs, last used last
@@ -55,7 +58,8 @@ class GraphedRunner(FastRunner):
         device = loaded.device
         self._inputs = DeviceInputs(MAX_MASKED_TOKENS, device)
         self._offsets = torch.arange(MAX_MASKED_TOKENS, device=device)
-        self._logits = torch.empty(MAX_MASKED_TOKENS, self.vocabulary_size, dtype=loaded.dtype, device=device)
+        width = self.vocabulary_size + MOST_OTHERS
+        self._logits = torch.empty(MAX_MASKED_TOKENS, width, dtype=loaded.dtype, device=device)
         self._chosen = torch.zeros(MAX_MASKED_TOKENS, 2, dtype=torch.float64, device=device)  # token, probability
 
     @property
@@ -87,7 +91,10 @@ class GraphedRunner(FastRunner):
         self._draft_want = Want.of_draft(needs_probability=draft.policy.needs_probability)
         self._max_draft_tokens = min(_most_drafted(draft), MAX_MASKED_TOKENS - 1)
         self._most_tried = max((source.draft_tokens for source in draft.sources), default=0)
-        self._draft_width = min(draft.vocabulary or self.vocabulary_size, self.vocabulary_size)
+        if self._known.first < self.vocabulary_size:
+            self._slots = self._slots or HeadSlots(self._head.dense)
+            self._slots.hold(self._known)
+            self._draft_head = Joined(self._draft_share, self._slots.dense)
         self._draft_key = (draft.skip_set, draft.precision, draft.vocabulary, draft.experts)
         self._drafts.pop(self._draft_key, None)
         self._drafts[self._draft_key] = frozenset(self._copies_of(draft))
@@ -105,7 +112,8 @@ class GraphedRunner(FastRunner):
             return scores
         if is_draft and len(tokens) == 1:  # which may be on the device already
             return self._steps(tokens[0], 1, want)
-        logits = self._pass(tokens, self._draft_key)[:, : self._draft_width] if is_draft else self._pass(tokens)
+        logits = self._pass(tokens, self._draft_key if is_draft else _FULL)
+        logits = self._known.spread(logits) if is_draft else logits[:, : self.vocabulary_size]
         return scored(logits.clone() if want is Want.LOGITS else logits, want, self, is_draft=is_draft)
 
     @torch.inference_mode()
@@ -125,14 +133,14 @@ class GraphedRunner(FastRunner):
             self._step(want if want is Want.PROBABILITIES else self._draft_want)
         if want is Want.LOGITS:
             self._inputs.drafted(count=count)
-            return Scores(logits=self._logits[:1, : self._draft_width].clone())
+            return Scores(logits=self._known.spread(self._logits[:1]).clone())
         rows: list[list[float]] = self._chosen[first : first + count].tolist()
         tokens = [int(row[0]) for row in rows]
         self._inputs.drafted(tokens, count)
         return Scores(tokens, [row[1] for row in rows] if want is Want.PROBABILITIES else [])
 
     def _pass(self, tokens: Sequence[int], what: Any = _FULL) -> Tensor:
-        """Logits [tokens, vocabulary] of the full model or of a draft, which the next pass overwrites."""
+        """Logits [tokens, more than vocabulary] of the full model or of a draft, which the next pass overwrites."""
         end = self._length + len(tokens)
         check_cache(end, self.capacity)
         self._inputs.expect_pass(self._length, tokens)
@@ -205,14 +213,19 @@ class GraphedRunner(FastRunner):
 
     def _step_of_draft(self, bucket: int, want: Want) -> Pass:
         # Bound now: the draft may have changed by the time that a dry pass is called again.
-        sublayers, head = self._draft_sublayers, self._draft_head
-        inputs, logits = self._inputs, self._logits[:1, : self._draft_width]
+        sublayers, head, first = self._draft_sublayers, self._draft_head, self._known.first
+        inputs, slots = self._inputs, self._slots if first < self.vocabulary_size else None
+        logits = self._logits[:1, : first + (0 if slots is None else MOST_OTHERS)]
 
         def forward() -> None:
             tokens = inputs.tokens.index_select(0, inputs.slot)
             hidden = self._through(sublayers, tokens, inputs.start + inputs.slot, bucket)
             logits.copy_(self._head(hidden, head))
+            if slots is not None:
+                logits[:, first:].masked_fill_(slots.are_empty, -inf)
             largest, token = logits.max(-1)
+            if slots is not None:
+                token = slots.ids.index_select(0, token)
             confidence = probability(logits, largest) if want is Want.PROBABILITIES else largest.double()
             self._chosen.index_copy_(0, inputs.slot, torch.stack((token.double(), confidence), -1))
             inputs.slot.add_(1)
@@ -227,6 +240,10 @@ class GraphedRunner(FastRunner):
         for sublayer in sublayers:
             stream = sublayer.at(stream, place) if isinstance(sublayer, Attention | Experts) else sublayer(stream, 0)
         return stream.hidden
+
+    def _hold(self, others: Dense) -> None:
+        assert self._slots is not None
+        self._slots.hold(self._known, others)
 
     def _bucket(self, end: int) -> int:
         """The smallest bucket with ``end`` positions."""

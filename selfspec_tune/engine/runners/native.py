@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from math import exp, nan
+from math import exp, inf, nan
 from typing import Any
 
 import torch
@@ -143,8 +143,8 @@ class NativeRunner(FastRunner):
         if not self._own:
             self._describe_model()
         kept = [self._structure(sublayer.index, precision, draft.experts) for sublayer, precision in draft.kept()]
-        assert isinstance(self._draft_head, Dense | NativeCopy)
-        self._drafting = Stack.of(kept, self._draft_head)
+        assert isinstance(self._draft_share, Dense | NativeCopy)
+        self._drafting = self._draft_stack = Stack.of(kept, self._draft_share)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
@@ -158,7 +158,10 @@ class NativeRunner(FastRunner):
         if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
             raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
         given, best = (ctypes.c_int64 * count)(*tokens), (Best * count)()
-        logits = torch.empty(count, stack.head.rows) if want is Want.LOGITS else None
+        width = self._known.size if is_draft else self.vocabulary_size
+        logits = torch.empty(count, width) if want is Want.LOGITS else None
+        if logits is not None and width > stack.head.first.rows:
+            logits.fill_(-inf)  # of the ids between that the draft does not know
         for first in range(0, count, MAX_TOKENS):
             self._library.engine_run(
                 self._engine,
@@ -213,6 +216,10 @@ class NativeRunner(FastRunner):
                 )
             self._moments = self.input_moments(text)
         return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
+
+    def _hold(self, others: Dense) -> None:
+        super()._hold(others)
+        self._drafting = self._draft_stack.beside(others, self._known.others)
 
     def _forget(self, dropped: set[Key]) -> None:
         self._described = {key: made for key, made in self._described.items() if key[:2] not in dropped}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfspec_tune.draft import Draft
@@ -59,6 +59,9 @@ class StandaloneRunner:
     def set_draft(self, draft: Draft) -> None:
         self._alone.set_draft(draft)
         self._forget()
+
+    def know(self, tokens: Iterable[int]) -> None:
+        self._alone.know(tokens)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False

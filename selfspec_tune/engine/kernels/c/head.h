@@ -9,7 +9,13 @@ typedef struct {
     float logit, log_sum; /* log_sum: logarithm of the sum of exp(logit) over the row */
 } Best;
 
-/* The same of HEAD_UNITS units, one after another: one candidate a row of the unit. */
+/* The tokens of the first rows of the head's weight and, past these, some others. Mirrored in binding.py. */
+typedef struct {
+    Linear first, others; /* others [at most MAX_OTHERS, hidden]: of no rows where there are none */
+    const int64_t *ids;   /* of `others`, ascending */
+} Head;
+
+/* The most probable tokens of HEAD_UNITS units, one after another: one candidate a row of the unit. */
 typedef struct {
     fv logit[PARTS], sum[PARTS]; /* sum of exp(logit - this row's highest) */
     iv token[PARTS];
@@ -40,29 +46,32 @@ INLINE fv logits_of(const Model *m, fv v) {
     return v;
 }
 
-/* Logits of this thread's rows: kept where there is room for them, and the highest of each block. */
-static void head_rows(Engine *e, float *logits, const Linear *l, Input *x, int64_t tokens, int thread, int threads) {
+INLINE int64_t blocks_of(const Linear *l) { return (l->rows + UNIT * HEAD_UNITS - 1) / (UNIT * HEAD_UNITS); }
+
+/* Logits a row: up to the last token that a head has. */
+INLINE int64_t width_of(const Head *h) { return h->others.rows ? h->ids[h->others.rows - 1] + 1 : h->first.rows; }
+
+/* One block of rows of a linear layer: logits [tokens, stride] where there is room for them, and the highest of each.
+ * ids: the rows' tokens, or null where they are their numbers. */
+static void head_block(const Model *m, float *logits, int64_t stride, const Linear *l, const int64_t *ids, int64_t block,
+                       const Input *x, int64_t tokens, Highest *highest) {
     const fv lowest = splat(-1e30f);
-    const int64_t units = (l->rows + UNIT - 1) / UNIT;
+    const int64_t units = (l->rows + UNIT - 1) / UNIT, from = block * HEAD_UNITS;
     Running running[MAX_TOKENS];
-    int64_t from, to;
     fv out[MAX_TOKENS][PARTS];
-    sum_groups(l, x);
-    share((units + HEAD_UNITS - 1) / HEAD_UNITS, thread, threads, &from, &to);
-    for (int64_t unit = from * HEAD_UNITS; unit < to * HEAD_UNITS && unit < units; unit++) {
-        if (unit % HEAD_UNITS == 0)
-            for (int64_t t = 0; t < tokens; t++)
-                for (int part = 0; part < PARTS; part++) {
-                    running[t].logit[part] = lowest;
-                    running[t].sum[part] = splat(0.f);
-                    running[t].token[part] = splat_i(0);
-                }
+    for (int64_t t = 0; t < tokens; t++)
+        for (int part = 0; part < PARTS; part++) {
+            running[t].logit[part] = lowest;
+            running[t].sum[part] = splat(0.f);
+            running[t].token[part] = splat_i(0);
+        }
+    for (int64_t unit = from; unit < from + HEAD_UNITS && unit < units; unit++) {
         unit_rows(l, unit, x, tokens, out);
         for (int64_t t = 0; t < tokens; t++) {
             Running *r = running + t;
             for (int part = 0; part < PARTS; part++) {
                 const iv row = lane_numbers() + part * LANES, there = row < splat_i((int32_t)rows_of(l, unit));
-                const fv v = choose(there, logits_of(&e->m, out[t][part]), lowest);
+                const fv v = choose(there, logits_of(m, out[t][part]), lowest);
                 const iv higher = v > r->logit[part];
                 const fv highest = choose(higher, v, r->logit[part]);
                 r->sum[part] = r->sum[part] * exp_v(r->logit[part] - highest) + choose(there, exp_v(v - highest), splat(0.f));
@@ -70,16 +79,33 @@ static void head_rows(Engine *e, float *logits, const Linear *l, Input *x, int64
                 r->logit[part] = highest;
                 out[t][part] = v;
             }
-            if (logits) memcpy(logits + t * l->rows + unit * UNIT, out[t], rows_of(l, unit) * sizeof(float));
+            float *to = logits ? logits + t * stride : NULL;
+            if (to && !ids) memcpy(to + unit * UNIT, out[t], rows_of(l, unit) * sizeof(float));
+            for (int64_t i = 0; to && ids && i < rows_of(l, unit); i++) to[ids[unit * UNIT + i]] = ((const float *)out[t])[i];
         }
-        if ((unit + 1) % HEAD_UNITS == 0 || unit + 1 == units)
-            for (int64_t t = 0; t < tokens; t++) e->highest[unit / HEAD_UNITS * MAX_TOKENS + t] = highest_of(running + t);
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        highest[t] = highest_of(running + t);
+        if (ids) highest[t].token = ids[highest[t].token];
+    }
+}
+
+/* Logits of this thread's blocks: kept where there is room for them, and the highest of each block. */
+static void head_rows(Engine *e, float *logits, const Head *h, Input *x, int64_t tokens, int thread, int threads) {
+    const int64_t first = blocks_of(&h->first);
+    int64_t from, to;
+    sum_groups(&h->first, x);
+    share(first + blocks_of(&h->others), thread, threads, &from, &to);
+    for (int64_t block = from; block < to; block++) {
+        const int is_other = block >= first;
+        head_block(&e->m, logits, width_of(h), is_other ? &h->others : &h->first, is_other ? h->ids : NULL,
+                   is_other ? block - first : block, x, tokens, e->highest + block * MAX_TOKENS);
     }
 }
 
 /* The highest of all blocks, whose sums are added in their order. */
-static Best best_of(const Engine *e, int64_t rows, int64_t t) {
-    const int64_t blocks = (rows + UNIT * HEAD_UNITS - 1) / (UNIT * HEAD_UNITS);
+static Best best_of(const Engine *e, const Head *head, int64_t t) {
+    const int64_t blocks = blocks_of(&head->first) + blocks_of(&head->others);
     const Highest *h = e->highest + t;
     Best best = {h->token, h->logit, 0};
     double sum = 0;

@@ -11,7 +11,7 @@ typedef struct {
     Engine *e;
     const SubLayer *const *sublayers;
     int64_t num_sublayers;
-    const Linear *head;
+    const Head *head;
     const int64_t *tokens;
     int64_t count, start;
     float *logits;

@@ -31,7 +31,7 @@ static void store_rows(float *y, int64_t stride, const Linear *l, Input *x, int6
     }
 }
 
-/* This thread's outputs of a half's last linear layer, scaled and added to the stream. */
+/* This thread's outputs of a sub-layer's last linear layer, scaled and added to the stream. */
 static void add_rows(Engine *e, float scale, const Linear *l, Input *x, int64_t tokens, int thread, int threads) {
     const int is_bf16 = e->m.is_bf16;
     int64_t from, to;
@@ -48,7 +48,7 @@ static void add_rows(Engine *e, float scale, const Linear *l, Input *x, int64_t 
     }
 }
 
-/* This thread's tokens of `output`, rounded already, through the half's last norm, scaled and added to the stream. */
+/* This thread's tokens of `output`, rounded already, through the sub-layer's last norm, scaled and added to the stream. */
 static void add_output(Engine *e, const SubLayer *s, int64_t tokens, int thread, int threads) {
     const int64_t cols = e->m.hidden;
     const int is_bf16 = e->m.is_bf16;
@@ -59,7 +59,7 @@ static void add_output(Engine *e, const SubLayer *s, int64_t tokens, int thread,
         e->hidden[i] = rounded1(e->hidden[i] + rounded1(e->output[i] * s->residual_scale, is_bf16), is_bf16);
 }
 
-/* What a half's last linear layer makes of `x`, added to the stream by all threads together. */
+/* What a sub-layer's last linear layer makes of `x`, added to the stream by all threads together. */
 static void finish(Engine *e, const SubLayer *s, const Linear *last, Input *x, int64_t tokens, int thread, int threads) {
     if (s->post.kind == NORM_NONE) {
         add_rows(e, s->residual_scale, last, x, tokens, thread, threads);
