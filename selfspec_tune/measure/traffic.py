@@ -146,10 +146,11 @@ _AS_HELD = _Count()
 def _unpacked(part: nn.Module) -> list[Tensor]:
     own: list[Tensor] = list(part.parameters(recurse=False))
     rows, columns = (getattr(part, name, None) for name in ("out_features", "in_features"))
-    is_linear = isinstance(rows, int) and isinstance(columns, int) and not list(part.children())
-    if not is_linear or any(tensor.shape == (rows, columns) for tensor in own):
+    if not isinstance(rows, int) or not isinstance(columns, int) or list(part.children()):
         return own
-    return [*(tensor for tensor in own if tensor.dim() < 2), torch.empty(int(rows), int(columns), device="meta")]
+    if any(tensor.shape == (rows, columns) for tensor in own):
+        return own
+    return [*(tensor for tensor in own if tensor.dim() < 2), torch.empty(rows, columns, device="meta")]
 
 
 def _planned(bound: BoundModel, count: _Count) -> Traffic:

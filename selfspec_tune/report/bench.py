@@ -172,11 +172,11 @@ def check_lines(result: BenchResult) -> list[str]:
 
 def limit_lines(result: BenchResult) -> list[str]:
     """What the memory allows plain bfloat16 decoding, and how near the baseline and the headline come."""
-    headline = headline_method(result)
-    found = [m for m in (headline, result.method(AUTOREGRESSIVE)) if m is not None and m.of_memory_limit is not None]
-    reached = [f"{_label(m, result)} {of_limit(m)}" for m in found]
-    told = result.memory_limit is not None and reached
-    return [f"{limit_text(result.memory_limit)}; of it {', '.join(reached)}."] if told else []
+    if result.memory_limit is None:
+        return []
+    methods = (headline_method(result), result.method(AUTOREGRESSIVE))
+    reached = [f"{_label(method, result)} {of_limit(method)}" for method in methods if method is not None]
+    return [f"{limit_text(result.memory_limit)}; of it {', '.join(reached)}."]
 
 
 def limit_text(limit: MemoryLimit) -> str:
