@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
+from selfspec_tune.draft import Certainty, Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
-from selfspec_tune.draft.rounds import num_tokens
+from selfspec_tune.draft.rounds import MOST_MARGIN, num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
 from selfspec_tune.engine.known_ids import KnownIds
@@ -128,6 +129,14 @@ def draft_step(runner: Runner, token: int) -> Tensor:
     return runner.forward([token], is_draft=True).logits[0]
 
 
+def certainty_by(logits: Tensor) -> Certainty:
+    """How sure logits [vocabulary] are of their highest, computed in float64 and by other steps than the engines'."""
+    probabilities, logits = logits.double().softmax(-1), logits.double().sort().values
+    entropy = -sum(share * math.log(share) for share in probabilities.tolist() if share > 0)
+    margin = float(logits[-1] - logits[-2]) if len(logits) > 1 else MOST_MARGIN
+    return Certainty(float(probabilities.max()), min(margin, MOST_MARGIN), entropy)
+
+
 class Altered:
     """A runner, named after it among the bases, whose logits `alter` changes, whatever is wanted of a pass."""
 
@@ -177,6 +186,8 @@ def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> Non
         assert 0 <= one.num_accepted <= one.num_drafted <= most[one.source or ""]
         assert (one.num_drafted == 0) == (one.source == Source.PLAIN)
         by_model = one.source == Source.MODEL
+        assert len(one.certainties) == (one.num_drafted if by_model else 0)
+        assert (one.match_length > 0) == (one.source in (source.name for source in draft.sources))
         assert one.num_passes in (range(1, max(one.num_drafted, most[Source.MODEL]) + 1) if by_model else (0,))
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
     dropped = num_tokens(rounds) - (len(tokens) - 1)

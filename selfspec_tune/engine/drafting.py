@@ -43,7 +43,7 @@ class Drafter:
         if plan.source is Source.MODEL:
             return self._model.draft(token, plan.num_tokens)
         taken = offered[: plan.num_tokens]
-        return Drafted(plan.source, taken, [None] * len(taken))
+        return Drafted(plan.source, taken, [None] * len(taken), match_length=found.match_length if taken else 0)
 
     def learn(self, round_: Round, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""

@@ -76,6 +76,7 @@ def bench_report(result: BenchResult, width: int) -> Group:
     parts: list[RenderableType] = [
         Text(bench_title(result), style="bold"),
         methods_table(result, width),
+        *map(Text, position_lines(result)),
         Text(legend(column.header for column in _columns(width)), style="dim"),
         *(Text(visible_line(line), style="dim") for line in rival_lines(result)),
     ]
@@ -187,6 +188,14 @@ def limit_text(limit: MemoryLimit) -> str:
         f"Memory limit of plain bfloat16 decoding: {limit.tokens_per_second:.1f} tok/s "
         f"({limit.bytes_per_token / 1e9:.2f} GB a token at {read.median / 1e9:.1f} GB/s{spread})"
     )
+
+
+def position_lines(result: BenchResult) -> list[str]:
+    """How far the headline's drafts were right; none without one that ran."""
+    headline = headline_method(result)
+    if headline is None or headline.unavailable:
+        return []
+    return [f"Accepted by draft position: {text.by_position(headline.by_position)}."]
 
 
 def degenerate_lines(result: BenchResult) -> list[str]:

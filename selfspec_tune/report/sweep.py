@@ -73,6 +73,7 @@ def sweep_report(result: SweepResult, width: int) -> Group:
             parts.append(Text(f"\n{curve.label}"))
         parts.append(curve_table(result, curve, width))
         parts += [*map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))), Text("")]
+        parts += [Text(line) for line in position_lines(curve)]
     parts += [Text(line, style="dim") for line in (PLOT_LEGEND, legend(_headers(width)), result.description)]
     parts.append(Text(""))
     parts += [Text(line) for line in _check_lines(result)]
@@ -105,6 +106,12 @@ def curve_table(result: SweepResult, curve: Curve, width: int) -> Table:
 
 def _headers(width: int) -> list[str]:
     return [header for header, least in _COLUMNS.items() if width >= least]
+
+
+def position_lines(curve: Curve) -> list[str]:
+    """How far drafts were right at each value."""
+    shares = [(point.value, text.by_position(method.by_position)) for point, method in curve.points]
+    return ["Accepted by draft position:", *(f"  {value:g}: {share}" for value, share in shares)]
 
 
 def plot_rows(curve: Curve, width: int) -> list[str]:

@@ -75,6 +75,26 @@ class SkipLayers(Record):
             raise ValueError(str(error)) from error
 
 
+class PositionCounts(Record):
+    """Rounds by position in the draft, the first token's first.
+
+    In so many a token was ``drafted`` there; in so many of these all before it were accepted, so that the verification
+    ``reached`` it; and in so many it was ``accepted``.
+    """
+
+    drafted: list[int] = []
+    reached: list[int] = []
+    accepted: list[int] = []
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        lengths = {len(self.drafted), len(self.reached), len(self.accepted)}
+        counts = zip(self.drafted, self.reached, self.accepted, strict=False)
+        if len(lengths) > 1 or any(not 0 <= right <= reached <= drafted for drafted, reached, right in counts):
+            raise ValueError("tokens that were drafted, reached and accepted at a position must not become more")
+        return self
+
+
 class MethodResult(Record):
     """What one way of decoding achieved.
 
@@ -85,7 +105,8 @@ class MethodResult(Record):
     is Spec-Bench's MAT, the bonus token included. ``draft_cost_fraction`` is the time of a
     drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
     baseline's time for a decoded token. ``unavailable`` says why a method could not run on
-    this model: it then has no runs and no figures. ``degenerate_share`` of the runs have answers that go on in circles
+    this model: it then has no runs and no figures. ``by_position``: what became of drafts token by token, None where
+    nothing was drafted, and in older files. ``degenerate_share`` of the runs have answers that go on in circles
     (None: not known, as in older files, or where all are too short to tell), ``num_too_short`` are too short; where any
     degenerate, ``without_degenerate`` holds the figures without them, None where nothing is left.
     """
@@ -104,6 +125,7 @@ class MethodResult(Record):
     geometric_mean_speedup: float | None = None
     acceptance_rate: float | None = None
     mean_accepted_tokens: float | None = None
+    by_position: PositionCounts | None = None
     draft_cost_fraction: float | None = None
     verify_cost_fraction: float | None = None
     lossless: LosslessCount

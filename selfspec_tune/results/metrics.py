@@ -14,7 +14,7 @@ from typing import NamedTuple
 from selfspec_tune.draft import Round, SkipSet
 from selfspec_tune.draft.rounds import acceptance_rate, mean_accepted_tokens, num_drafted
 from selfspec_tune.intervals import Interval, cluster_bootstrap, cluster_totals, geometric_mean_ratio
-from selfspec_tune.results.bench import LosslessCount, MethodResult, SkipLayers, TaskResult
+from selfspec_tune.results.bench import LosslessCount, MethodResult, PositionCounts, SkipLayers, TaskResult
 from selfspec_tune.results.memory_limit import MemoryLimit, Spread
 from selfspec_tune.results.runs import ArmRun, PairedRun
 
@@ -87,6 +87,18 @@ def count_lossless(runs: Sequence[PairedRun]) -> LosslessCount:
 def rounds_of(runs: Sequence[PairedRun]) -> list[Round]:
     """All rounds of the candidate."""
     return [one for run in runs for one in run.candidate.rounds]
+
+
+def by_position(rounds: Sequence[Round]) -> PositionCounts | None:
+    """What became of drafts token by token; None where nothing was drafted."""
+    positions = range(max((one.num_drafted for one in rounds), default=0))
+    if not positions:
+        return None
+    return PositionCounts(
+        drafted=[sum(one.num_drafted > place for one in rounds) for place in positions],
+        reached=[sum(one.num_drafted > place and one.num_accepted >= place for one in rounds) for place in positions],
+        accepted=[sum(one.num_accepted > place for one in rounds) for place in positions],
+    )
 
 
 def degenerate_share(runs: Sequence[PairedRun]) -> float | None:
@@ -181,6 +193,7 @@ def summarise(
         geometric_mean_speedup=None if is_lossy else _geometric_mean(end_to_end_times(runs)),
         acceptance_rate=acceptance_rate(rounds_of(runs)),
         mean_accepted_tokens=mean_accepted_tokens(rounds_of(runs)),
+        by_position=by_position(rounds_of(runs)),
         draft_cost_fraction=draft_cost_fraction(runs),
         verify_cost_fraction=verify_cost_fraction(runs),
         lossless=lossless,

@@ -20,7 +20,7 @@ from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
 from selfspec_tune.models import LoadedModel
-from tests.engine_kit import RUNNERS, llama, load, needs_compiler, prompt_tokens, threads_of_torch
+from tests.engine_kit import RUNNERS, certainty_by, llama, load, needs_compiler, prompt_tokens, threads_of_torch
 
 VOCABULARY, FIRST = 700, 40  # several blocks of the native head
 SKIP_SET = SkipSet(3, (1,), (2,))
@@ -95,14 +95,14 @@ def test_a_draft_has_the_logits_of_its_share_and_of_the_texts_ids(loaded: Loaded
     kept = [*range(FIRST), *OTHERS]
     expected[:, kept] = whole[:, kept]
     torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-5 if loaded.dtype == torch.float32 else 0.05)
-    for want in (Want.TOKENS, Want.PROBABILITIES):
+    for want in (Want.TOKENS, Want.CERTAINTIES):
         runner.rewind(9)
         scores = runner.forward(tokens, is_draft=True, want=want)
         assert scores.tokens == part.argmax(-1).tolist()
-        probabilities = part.float().softmax(-1).amax(-1).tolist()
-        assert scores.probabilities == (pytest.approx(probabilities, rel=1e-4) if want is not Want.TOKENS else [])
+        certainties = [pytest.approx(certainty_by(row), rel=1e-4, abs=1e-5) for row in part]
+        assert scores.certainties == (certainties if want is not Want.TOKENS else [])
     runner.rewind(9)
-    steps = [runner.forward([token], is_draft=True, want=Want.PROBABILITIES) for token in tokens]
+    steps = [runner.forward([token], is_draft=True, want=Want.CERTAINTIES) for token in tokens]
     assert [step.tokens[0] for step in steps] == part.argmax(-1).tolist()
     assert runner.forward([3]).logits.isfinite().all()  # the full model knows everything
 
@@ -144,14 +144,14 @@ def test_native_bits_depend_neither_on_tokens_nor_on_threads(loaded: LoadedModel
             runner.reserve(100)
         _drafting(runner, Draft(SKIP_SET, vocabulary=FIRST), text)
         for size in (1, 3, 40):
-            for want in (Want.LOGITS, Want.PROBABILITIES):
+            for want in (Want.LOGITS, Want.CERTAINTIES):
                 runner.rewind(9)
                 chunks = [tokens[at : at + size] for at in range(0, 40, size)]
                 scores = [runner.forward(chunk, is_draft=True, want=want) for chunk in chunks]
                 if want is Want.LOGITS:
                     logits = torch.cat([each.logits for each in scores])
                 else:
-                    best = [(t, p) for each in scores for t, p in zip(each.tokens, each.probabilities, strict=True)]
+                    best = [(t, c) for each in scores for t, c in zip(each.tokens, each.certainties, strict=True)]
             assert [token for token, _ in best] == logits.argmax(-1).tolist()
             found.append((logits, best))
     for logits, best in found[1:]:

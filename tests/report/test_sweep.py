@@ -71,6 +71,7 @@ def test_the_table_has_a_row_for_each_value_and_fits(width: int) -> None:
     header = next(line for line in page.splitlines() if "MAT" in line)
     assert ("tok/s" in header) == (width > 60)
     assert ("A-A" in header) == (width == 140)
+    assert "Accepted by draft position:\n  256: 100 % of 24 at 1, 100 % of 24 at 2" in page
     assert "Baseline against itself: 1.00–1.00×" in page
     assert "Our baseline is 1.20–1.20× as fast as model.generate." in " ".join(page.split())
 

@@ -100,10 +100,10 @@ def test_the_share_of_the_memorys_limit_is_told_at_any_width(width: int) -> None
 
 
 def test_a_file_of_an_older_version_shows_its_rates_and_no_share() -> None:
-    result = bench_result()
-    newest, old = ("decode_tokens_per_second", "of_memory_limit"), result.to_dict()
-    assert all(old["methods"][1].pop(key, None) is None or key == newest[0] for key in newest)
-    del old["memory_limit"], old["methods"][0]["decode_tokens_per_second"], old["methods"][0]["of_memory_limit"]
+    old = bench_result().to_dict()
+    for record in (old, *old["methods"]):
+        for key in ("memory_limit", "of_memory_limit", "decode_tokens_per_second"):
+            record.pop(key, None)
     page = bench_text(BenchResult.from_dict(old, origin="here"), 100)
     assert "Memory limit" not in page
     (row,) = [line.split() for line in page.splitlines() if line.split()[:1] == ["autoregressive"]]
@@ -119,6 +119,18 @@ def test_the_verdict_of_a_search_tells_tokens_a_second_and_the_share_of_the_limi
     share = Interval(2.12, 2.0, 2.2)
     print_skip_config(target, skip_config(score=score.model_copy(update={"of_memory_limit": share})))
     assert "31.0 tokens/s, 212 % of the memory's limit for plain bfloat16" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 160])
+def test_below_the_table_stands_what_was_accepted_by_position(width: int) -> None:
+    shown = " ".join(bench_text(bench_result(), width).split())
+    assert "Accepted by draft position: 100 % of 96 at 1, 100 % of 96 at 2, 50 % of 64 at 3, 0 % of 64 at 4." in shown
+
+
+def test_of_a_bench_from_before_positions_were_counted_they_are_not_known() -> None:
+    result = bench_result()
+    old = [method.model_copy(update={"by_position": None}) for method in result.methods]
+    assert "Accepted by draft position: –." in bench_text(result.model_copy(update={"methods": old}), 80)
 
 
 def test_tasks_and_checks_are_printed_below_the_table() -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from selfspec_tune.draft import Round
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import Interval
-from selfspec_tune.results import LosslessCount, MethodResult, metrics
+from selfspec_tune.results import LosslessCount, MethodResult, PositionCounts, metrics
 from selfspec_tune.results.metrics import summarise, summarise_baseline
 from tests.runs import paired_run
 
@@ -86,6 +88,18 @@ def test_rates_come_from_the_rounds() -> None:
     step_seconds = 5.0 / 24
     assert result.draft_cost_fraction == pytest.approx(0.4 * 3.0 / 24 / step_seconds)
     assert result.verify_cost_fraction == pytest.approx(0.6 * 3.0 / 7 / step_seconds)
+
+
+def test_positions_are_counted_over_the_rounds_that_drafted_there() -> None:
+    rounds = [Round(4, 4), Round(4, 2), Round(2, 0), Round(1, 1, "ngram"), PLAIN_ROUND]
+    assert metrics.by_position(rounds) == PositionCounts(
+        drafted=[4, 3, 2, 2], reached=[4, 2, 2, 1], accepted=[3, 2, 1, 1]
+    )
+    assert metrics.by_position([PLAIN_ROUND]) is None
+    assert summarise("best", "self-speculative", RUNS).by_position == PositionCounts(
+        drafted=[7, 7, 5, 5], reached=[7, 7, 5, 3], accepted=[7, 7, 3, 0]
+    )
+    assert summarise_baseline(RUNS).by_position is None
 
 
 def test_tasks_are_broken_down() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from selfspec_tune.engine.kernels.build import Built, built
 from selfspec_tune.errors import NativeUnavailableError
 
-ABI_VERSION = 4  # kernels_abi(0) of the C sources: changes with any function's arguments
+ABI_VERSION = 5  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 MAX_EXPERTS = 1024
@@ -31,9 +31,12 @@ class WeightFormat(IntEnum):
 
 
 class Best(ctypes.Structure):
-    """A row of logits' most probable token, its logit, and the logarithm of the sum of exp(logit)."""
+    """A row of logits' most probable token, its logit, and the logarithm of the sum of exp(logit).
 
-    _fields_ = (("token", c_int64), ("logit", c_float), ("log_sum", c_float))
+    Where they are asked for, the second highest logit and the entropy; else 0.
+    """
+
+    _fields_ = (("token", c_int64), *((name, c_float) for name in ("logit", "log_sum", "second", "entropy")))
 
 
 class Kind(IntEnum):
@@ -218,7 +221,7 @@ def _opened(path: Path) -> Any:
     library.engine_free.argtypes, library.engine_free.restype = [c_void_p], None
     library.engine_run.argtypes = [
         *(c_void_p, c_void_p, c_int64),
-        *(POINTER(HeadStruct), c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+        *(POINTER(HeadStruct), c_void_p, c_int64, c_int64, c_void_p, c_int32, c_void_p),
     ]
     library.engine_run.restype = None
     library.dequantise.argtypes, library.dequantise.restype = [POINTER(Linear), c_void_p, c_int32, c_int32], None

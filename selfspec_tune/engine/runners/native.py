@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Certainty, Draft, Precision
+from selfspec_tune.draft.rounds import MOST_MARGIN
 from selfspec_tune.engine.kernels import weights
 from selfspec_tune.engine.kernels.binding import (
     LOWEST,
@@ -100,6 +101,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _certainty(best: Best) -> Certainty:
+    margin = min(best.logit - best.second, MOST_MARGIN)
+    return Certainty(exp(best.logit - best.log_sum), margin, max(best.entropy, 0.0))
+
+
 class NativeRunner(FastRunner):
     """A `FastRunner` whose passes after the prefill run in native calls, which write no logits where none are wanted.
 
@@ -172,6 +178,7 @@ class NativeRunner(FastRunner):
                 min(MAX_TOKENS, count - first),
                 start + first,
                 None if logits is None else logits[first].data_ptr(),
+                want is Want.CERTAINTIES,
                 ctypes.byref(best, first * _BEST_BYTES),
             )
         self._length = start + count
@@ -179,10 +186,8 @@ class NativeRunner(FastRunner):
             return Scores(logits=logits)
         if not is_draft:
             check_largest([each.log_sum if each.logit > LOWEST else nan for each in best], self)
-        chosen = Scores([each.token for each in best])
-        if want is Want.PROBABILITIES:
-            chosen.probabilities = [exp(each.logit - each.log_sum) for each in best]
-        return chosen
+        certainties = [_certainty(each) for each in best] if want is Want.CERTAINTIES else []
+        return Scores([each.token for each in best], certainties)
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
         """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""

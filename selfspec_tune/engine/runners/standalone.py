@@ -80,13 +80,13 @@ class StandaloneRunner:
         self._text += tokens
         return self._full.forward(tokens, want=want, last_only=last_only)
 
-    def draft_ahead(self, token: int, count: int) -> list[int]:
+    def draft_ahead(self, token: int, count: int) -> Scores:
         if count < 1:
-            return []
-        drafted = self.forward([token], is_draft=True, want=Want.TOKENS).tokens
+            return Scores()
+        drafted = self.forward([token], is_draft=True, want=Want.CERTAINTIES)
         if count > 1:
-            drafted += draft_ahead(self._alone, drafted[0], count - 1)
-            self._note_read(drafted[:-1])
+            drafted.extend(draft_ahead(self._alone, drafted.tokens[0], count - 1))
+            self._note_read(drafted.tokens[:-1])
         return drafted
 
     def rewind(self, length: int) -> None:

@@ -16,7 +16,7 @@
 #ifndef KERNELS_LEVEL
 #define KERNELS_LEVEL "unknown"
 #endif
-#define KERNELS_ABI 4 /* changes with what the functions below take; mirrored in binding.py */
+#define KERNELS_ABI 5 /* changes with what the functions below take; mirrored in binding.py */
 
 /* The processor level that these were compiled for. */
 const char *kernels_level(void) { return KERNELS_LEVEL; }
@@ -116,13 +116,14 @@ Engine *engine_new(const Model *m) {
 }
 
 /* Run `count` token ids, at the positions that follow `start`, through the sub-layers.
- * logits [count, up to the head's last token] in float32, or null: of tokens that the head has alone; best [count]. */
+ * logits [count, up to the head's last token] in float32, or null: of tokens that the head has alone; best [count], with how
+ * sure each row is where that is wanted. */
 void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Head *head,
-                const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
-    Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits};
+                const int64_t *tokens, int64_t count, int64_t start, float *logits, int32_t is_certainty_wanted, Best *best) {
+    Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits, is_certainty_wanted};
     atomic_store(&e->barrier.arrived, 0); /* a fork in the midst of a pass leaves some */
     parallel(e->m.threads, run_pass, &pass);
-    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head, t);
+    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, is_certainty_wanted, head, t);
 }
 
 typedef struct {

@@ -79,10 +79,11 @@ typedef struct {
     void *keys, *values; /* [layers, kv_heads, capacity, head_size] */
 } Model;
 
-/* The highest of some rows of logits, and the sum of exp(logit - it) over them. */
+/* The highest of some rows of logits, and the sum of exp(logit - it) over them; where how sure that is was asked for,
+ * the second highest, and the sum of exp(logit - highest) * (logit - highest). */
 typedef struct {
     int64_t token;
-    float logit, sum;
+    float logit, sum, second, weighted;
 } Highest;
 
 /* What mixtures of experts need. A pair is a token and a rank of its experts. */
