@@ -13,7 +13,7 @@ from selfspec_tune.draft.policy import (
     PolicyState,
 )
 from selfspec_tune.draft.precision import DraftPrecision, Precision
-from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.rounds import Certainty, Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.source import DraftSource
 
@@ -23,6 +23,7 @@ __all__ = [
     "MOST_TOKEN_IDS",
     "PLAIN",
     "AcceptancePrior",
+    "Certainty",
     "Draft",
     "DraftPolicy",
     "DraftPrecision",

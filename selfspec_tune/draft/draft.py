@@ -26,9 +26,9 @@ class Draft:
     """How tokens are drafted: `SkipSet`, `DraftPolicy`, precision of the kept sub-layers, sources beside the model.
 
     ``vocabulary`` restricts the model's drafts to the first so many token ids: only those
-    rows of the output head are read, a view of the same tensor. BPE vocabularies are
-    ordered by merge rank, so frequent tokens come first. Verification always sees the whole
-    vocabulary, so a token outside is never lost, only never drafted. None: all of it.
+    rows of the output head are read, a view of the same tensor, and those of the ids past them that the
+    context holds. BPE vocabularies are ordered by merge rank, so frequent tokens come first. Verification always
+    sees the whole vocabulary, so a token outside is never lost, only never drafted. None: all of it.
 
     Each of ``sources`` is asked in turn what may follow the context, and the model drafts where
     nothing is found; with ``model_drafts`` false the sources draft alone.
@@ -67,6 +67,10 @@ class Draft:
         """At which precision each sub-layer drafts, in running order; None where it is skipped."""
         flags = self.skip_set.to_flags()
         return tuple(None if skip else self.precision.of(index) for index, skip in enumerate(flags))
+
+    def covers(self, vocabulary_size: int) -> int:
+        """How many of the first ids the model drafts from, out of so many."""
+        return min(self.vocabulary or vocabulary_size, vocabulary_size)
 
     def kept(self) -> Iterator[tuple[SubLayerId, Precision]]:
         """What stays of the sub-layers, in running order, each with its precision."""

@@ -183,7 +183,7 @@ def speculative_rounds(
         runner.rewind(verified + num_accepted + 1)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
-        round_ = Round(len(drafted.tokens), num_accepted, drafted.source, drafted.num_passes, drafted.num_guesses)
+        round_ = drafted.round(num_accepted)
         record.rounds.append(round_)
         tokens = [*drafted.tokens[:num_accepted], token]
         drafter.learn(round_, tokens)

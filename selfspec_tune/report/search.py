@@ -115,13 +115,20 @@ def _score_facts(score: Score) -> Iterator[tuple[str, str]]:
     if score.end_to_end_speedup is not None:
         yield "end to end", text.speedup(score.end_to_end_speedup)
     if score.decode_speedup is not None:
-        yield "decode", text.speedup(score.decode_speedup)
+        yield "decode", ", ".join([text.speedup(score.decode_speedup), *_rates(score)])
     if score.acceptance_rate is not None:
         yield "acceptance", text.percent(score.acceptance_rate)
     if score.mean_accepted_tokens is not None:
         yield "MAT", text.figure(score.mean_accepted_tokens, 2)
     for line in degenerate_line(score):
         yield "degenerate answers", line
+
+
+def _rates(score: Score) -> Iterator[str]:
+    if score.decode_tokens_per_second is not None:
+        yield f"{score.decode_tokens_per_second:.1f} tokens/s"
+    if score.of_memory_limit is not None:
+        yield f"{text.percent(score.of_memory_limit.value)} of the memory's limit for plain bfloat16"
 
 
 def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

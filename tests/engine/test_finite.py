@@ -134,7 +134,7 @@ def test_every_runner_notices_in_its_own_steps(name: str, broken: LoadedModel) -
     runner.reserve(64)
     runner.set_draft(Draft(SkipSet.empty(4)))
     prefill(runner, prompt_tokens(9))
-    for want in (Want.TOKENS, Want.PROBABILITIES):
+    for want in (Want.TOKENS, Want.CERTAINTIES):
         for count, last_only in ((1, False), (40, False), (1, True)):
             with pytest.raises(NonFiniteError, match="at position 10 are"):
                 runner.forward([5] * count, want=want, last_only=last_only)

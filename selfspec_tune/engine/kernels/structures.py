@@ -18,6 +18,7 @@ from selfspec_tune.engine.kernels.binding import (
     ActivationStruct,
     AttentionStruct,
     ExpertsStruct,
+    HeadStruct,
     Kind,
     Linear,
     MlpStruct,
@@ -227,15 +228,21 @@ class Stack:
     """What a pass runs through, as the kernels read it. ``kept``: all that its addresses point into."""
 
     sublayers: ctypes.Array[ctypes.c_void_p]
-    head: Linear
-    kept: tuple[tuple[Described, SubLayerStruct], ...]
-    kept_head: Described
+    head: HeadStruct
+    kept: tuple[Any, ...]
 
     @classmethod
     def of(cls, sublayers: Iterable[tuple[Described, SubLayerStruct]], head: Dense | NativeCopy) -> Stack:
         """Described sub-layers in running order, and then the head."""
-        kept, kept_head = tuple(sublayers), Described()
-        return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
+        kept, described = tuple(sublayers), Described()
+        first = HeadStruct(described.linear(head))
+        return cls(_pointers([sublayer for _, sublayer in kept]), first, (*kept, described))
+
+    def beside(self, others: Dense, ids: Tensor) -> Stack:
+        """The same with a head that has ``others`` too, the rows of ``ids`` [ids]."""
+        described = Described()
+        head = HeadStruct(self.head.first, described.linear(others), ids.data_ptr())
+        return Stack(self.sublayers, head, (*self.kept, described, ids))
 
 
 def _pointers(sublayers: Sequence[SubLayerStruct]) -> ctypes.Array[ctypes.c_void_p]:

@@ -18,6 +18,7 @@ from selfspec_tune.measure.arms import contender_arm, reference_arms
 from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts, run_together
 from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.workload import shortened
 from selfspec_tune.requests import Objective
 from selfspec_tune.results import BenchResult
@@ -231,6 +232,7 @@ def measure_winner(
         log=session.folder.test,
         session=session.sessions.number,
         limit=TimeLimit(lambda: session.clock.left - session.estimates.conclusion(), FEWEST_TESTED),
+        plain_limit=PlainLimit(session.workload.loaded, session.workload.runner, session.reporter.notice),
     )
     (runs,) = run_together([contest], session.reporter)
     num_tested = len({run.prompt_hash for run in runs})

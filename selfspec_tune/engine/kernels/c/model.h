@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #define MAX_EXPERTS 1024
+#define MAX_OTHERS 1024 /* tokens of a head past its first rows */
 #define HEAD_UNITS 16 /* units of the output head whose exponentials are summed before such sums are added */
 
 enum { KIND_ATTENTION = 0, KIND_MLP = 1, KIND_EXPERTS = 2 };
@@ -78,10 +79,11 @@ typedef struct {
     void *keys, *values; /* [layers, kv_heads, capacity, head_size] */
 } Model;
 
-/* The highest of some rows of logits, and the sum of exp(logit - it) over them. */
+/* The highest of some rows of logits, and the sum of exp(logit - it) over them; where how sure that is was asked for,
+ * the second highest, and the sum of exp(logit - highest) * (logit - highest). */
 typedef struct {
     int64_t token;
-    float logit, sum;
+    float logit, sum, second, weighted;
 } Highest;
 
 /* What mixtures of experts need. A pair is a token and a rank of its experts. */
