@@ -14,6 +14,7 @@ from selfspec_tune.checks import visible_line
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.report import text
 from selfspec_tune.report.text import STYLES, bench_verdict, headline_method
+from selfspec_tune.requests import Sampling
 from selfspec_tune.results import (
     BenchResult,
     LosslessCount,
@@ -28,11 +29,11 @@ from selfspec_tune.results.metrics import AUTOREGRESSIVE, with_decode_rates
 WIDE = 140
 _FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
 _MEANINGS = {
-    "end to end": "speedup over autoregressive, prefill included [95 % interval]",
-    "decode": "speedup over autoregressive, without prefill",
+    "end to end": "speedup over autoregressive, the baseline, with the prefill [95 % interval]",
+    "decode": "speedup over autoregressive, the baseline, without the prefill",
     "tok/s": "tokens a second of decode",
     "of limit": "tok/s ÷ what the memory allows plain bfloat16 decoding",
-    "accept": "drafted tokens that verification keeps",
+    "accept": "share of drafted tokens that verification keeps",
     "MAT": "mean tokens a verification gives, bonus included",
     "draft cost": "a drafted token's time ÷ a plainly decoded one's",
     "A-A": "the baseline against itself, decode",
@@ -75,6 +76,7 @@ def bench_report(result: BenchResult, width: int) -> Group:
     """Everything a bench says: table, breakdown by task, checks, warnings, and the verdict last."""
     parts: list[RenderableType] = [
         Text(bench_title(result), style="bold"),
+        *(Text(visible_line(line), style="dim") for line in conditions_lines(result)),
         methods_table(result, width),
         *map(Text, position_lines(result)),
         Text(legend(column.header for column in _columns(width)), style="dim"),
@@ -99,6 +101,32 @@ def bench_title(result: BenchResult) -> str:
     """Model, dtype and device, and which prompts were used."""
     read = ", which the search had read" if result.in_sample else ""
     return visible_line(f"{model_line(result.model)} · {result.split} prompts{read}")
+
+
+def conditions_lines(result: BenchResult) -> list[str]:
+    """``AMD EPYC · 2 threads · native runner · builtin prompts of 32–118 tokens, up to 128 new · greedy``.
+
+    As far as the file says; empty where it says nothing.
+    """
+    hardware, prompts = (result.provenance.get(name) or {} for name in ("hardware", "prompts"))
+    parts = [hardware.get("gpu") or hardware.get("cpu")]
+    if threads := hardware.get("threads"):
+        parts.append("1 thread" if threads == 1 else f"{threads} threads")
+    if runner := result.provenance.get("runner"):
+        parts.append(f"{runner} runner")
+    if prompts:
+        lengths = [run.prompt_tokens for run in result.runs]
+        read = f" of {min(lengths)}–{max(lengths)} tokens" if lengths else ""
+        parts.append(f"{prompts.get('source')} prompts{read}, up to {prompts.get('max_new_tokens')} new")
+        parts.append(decoding(prompts) or "greedy")
+    known = [part for part in parts if part]
+    return [" · ".join(known)] if known else []
+
+
+def decoding(prompts: Mapping[str, Any]) -> str:
+    """How tokens were drawn, by what files say of it: ``temperature 0.7, top p 0.9``; empty where greedily."""
+    known = {name: prompts[name] for name in Sampling.__dataclass_fields__ if name in prompts}
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in Sampling(**known).in_force.items())
 
 
 def model_line(model: ModelInfo) -> str:
@@ -284,11 +312,12 @@ def print_runtime_bench(console: Console, result: RuntimeBench) -> None:
     accepted = "none drafted" if result.acceptance_rate is None else f"{text.percent(result.acceptance_rate)} accepted"
     lines = [
         f"{result.runtime}: {result.model} with {result.draft}, {result.draft_tokens} tokens a draft",
-        f"decode      {text.speedup(result.decode_speedup)}",
-        f"end to end  {text.speedup(result.end_to_end_speedup)}",
+        f"decode      {text.speedup(result.decode_speedup)} over the target alone",
+        f"end to end  {text.speedup(result.end_to_end_speedup)} over the target alone, with the prompt's pass",
         f"itself      {text.speedup(result.again)} decode: the target alone against itself",
-        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification; {result.tokens_per_second:.1f} tokens/s "
-        f"by the target alone, {result.num_prompts} prompts",
+        f"decode      {text.figure(result.decode_tokens_per_second('speculative'), 1)} tokens/s, "
+        f"{text.figure(result.decode_tokens_per_second('plain'), 1)} by the target alone",
+        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification, {result.num_prompts} prompts",
         f"{result.same_texts} of {result.num_prompts} answers are the target's own",
     ]
     lines += [f"degenerate answers: {line}" for line in degenerate_line(result)]

@@ -78,6 +78,18 @@ def test_a_narrow_terminal_drops_the_lesser_columns() -> None:
     assert "end to end" in header
 
 
+def test_the_conditions_of_a_bench_stand_above_its_figures() -> None:
+    prompts = {"source": "humaneval", "max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    provenance = {"hardware": {"cpu": "Some CPU", "threads": 2}, "runner": "native", "prompts": prompts}
+    page = bench_text(bench_result(provenance=provenance), 120)
+    told = "Some CPU · 2 threads · native runner · humaneval prompts of 20–20 tokens, up to 128 new · "
+    assert page.splitlines()[1].rstrip() == f"{told}greedy"
+    drawn = provenance | {"prompts": prompts | {"temperature": 0.7, "top_k": 20}}
+    page = bench_text(bench_result(provenance=drawn), 160)
+    assert page.splitlines()[1].rstrip() == f"{told}temperature 0.7, top p 1, top k 20"
+    assert "method" in bench_text(bench_result(), 120).splitlines()[2]
+
+
 def test_every_shown_column_is_explained_and_no_other() -> None:
     narrow, wide = (" ".join(bench_text(bench_result(), width).split()) for width in (60, 160))
     for header in ("end to end:", "tok/s:", "lossless:"):
