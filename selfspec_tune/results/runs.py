@@ -156,6 +156,8 @@ class PairedRun(Record):
     measured the pair where a bench was resumed; both arms are always of one block of one session.
     ``point`` is the value of a sweep. ``degenerate``: whether the answer of either arm goes on in circles
     (`selfspec_tune.measure.degeneration`); None: ``too_short`` to tell, or nobody looked, as in older files.
+    ``plain_bytes``: what plain decoding of the pair's text reads for a token, were the model held in bfloat16;
+    ``memory_bytes_per_second``: what the memory delivered before and after the block. None: not known.
     """
 
     method: str
@@ -175,3 +177,12 @@ class PairedRun(Record):
     point: float | None = None
     degenerate: bool | None = None
     too_short: bool = False
+    plain_bytes: float | None = Field(default=None, gt=0)
+    memory_bytes_per_second: float | None = Field(default=None, gt=0)
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """Seconds that the memory needed for a token of plain bfloat16 decoding; None where that is not known."""
+        if self.plain_bytes is None or self.memory_bytes_per_second is None:
+            return None
+        return self.plain_bytes / self.memory_bytes_per_second
