@@ -120,7 +120,7 @@ def test_logits_equal_one_forward(loaded: LoadedModel, engines: list[FastRunner]
 
 
 def _skip_sets(num_layers: int) -> Iterator[SkipSet]:
-    """Nothing, every attention, every MLP, everything, and each half alone."""
+    """Nothing, every attention, every MLP, everything, and each sub-layer alone."""
     layers = tuple(range(num_layers))
     yield from (SkipSet.empty(num_layers), SkipSet(num_layers, layers), SkipSet(num_layers, (), layers))
     yield SkipSet(num_layers, layers, layers)
@@ -241,12 +241,12 @@ def _drafted_with_dequantised(
     fast, indices = FastRunner(loaded), range(2 * loaded.num_layers + 1)
     fast.reserve(40)
     prefill(fast, prompt)
-    *halves, (head,) = [
+    *copies, (head,) = [
         [_dequantised(copy, dense, precision) for copy, dense in zip(copies, fast._linear_layers(index), strict=True)]
         for index, copies in enumerate(engine._copies.get((index, precision)) for index in indices)
     ]
     fast._sublayers = [
-        sublayer.with_projections(*projections) for sublayer, projections in zip(fast._sublayers, halves, strict=True)
+        sublayer.with_projections(*projections) for sublayer, projections in zip(fast._sublayers, copies, strict=True)
     ]
     fast.set_draft(Draft(SkipSet.empty(loaded.num_layers)))
     fast._draft_head = head
