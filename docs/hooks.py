@@ -87,12 +87,12 @@ def api_reference() -> str:
 def family_table() -> str:
     """Which engines serve each family and what the others lack, as a Markdown table."""
     from selfspec_tune.engine.expected import families  # loads torch
-    from selfspec_tune.report.models import counts, missing, served_by
+    from selfspec_tune.report.models import missing, served_by, summary
 
     found = dict(families())
     rows = [f"| {name} | {served_by(service)} | {'<br>'.join(missing(service))} |" for name, service in found.items()]
     head = "| family | served by | missing |\n| --- | --- | --- |\n"
-    return head + "\n".join(rows) + f"\n\nOf {len(found)} families, {counts(found)}."
+    return head + "\n".join(rows) + f"\n\n{summary(found)}"
 
 
 def refusals() -> str:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tomllib
@@ -25,6 +26,8 @@ from selfspec_tune.errors import FileFormatError, SelfSpecError, StorageError, U
 from selfspec_tune.temporary import hold, release, sweep, temporary_name
 
 HASH_LENGTH = 16
+# A list, indented, of neither texts nor lists nor objects. No text of JSON holds the end of a line.
+_NUMBERS = re.compile(r"\[\n\s*([^\[\]{}\"]*?)\s*\]")
 DAMAGED = "It may be damaged: restore a copy, or begin again with another `out`."
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -124,9 +127,9 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
-    """`write_atomic` of ``value`` as indented UTF-8 JSON (NaN and infinities are refused)."""
+    """`write_atomic` of ``value`` as indented UTF-8 JSON, lists of numbers on one line (no NaN, no infinities)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text + "\n")
+    write_atomic(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def append_jsonl(path: str | os.PathLike[str], *values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision, Source
+from selfspec_tune.draft import Certainty, Draft, DraftPolicy, PolicyKind, Precision, Source
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
-from selfspec_tune.draft.rounds import num_tokens
+from selfspec_tune.draft.rounds import MOST_MARGIN, num_tokens
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, RawGeneration, Runner
+from selfspec_tune.engine.known_ids import KnownIds
 from selfspec_tune.engine.runner import Scores, Want, scored
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
@@ -127,14 +129,21 @@ def draft_step(runner: Runner, token: int) -> Tensor:
     return runner.forward([token], is_draft=True).logits[0]
 
 
+def certainty_by(logits: Tensor) -> Certainty:
+    """How sure logits [vocabulary] are of their highest, computed in float64 and by other steps than the engines'."""
+    probabilities, logits = logits.double().softmax(-1), logits.double().sort().values
+    entropy = -sum(share * math.log(share) for share in probabilities.tolist() if share > 0)
+    margin = float(logits[-1] - logits[-2]) if len(logits) > 1 else MOST_MARGIN
+    return Certainty(float(probabilities.max()), min(margin, MOST_MARGIN), entropy)
+
+
 class Altered:
     """A runner, named after it among the bases, whose logits `alter` changes, whatever is wanted of a pass."""
 
     def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
         logits = super().forward(tokens, **how).logits.clone()  # type: ignore[misc]
-        return scored(
-            self.alter(logits, tokens, kind_of(tokens, **how)), want, self, is_draft=how.get("is_draft", False)
-        )
+        altered = self.alter(logits, tokens, kind_of(tokens, **how))
+        return scored(altered, want, self, tokens, is_draft=how.get("is_draft", False))
 
     def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
         raise NotImplementedError
@@ -176,6 +185,8 @@ def check_record(generation: RawGeneration, limits: Limits, draft: Draft) -> Non
         assert 0 <= one.num_accepted <= one.num_drafted <= most[one.source or ""]
         assert (one.num_drafted == 0) == (one.source == Source.PLAIN)
         by_model = one.source == Source.MODEL
+        assert len(one.certainties) == (one.num_drafted if by_model else 0)
+        assert (one.match_length > 0) == (one.source in (source.name for source in draft.sources))
         assert one.num_passes in (range(1, max(one.num_drafted, most[Source.MODEL]) + 1) if by_model else (0,))
     # Each round adds its accepted tokens and one more; the last one's is dropped after a drafted end of sequence.
     dropped = num_tokens(rounds) - (len(tokens) - 1)
@@ -220,8 +231,8 @@ class TableRunner:
     def __init__(self, target: Tensor, draft: Tensor | None = None) -> None:
         self._target = target
         self._draft = target if draft is None else draft
-        self._draft_vocabulary: int | None = None
         self.vocabulary_size = target.shape[-1]
+        self._known = KnownIds(Draft(SkipSet.empty(1)), self.vocabulary_size, target.device)
         self.tokens: list[int] = []
         self.verified: list[list[int]] = []
         self.draft_passes: list[list[int]] = []
@@ -239,7 +250,10 @@ class TableRunner:
     def synchronize(self) -> None: ...
 
     def set_draft(self, draft: Draft) -> None:
-        self._draft_vocabulary = draft.vocabulary
+        self._known = KnownIds(draft, self.vocabulary_size, self._target.device)
+
+    def know(self, tokens: Iterable[int]) -> None:
+        self._known.add(tokens)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
@@ -247,13 +261,14 @@ class TableRunner:
         if len(tokens) > 1 and not last_only:
             (self.draft_passes if is_draft else self.verified).append(list(tokens))
         rows = [self.row_after(token, is_draft=is_draft) for token in tokens]
-        return scored(torch.stack(rows[-1:] if last_only else rows), want, self, is_draft=is_draft)
+        logits = torch.stack(rows[-1:] if last_only else rows)
+        return scored(self._known.among(logits) if is_draft else logits, want, self, tokens, is_draft=is_draft)
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         """The logits after one more token."""
         self.tokens.append(token)
         before, last = [0, *self.tokens][-2:]
-        return self._draft[before, last][: self._draft_vocabulary] if is_draft else self._target[before, last]
+        return (self._draft if is_draft else self._target)[before, last]
 
     def rewind(self, length: int) -> None:
         del self.tokens[length:]
@@ -301,6 +316,7 @@ class ClockedRunner(TableRunner):
     def set_draft(self, draft: Draft) -> None:
         if not draft.precision.is_same and self._low is None:
             raise UsageError(f"the clocked runner cannot draft at {draft.precision}")
+        super().set_draft(draft)
         self._chosen = draft
 
     def forward(
@@ -317,7 +333,7 @@ class ClockedRunner(TableRunner):
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         self.tokens.append(token)
-        return self._target[0, token][: self._chosen.vocabulary if is_draft else None]
+        return self._target[0, token]
 
     def _spend(self, seconds: float, *, is_draft: bool) -> None:
         self.now += seconds + self._cold * (is_draft is not self._was_draft)

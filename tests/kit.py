@@ -108,6 +108,22 @@ _SEEING: dict[str, dict[str, Any]] = {
 }
 
 
+def pack_ternary(directory: Path) -> Path:
+    """Quantise a Llama checkpoint in place as BitNet does: ternary weights, four to a byte."""
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.bitnet import pack_weights
+
+    file, settings = directory / "model.safetensors", directory / "config.json"
+    weights = load_file(file)
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        weights[f"{name}_scale"] = weights[name].abs().mean()[None]
+        weights[name] = pack_weights((weights[name] / weights[f"{name}_scale"]).round().clamp(-1, 1))
+    save_file(weights, file, metadata={"format": "pt"})
+    bitnet = {"quantization_config": {"quant_method": "bitnet"}}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | bitnet))
+    return directory
+
+
 def save_random(config: PreTrainedConfig, directory: Path, *, seed: int = 0, chat: bool = False) -> Path:
     """Save a model of this configuration with random weights, and a tokenizer of its vocabulary size."""
     random_model(config, seed).save_pretrained(directory)

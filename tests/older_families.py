@@ -1,4 +1,4 @@
-"""Rows of `tests.families` for the decoders before Llama and those with halves side by side."""
+"""Rows of `tests.families` for the decoders before Llama and those with sub-layers side by side."""
 
 from __future__ import annotations
 

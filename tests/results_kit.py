@@ -19,7 +19,7 @@ from selfspec_tune.results import (
     TransferResult,
     TransferRow,
 )
-from selfspec_tune.results.metrics import summarise, summarise_baseline
+from selfspec_tune.results.metrics import memory_limit, summarise, summarise_baseline
 from tests.runs import paired_run
 
 MODEL = ModelInfo(
@@ -30,6 +30,7 @@ MODEL = ModelInfo(
     dtype="float32",
     device="cpu",
 )
+LIMITED = {"plain_bytes": 2e9, "memory_bytes_per_second": 20e9}  # of runs beside which the memory was measured
 SKIP = SkipSet(12, (2, 3, 4, 9), (5,))
 FASTER = Interval(1.21, 1.15, 1.27)
 
@@ -118,6 +119,7 @@ def bench_result(
         "methods": methods,
         "a_a": NullRun(end_to_end=even, decode=even, num_prompts=8),
         "baseline_vs_generate": 1.3,
+        "memory_limit": memory_limit(runs),
         "runs": runs,
     }
     return BenchResult(**(values | fields))

@@ -33,6 +33,16 @@ def test_json_reads_back_as_written(tmp_path_factory: pytest.TempPathFactory, va
     assert files.read_json(path) == value
 
 
+def test_a_list_of_numbers_is_one_line(tmp_path: Path) -> None:
+    value = {"numbers": [1, -2.5e-7, None, True], "texts": ["[\n1\n]", ","], "lists": [[1, 2], []], "none": []}
+    files.write_json_atomic(tmp_path / "a.json", value)
+    lines = (tmp_path / "a.json").read_text().splitlines()
+    assert lines[1] == '  "numbers": [1, -2.5e-07, null, true],'
+    assert lines[2:5] == ['  "texts": [', '    "[\\n1\\n]",', '    ","']
+    assert lines[6:9] == ['  "lists": [', "    [1, 2],", "    []"]
+    assert files.read_json(tmp_path / "a.json") == value
+
+
 @settings(deadline=None, max_examples=50)
 @given(records=st.lists(json_values, max_size=5))
 def test_json_lines_read_back_as_appended(tmp_path_factory: pytest.TempPathFactory, records: list[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind
+from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, experts_a_token
 from selfspec_tune.draft.dialects import Dialect
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.sources import labels
@@ -169,7 +169,7 @@ def parts_of(main: Draft) -> Iterator[Part]:
         yield Part(COPIES, f"the low-precision copies with nothing skipped, without {labels(' and ')}", alone)
     if main.experts is not None:
         alone = replace(by_model, skip_set=nothing_skipped, precision=DraftPrecision())
-        yield Part(EXPERTS, f"{main.experts} experts a token, nothing skipped, without {labels(' and ')}", alone)
+        yield Part(EXPERTS, f"{experts_a_token(main.experts)}, nothing skipped, without {labels(' and ')}", alone)
     if has_copies and sources:
         yield Part(COPIES_AND_SKIPS, f"the draft without its {' and '.join(sources)}", by_model)
     if has_copies and has_skips and sources:

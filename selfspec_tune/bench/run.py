@@ -19,6 +19,7 @@ from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contenders import Contender, as_begun, gather, model_options, overridden, prompt_options
 from selfspec_tune.measure.contest import Contest, run_together
 from selfspec_tune.measure.lossless import LosslessCheck, make_check
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.run_log import commits_of, measurement, measurement_provenance, opened, runner_of, widened_of
 from selfspec_tune.measure.workload import Workload, load_some, open_workload
 from selfspec_tune.prompts import Prompt, draw_prompts, load_prompts, those_unread
@@ -72,6 +73,7 @@ def run_bench(request: BenchRequest, reporter: Reporter, workload: Workload | No
             rounds=request.rounds,
             log=log.path if log else None,
             session=log.session if log else None,
+            plain_limit=PlainLimit(workload.loaded, workload.runner, reporter.notice),
         )
         if log:
             log.begin([contest], setting.provenance(contest.check), reporter)

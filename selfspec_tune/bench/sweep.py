@@ -13,6 +13,7 @@ from selfspec_tune.measure.arms import Arm, reference_arms, self_speculative_arm
 from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contest import Contest, run_together
 from selfspec_tune.measure.lossless import make_check
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.run_log import BenchLog, measurement, opened
 from selfspec_tune.measure.workload import WorkItem, Workload
 from selfspec_tune.prompts import Prompt, Template, draw_prompts, load_prompts, may_fit, render
@@ -166,7 +167,8 @@ def run_sweep(request: SweepRequest, reporter: Reporter) -> SweepResult:
     items = {f"{point.value:g}": point.items for point in points}
     defined = measurement(setting.workload, items, bench, sweep=request.kind.value)
     with opened(bench.log, defined, reporter, fresh=bench.fresh) as log:
-        contests = [_contest(point, setting, bench, log) for point in points]
+        limit = PlainLimit(setting.workload.loaded, setting.workload.runner, reporter.notice)
+        contests = [_contest(point, setting, bench, log, limit) for point in points]
         if log:
             log.begin(contests, setting.provenance(contests[0].check), reporter)
         detail = f"{request.kind} at {len(points)} values, {len(points[0].items)} prompts"
@@ -198,7 +200,9 @@ def run_sweep(request: SweepRequest, reporter: Reporter) -> SweepResult:
     )
 
 
-def _contest(point: Point, setting: BenchSetup, bench: BenchRequest, log: BenchLog | None) -> Contest:
+def _contest(
+    point: Point, setting: BenchSetup, bench: BenchRequest, log: BenchLog | None, plain_limit: PlainLimit
+) -> Contest:
     """One point's bench: every skip set, the A-A run, model.generate and, where ties occur, the empty set."""
     arms = [_arm(point, contender) for contender in setting.contenders]
     floor = log.numeric_floor(f"{point.value:g}") if log else None
@@ -213,6 +217,7 @@ def _contest(point: Point, setting: BenchSetup, bench: BenchRequest, log: BenchL
         log=log.path if log else None,
         point=point.value,
         session=log.session if log else None,
+        plain_limit=plain_limit,
     )
 
 
@@ -233,6 +238,7 @@ def _sweep_point(contest: Contest, result: BenchResult) -> SweepPoint:
         methods=result.methods,
         a_a=result.a_a,
         baseline_vs_generate=result.baseline_vs_generate,
+        memory_limit=result.memory_limit,
         numeric_floor=contest.check.floor,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, rescaled
+from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, experts_a_token, rescaled
 from selfspec_tune.draft.policy import (
     CONFIDENCE_EDGES,
     PLAIN,
@@ -13,7 +13,7 @@ from selfspec_tune.draft.policy import (
     PolicyState,
 )
 from selfspec_tune.draft.precision import DraftPrecision, Precision
-from selfspec_tune.draft.rounds import Round, Source
+from selfspec_tune.draft.rounds import Certainty, Round, Source
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.source import DraftSource
 
@@ -23,6 +23,7 @@ __all__ = [
     "MOST_TOKEN_IDS",
     "PLAIN",
     "AcceptancePrior",
+    "Certainty",
     "Draft",
     "DraftPolicy",
     "DraftPrecision",
@@ -34,5 +35,6 @@ __all__ = [
     "Round",
     "SkipSet",
     "Source",
+    "experts_a_token",
     "rescaled",
 ]

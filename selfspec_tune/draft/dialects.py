@@ -290,11 +290,11 @@ def _needed(task: str | None, dialect: str) -> str:
 
 
 def _whole_layers(skip_set: SkipSet, dialect: str) -> list[int]:
-    halves = sorted(set(skip_set.attention) ^ set(skip_set.mlp))
-    if halves:
+    split = sorted(set(skip_set.attention) ^ set(skip_set.mlp))
+    if split:
         raise SkipSetError(
-            f"{dialect} can skip whole layers only, and of layers {', '.join(map(str, halves))} "
-            "this set skips one half. Use a dialect that names sub-layers, such as self-sd."
+            f"{dialect} can skip whole layers only, and of layers {', '.join(map(str, split))} "
+            "this set skips one sub-layer only. Use a dialect that names sub-layers, such as self-sd."
         )
     return list(skip_set.attention)
 

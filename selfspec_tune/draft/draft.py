@@ -26,9 +26,9 @@ class Draft:
     """How tokens are drafted: `SkipSet`, `DraftPolicy`, precision of the kept sub-layers, sources beside the model.
 
     ``vocabulary`` restricts the model's drafts to the first so many token ids: only those
-    rows of the output head are read, a view of the same tensor. BPE vocabularies are
-    ordered by merge rank, so frequent tokens come first. Verification always sees the whole
-    vocabulary, so a token outside is never lost, only never drafted. None: all of it.
+    rows of the output head are read, a view of the same tensor, and those of the ids past them that the
+    context holds. BPE vocabularies are ordered by merge rank, so frequent tokens come first. Verification always
+    sees the whole vocabulary, so a token outside is never lost, only never drafted. None: all of it.
 
     Each of ``sources`` is asked in turn what may follow the context, and the model drafts where
     nothing is found; with ``model_drafts`` false the sources draft alone.
@@ -68,6 +68,10 @@ class Draft:
         flags = self.skip_set.to_flags()
         return tuple(None if skip else self.precision.of(index) for index, skip in enumerate(flags))
 
+    def covers(self, vocabulary_size: int) -> int:
+        """How many of the first ids the model drafts from, out of so many."""
+        return min(self.vocabulary or vocabulary_size, vocabulary_size)
+
     def kept(self) -> Iterator[tuple[SubLayerId, Precision]]:
         """What stays of the sub-layers, in running order, each with its precision."""
         for sublayer, precision in zip(sublayers_of(self.skip_set.num_layers), self.sublayers, strict=True):
@@ -97,6 +101,18 @@ class Draft:
     def with_head(self, precision: Precision) -> Draft:
         """The same draft with its output head at ``precision``."""
         return replace(self, precision=replace(self.precision, head=precision))
+
+    @property
+    def reductions(self) -> str:
+        """What it leaves out: ``attn 3-5, int4, 1 expert a token``, or none."""
+        skipped = [] if self.skip_set.is_empty else [str(self.skip_set)]
+        return ", ".join([*skipped, *self.coarser]) or str(self.skip_set)
+
+    @property
+    def coarser(self) -> list[str]:
+        """How it computes what it keeps, where that is otherwise than the model does: its precision, its experts."""
+        precision = [] if self.precision.is_same else [str(self.precision)]
+        return precision if self.experts is None else [*precision, experts_a_token(self.experts)]
 
     def describe(self) -> str:
         """The draft in one line that no other draft of the same model shares."""
@@ -136,6 +152,11 @@ class Draft:
             model_drafts,
             draft.get("experts"),
         )
+
+
+def experts_a_token(count: int) -> str:
+    """``1 expert a token``."""
+    return f"{count} expert{'' if count == 1 else 's'} a token"
 
 
 def rescaled(draft: Draft, num_layers: int) -> Draft:

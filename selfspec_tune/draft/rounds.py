@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+
+MOST_MARGIN = 99.0  # of two logits, and what stands where no second token is left
 
 
 class Source(StrEnum):
@@ -12,6 +15,31 @@ class Source(StrEnum):
 
     PLAIN = "plain"
     MODEL = "model"
+
+
+class Certainty(NamedTuple):
+    """How sure a draft was of a token, by the distribution that it took it from.
+
+    That is the softmax of its logits; where it samples, what temperature, top-k, top-p and min-p leave of it.
+
+    Attributes:
+        confidence: the token's probability.
+        margin: the difference of the two largest logits: the logarithm of the ratio of the two largest probabilities.
+            At most `MOST_MARGIN`.
+        entropy: of the distribution, in nats.
+    """
+
+    confidence: float
+    margin: float
+    entropy: float
+
+    @property
+    def rounded(self) -> Certainty:
+        """To the digits that records keep: four decimals, of the margin two."""
+        return Certainty(round(self.confidence, 4), round(self.margin, 2), round(self.entropy, 4))
+
+
+UNSURE = Certainty(0.0, 0.0, 0.0)  # of a draft that overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +54,8 @@ class Round:
         source: who drafted; a `Source` or the name of a `DraftSource`, or another name where a file has one.
         num_passes: the draft's passes through the model; tokens that a source found take none.
         num_guesses: tokens that a source found and these passes tried.
+        certainties: one for each drafted token of the model's, rounded; a guess that a pass agreed with is one of them.
+        match_length: of a source's tokens, how many of the context's last tokens spoke for them; 0 of any others.
     """
 
     num_drafted: int = 0
@@ -33,6 +63,8 @@ class Round:
     source: str | None = None
     num_passes: int | None = None
     num_guesses: int | None = None
+    certainties: tuple[Certainty, ...] = ()
+    match_length: int = 0
 
     @property
     def num_tokens(self) -> int:

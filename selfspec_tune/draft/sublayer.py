@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class SubLayerKind(StrEnum):
-    """The two halves of a layer, in the order in which they run."""
+    """The two sub-layers of a layer, in the order in which they run."""
 
     ATTENTION = "attention"
     MLP = "mlp"
@@ -19,7 +19,7 @@ _LABELS = {SubLayerKind.ATTENTION: "attn", SubLayerKind.MLP: "mlp"}
 
 
 class SubLayerId(NamedTuple):
-    """One half of one layer; as text ``attn 3`` or ``mlp 3``."""
+    """One attention or MLP of one layer; as text ``attn 3`` or ``mlp 3``."""
 
     kind: SubLayerKind
     layer: int

@@ -26,9 +26,11 @@ class Drafter:
         is_eos: Callable[[int], bool],
         context: Sequence[int],
     ) -> None:
+        self._runner = runner
         self._policy = policy
         self._is_eos = is_eos
         self._context = begin(sources, context)
+        runner.know(context)
         most_guesses = max((source.draft_tokens for source in sources), default=0)
         self._model = ModelSource(runner, policy, sampler, is_eos, self._context, most_guesses)
         self._found = NOTHING
@@ -41,11 +43,12 @@ class Drafter:
         if plan.source is Source.MODEL:
             return self._model.draft(token, plan.num_tokens)
         taken = offered[: plan.num_tokens]
-        return Drafted(plan.source, taken, [None] * len(taken))
+        return Drafted(plan.source, taken, [None] * len(taken), match_length=found.match_length if taken else 0)
 
     def learn(self, round_: Round, tokens: Sequence[int]) -> None:
         """Take note of the round's outcome: ``tokens`` are the accepted ones and one more."""
         agreed = common_prefix(self._found.tokens, tokens)
         self._policy.update(round_, agreed)
+        self._runner.know(tokens)
         if self._context is not None:
             self._context.extend(tokens)

@@ -8,10 +8,11 @@ from math import inf, isfinite
 
 from torch import Tensor
 
-from selfspec_tune.draft import PolicyState, Source
+from selfspec_tune.draft import Certainty, PolicyState, Round, Source
+from selfspec_tune.draft.rounds import UNSURE
 from selfspec_tune.draft.source import SourceState, common_prefix
 from selfspec_tune.engine.runner import DraftsAhead, Runner, Want
-from selfspec_tune.engine.sampling import Sampler
+from selfspec_tune.engine.sampling import Sampler, certainty_of
 
 
 @dataclass(slots=True)
@@ -20,6 +21,7 @@ class Drafted:
 
     A distribution is [draft vocabulary]; None is a point mass on the token itself.
     ``num_passes``: of the draft through the model, which tried ``num_guesses`` tokens that a source found.
+    ``certainties`` and ``match_length`` as in `Round`.
     """
 
     source: str
@@ -27,6 +29,20 @@ class Drafted:
     distributions: list[Tensor | None] = field(default_factory=list)
     num_passes: int = 0
     num_guesses: int = 0
+    certainties: list[Certainty] = field(default_factory=list)
+    match_length: int = 0
+
+    def round(self, num_accepted: int) -> Round:
+        """The round's record, once its verification has accepted so many of the tokens."""
+        return Round(
+            len(self.tokens),
+            num_accepted,
+            self.source,
+            self.num_passes,
+            self.num_guesses,
+            tuple(certainty.rounded for certainty in self.certainties),
+            self.match_length,
+        )
 
 
 def until_eos(tokens: Sequence[int], is_eos: Callable[[int], bool]) -> list[int]:
@@ -59,17 +75,19 @@ class ModelSource:
         self._is_eos = is_eos
         self._context = context
         self._most_guesses = most_guesses
-        self._want = Want.LOGITS if sampler else Want.of_draft(needs_probability=policy.needs_probability)
+        self._want = Want.LOGITS if sampler else Want.CERTAINTIES
         # A policy that stops for nothing: all steps at once, so that the device need not wait for the host.
-        is_unasked = self._want is Want.TOKENS and not most_guesses
+        is_unasked = sampler is None and not policy.needs_probability and not most_guesses
         self._ahead = runner if is_unasked and isinstance(runner, DraftsAhead) else None
 
     def draft(self, token: int, most: int) -> Drafted:
         """Draft until the policy stops, an end-of-sequence token, or ``most`` tokens."""
         verified = self._runner.length
         if self._ahead is not None:
-            tokens = until_eos(self._ahead.draft_ahead(token, most), self._is_eos)
-            drafted = Drafted(Source.MODEL, tokens, num_passes=most)
+            ahead = self._ahead.draft_ahead(token, most)
+            tokens = until_eos(ahead.tokens, self._is_eos)
+            certainties = list(map(_as_known, ahead.certainties[: len(tokens)]))
+            drafted = Drafted(Source.MODEL, tokens, num_passes=most, certainties=certainties)
         else:
             drafted = self._in_passes(token, most)
         self._runner.rewind(verified)
@@ -105,40 +123,46 @@ class ModelSource:
         num_worthwhile = self._policy.num_guesses(most, found.match_length, found.source)
         return list(found.tokens[:num_worthwhile])
 
-    def _pass(self, tokens: Sequence[int]) -> tuple[list[int], list[float], list[Tensor | None]]:
-        """What the draft puts after each of ``tokens``: the token, its probability and its distribution."""
+    def _pass(self, tokens: Sequence[int]) -> tuple[list[int], list[Certainty], list[Tensor | None]]:
+        """What the draft puts after each of ``tokens``: the token, how sure it is of it, and its distribution."""
         scores = self._runner.forward(tokens, is_draft=True, want=self._want)
         if self._sampler is None:
-            return scores.tokens, scores.probabilities or [1.0] * len(tokens), [None] * len(tokens)
+            return scores.tokens, list(map(_as_known, scores.certainties)), [None] * len(tokens)
         # A draft may overflow where the model does not; it may propose anything.
         logits = scores.logits.nan_to_num(0.0, 0.0, -inf)
         distributions = [self._sampler.probabilities(row) for row in logits]
         drawn = [self._sampler.draw(distribution) for distribution in distributions]
-        probabilities = [float(row[token]) for row, token in zip(distributions, drawn, strict=True)]
-        return drawn, probabilities, list(distributions)
+        certainties = [_as_known(certainty_of(row, token)) for row, token in zip(distributions, drawn, strict=True)]
+        return drawn, certainties, list(distributions)
 
     def _take(
         self,
         drafted: Drafted,
         guess: Sequence[int],
         following: Sequence[int],
-        probabilities: Sequence[float],
+        certainties: Sequence[Certainty],
         distributions: Sequence[Tensor | None],
     ) -> bool:
         """Keep what a pass put after the last token and after each right guess; whether that is enough."""
         num_agreed = common_prefix(guess, following)
         for place in range(num_agreed + 1):
             drafted.tokens.append(following[place])
+            drafted.certainties.append(certainties[place])
             if self._sampler is not None:
                 drafted.distributions.append(distributions[place])
             if self._context is not None:
                 self._context.extend(following[place : place + 1])
-            if self._is_enough(drafted, probabilities[place], num_agreed - place):
+            if self._is_enough(drafted, num_agreed - place):
                 return True
         return False
 
-    def _is_enough(self, drafted: Drafted, probability: float, num_ahead: int) -> bool:
-        """Whether drafting ends after the last token, which had this probability; ``num_ahead`` more are known."""
-        probability = probability if isfinite(probability) else 0.0  # of a draft that overflows
-        wants_more = self._policy.wants_more(len(drafted.tokens), probability, num_ahead)
+    def _is_enough(self, drafted: Drafted, num_ahead: int) -> bool:
+        """Whether drafting ends after the last token; ``num_ahead`` more are known."""
+        confidence = drafted.certainties[-1].confidence
+        wants_more = self._policy.wants_more(len(drafted.tokens), confidence, num_ahead)
         return not wants_more or self._is_eos(drafted.tokens[-1])
+
+
+def _as_known(certainty: Certainty) -> Certainty:
+    """It itself; of a draft that overflows, `UNSURE`."""
+    return certainty if all(map(isfinite, certainty)) else UNSURE

@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from math import isfinite
+from math import inf, isfinite
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft
+from selfspec_tune.draft import Certainty, Draft, experts_a_token
+from selfspec_tune.draft.rounds import MOST_MARGIN
+from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
 from selfspec_tune.models import LoadedModel
 
 _NUM_TOKENS = 40  # those that engines are compared on
+_LEAST = -87.0  # of a logit below the largest: exp() of less is nothing, and minus infinity times nothing no number
 
 
 class Want(Enum):
     """What the caller needs of a pass: the less, the cheaper."""
 
     TOKENS = "tokens"
-    PROBABILITIES = "probabilities"  # the tokens and theirs
+    CERTAINTIES = "certainties"  # the tokens and how sure the model is of them: what is asked of a draft
     LOGITS = "logits"  # these alone
-
-    @classmethod
-    def of_draft(cls, *, needs_probability: bool) -> Want:
-        """What a draft's policy needs of a greedy pass."""
-        return cls.PROBABILITIES if needs_probability else cls.TOKENS
 
 
 _NO_LOGITS = torch.empty(0)
@@ -38,17 +36,23 @@ _NO_LOGITS = torch.empty(0)
 class Scores:
     """What a pass gives, as far as it was wanted; what was not wanted is empty.
 
-    ``tokens``: the most probable one after each position, of equal ones the first; ``probabilities`` of these;
-    ``logits`` [positions, vocabulary], of a draft [positions, draft vocabulary].
+    ``tokens``: the most probable one after each position, of equal ones the first; ``certainties`` of these;
+    ``logits`` [positions, vocabulary], of a draft [positions, ids up to the last that it chooses from]: minus infinity
+    where it does not choose from an id before that.
     """
 
     tokens: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
+    certainties: list[Certainty] = field(default_factory=list)
     logits: Tensor = _NO_LOGITS
 
     def last(self, count: int) -> Scores:
         """Of the last ``count`` positions alone."""
-        return Scores(self.tokens[-count:], self.probabilities[-count:], self.logits[-count:])
+        return Scores(self.tokens[-count:], self.certainties[-count:], self.logits[-count:])
+
+    def extend(self, others: Scores) -> None:
+        """Add tokens that follow, and how sure of them the model is."""
+        self.tokens += others.tokens
+        self.certainties += others.certainties
 
 
 class Runner(Protocol):
@@ -81,14 +85,20 @@ class Runner(Protocol):
     def set_draft(self, draft: Draft) -> None:
         """Choose what a draft's pass leaves out. Raises `UsageError` for a precision that the runner lacks."""
 
+    def know(self, tokens: Iterable[int]) -> None:
+        """Let drafts that cover a part of the vocabulary choose the ids of the text too, which begins or goes on so.
+
+        The next `set_draft` forgets the text.
+        """
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
         """One pass over ``tokens``, of the full model or of the draft: a step over one, a verification over k + 1.
 
         ``last_only``: of the last position alone, as after a prompt, however long it is. Raises `NonFiniteError` where
-        the full model's tokens are wanted and its logits are no numbers; logits, and what a draft gives, are as they
-        come.
+        the full model's tokens are wanted and its logits are no numbers at the first position, or after tokens that it
+        chose itself: what comes after another is read by nobody. Logits, and what a draft gives, are as they come.
         """
 
     def rewind(self, length: int) -> None:
@@ -102,8 +112,11 @@ class Runner(Protocol):
 class DraftsAhead(Protocol):
     """What a runner offers that need not wait for a draft step's token before it begins the next step."""
 
-    def draft_ahead(self, token: int, count: int) -> list[int]:
-        """``count`` draft steps from ``token``, each on the most probable token of the one before; these tokens."""
+    def draft_ahead(self, token: int, count: int) -> Scores:
+        """``count`` draft steps from ``token``, each on the most probable token of the one before.
+
+        These tokens, and how sure the draft is of them.
+        """
 
 
 @runtime_checkable
@@ -140,14 +153,16 @@ def prefill(runner: Runner, prompt: Sequence[int]) -> Tensor:
     return runner.forward(prompt, last_only=True).logits[0]
 
 
-def draft_ahead(runner: Runner, token: int, count: int) -> list[int]:
+def draft_ahead(runner: Runner, token: int, count: int) -> Scores:
     """As `DraftsAhead.draft_ahead`, by any runner."""
     if isinstance(runner, DraftsAhead):
         return runner.draft_ahead(token, count)
-    tokens = [token]
+    drafted = Scores()
     for _ in range(count):
-        tokens += runner.forward(tokens[-1:], is_draft=True, want=Want.TOKENS).tokens
-    return tokens[1:]
+        step = runner.forward([token], is_draft=True, want=Want.CERTAINTIES)
+        token = step.tokens[0]
+        drafted.extend(step)
+    return drafted
 
 
 def check_cache(end: int, capacity: int) -> None:
@@ -175,11 +190,11 @@ def check_experts(draft: Draft, loaded: LoadedModel) -> None:
         return
     if not most:
         raise UsageError(
-            f"The draft goes to {draft.experts} experts a token, but {loaded.name} is no mixture of experts that is "
+            f"The draft goes to {experts_a_token(draft.experts)}, but {loaded.name} is no mixture of experts that is "
             "known here. Leave `experts` out."
         )
     raise UsageError(
-        f"The draft goes to {draft.experts} experts a token, and {loaded.name} itself to {most}. Give `experts` 1 to "
+        f"The draft goes to {experts_a_token(draft.experts)}, and {loaded.name} itself to {most}. Give `experts` 1 to "
         f"{most}, or same."
     )
 
@@ -193,36 +208,62 @@ def check_room(needed: int, context_length: int) -> None:
         )
 
 
-def scored(logits: Tensor, want: Want, runner: Runner, *, is_draft: bool = False) -> Scores:
-    """What is wanted of logits [positions, vocabulary], those of the runner's last pass. Raises as `Runner.forward`."""
+def scored(logits: Tensor, want: Want, runner: Runner, tokens: Sequence[int], *, is_draft: bool = False) -> Scores:
+    """What is wanted of logits [positions, vocabulary], those of the runner's last pass, which was over ``tokens``.
+
+    Raises as `Runner.forward`.
+    """
     if want is Want.LOGITS:
         return Scores(logits=logits)
-    largest, tokens = logits.max(-1)  # a NaN is the largest of all
-    columns = [tokens.double(), largest.double()]
-    if want is Want.PROBABILITIES:
-        columns.append(probability(logits, largest))
-    rows: list[list[float]] = torch.stack(columns, -1).tolist()  # waits for the device once
+    rows: list[list[float]] = most_probable(logits, want).tolist()  # waits for the device once
+    scores = as_scores(rows, want)
     if not is_draft:
-        check_largest([row[1] for row in rows], runner)
-    return Scores([int(row[0]) for row in rows], [row[2] for row in rows] if want is Want.PROBABILITIES else [])
+        check_chosen(tokens, scores.tokens, [row[1] for row in rows], runner)
+    return scores
 
 
-def probability(logits: Tensor, chosen: Tensor) -> Tensor:
-    """The softmax of logits [positions, vocabulary] where they are ``chosen`` [positions]; float64 [positions]."""
-    return torch.exp(chosen.float() - logits.float().logsumexp(-1)).double()
+def most_probable(logits: Tensor, want: Want) -> Tensor:
+    """The most probable tokens by logits [positions, vocabulary], for `as_scores`; float64 [positions, columns].
+
+    Columns: the token, its logit, and where they are wanted the numbers of a `Certainty`.
+    """
+    largest, tokens = logits.max(-1, keepdim=True)  # a NaN is the largest of all
+    columns = [tokens, largest]
+    if want is Want.CERTAINTIES:
+        below = (logits.float() - largest.float()).clamp_(min=_LEAST)
+        shares = below.exp()
+        total = shares.sum(-1, keepdim=True)
+        second = logits.scatter(-1, tokens, -inf).amax(-1, keepdim=True)
+        margin = (largest.float() - second.float()).clamp(max=MOST_MARGIN)
+        entropy = total.log() - (shares * below).sum(-1, keepdim=True) / total
+        columns += [1 / total, margin, entropy.clamp(min=0.0)]
+    return torch.cat([column.double() for column in columns], -1)
 
 
-def check_logits(logits: Tensor, runner: Runner) -> None:
+def as_scores(rows: Sequence[Sequence[float]], want: Want) -> Scores:
+    """What `most_probable` found, once it is off the device."""
+    certainties = [Certainty(*row[2:]) for row in rows] if want is Want.CERTAINTIES else []
+    return Scores([int(row[0]) for row in rows], certainties)
+
+
+def check_logits(logits: Tensor, runner: Runner, count: int | None = None) -> None:
     """Raise `NonFiniteError` unless logits [positions, vocabulary] of the runner's last pass are numbers.
 
-    Minus infinity is one where others are not: a model's way to rule tokens out.
+    Minus infinity is one where others are not: a model's way to rule tokens out. ``count``: of the first ones alone.
     """
-    check_largest(logits.max(-1).values.tolist(), runner)  # a NaN is the largest of all
+    _check_largest(logits.max(-1).values.tolist(), runner, count)  # a NaN is the largest of all
 
 
-def check_largest(largest: Sequence[float], runner: Runner) -> None:
-    """The same by the largest logit, or the logarithm of the normaliser, of each position."""
-    for place, value in enumerate(largest):
+def check_chosen(tokens: Sequence[int], chosen: Sequence[int], largest: Sequence[float], runner: Runner) -> None:
+    """Raise `NonFiniteError` as `Runner.forward` does of a pass over ``tokens``.
+
+    ``chosen`` after each, and its ``largest`` logit, or the logarithm of the normaliser.
+    """
+    _check_largest(largest, runner, 1 + common_prefix(tokens[1:], chosen))
+
+
+def _check_largest(largest: Sequence[float], runner: Runner, count: int | None) -> None:
+    for place, value in enumerate(largest[:count]):
         if not isfinite(value):
             raise NonFiniteError(
                 f"{runner.about}: the logits at position {runner.length - len(largest) + place + 1} are no finite "

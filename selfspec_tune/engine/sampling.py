@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from selfspec_tune.draft import Certainty
+from selfspec_tune.draft.rounds import MOST_MARGIN
 from selfspec_tune.requests import Sampling
 
 
@@ -64,6 +66,14 @@ def _outside_nucleus(scores: Tensor, top_p: float) -> Tensor:
     before = probabilities.cumsum(-1) - probabilities
     before[..., 0] = -1.0  # the first is in, however small ``top_p`` is
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, before >= top_p)
+
+
+def certainty_of(probabilities: Tensor, token: int) -> Certainty:
+    """How sure a distribution [vocabulary] is of a ``token`` that was drawn from it."""
+    entropy = torch.special.entr(probabilities).sum()
+    first, second = torch.cat((probabilities, probabilities.new_zeros(1))).topk(2).values  # of one token no second
+    margin = (first.log() - second.log()).clamp(max=MOST_MARGIN)
+    return Certainty(*torch.stack((probabilities[token], margin, entropy)).tolist())
 
 
 def accept(

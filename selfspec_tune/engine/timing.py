@@ -85,8 +85,8 @@ def first_draft_step(runner: Runner, text: Sequence[int], draft: Draft) -> Step:
 
 
 def _drafting(runner: Runner, text: Sequence[int], draft: Draft, num_guesses: int = 0) -> Callable[[], object]:
-    tokens, want = _last(text, 1 + num_guesses), Want.of_draft(needs_probability=draft.policy.needs_probability)
-    return lambda: runner.forward(tokens, is_draft=True, want=want)
+    tokens = _last(text, 1 + num_guesses)
+    return lambda: runner.forward(tokens, is_draft=True, want=Want.CERTAINTIES)
 
 
 def _last(text: Sequence[int], count: int) -> list[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfspec_tune.draft import experts_a_token
 from selfspec_tune.files import read_json
 from selfspec_tune.models.generation_settings import NEUTRAL, ignored_settings, in_words, own_settings
 from selfspec_tune.requests import Sampling
@@ -139,8 +140,8 @@ def dropped(config: SkipConfig | None, *, keeps_experts: bool = False) -> list[s
     notes = [f"Searched with {' and '.join(lost)}, which no export carries: it gains less."] if lost else []
     if config.draft.experts is not None and not keeps_experts:
         notes += [
-            f"Searched with {config.draft.experts} experts a token, which `to` hf-draft and `to` transformers-generate "
-            "alone carry: it gains less."
+            f"Searched with {experts_a_token(config.draft.experts)}, which `to` hf-draft and `to` "
+            "transformers-generate alone carry: it gains less."
         ]
     return notes
 

@@ -58,18 +58,18 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Layout(Outline):
-    """An outline with the tensors of a checkpoint: their ``names`` there, and what claims each within a half."""
+    """An outline with the tensors of a checkpoint: their ``names`` there, and what claims each within a sub-layer."""
 
     names: StoredNames
     claims: Mapping[str, Claim]
 
     def zeroed(self, skip_set: SkipSet) -> Iterator[str]:
-        """The stored tensors to be zero for the model to compute what is left: all of a half's but its norms.
+        """The stored tensors to be zero for the model to compute what is left: all of a sub-layer's but its norms.
 
-        Another half may read the stream through the same norm; and of nothing, a norm without a bias makes nothing.
+        The other one may read the stream through the same norm; and of nothing, a norm without a bias makes nothing.
         """
-        halves = zip(sublayers_of(self.num_layers), skip_set.to_flags(), strict=True)
-        skipped = {half for half, is_skipped in halves if is_skipped}
+        sublayers = zip(sublayers_of(self.num_layers), skip_set.to_flags(), strict=True)
+        skipped = {sublayer for sublayer, is_skipped in sublayers if is_skipped}
         for name, claim in self.claims.items():
             if claim.owner in skipped and claim.kind not in (ClaimKind.NORM, ClaimKind.NORMS):
                 yield name
@@ -80,7 +80,7 @@ class Layout(Outline):
         New names are as the checkpoint has them; or, ``as_modules``, as the model's modules do, which takes a model
         without packed tensors.
 
-        Raises `UnsupportedModelError` where a block takes its halves from two layers, or has one half only, and the
+        Raises `UnsupportedModelError` where a block takes its sub-layers from two layers, or has only one, and the
         model has no plan or runs them side by side.
         """
         self._check_joined(blocks)
@@ -205,12 +205,12 @@ def read_layout(checkpoint: Checkpoint, outline: Outline) -> Layout:
 
 
 def _claimed(outline: Outline, names: StoredNames) -> Iterator[tuple[str, Claim]]:
-    """The claim of a half on each stored tensor; without a plan a half has what lies in the modules that silence it."""
+    """What claims each stored tensor; without a plan a sub-layer has what lies in the modules that silence it."""
     if outline.plan is not None:
         made = [claim for claim in claims(outline.plan) if claim.owner is not None]
     else:
-        halves = zip(sublayers_of(outline.num_layers), outline.silence, strict=True)
-        made = [Claim(path, ClaimKind.NUMBERS, half) for half, paths in halves for path in paths]
+        sublayers = zip(sublayers_of(outline.num_layers), outline.silence, strict=True)
+        made = [Claim(path, ClaimKind.NUMBERS, sublayer) for sublayer, paths in sublayers for path in paths]
     by_path = {claim.path: claim for claim in made}
     for stored, name in names.of.items():
         parts = name.split(".")

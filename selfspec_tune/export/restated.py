@@ -25,16 +25,16 @@ def restated(
     ``depth``: its layers, of which the new number is not among them: families have names of their own for that.
     Without a plan only lists follow the layers.
     """
-    halves = [(_known(block.attention), _known(block.mlp)) for block in blocks]
+    sources = [(_known(block.attention), _known(block.mlp)) for block in blocks]
     entries: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, list) and len(value) == depth and not _NO_LISTS_BY_LAYER.search(name):
-            entries[name] = [value[mlp if _OF_MLPS.search(name) else attention] for attention, mlp in halves]
+            entries[name] = [value[mlp if _OF_MLPS.search(name) else attention] for attention, mlp in sources]
     first_windows = config.get("max_window_layers")
     if isinstance(first_windows, int):
-        entries["max_window_layers"] = sum(attention < first_windows for attention, _ in halves)
+        entries["max_window_layers"] = sum(attention < first_windows for attention, _ in sources)
     if plan is not None:
-        entries |= _of_experts([isinstance(plan.layers[mlp].mlp, MlpPlan) for _, mlp in halves])
+        entries |= _of_experts([isinstance(plan.layers[mlp].mlp, MlpPlan) for _, mlp in sources])
     return {name: value for name, value in entries.items() if name in config and config[name] != value}
 
 

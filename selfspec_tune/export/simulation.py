@@ -56,7 +56,7 @@ def server_loop(
             start, room = runner.length, draft_tokens
             if is_bounded:
                 room = min(room, budget - produced - 1)
-            tokens = runner.draft_ahead(token, room)
+            tokens = runner.draft_ahead(token, room).tokens
             runner.rewind(start)
             targets = runner.forward([token, *tokens], want=Want.TOKENS).tokens
             said = answer[produced : produced + len(targets)]

@@ -53,8 +53,9 @@ def _row(method: MethodResult) -> dict[str, Any]:
     row: dict[str, Any] = {"name": method.name, "id": method.id, "description": method.description}
     row["attention"] = ",".join(map(str, skip.attention)) if skip else None
     row["mlp"] = ",".join(map(str, skip.mlp)) if skip else None
-    row |= {key: getattr(method, key) for key in ("num_prompts", "num_runs", "tokens_per_second")}
-    for key in ("end_to_end_speedup", "decode_speedup"):
+    rates = ("tokens_per_second", "decode_tokens_per_second")
+    row |= {key: getattr(method, key) for key in ("num_prompts", "num_runs", *rates)}
+    for key in ("end_to_end_speedup", "decode_speedup", "of_memory_limit"):
         interval: Interval | None = getattr(method, key)
         row[key] = interval.value if interval else None
         row[f"{key}_low"] = interval.low if interval else None

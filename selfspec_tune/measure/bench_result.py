@@ -10,7 +10,13 @@ from selfspec_tune.measure.arms import EMPTY, GENERATE, NULL, SELF_SPECULATIVE, 
 from selfspec_tune.measure.workload import Workload
 from selfspec_tune.provenance import load_average, num_cores
 from selfspec_tune.results import BenchResult, MethodResult, ModelInfo, NullRun, PairedRun
-from selfspec_tune.results.metrics import end_to_end_times, summarise, summarise_baseline, unavailable_method
+from selfspec_tune.results.metrics import (
+    end_to_end_times,
+    memory_limit,
+    summarise,
+    summarise_baseline,
+    unavailable_method,
+)
 
 _EXCESS_TIES = (
     "Numerical ties are more than twice as frequent as with nothing skipped, so verification alone does not explain "
@@ -37,7 +43,8 @@ def bench_result(
     missing = unavailable or {}
     seed = workload.options.seed
     of_arm = {arm.id: [run for run in runs if run.method == arm.id] for arm in arms}
-    methods = [summarise_baseline(_one_arm(of_arm), description="one token per full pass")]
+    plain = _one_arm(of_arm)
+    methods = [summarise_baseline(plain, description="one token per full pass", seed=seed)]
     for arm in arms:
         skip, about = arm.draft.skip_set if arm.draft else None, arm.description
         if arm.id in missing:
@@ -66,6 +73,7 @@ def bench_result(
         methods=methods,
         a_a=null,
         baseline_vs_generate=ratio,
+        memory_limit=memory_limit(plain),
         warnings=withheld + _degenerate(main) + _noise(main, null, runs, _load(provenance)),
         in_sample=in_sample,
         split=split,

@@ -11,6 +11,7 @@ from selfspec_tune.files import append_jsonl, read_jsonl, taken_apart
 from selfspec_tune.measure.arms import GENERATE, Arm, autoregressive_arm
 from selfspec_tune.measure.lossless import LosslessCheck
 from selfspec_tune.measure.pairs import Block, blocks, measure_block, turned
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.workload import WorkItem, Workload, shortened
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.results import PairedRun
@@ -50,7 +51,7 @@ class Contest:
     as they come, marked with ``point`` (the value of a sweep) and ``session``. What the log
     holds of this point already is not measured again; an arm that a block of the log lacks
     is measured in a block of its own, beside a baseline of its own. With a ``limit`` further items are
-    left out when its time is up.
+    left out when its time is up. With a ``plain_limit``, records tell what the memory allowed while they were made.
 
     A rival of transformers that is hopelessly slow on the first items is not measured on the rest: one such may take
     longer than all other arms together. A rival that cannot decode here, from the start or from some item on, is left
@@ -69,6 +70,7 @@ class Contest:
     point: float | None = None
     session: int | None = None
     limit: TimeLimit | None = None
+    plain_limit: PlainLimit | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
     _given_up: set[str] = field(init=False, default_factory=set)
     _records: dict[Key, PairedRun] = field(init=False, default_factory=dict)
@@ -145,12 +147,17 @@ class Contest:
         promising = [arm for arm in arms if not (arm.by_transformers and self._is_hopeless(arm, reporter))]
         while competing := [arm for arm in promising if arm.id not in self.unavailable]:
             try:
-                measured = measure_block(self.workload, self._baseline, competing, block, self.check)
+                self._keep(self._measured(block, competing))
             except RivalError as error:
                 self._leave_out(error, reporter)
             else:
-                self._keep(measured)
                 return
+
+    def _measured(self, block: Block, arms: Sequence[Arm]) -> list[PairedRun]:
+        def measure() -> list[PairedRun]:
+            return measure_block(self.workload, self._baseline, arms, block, self.check)
+
+        return measure() if self.plain_limit is None else self.plain_limit.beside(measure)
 
     def _is_hopeless(self, arm: Arm, reporter: Reporter) -> bool:
         if arm.id in self._given_up:

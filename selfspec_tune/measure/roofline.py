@@ -1,8 +1,8 @@
 """What this machine's memory can deliver.
 
 The limit is the best of several read kernels over far more than the last-level cache,
-timed in the same rounds as the steps: on a shared machine memory is faster in one minute
-than in the next, and only what ran side by side can be divided.
+timed in the same rounds as the steps, or between the blocks of a bench: on a shared machine
+memory is faster in one minute than in the next, and only what ran side by side can be divided.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -19,13 +20,16 @@ from torch import nn
 
 from selfspec_tune.cpu import cpu_caches, last_level_bytes
 from selfspec_tune.engine.runner import Runner
-from selfspec_tune.engine.timing import Step
+from selfspec_tune.engine.timing import Clock, Step
 from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.models import LoadedModel
 
 CACHES_AS_LARGE = 4  # how many times the last-level cache a kernel reads
 LEAST_BYTES = 256 << 20
 FALLBACK_CACHE = 32 << 20  # where the system does not say
+_AT_ONCE = 16  # calls on a GPU, which reads faster than its kernels start
+_CALLS = 2  # of every kernel, of which the fastest counts
+_REST = 50  # times as long as measuring took, what was measured last is taken for what holds now
 
 
 def largest_matrix(loaded: LoadedModel) -> tuple[int, int]:
@@ -78,14 +82,14 @@ def read_kernels(
     """Reduction, copy, and the GEMV of the largest shape [rows, columns], with more rows where it is small.
 
     A runner with a ``read_kernels(buffer)`` of its own, (name, callable returning the bytes read)
-    pairs over that buffer, adds those. Raises `SelfSpecError` where the memory does not hold the buffers.
+    pairs over that buffer, adds those. Each reads all of it, on a GPU several times, as it starts kernels more slowly
+    than they read. Raises `SelfSpecError` where the memory does not hold the buffers.
     """
     rows, columns = matrix
     least = max(LEAST_BYTES, CACHES_AS_LARGE * last_level_cache(device))
     rows = max(rows, -(-least // (columns * dtype.itemsize)))
     rows += rows % 2  # so that the buffer holds whole float32 values
-    source = _buffer(rows * columns, dtype, device)
-    target = torch.empty_like(source)
+    source, target = _buffers(rows * columns, dtype, device)
     # A bit pattern that is an ordinary number both in ``dtype`` and, two at a time, in float32.
     weight, words = source.view(rows, columns), source.view(torch.float32)
     token = torch.ones(1, columns, dtype=dtype, device=device)
@@ -104,8 +108,49 @@ def read_kernels(
         return size
 
     own: Any = getattr(runner, "read_kernels", None)
-    offered = [ReadKernel(name, run) for name, run in (own(source) if own is not None else ())]
-    return [ReadKernel("reduction", reduction), ReadKernel("copy", copy), ReadKernel("gemv", gemv), *offered]
+    kernels = {"reduction": reduction, "copy": copy, "gemv": gemv, **dict(own(source) if own is not None else ())}
+    calls = _AT_ONCE if device.type == "cuda" else 1
+    return [ReadKernel(name, _repeated(run, calls)) for name, run in kernels.items()]
+
+
+def _repeated(run: Callable[[], int], calls: int) -> Callable[[], int]:
+    return lambda: sum(run() for _ in range(calls))
+
+
+class MemoryMeter:
+    """What the memory delivers at a moment: bytes a second by the fastest of a few calls of every kernel.
+
+    Other programs only ever slow a call. So as not to take more than a fiftieth of the time, what was measured last is
+    given again until it is fifty times as old as measuring it took. ``synchronize`` waits until the device has done
+    what it was asked.
+    """
+
+    def __init__(
+        self, kernels: Sequence[ReadKernel], synchronize: Callable[[], object], clock: Clock = perf_counter
+    ) -> None:
+        self._kernels = kernels
+        self._synchronize = synchronize
+        self._clock = clock
+        self._speed = self._took = self._ended = 0.0
+
+    def bytes_per_second(self) -> float:
+        """Of now, or of shortly before."""
+        if not self._speed:
+            for kernel in self._kernels:
+                kernel.run()  # memory that nobody has touched is slow to read
+        begun = self._clock()
+        if not self._speed or begun - self._ended > _REST * self._took:
+            self._speed = max(self._timed(kernel) for kernel in self._kernels for _ in range(_CALLS))
+            self._ended = self._clock()
+            self._took = self._ended - begun
+        return self._speed
+
+    def _timed(self, kernel: ReadKernel) -> float:
+        self._synchronize()
+        begun = self._clock()
+        num_bytes = kernel.run()
+        self._synchronize()
+        return num_bytes / (self._clock() - begun)
 
 
 def find_limit(
@@ -123,11 +168,19 @@ def last_level_cache(device: torch.device) -> int:
     return last_level_bytes(cpu_caches()) or FALLBACK_CACHE
 
 
-def _buffer(numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _buffers(numel: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is read, and where it is copied to."""
     needed = 2 * numel * dtype.itemsize
     if device.type == "cpu" and needed > psutil.virtual_memory().available:
         raise SelfSpecError(
             f"Measuring this machine's memory needs {needed / 2**30:.1f} GiB free beside the model, and "
             f"{psutil.virtual_memory().available / 2**30:.1f} GiB are. End other programs, or use a smaller model."
         )
-    return torch.full((numel,), 0.5, dtype=dtype, device=device)
+    try:
+        source = torch.full((numel,), 0.5, dtype=dtype, device=device)
+        return source, torch.empty_like(source)
+    except torch.OutOfMemoryError as error:
+        raise SelfSpecError(
+            f"Measuring the memory of {device} needs {needed / 2**30:.1f} GiB free beside the model. End other "
+            "programs that use it, or use a smaller model."
+        ) from error

@@ -1,7 +1,7 @@
 """Bytes that the engine's steps must read, counted over the loaded model's own tensors.
 
 A step at batch 1 reads every weight of the sub-layers that run once, however many tokens it is over; of a mixture
-of experts, those that its tokens go to. Activations are not counted. Which half owns a tensor, what an attention
+of experts, those that its tokens go to. Activations are not counted. Which sub-layer owns a tensor, what an attention
 sees and how many experts run the model's plan says; of a model without one its modules do, and all experts count.
 """
 
@@ -20,7 +20,7 @@ from selfspec_tune.draft.sublayer import SubLayerId, sublayers_of
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.bound import BoundModel, bind
-from selfspec_tune.plans import AttentionPlan, Claim, ClaimKind, ExpertsPlan, claims, half_claims
+from selfspec_tune.plans import AttentionPlan, Claim, ClaimKind, ExpertsPlan, claims, sublayer_claims
 from selfspec_tune.plans.attention import Reach
 
 # Bytes of a weight in a low-precision copy; its scales, a few per cent more, are not counted.
@@ -45,7 +45,7 @@ class _Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Experts:
-    """All routed experts of a half: how many there are, and how many of them a token goes to."""
+    """All routed experts of a sub-layer: how many there are, and how many of them a token goes to."""
 
     weights: _Weights
     count: int
@@ -62,7 +62,7 @@ class _Experts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Half:
+class _SubLayer:
     """A sub-layer: what each pass reads, routed experts apart, and what an attention caches at every position."""
 
     weights: _Weights
@@ -83,10 +83,10 @@ class Traffic:
         sublayers: in running order, each with its norms.
         final: what every step reads beside them except the head: norms.
         row: one token's rows of the embedding and of learned positions.
-        has_experts: whether any half is a mixture of experts; ``counts_all``: whether steps count all of them.
+        has_experts: whether any sub-layer is a mixture of experts; ``counts_all``: whether steps count all of them.
     """
 
-    sublayers: tuple[_Half, ...]
+    sublayers: tuple[_SubLayer, ...]
     head: _Weights
     head_rows: int
     final: int
@@ -97,12 +97,12 @@ class Traffic:
     @property
     def position(self) -> int:
         """Keys and values of one position in the caches of all layers."""
-        return sum(half.position for half in self.sublayers)
+        return sum(each.position for each in self.sublayers)
 
     def full_step(self, context: int, num_tokens: int = 1) -> float:
         """Bytes of a full pass over ``num_tokens`` after ``context`` positions: decoding, or verification."""
-        halves = sum(half.bytes_at(Precision.SAME, context, num_tokens) for half in self.sublayers)
-        return halves + self.head.bytes_at(Precision.SAME) + self.final + num_tokens * self.row
+        sublayers = sum(each.bytes_at(Precision.SAME, context, num_tokens) for each in self.sublayers)
+        return sublayers + self.head.bytes_at(Precision.SAME) + self.final + num_tokens * self.row
 
     def draft_step(self, draft: Draft, context: int) -> float:
         """Bytes of one step of ``draft`` after ``context`` positions."""
@@ -112,53 +112,86 @@ class Traffic:
         return moved + self.final + self.row
 
 
-def traffic_of(loaded: LoadedModel) -> Traffic:
-    """Count a model's bytes. A tied head is counted as a head; of the embedding only a row is read."""
+def traffic_of(loaded: LoadedModel, dtype: torch.dtype | None = None) -> Traffic:
+    """Count a model's bytes: as it is held, or, with ``dtype``, as if every value of it were unpacked and of that.
+
+    A tied head is counted as a head; of the embedding only a row is read.
+    """
+    count = _Count(dtype)
     try:
-        return _planned(bind(loaded.model))
+        return _planned(bind(loaded.model), count)
     except UnsupportedModelError:
-        return _by_structure(loaded)
+        return _by_structure(loaded, count)
 
 
-def _planned(bound: BoundModel) -> Traffic:
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """How values are counted: as of ``dtype``; None: as they are held."""
+
+    dtype: torch.dtype | None = None
+
+    def bytes(self, tensors: Iterable[Tensor]) -> int:
+        return sum(tensor.numel() * (self.dtype or tensor.dtype).itemsize for tensor in tensors)
+
+    def parameters(self, module: nn.Module) -> list[Tensor]:
+        """A module's parameters; with a ``dtype``, packed ones as empty tensors of the shape that they stand for."""
+        if self.dtype is None:
+            return list(module.parameters())
+        return [tensor for part in module.modules() for tensor in _unpacked(part)]
+
+
+_AS_HELD = _Count()
+
+
+def _unpacked(part: nn.Module) -> list[Tensor]:
+    own: list[Tensor] = list(part.parameters(recurse=False))
+    rows, columns = (getattr(part, name, None) for name in ("out_features", "in_features"))
+    if not isinstance(rows, int) or not isinstance(columns, int) or list(part.children()):
+        return own
+    if any(tensor.shape == (rows, columns) for tensor in own):
+        return own
+    return [*(tensor for tensor in own if tensor.dim() < 2), torch.empty(rows, columns, device="meta")]
+
+
+def _planned(bound: BoundModel, count: _Count) -> Traffic:
     plan = bound.plan
     own = [claim for claim in claims(plan) if claim.owner is None]
     norms = [claim for claim in own if claim.kind is ClaimKind.NORM]
     tables = [claim for claim in own if claim.kind is ClaimKind.EMBEDDING]
     return Traffic(
-        sublayers=tuple(_half(bound, sublayer) for sublayer in sublayers_of(plan.num_layers)),
-        head=_weights(bound, [claim for claim in own if claim.kind is ClaimKind.LINEAR]),
+        sublayers=tuple(_sublayer(bound, sublayer, count) for sublayer in sublayers_of(plan.num_layers)),
+        head=_weights(bound, [claim for claim in own if claim.kind is ClaimKind.LINEAR], count),
         head_rows=int(bound.module(plan.head.path).weight.shape[0]),
-        final=_bytes(tensor for claim in norms for tensor in _tensors(bound, claim)),
-        row=_bytes(tensor[0] for claim in tables for tensor in _tensors(bound, claim)),
+        final=count.bytes(tensor for claim in norms for tensor in _tensors(bound, claim)),
+        row=count.bytes(tensor[0] for claim in tables for tensor in _tensors(bound, claim)),
         has_experts=any(isinstance(layer.mlp, ExpertsPlan) for layer in plan.layers),
         counts_all=False,
     )
 
 
-def _half(bound: BoundModel, sublayer: SubLayerId) -> _Half:
-    plan, owned = bound.plan.half(sublayer), list(half_claims(bound.plan, sublayer))
+def _sublayer(bound: BoundModel, sublayer: SubLayerId, count: _Count) -> _SubLayer:
+    plan, owned = bound.plan.sublayer(sublayer), list(sublayer_claims(bound.plan, sublayer))
     if isinstance(plan, AttentionPlan):
-        position = 2 * plan.num_kv_heads * plan.head_size * bound.model.dtype.itemsize
-        return _Half(_weights(bound, owned), position=position, reach=plan.reach)
+        position = 2 * plan.num_kv_heads * plan.head_size * (count.dtype or bound.model.dtype).itemsize
+        return _SubLayer(_weights(bound, owned, count), position=position, reach=plan.reach)
     if not isinstance(plan, ExpertsPlan):
-        return _Half(_weights(bound, owned))
+        return _SubLayer(_weights(bound, owned, count))
     names = (plan.gate_up, plan.down, *(plan.biases or ()))
     routed = {f"{bound.plan.layer_path(sublayer.layer)}.{name}" for name in names}
-    return _Half(
-        _weights(bound, [claim for claim in owned if claim.path not in routed]),
-        _Experts(_weights(bound, [claim for claim in owned if claim.path in routed]), plan.count, plan.chosen),
+    return _SubLayer(
+        _weights(bound, [claim for claim in owned if claim.path not in routed], count),
+        _Experts(_weights(bound, [claim for claim in owned if claim.path in routed], count), plan.count, plan.chosen),
     )
 
 
-def _weights(bound: BoundModel, owned: Iterable[Claim]) -> _Weights:
+def _weights(bound: BoundModel, owned: Iterable[Claim], count: _Count) -> _Weights:
     """What lies at ``owned``. Matrices are the weights of linear layers and those that experts stack in one tensor."""
     found = [(claim, tensor) for claim in owned for tensor in _tensors(bound, claim)]
     matrices = [tensor for claim, tensor in found if tensor.dim() == 3 or (claim.kind in _LINEAR and tensor.dim() == 2)]
     return _Weights(
         sum(matrix.numel() for matrix in matrices),
-        _bytes(matrices),
-        _bytes(tensor for _, tensor in found) - _bytes(matrices),
+        count.bytes(matrices),
+        count.bytes(tensor for _, tensor in found) - count.bytes(matrices),
     )
 
 
@@ -169,45 +202,45 @@ def _tensors(bound: BoundModel, claim: Claim) -> list[Tensor]:
     return list(bound.module(claim.path).state_dict().values())
 
 
-def _by_structure(loaded: LoadedModel) -> Traffic:
+def _by_structure(loaded: LoadedModel, count: _Count = _AS_HELD) -> Traffic:
     """By the modules that are an attention or an MLP; what lies beside the two are norms, half of them each's."""
     model: Any = loaded.model
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    halves: list[_Half] = []
+    sublayers: list[_SubLayer] = []
     inside: list[nn.Module] = [embedding, head]
     modules = zip(loaded.sublayers.layers, loaded.sublayers.attention, loaded.sublayers.mlp, strict=True)
-    for (layer, attention, mlp), position in zip(modules, _cached(loaded), strict=True):
-        norms = _bytes(_without(layer, (attention, mlp)))
-        halves.append(_Half(_of_module(attention, norms // 2), position=position))
-        halves.append(_Half(_of_module(mlp, norms - norms // 2)))
+    for (layer, attention, mlp), position in zip(modules, _cached(loaded, count), strict=True):
+        norms = count.bytes(_without(layer, (attention, mlp)))
+        sublayers.append(_SubLayer(_of_module(attention, norms // 2, count), position=position))
+        sublayers.append(_SubLayer(_of_module(mlp, norms - norms // 2, count)))
         inside.append(layer)
-    weight = embedding.weight
     return Traffic(
-        sublayers=tuple(halves),
-        head=_of_module(head, 0),
+        sublayers=tuple(sublayers),
+        head=_of_module(head, 0, count),
         head_rows=int(head.weight.shape[0]),
-        final=_bytes(parameter for parameter in _without(model, inside) if parameter.dim() < 2),
-        row=int(weight.shape[1] * weight.element_size()),
+        final=count.bytes(parameter for parameter in _without(model, inside) if parameter.dim() < 2),
+        row=count.bytes([embedding.weight[0]]),
         has_experts=(mixed := any("expert" in name for name, _ in loaded.sublayers.mlp[-1].named_modules())),
         counts_all=mixed,
     )
 
 
 @torch.inference_mode()
-def _cached(loaded: LoadedModel) -> list[int]:
+def _cached(loaded: LoadedModel, count: _Count) -> list[int]:
     """Bytes that each layer caches of one position: how models without a plan shape them only a pass tells."""
     cache = DynamicCache()
     token = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
     loaded.model(input_ids=token, use_cache=True, **{loaded.cache_argument: cache})
     layers: list[Any] = cache.layers
-    return [_bytes((layer.keys, layer.values)) for layer in layers]
+    return [count.bytes((layer.keys, layer.values)) for layer in layers]
 
 
-def _of_module(module: nn.Module, norm_bytes: int) -> _Weights:
-    parameters = list(module.parameters())
+def _of_module(module: nn.Module, norm_bytes: int, count: _Count) -> _Weights:
+    parameters = count.parameters(module)
     matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    num_bytes = count.bytes(matrices)
     return _Weights(
-        sum(matrix.numel() for matrix in matrices), _bytes(matrices), norm_bytes + _bytes(parameters) - _bytes(matrices)
+        sum(matrix.numel() for matrix in matrices), num_bytes, norm_bytes + count.bytes(parameters) - num_bytes
     )
 
 
@@ -215,7 +248,3 @@ def _without(module: nn.Module, inner: Iterable[nn.Module]) -> list[nn.Parameter
     """The parameters of ``module`` that belong to none of ``inner``."""
     known = {id(parameter) for part in inner for parameter in part.parameters()}
     return [parameter for parameter in module.parameters() if id(parameter) not in known]
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""A plan put to a model: every tensor claimed by one half or by the decoder, and nothing computed but what is planned.
+"""A plan put to a model: every tensor claimed by a sub-layer or the decoder, and nothing computed but what is planned.
 
 A configuration does not tell everything. So what the plan names must be there, in the shape that it says and as a
 module that computes what its class does; and what is there must be named: a tensor that nobody claims may change
@@ -165,8 +165,8 @@ def _unclaimed(model: nn.Module, made: list[Claim]) -> Iterator[str]:
 def _mixed_biases(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
     """Linear layers over one input of which some have a bias: fused into one, all have or none."""
     for index, layer in enumerate(plan.layers):
-        for half in (layer.attention, layer.mlp):
-            paths = () if isinstance(half, ExpertsPlan) else half.inputs
+        for planned in (layer.attention, layer.mlp):
+            paths = () if isinstance(planned, ExpertsPlan) else planned.inputs
             modules = [model.get_submodule(f"{plan.layer_path(index)}.{path}") for path in paths]
             if len({module.bias is None for module in modules}) > 1:
                 yield f"its {plan.layer_path(index)} has biases on some of {', '.join(paths)} only"
@@ -182,7 +182,7 @@ def _all_tensors(model: nn.Module) -> Iterator[str]:
 
 
 def _activations(model: nn.Module, plan: DecoderPlan) -> Iterator[str]:
-    """Activation modules of the layers that no half of the plan computes with."""
+    """Activation modules of the layers that no sub-layer of the plan computes with."""
     mlps = {layer.mlp.activation for layer in plan.layers}
     mlps |= {
         layer.mlp.shared.activation

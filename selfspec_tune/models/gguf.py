@@ -30,7 +30,7 @@ _LOOKED_UP = ("bos", "eos", "unknown", "padding")  # the tokens whose texts tran
 
 
 def check_gguf_read(name: str, model: PreTrainedModel, architecture: str, stored: Iterable[str]) -> None:
-    """Raise `UnsupportedModelError` where transformers has no place for a tensor, of the names that a file ``stored``.
+    """Raise `FileFormatError` where transformers has no place for a tensor, of the names that a file ``stored``.
 
     Where its newer reader knows the ``architecture``, it reports such tensors as it does of other checkpoints.
     """
@@ -50,7 +50,8 @@ def load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     """Model, tokenizer and one line of provenance.
 
     Raises:
-        FileFormatError: the file is no GGUF file of a language model, is truncated, or lacks weights.
+        FileFormatError: the file is no GGUF file of a language model, is truncated, or lacks weights or holds more
+            than the model has.
         UnsupportedModelError: transformers cannot read this architecture or these tensors from GGUF, or would compute
             another model of them than llama.cpp does.
     """

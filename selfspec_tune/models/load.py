@@ -79,7 +79,8 @@ def load_model(
     Raises:
         UnknownModelError: the name leads nowhere, or to an adapter alone.
         ModelAccessError: the model is gated, or not here and the hub cannot be reached.
-        FileFormatError: its files are corrupt or incomplete, or a weight is no number.
+        FileFormatError: its files are corrupt or incomplete, hold tensors that the model has no place for, or a weight
+            is no number.
         UnsupportedModelError: its sub-layers cannot be separated.
         UsageError: dtype, device or revision is unknown or not there, a weight is too large for the dtype, or the
             weights are quantised in a way that cannot run here.

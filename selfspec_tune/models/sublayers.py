@@ -103,8 +103,8 @@ def _by_structure(model: PreTrainedModel) -> SubLayers:
 def _planned(model: PreTrainedModel) -> SubLayers | None:
     """Sub-layers by the plan; None where the model has other modules. Raises `UnsupportedModelError` without a plan."""
     plan = plan_of(model.config.to_dict())
-    halves = [(sublayer.layer, plan.half(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
-    names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in halves]
+    planned = [(sublayer.layer, plan.sublayer(sublayer).silence) for sublayer in sublayers_of(plan.num_layers)]
+    names = [[f"{plan.layer_path(layer)}.{path}" for path in paths] for layer, paths in planned]
     try:
         layers = model.get_submodule(plan.layers_path)
         silence = tuple(tuple(model.get_submodule(name) for name in those) for those in names)

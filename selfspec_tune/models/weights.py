@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from selfspec_tune.errors import FileFormatError, UnsupportedModelError, UsageError
+from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.files import read_settings
 from selfspec_tune.models.auto import AutoModelForCausalLM
 from selfspec_tune.models.model_files import is_lfs_pointer
@@ -114,7 +114,7 @@ def is_finite(weight: Tensor) -> bool:
 
 
 def check_all_read(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:
-    """Raise `UnsupportedModelError` where ``unread`` tensors belong to the decoder that was loaded.
+    """Raise `FileFormatError` where ``unread`` tensors belong to the decoder that was loaded.
 
     Towers of images or sound, and heads for other uses, are no part of it.
     """
@@ -125,7 +125,7 @@ def check_all_read(name: str, model: PreTrainedModel, unread: Iterable[str]) -> 
 
 
 def refuse_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> None:
-    """Raise `UnsupportedModelError` by name where ``unread``, tensors that matter, are any."""
+    """Raise `FileFormatError` by name where ``unread``, tensors that matter, are any."""
     lost = sorted(unread)
     if not lost:
         return
@@ -135,7 +135,7 @@ def refuse_unread(name: str, model: PreTrainedModel, unread: Iterable[str]) -> N
         if any(key.rsplit(".", 1)[-1].endswith(_SCALES) for key in lost)
         else "Its configuration is of another architecture, of fewer layers, or an adapter was never merged"
     )
-    raise UnsupportedModelError(
+    raise FileFormatError(
         f"{name!r} holds {len(lost)} tensors that its {type(model).__name__} has no place for ({some}), so another "
         f"model would be measured. {cause}. Give the checkpoint that it was made from."
     )

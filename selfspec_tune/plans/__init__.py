@@ -1,7 +1,7 @@
 """What decoders compute, as plain values made from their configurations. Imports no torch."""
 
 from selfspec_tune.plans.attention import AttentionPlan
-from selfspec_tune.plans.claims import Claim, ClaimKind, claims, half_claims
+from selfspec_tune.plans.claims import Claim, ClaimKind, claims, sublayer_claims
 from selfspec_tune.plans.decoder import BlockOrder, DecoderPlan, LayerPlan
 from selfspec_tune.plans.feature import Feature, features
 from selfspec_tune.plans.mlp import ExpertsPlan, MlpPlan
@@ -21,6 +21,6 @@ __all__ = [
     "NormPlan",
     "claims",
     "features",
-    "half_claims",
     "plan_of",
+    "sublayer_claims",
 ]

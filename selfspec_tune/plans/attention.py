@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from selfspec_tune.plans.half import HalfPlan
 from selfspec_tune.plans.norm import NormPlan
+from selfspec_tune.plans.sublayer import SubLayerPlan
 
 
 class WeightOrder(StrEnum):
@@ -125,7 +125,7 @@ class AlibiPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionPlan(HalfPlan):
+class AttentionPlan(SubLayerPlan):
     """Queries, keys and values from linear layers, a softmax over what is seen, and an output layer.
 
     In order: linear, clip, q/k norm (unless after), rope, q/k norm (if after), growth; scores times ``scale``, plus

@@ -1,4 +1,4 @@
-"""Which half of a decoder owns which tensors: every tensor of a model is claimed once, or the model is another."""
+"""Which sub-layer of a decoder owns which tensors: every tensor of a model is claimed once, or the model is another."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ClaimKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``path`` within the model; ``owner``: the half it belongs to, None where it is the decoder's.
+    """``path`` within the model; ``owner``: the sub-layer it belongs to, None where it is the decoder's.
 
-    ``other``: a second half that it belongs to as much, the MLP beside an attention that reads the same norm.
+    ``other``: a second sub-layer that it belongs to as much, the MLP beside an attention that reads the same norm.
 
     ``shape`` is the weight's as our loops read it ([outputs, inputs] of linear layers), with None for any size;
     empty where it is not told.
@@ -54,7 +54,7 @@ class Claim:
 
 
 def claims(plan: DecoderPlan) -> Iterator[Claim]:
-    """All claims of a plan: the decoder's own, then each half's in running order."""
+    """All claims of a plan: the decoder's own, then each sub-layer's in running order."""
     width = plan.hidden_size
     yield Claim(plan.embedding.path, ClaimKind.EMBEDDING, shape=(_ANY, _ANY))
     if plan.embedding.positions is not None:
@@ -64,24 +64,24 @@ def claims(plan: DecoderPlan) -> Iterator[Claim]:
     yield Claim(plan.head.path, ClaimKind.LINEAR, shape=(_ANY, width))
     yield from (Claim(path, ClaimKind.BESIDE) for path in plan.beside)
     for sublayer in sublayers_of(plan.num_layers):
-        yield from (claim for claim in half_claims(plan, sublayer) if claim.other != sublayer)
+        yield from (claim for claim in sublayer_claims(plan, sublayer) if claim.other != sublayer)
 
 
-def half_claims(plan: DecoderPlan, sublayer: SubLayerId) -> Iterator[Claim]:
-    """The claims of one half; the norm that both halves of a layer read is claimed for each, with the same owners."""
-    half, prefix = plan.half(sublayer), f"{plan.layer_path(sublayer.layer)}."
+def sublayer_claims(plan: DecoderPlan, sublayer: SubLayerId) -> Iterator[Claim]:
+    """The claims of one sub-layer; the norm that both of a layer read is claimed for each, with the same owners."""
+    planned, prefix = plan.sublayer(sublayer), f"{plan.layer_path(sublayer.layer)}."
     attention, mlp = (SubLayerId(kind, sublayer.layer) for kind in SubLayerKind)
-    if half.norm is not None and plan.half(attention).norm == plan.half(mlp).norm:
-        yield from (replace(claim, other=mlp) for claim in _norm(half.norm, prefix, attention, plan.hidden_size))
+    if planned.norm is not None and plan.sublayer(attention).norm == plan.sublayer(mlp).norm:
+        yield from (replace(claim, other=mlp) for claim in _norm(planned.norm, prefix, attention, plan.hidden_size))
     else:
-        yield from _norm(half.norm, prefix, sublayer, plan.hidden_size)
-    yield from _norm(half.post, prefix, sublayer, plan.hidden_size)
-    if isinstance(half, AttentionPlan):
-        yield from _attention(half, prefix, sublayer, plan.hidden_size)
-    elif isinstance(half, MlpPlan):
-        yield from _mlp(half, prefix, sublayer, plan.hidden_size)
+        yield from _norm(planned.norm, prefix, sublayer, plan.hidden_size)
+    yield from _norm(planned.post, prefix, sublayer, plan.hidden_size)
+    if isinstance(planned, AttentionPlan):
+        yield from _attention(planned, prefix, sublayer, plan.hidden_size)
+    elif isinstance(planned, MlpPlan):
+        yield from _mlp(planned, prefix, sublayer, plan.hidden_size)
     else:
-        yield from _experts(half, prefix, sublayer, plan.hidden_size)
+        yield from _experts(planned, prefix, sublayer, plan.hidden_size)
 
 
 def _norm(norm: NormPlan | None, prefix: str, owner: SubLayerId | None, width: int | None) -> Iterator[Claim]:

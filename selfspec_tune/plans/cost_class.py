@@ -49,37 +49,37 @@ def cost_classes(plan: DecoderPlan) -> tuple[CostClass, ...]:
     """The classes of a plan, in running order of their first sub-layers."""
     found: dict[Hashable, list[SubLayerId]] = {}
     for sublayer in sublayers_of(plan.num_layers):
-        found.setdefault(_shape(plan.half(sublayer)), []).append(sublayer)
+        found.setdefault(_shape(plan.sublayer(sublayer)), []).append(sublayer)
     classes, uses = [], Counter[str]()
     for members in found.values():
-        half = plan.half(members[0])
-        uses[name := _name(half)] += 1
+        planned = plan.sublayer(members[0])
+        uses[name := _name(planned)] += 1
         classes.append(
             CostClass(
                 name if uses[name] == 1 else f"{name} {uses[name]}",
                 members[0].kind,
                 tuple(member.index for member in members),
-                half.reach if isinstance(half, AttentionPlan) else _EVERYTHING,
-                half.chosen if isinstance(half, ExpertsPlan) else 0,
+                planned.reach if isinstance(planned, AttentionPlan) else _EVERYTHING,
+                planned.chosen if isinstance(planned, ExpertsPlan) else 0,
             )
         )
     return tuple(classes)
 
 
-def _shape(half: AttentionPlan | MlpPlan | ExpertsPlan) -> Hashable:
+def _shape(its: AttentionPlan | MlpPlan | ExpertsPlan) -> Hashable:
     """What decides how much is read and computed; norms, biases, activations and rotations weigh too little."""
-    if isinstance(half, AttentionPlan):
-        return half.num_heads, half.num_kv_heads, half.head_size, half.reach, half.gate is None, half.cap is None
-    if isinstance(half, MlpPlan):
-        return half.width, half.is_gated
-    return half.count, half.chosen, half.width, half.shared and half.shared.width
+    if isinstance(its, AttentionPlan):
+        return its.num_heads, its.num_kv_heads, its.head_size, its.reach, its.gate is None, its.cap is None
+    if isinstance(its, MlpPlan):
+        return its.width, its.is_gated
+    return its.count, its.chosen, its.width, its.shared and its.shared.width
 
 
 _NAMES = {SubLayerKind.ATTENTION: "attention", SubLayerKind.MLP: "MLP"}
 _REACHES = {ReachKind.FULL: "", ReachKind.WINDOW: " in a window of {}", ReachKind.CHUNK: " in chunks of {}"}
 
 
-def _name(half: AttentionPlan | MlpPlan | ExpertsPlan) -> str:
-    if isinstance(half, AttentionPlan):
-        return _NAMES[SubLayerKind.ATTENTION] + _REACHES[half.reach.kind].format(half.reach.size)
-    return "experts" if isinstance(half, ExpertsPlan) else _NAMES[SubLayerKind.MLP]
+def _name(planned: AttentionPlan | MlpPlan | ExpertsPlan) -> str:
+    if isinstance(planned, AttentionPlan):
+        return _NAMES[SubLayerKind.ATTENTION] + _REACHES[planned.reach.kind].format(planned.reach.size)
+    return "experts" if isinstance(planned, ExpertsPlan) else _NAMES[SubLayerKind.MLP]

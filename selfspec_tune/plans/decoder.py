@@ -111,7 +111,7 @@ class DecoderPlan:
         """To how many experts a token goes, where that is most; 0 without mixtures of experts."""
         return max((layer.mlp.chosen for layer in self.layers if isinstance(layer.mlp, ExpertsPlan)), default=0)
 
-    def half(self, sublayer: SubLayerId) -> AttentionPlan | MlpPlan | ExpertsPlan:
+    def sublayer(self, sublayer: SubLayerId) -> AttentionPlan | MlpPlan | ExpertsPlan:
         """The plan of one sub-layer."""
         layer = self.layers[sublayer.layer]
         return layer.attention if sublayer.is_attention else layer.mlp

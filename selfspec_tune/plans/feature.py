@@ -15,9 +15,9 @@ from selfspec_tune.plans.attention import (
     WeightOrder,
 )
 from selfspec_tune.plans.decoder import BlockOrder, DecoderPlan, LayerPlan
-from selfspec_tune.plans.half import HalfPlan
 from selfspec_tune.plans.mlp import Activation, ExpertsPlan, MlpPlan, RouterPlan, Score
 from selfspec_tune.plans.norm import NormKind, NormPlan
+from selfspec_tune.plans.sublayer import SubLayerPlan
 
 
 class Feature(StrEnum):
@@ -27,8 +27,8 @@ class Feature(StrEnum):
     NORM_WITHOUT_WEIGHT = "norms without a weight"
     ONE_PLUS_NORM = "norm weights stored minus one"
     LATE_NORM = "norm weights applied in float32"
-    UNNORMED_INPUT = "halves that read the stream without a norm"
-    POST_NORM = "norms of a half's output"
+    UNNORMED_INPUT = "sub-layers that read the stream without a norm"
+    POST_NORM = "norms of a sub-layer's output"
     INNER_NORM = "norms before an output layer"
     PARALLEL = "attention and MLP side by side"
     RESIDUAL_SCALE = "scaled residuals"
@@ -127,22 +127,22 @@ def _of_layer(layer: LayerPlan) -> Iterator[Feature]:
         yield Feature.PARALLEL
     yield from _of_attention(layer.attention)
     mlp = layer.mlp
-    yield from _of_half(mlp)
+    yield from _of_sublayer(mlp)
     if isinstance(mlp, MlpPlan):
         yield from _of_mlp(mlp)
     else:
         yield from _of_experts(mlp)
 
 
-def _of_half(half: HalfPlan) -> Iterator[Feature]:
-    if half.norm is None:
+def _of_sublayer(sublayer: SubLayerPlan) -> Iterator[Feature]:
+    if sublayer.norm is None:
         yield Feature.UNNORMED_INPUT
-    if half.post is not None:
+    if sublayer.post is not None:
         yield Feature.POST_NORM
-    if half.residual_scale != 1:
+    if sublayer.residual_scale != 1:
         yield Feature.RESIDUAL_SCALE
-    yield from _of_norm(half.norm)
-    yield from _of_norm(half.post)
+    yield from _of_norm(sublayer.norm)
+    yield from _of_norm(sublayer.post)
 
 
 def _of_norm(norm: NormPlan | None) -> Iterator[Feature]:
@@ -159,7 +159,7 @@ def _of_norm(norm: NormPlan | None) -> Iterator[Feature]:
 
 
 def _of_attention(plan: AttentionPlan) -> Iterator[Feature]:
-    yield from _of_half(plan)
+    yield from _of_sublayer(plan)
     if plan.order is not WeightOrder.SEPARATE:
         yield Feature.STACKED if plan.order is WeightOrder.STACKED else Feature.GROUPED
     told = {

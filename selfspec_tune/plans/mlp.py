@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from selfspec_tune.plans.half import HalfPlan
 from selfspec_tune.plans.norm import NormPlan
+from selfspec_tune.plans.sublayer import SubLayerPlan
 
 
 class Activation(StrEnum):
@@ -21,7 +21,7 @@ class Activation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MlpPlan(HalfPlan):
+class MlpPlan(SubLayerPlan):
     """Gated: output(inner(activation(gate) * up)); plain: output(inner(activation(input))).
 
     Attributes:
@@ -49,13 +49,6 @@ class Score(StrEnum):
     SIGMOID = "sigmoid"
 
 
-class GroupScore(StrEnum):
-    """What a group of experts is ranked by."""
-
-    MAXIMUM = "its best score"
-    TOP_TWO = "the sum of its two best"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterPlan:
     """Which experts a token goes to, and with which weights.
@@ -71,7 +64,7 @@ class RouterPlan:
         score: of all logits; with ``is_chosen_first`` of the chosen ones' logits alone.
         choice_bias: a tensor of one number per expert, [experts] or [1, experts].
         groups: experts are in so many groups, neighbours together, of which the best ``kept_groups`` are chosen from,
-            ranked by ``group_score`` of what experts are chosen by.
+            ranked by the sum of the two best of what experts are chosen by.
         renormalise: whether the weights of the chosen are divided by their sum, which is at least ``least_sum``
             and is added ``sum_epsilon``.
         scale: of the weights, at the end.
@@ -88,7 +81,6 @@ class RouterPlan:
     choice_bias: str | None = None
     groups: int = 1
     kept_groups: int = 1
-    group_score: GroupScore = GroupScore.TOP_TWO
     renormalise: bool = False
     least_sum: float = 0.0
     sum_epsilon: float = 0.0
@@ -98,7 +90,7 @@ class RouterPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsPlan(HalfPlan):
+class ExpertsPlan(SubLayerPlan):
     """Routed experts, gated MLPs each, whose outputs are summed by weight, and what runs beside them.
 
     The sum over the chosen is one in float32, rounded to the model's type once. Layers may differ in all of this.

@@ -1,6 +1,6 @@
 """Why a decoder has no plan: by transformers' ``model_type``, as read in transformers 5.24.
 
-`REFUSED` cannot draft for themselves at all: leaving a half out has no meaning there, or a cache that has drafted
+`REFUSED` cannot draft for themselves at all: leaving a sub-layer out has no meaning there, or a cache that has drafted
 cannot be put back. `UNPLANNED` can, on the reference runner: they compute what no plan describes. `NOT_READ` are
 names whose code nobody has read for this project; where attention and MLP can be told apart, they too run there.
 """
@@ -20,7 +20,7 @@ _STATE_ALONE = (
     f"it has a recurrent state and no attention, so nothing can be cut back to an earlier token; {_SEE_HYBRIDS}"
 )
 _CONVOLUTIONS = f"its short convolutions keep states beside keys and values, which are not yet rewound; {_SEE_HYBRIDS}"
-_STREAMS = "it mixes several residual streams (hyper-connections), so a half that is left out has no meaning yet"
+_STREAMS = "it mixes several residual streams (hyper-connections), so a sub-layer that is left out has no meaning yet"
 _INDEXER = "an indexer with a cache of its own chooses which keys its attention sees"
 _SHARED_KEYS = "its later layers read the keys and values of earlier ones, and every layer adds an input of its own"
 _DRAFTER = "it drafts for another model, whose keys and values it reads"
@@ -51,7 +51,7 @@ REFUSED: dict[str, str] = {
     "blt": "it reads bytes in patches, by several transformers in turn",
     "dbrx": "its attention is in one module with the norm of its experts, and is added to the stream there",
     "doge": "which keys its attention sees depends on how many tokens a pass is over",
-    "dory": "its stream moves on a sphere (nGPT), so a half that adds nothing still changes it",
+    "dory": "its stream moves on a sphere (nGPT), so a sub-layer that adds nothing still changes it",
     "hrm_text": "it runs two stacks of layers in cycles, so a layer runs several times a token",
     "jetmoe": "its attention is itself a mixture of experts",
     "longcat_flash": "its layers have two attentions and two MLPs, and experts that bridge them",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +14,36 @@ from selfspec_tune.checks import visible_line
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.report import text
 from selfspec_tune.report.text import STYLES, bench_verdict, headline_method
-from selfspec_tune.results import BenchResult, LosslessCount, MethodResult, ModelInfo, RuntimeBench, Score
+from selfspec_tune.requests import Sampling
+from selfspec_tune.results import (
+    BenchResult,
+    LosslessCount,
+    MemoryLimit,
+    MethodResult,
+    ModelInfo,
+    RuntimeBench,
+    Score,
+)
+from selfspec_tune.results.metrics import AUTOREGRESSIVE, with_decode_rates
 
 WIDE = 140
 _FEWEST_OF_A_TASK = 3  # prompts: the interval of two spans everything
-LEGEND = (
-    "tok/s: new tokens over prefill and decoding. MAT: mean tokens accepted per verification, bonus "
-    "included. draft cost: a drafted token's time ÷ a decoded one's. =: the baseline's tokens, tie: within "
-    "the numeric floor, ≠: a mismatch."
-)
+_MEANINGS = {
+    "end to end": "speedup over autoregressive, the baseline, with the prefill [95 % interval]",
+    "decode": "speedup over autoregressive, the baseline, without the prefill",
+    "tok/s": "tokens a second of decode",
+    "of limit": "tok/s ÷ what the memory allows plain bfloat16 decoding",
+    "accept": "share of drafted tokens that verification keeps",
+    "MAT": "mean tokens a verification gives, bonus included",
+    "draft cost": "a drafted token's time ÷ a plainly decoded one's",
+    "A-A": "the baseline against itself, decode",
+    "lossless": "= the baseline's tokens, tie within the numeric floor, ≠ a mismatch",
+}
+
+
+def legend(headers: Iterable[str]) -> str:
+    """What the columns of a table say, and what they are ratios to."""
+    return " ".join(f"{header}: {_MEANINGS[header]}." for header in headers if header in _MEANINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +59,13 @@ class _Column:
 _COLUMNS = (
     _Column("end to end", 0, lambda m, wide: text.speedup(m.end_to_end_speedup, _gap(wide))),
     _Column("decode", 66, lambda m, wide: text.speedup(m.decode_speedup, _gap(wide))),
-    _Column("tok/s", 0, lambda m, _: text.figure(m.tokens_per_second, 1)),
+    _Column("tok/s", 0, lambda m, _: text.figure(m.decode_tokens_per_second, 1)),
+    _Column("of limit", 88, lambda m, _: of_limit(m)),
     _Column("accept", 72, lambda m, _: text.percent(m.acceptance_rate)),
     _Column("MAT", 76, lambda m, _: text.figure(m.mean_accepted_tokens, 2)),
-    _Column("draft cost", 96, lambda m, _: text.figure(m.draft_cost_fraction, 2)),
+    _Column("draft cost", 104, lambda m, _: text.figure(m.draft_cost_fraction, 2)),
     _Column("lossless", 0, lambda m, wide: lossless(m.lossless, full=wide), "left"),
-    _Column("prompts", 100, lambda m, _: str(m.num_prompts)),
+    _Column("prompts", 112, lambda m, _: str(m.num_prompts)),
 )
 _IN_FLOAT32 = "in float32"  # that a method of transformers ran on another copy of the model than ours
 # Methods of our own, whose skip set says it all.
@@ -54,8 +76,10 @@ def bench_report(result: BenchResult, width: int) -> Group:
     """Everything a bench says: table, breakdown by task, checks, warnings, and the verdict last."""
     parts: list[RenderableType] = [
         Text(bench_title(result), style="bold"),
+        *(Text(visible_line(line), style="dim") for line in conditions_lines(result)),
         methods_table(result, width),
-        Text(LEGEND, style="dim"),
+        *map(Text, position_lines(result)),
+        Text(legend(column.header for column in _columns(width)), style="dim"),
         *(Text(visible_line(line), style="dim") for line in rival_lines(result)),
     ]
     headline = headline_method(result)
@@ -79,22 +103,57 @@ def bench_title(result: BenchResult) -> str:
     return visible_line(f"{model_line(result.model)} · {result.split} prompts{read}")
 
 
+def conditions_lines(result: BenchResult) -> list[str]:
+    """``AMD EPYC · 2 threads · native runner · builtin prompts of 32–118 tokens, up to 128 new · greedy``.
+
+    As far as the file says; empty where it says nothing.
+    """
+    hardware, prompts = (result.provenance.get(name) or {} for name in ("hardware", "prompts"))
+    parts = [hardware.get("gpu") or hardware.get("cpu")]
+    if threads := hardware.get("threads"):
+        parts.append("1 thread" if threads == 1 else f"{threads} threads")
+    if runner := result.provenance.get("runner"):
+        parts.append(f"{runner} runner")
+    if prompts:
+        lengths = [run.prompt_tokens for run in result.runs]
+        read = f" of {min(lengths)}–{max(lengths)} tokens" if lengths else ""
+        parts.append(f"{prompts.get('source')} prompts{read}, up to {prompts.get('max_new_tokens')} new")
+        parts.append(decoding(prompts) or "greedy")
+    known = [part for part in parts if part]
+    return [" · ".join(known)] if known else []
+
+
+def decoding(prompts: Mapping[str, Any]) -> str:
+    """How tokens were drawn, by what files say of it: ``temperature 0.7, top p 0.9``; empty where greedily."""
+    known = {name: prompts[name] for name in Sampling.__dataclass_fields__ if name in prompts}
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in Sampling(**known).in_force.items())
+
+
 def model_line(model: ModelInfo) -> str:
     """``smollm2-135m · bfloat16 · cpu``, as far as it is known."""
     return visible_line(" · ".join(part for part in (model.name or model.id, model.dtype, model.device) if part))
 
 
+def of_limit(method: MethodResult) -> str:
+    """Its share of the memory's limit, ``212 %``."""
+    return text.percent(method.of_memory_limit.value if method.of_memory_limit else None)
+
+
+def _columns(width: int) -> list[_Column]:
+    return [column for column in _COLUMNS if width >= column.min_width]
+
+
 def methods_table(result: BenchResult, width: int) -> Table:
     """A row for each method; a narrow console gets fewer columns and the skip set under the name."""
     wide = width >= WIDE
-    columns = [column for column in _COLUMNS if width >= column.min_width]
+    columns = _columns(width)
     table = text.table()
     table.add_column("method", overflow="fold", max_width=None if wide else max(14, width * 3 // 8))
     if wide:
         table.add_column("skip", overflow="fold", max_width=32)
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
-    for method in result.methods:
+    for method in with_decode_rates(result.methods, result.runs):
         name, skip = _label(method, result), _detail(method, result.model.num_layers)
         head = [Text(name), Text(skip)] if wide else [_stacked(name, skip)]
         table.add_row(*head, *(Text(column.cell(method, wide)) for column in columns))
@@ -126,8 +185,10 @@ def tasks_table(method: MethodResult) -> Table:
 
 
 def check_lines(result: BenchResult) -> list[str]:
-    """The measurement's own checks: its answers, baseline against itself, and against ``model.generate``."""
-    lines = degenerate_lines(result)
+    """What stands beside the figures: the memory's limit, the answers, the baseline against itself and against
+    ``model.generate``.
+    """
+    lines = [*limit_lines(result), *degenerate_lines(result)]
     if result.a_a is not None:
         lines.append(
             f"Baseline against itself: {text.speedup(result.a_a.end_to_end)} end to end, "
@@ -136,6 +197,33 @@ def check_lines(result: BenchResult) -> list[str]:
     if result.baseline_vs_generate is not None:
         lines.append(f"Our baseline is {text.times(result.baseline_vs_generate)} as fast as model.generate.")
     return lines + sessions_lines(result.provenance)
+
+
+def limit_lines(result: BenchResult) -> list[str]:
+    """What the memory allows plain bfloat16 decoding, and how near the baseline and the headline come."""
+    if result.memory_limit is None:
+        return []
+    methods = (headline_method(result), result.method(AUTOREGRESSIVE))
+    reached = [f"{_label(method, result)} {of_limit(method)}" for method in methods if method is not None]
+    return [f"{limit_text(result.memory_limit)}; of it {', '.join(reached)}."]
+
+
+def limit_text(limit: MemoryLimit) -> str:
+    """``Memory limit of plain bfloat16 decoding: 15.2 tok/s (2.71 GB a token at 41.2 GB/s, 40.1–42.5)``."""
+    read = limit.bytes_per_second
+    spread = "" if read.low == read.high else f", {read.low / 1e9:.1f}–{read.high / 1e9:.1f}"
+    return (
+        f"Memory limit of plain bfloat16 decoding: {limit.tokens_per_second:.1f} tok/s "
+        f"({limit.bytes_per_token / 1e9:.2f} GB a token at {read.median / 1e9:.1f} GB/s{spread})"
+    )
+
+
+def position_lines(result: BenchResult) -> list[str]:
+    """How far the headline's drafts were right; none without one that ran."""
+    headline = headline_method(result)
+    if headline is None or headline.unavailable:
+        return []
+    return [f"Accepted by draft position: {text.by_position(headline.by_position)}."]
 
 
 def degenerate_lines(result: BenchResult) -> list[str]:
@@ -224,11 +312,12 @@ def print_runtime_bench(console: Console, result: RuntimeBench) -> None:
     accepted = "none drafted" if result.acceptance_rate is None else f"{text.percent(result.acceptance_rate)} accepted"
     lines = [
         f"{result.runtime}: {result.model} with {result.draft}, {result.draft_tokens} tokens a draft",
-        f"decode      {text.speedup(result.decode_speedup)}",
-        f"end to end  {text.speedup(result.end_to_end_speedup)}",
+        f"decode      {text.speedup(result.decode_speedup)} over the target alone",
+        f"end to end  {text.speedup(result.end_to_end_speedup)} over the target alone, with the prompt's pass",
         f"itself      {text.speedup(result.again)} decode: the target alone against itself",
-        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification; {result.tokens_per_second:.1f} tokens/s "
-        f"by the target alone, {result.num_prompts} prompts",
+        f"decode      {text.figure(result.decode_tokens_per_second('speculative'), 1)} tokens/s, "
+        f"{text.figure(result.decode_tokens_per_second('plain'), 1)} by the target alone",
+        f"{accepted}, {result.mean_accepted_tokens:.2f} tokens a verification, {result.num_prompts} prompts",
         f"{result.same_texts} of {result.num_prompts} answers are the target's own",
     ]
     lines += [f"degenerate answers: {line}" for line in degenerate_line(result)]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from selfspec_tune.intervals import Interval
 from selfspec_tune.report import text
-from selfspec_tune.report.bench import bench_title, degenerate_lines, model_line
+from selfspec_tune.report.bench import bench_title, degenerate_lines, legend, limit_lines, model_line
 from selfspec_tune.results import RouterResult, TransferResult
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _FIGURE, _SPAN = 6, 11  # characters of a column that holds speedups alone, or their intervals too
 _TOGETHER = "together"
+_COLUMNS = ("strategy", "after", "decode", "end to end", "accept", "skipped")
 LEGEND = (
     "End-to-end speedup over plain decoding on each task's test prompts; *: the task that the draft was searched for."
 )
@@ -31,6 +32,9 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """What each strategy found, when, and what it is worth on prompts that no search read."""
     console.print(Text(bench_title(comparison.bench), style="bold"))
     console.print(comparison_table(comparison))
+    console.print(Text(legend(_COLUMNS), style="dim"))
+    for line in limit_lines(comparison.bench):
+        console.print(Text(line))
     for line in degenerate_lines(comparison.bench):
         console.print(Text(line))
 
@@ -39,7 +43,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """A row for each strategy, and for each earlier time of it."""
     methods = {method.id: method for method in comparison.bench.methods}
     table = Table(box=None, pad_edge=False)
-    for header in ("strategy", "after", "decode", "end to end", "accept", "skipped"):
+    for header in _COLUMNS:
         table.add_column(header, justify="left" if header in ("strategy", "skipped") else "right")
     for entry in comparison.entries:
         method = methods[entry.method]

@@ -13,7 +13,8 @@ from selfspec_tune.draft import Precision
 from selfspec_tune.draft.costs import CostModel
 from selfspec_tune.report import text
 from selfspec_tune.report.bench import model_line
-from selfspec_tune.results.diagnosis import Check, ContextTiming, Diagnosis, Spread, StepTiming
+from selfspec_tune.results.diagnosis import Check, ContextTiming, Diagnosis, StepTiming
+from selfspec_tune.results.memory_limit import Spread
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "bold yellow")}
 _DRAFTS = ("draft", "draft at int8", "draft at int4")

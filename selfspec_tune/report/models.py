@@ -28,7 +28,7 @@ def print_families(console: Console, families: Mapping[str, Service]) -> None:
     for name, service in families.items():
         table.add_row(name, served_by(service), "\n".join(missing(service)))
     console.print(table)
-    console.print(f"Of {len(families)} families, {counts(families)}.")
+    console.print(summary(families))
 
 
 def print_refused(console: Console, refused: Mapping[str, str], title: str) -> None:
@@ -76,10 +76,12 @@ def missing(service: Service) -> Iterator[str]:
         yield f"{', '.join(engines)}: {', '.join(lacking)}"
 
 
-def counts(families: Mapping[str, Service]) -> str:
-    """How many families each engine serves, in words."""
+def summary(families: Mapping[str, Service]) -> str:
+    """How many rows each engine serves, and how many families they are of: some have several variants."""
+    kinds = {name.partition(",")[0] for name in families}
     names = dict.fromkeys(name for service in families.values() for name in service.lacking)
-    return ", ".join(f"{name} serves {sum(name in its.engines for its in families.values())}" for name in names)
+    served = ", ".join(f"{name} serves {sum(name in its.engines for its in families.values())}" for name in names)
+    return f"Of {len(families)} rows of {len(kinds)} families, {served}."
 
 
 def by_reason(refused: Mapping[str, str]) -> dict[str, list[str]]:

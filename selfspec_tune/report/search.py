@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.checks import visible_line
-from selfspec_tune.draft import DraftPrecision
+from selfspec_tune.draft import DraftPrecision, experts_a_token
 from selfspec_tune.report import text
-from selfspec_tune.report.bench import degenerate_line, model_line
+from selfspec_tune.report.bench import decoding, degenerate_line, model_line
 from selfspec_tune.report.text import STYLES, score_verdict
-from selfspec_tune.requests import Sampling
 from selfspec_tune.results import DraftSettings, Score, SkipConfig
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def draft_line(draft: DraftSettings, num_layers: int) -> str:
     if draft.precision != "same":
         parts.append(f"at {DraftPrecision.from_json(draft.precision, num_layers)}")
     if draft.experts is not None:
-        parts.append(f"by {draft.experts} expert{'s' if draft.experts > 1 else ''} a token")
+        parts.append(f"by {experts_a_token(draft.experts)}")
     then = "" if draft.model_drafts else " alone"
     parts += [f"{source}{then}" for source in draft.sources]
     return ", ".join(parts)
@@ -115,13 +114,20 @@ def _score_facts(score: Score) -> Iterator[tuple[str, str]]:
     if score.end_to_end_speedup is not None:
         yield "end to end", text.speedup(score.end_to_end_speedup)
     if score.decode_speedup is not None:
-        yield "decode", text.speedup(score.decode_speedup)
+        yield "decode", ", ".join([text.speedup(score.decode_speedup), *_rates(score)])
     if score.acceptance_rate is not None:
         yield "acceptance", text.percent(score.acceptance_rate)
     if score.mean_accepted_tokens is not None:
         yield "MAT", text.figure(score.mean_accepted_tokens, 2)
     for line in degenerate_line(score):
         yield "degenerate answers", line
+
+
+def _rates(score: Score) -> Iterator[str]:
+    if score.decode_tokens_per_second is not None:
+        yield f"{score.decode_tokens_per_second:.1f} tokens/s"
+    if score.of_memory_limit is not None:
+        yield f"{text.percent(score.of_memory_limit.value)} of the memory's limit for plain bfloat16"
 
 
 def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -147,10 +153,8 @@ def _provenance_facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]
     if prompts:
         counts = (f"{len(prompts[split])} {split}" for split in SPLITS if split in prompts)
         yield "prompts", _joined([prompts.get("source"), *counts])
-    if decoding := {name: prompts[name] for name in Sampling.__dataclass_fields__ if name in prompts}:
-        drawn = Sampling(**decoding).in_force
-        if drawn:
-            yield "decoding", _joined(f"{name.replace('_', ' ')} {value:g}" for name, value in drawn.items())
+    if drawn := decoding(prompts):
+        yield "decoding", drawn
     starts = (provenance.get("search") or {}).get("start_from")
     if starts:
         yield "started from", _joined(start["name"] for start in starts)

@@ -11,14 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from selfspec_tune.report import text
-from selfspec_tune.report.bench import LEGEND, lossless, model_line, sessions_lines, skip_text
+from selfspec_tune.report.bench import legend, lossless, model_line, of_limit, sessions_lines, skip_text
 from selfspec_tune.report.text import SELF_SPECULATIVE
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
+from selfspec_tune.results.metrics import with_decode_rates
 
 AXIS_LABELS = {"context": "prompt tokens", "temperature": "temperature", "max-draft": "longest draft"}
 PLOT_LEGEND = "●: decode speedup, ─: its 95 % interval, │: 1.0×."
 _PLOT_WIDTH = 56
-_WIDE, _WIDER = 100, 132
+_WIDE = 100
+# The columns of the table, each shown from a console width on.
+_COLUMNS = {
+    "decode": 0,
+    "end to end": 0,
+    "accept": 0,
+    "MAT": 0,
+    "tok/s": 66,
+    "of limit": 76,
+    "A-A": 132,
+    "lossless": 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +43,13 @@ class Curve:
 
 def curves(result: SweepResult) -> list[Curve]:
     """A curve for every skip set, named by the set where there are several."""
-    ids = list(dict.fromkeys(m.id for point in result.points for m in point.methods if m.name == SELF_SPECULATIVE))
-    found = {method_id: [(p, m) for p in result.points for m in p.methods if m.id == method_id] for method_id in ids}
+    found: dict[str, list[tuple[SweepPoint, MethodResult]]] = {}
+    for point in result.points:
+        runs = [run for run in result.runs if run.point == point.value]
+        for method in with_decode_rates(point.methods, runs):
+            if method.name == SELF_SPECULATIVE:
+                found.setdefault(method.id, []).append((point, method))
+    ids = list(found)
     labels = [skip_text(pairs[0][1], result.model.num_layers) for pairs in found.values()]
     if len(set(labels)) < len(labels):
         labels = ids
@@ -56,7 +73,8 @@ def sweep_report(result: SweepResult, width: int) -> Group:
             parts.append(Text(f"\n{curve.label}"))
         parts.append(curve_table(result, curve, width))
         parts += [*map(Text, plot_rows(curve, min(_PLOT_WIDTH, width - 12))), Text("")]
-    parts += [Text(line, style="dim") for line in (PLOT_LEGEND, LEGEND, result.description)]
+        parts += [Text(line) for line in position_lines(curve)]
+    parts += [Text(line, style="dim") for line in (PLOT_LEGEND, legend(_headers(width)), result.description)]
     parts.append(Text(""))
     parts += [Text(line) for line in _check_lines(result)]
     parts += [Text("warning: ", style="yellow").append(line, style="default") for line in result.warnings]
@@ -66,26 +84,34 @@ def sweep_report(result: SweepResult, width: int) -> Group:
 def curve_table(result: SweepResult, curve: Curve, width: int) -> Table:
     """A row for each value; a narrow console gets fewer columns and the intervals under the figures."""
     gap = " " if width >= _WIDE else "\n"
+    headers = _headers(width)
     table = text.table()
     table.add_column(AXIS_LABELS[result.sweep], justify="right")
-    for header, least in (("decode", 0), ("end to end", 0), ("accept", 0), ("MAT", 0), ("tok/s", 66), ("A-A", _WIDER)):
-        if width >= least:
-            table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("lossless", no_wrap=True)
+    for header in headers:
+        table.add_column(header, justify="left" if header == "lossless" else "right", no_wrap=True)
     for point, method in curve.points:
-        cells = [
-            f"{point.value:g}",
-            text.speedup(method.decode_speedup, gap),
-            text.speedup(method.end_to_end_speedup, gap),
-            text.percent(method.acceptance_rate),
-            text.figure(method.mean_accepted_tokens, 2),
-        ]
-        if width >= 66:
-            cells.append(text.figure(method.tokens_per_second, 1))
-        if width >= _WIDER:
-            cells.append(text.speedup(point.a_a.decode if point.a_a else None))
-        table.add_row(*map(Text, cells), Text(lossless(method.lossless, full=width >= _WIDE)))
+        cells = {
+            "decode": text.speedup(method.decode_speedup, gap),
+            "end to end": text.speedup(method.end_to_end_speedup, gap),
+            "accept": text.percent(method.acceptance_rate),
+            "MAT": text.figure(method.mean_accepted_tokens, 2),
+            "tok/s": text.figure(method.decode_tokens_per_second, 1),
+            "of limit": of_limit(method),
+            "A-A": text.speedup(point.a_a.decode if point.a_a else None),
+            "lossless": lossless(method.lossless, full=width >= _WIDE),
+        }
+        table.add_row(f"{point.value:g}", *(Text(cells[header]) for header in headers))
     return table
+
+
+def _headers(width: int) -> list[str]:
+    return [header for header, least in _COLUMNS.items() if width >= least]
+
+
+def position_lines(curve: Curve) -> list[str]:
+    """How far drafts were right at each value."""
+    shares = [(point.value, text.by_position(method.by_position)) for point, method in curve.points]
+    return ["Accepted by draft position:", *(f"  {value:g}: {share}" for value, share in shares)]
 
 
 def plot_rows(curve: Curve, width: int) -> list[str]:
@@ -137,3 +163,6 @@ def _baseline_lines(result: SweepResult) -> Iterator[str]:
     ratios = [point.baseline_vs_generate for point in result.points if point.baseline_vs_generate is not None]
     if ratios:
         yield f"Our baseline is {min(ratios):.2f}–{max(ratios):.2f}× as fast as model.generate."
+    limits = [point.memory_limit.tokens_per_second for point in result.points if point.memory_limit]
+    if limits:
+        yield f"Memory limit of plain bfloat16 decoding: {min(limits):.1f}–{max(limits):.1f} tok/s over the values."

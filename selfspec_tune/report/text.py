@@ -12,11 +12,12 @@ from selfspec_tune.checks import visible_line
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import FEWEST_TESTED
 from selfspec_tune.reporting import Candidate
-from selfspec_tune.results import BenchResult, MethodResult, Score
+from selfspec_tune.results import BenchResult, MethodResult, PositionCounts, Score
 
 UNKNOWN = "–"
 MAP_LEGEND = "█ kept   · skipped"
 _LABEL_WIDTH = 5
+_FIRST_GROUPED = 5  # positions in a draft from here on stand together: 5–8, 9–16, …
 SELF_SPECULATIVE = "self-speculative"
 STYLES = {
     "faster": "bold green",
@@ -79,6 +80,21 @@ def spelled_out(text: str, most: int) -> str:
 def percent(share: float | None) -> str:
     """A share from 0 to 1 in percent, or a dash."""
     return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def by_position(counts: PositionCounts | None) -> str:
+    """``98 % of 60 at 1, … 80 % of 90 at 5–8``: of the tokens drafted there the share accepted; a dash: not known."""
+    if counts is None:
+        return UNKNOWN
+    parts, first = [], 1
+    while first <= len(counts.drafted):
+        last = min(first if first < _FIRST_GROUPED else 2 * first - 2, len(counts.drafted))
+        drafted = sum(counts.drafted[first - 1 : last])
+        accepted = sum(counts.accepted[first - 1 : last])
+        place = f"{first}" if first == last else f"{first}–{last}"
+        parts.append(f"{percent(accepted / drafted)} of {drafted} at {place}")
+        first = last + 1
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

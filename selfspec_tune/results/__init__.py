@@ -3,6 +3,7 @@
 record           what all of them share
 runs             raw paired runs
 logs             what the logs that keep such runs share
+memory_limit     what the memory allowed while they were measured
 metrics          from raw runs to figures
 bench            bench.json and sweep.json
 skip_config      skip.json
@@ -22,6 +23,7 @@ from selfspec_tune.results.bench import (
     MethodResult,
     ModelInfo,
     NullRun,
+    PositionCounts,
     Ratio,
     SkipLayers,
     SweepPoint,
@@ -29,6 +31,7 @@ from selfspec_tune.results.bench import (
     TaskResult,
 )
 from selfspec_tune.results.export_manifest import MANIFEST, ExportManifest, Verification
+from selfspec_tune.results.memory_limit import MemoryLimit, Spread
 from selfspec_tune.results.record import Document, Record
 from selfspec_tune.results.runs import ArmRun, Lossless, PairedRun, StopReason
 from selfspec_tune.results.runtime_bench import RuntimeBench, RuntimeRun
@@ -45,10 +48,12 @@ __all__ = [
     "ExportManifest",
     "Lossless",
     "LosslessCount",
+    "MemoryLimit",
     "MethodResult",
     "ModelInfo",
     "NullRun",
     "PairedRun",
+    "PositionCounts",
     "Ratio",
     "Record",
     "RouterResult",
@@ -57,6 +62,7 @@ __all__ = [
     "Score",
     "SkipConfig",
     "SkipLayers",
+    "Spread",
     "StopReason",
     "StudyConfig",
     "SweepPoint",

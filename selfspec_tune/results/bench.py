@@ -12,6 +12,7 @@ from selfspec_tune.checks import number, only_known
 from selfspec_tune.draft.skip_set import MOST_LAYERS, SkipSet
 from selfspec_tune.errors import UsageError
 from selfspec_tune.intervals import Interval, Verdict
+from selfspec_tune.results.memory_limit import MemoryLimit
 from selfspec_tune.results.record import Document, Record, check_provenance
 from selfspec_tune.results.runs import PairedRun
 
@@ -74,15 +75,38 @@ class SkipLayers(Record):
             raise ValueError(str(error)) from error
 
 
+class PositionCounts(Record):
+    """Rounds by position in the draft, the first token's first.
+
+    In so many a token was ``drafted`` there; in so many of these all before it were accepted, so that the verification
+    ``reached`` it; and in so many it was ``accepted``.
+    """
+
+    drafted: list[int] = []
+    reached: list[int] = []
+    accepted: list[int] = []
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        lengths = {len(self.drafted), len(self.reached), len(self.accepted)}
+        counts = zip(self.drafted, self.reached, self.accepted, strict=False)
+        if len(lengths) > 1 or any(not 0 <= right <= reached <= drafted for drafted, reached, right in counts):
+            raise ValueError("tokens that were drafted, reached and accepted at a position must not become more")
+        return self
+
+
 class MethodResult(Record):
     """What one way of decoding achieved.
 
-    ``tokens_per_second`` counts new tokens over prefill and decoding together.
+    ``tokens_per_second`` counts new tokens over prefill and decoding together, ``decode_tokens_per_second`` those that
+    decoding made over its time. ``of_memory_limit`` is the latter over what the memory allowed plain bfloat16 decoding
+    of the same text in the same minutes (`MemoryLimit`); None: not known, as in older files.
     ``geometric_mean_speedup`` is of the prompts' end-to-end ratios. ``mean_accepted_tokens``
     is Spec-Bench's MAT, the bonus token included. ``draft_cost_fraction`` is the time of a
     drafted token, ``verify_cost_fraction`` that of a verification, each divided by the
     baseline's time for a decoded token. ``unavailable`` says why a method could not run on
-    this model: it then has no runs and no figures. ``degenerate_share`` of the runs have answers that go on in circles
+    this model: it then has no runs and no figures. ``by_position``: what became of drafts token by token, None where
+    nothing was drafted, and in older files. ``degenerate_share`` of the runs have answers that go on in circles
     (None: not known, as in older files, or where all are too short to tell), ``num_too_short`` are too short; where any
     degenerate, ``without_degenerate`` holds the figures without them, None where nothing is left.
     """
@@ -94,11 +118,14 @@ class MethodResult(Record):
     num_prompts: int
     num_runs: int
     tokens_per_second: float | None
+    decode_tokens_per_second: float | None = None
+    of_memory_limit: Ratio | None = None
     decode_speedup: Ratio | None = None
     end_to_end_speedup: Ratio | None = None
     geometric_mean_speedup: float | None = None
     acceptance_rate: float | None = None
     mean_accepted_tokens: float | None = None
+    by_position: PositionCounts | None = None
     draft_cost_fraction: float | None = None
     verify_cost_fraction: float | None = None
     lossless: LosslessCount
@@ -123,6 +150,7 @@ class MethodResult(Record):
     @model_validator(mode="after")
     def _forbid_lossy_speedup(self) -> Self:
         speedups: list[Any] = [self.decode_speedup, self.end_to_end_speedup, self.geometric_mean_speedup]
+        speedups.append(self.of_memory_limit)
         for task in [*self.per_task.values(), *([self.without_degenerate] if self.without_degenerate else [])]:
             speedups += [task.decode_speedup, task.end_to_end_speedup]
         if self.lossless.mismatches and any(speedup is not None for speedup in speedups):
@@ -165,6 +193,7 @@ class BenchResult(Document):
     ``a_a`` is the baseline against itself; ``baseline_vs_generate`` is total time of
     ``model.generate`` over ours, above 1 when our baseline is faster; ``in_sample`` says
     that prompts were used which the search had read; ``withheld_because`` why there is no verdict.
+    ``memory_limit``: by the baseline's runs; None: not known, as in older files.
     """
 
     SCHEMA: ClassVar[str] = "selfspec-tune/bench"
@@ -176,6 +205,7 @@ class BenchResult(Document):
     methods: list[MethodResult]
     a_a: NullRun | None = None
     baseline_vs_generate: float | None = None
+    memory_limit: MemoryLimit | None = None
     withheld_because: list[str] = []
     warnings: list[str] = []
     in_sample: bool = False
@@ -210,6 +240,7 @@ class SweepPoint(Record):
     methods: list[MethodResult]
     a_a: NullRun | None = None
     baseline_vs_generate: float | None = None
+    memory_limit: MemoryLimit | None = None
     numeric_floor: float | None = None
 
 

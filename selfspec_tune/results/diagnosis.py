@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import median, quantiles
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from selfspec_tune.results.bench import ModelInfo
+from selfspec_tune.results.memory_limit import Spread
 from selfspec_tune.results.record import Document, Record
 
 
@@ -18,22 +17,6 @@ class Check(Record):
     name: str
     status: Literal["ok", "note", "warning"]
     detail: str
-
-
-class Spread(Record):
-    """The median of the rounds, and the bounds of their middle half."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value a round; there is at least one."""
-        if len(values) == 1:
-            return cls(median=values[0], low=values[0], high=values[0])
-        low, _, high = quantiles(values, n=4, method="inclusive")
-        return cls(median=median(values), low=low, high=high)
 
 
 class KernelTiming(Record):

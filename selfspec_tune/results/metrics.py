@@ -14,7 +14,8 @@ from typing import NamedTuple
 from selfspec_tune.draft import Round, SkipSet
 from selfspec_tune.draft.rounds import acceptance_rate, mean_accepted_tokens, num_drafted
 from selfspec_tune.intervals import Interval, cluster_bootstrap, cluster_totals, geometric_mean_ratio
-from selfspec_tune.results.bench import LosslessCount, MethodResult, SkipLayers, TaskResult
+from selfspec_tune.results.bench import LosslessCount, MethodResult, PositionCounts, SkipLayers, TaskResult
+from selfspec_tune.results.memory_limit import MemoryLimit, Spread
 from selfspec_tune.results.runs import ArmRun, PairedRun
 
 AUTOREGRESSIVE = "autoregressive"
@@ -88,6 +89,18 @@ def rounds_of(runs: Sequence[PairedRun]) -> list[Round]:
     return [one for run in runs for one in run.candidate.rounds]
 
 
+def by_position(rounds: Sequence[Round]) -> PositionCounts | None:
+    """What became of drafts token by token; None where nothing was drafted."""
+    positions = range(max((one.num_drafted for one in rounds), default=0))
+    if not positions:
+        return None
+    return PositionCounts(
+        drafted=[sum(one.num_drafted > place for one in rounds) for place in positions],
+        reached=[sum(one.num_drafted > place and one.num_accepted >= place for one in rounds) for place in positions],
+        accepted=[sum(one.num_accepted > place for one in rounds) for place in positions],
+    )
+
+
 def degenerate_share(runs: Sequence[PairedRun]) -> float | None:
     """The share of runs whose answers degenerate, None where nobody looked, or all are too short to tell."""
     known = [run.degenerate for run in runs if run.degenerate is not None]
@@ -109,6 +122,46 @@ def verify_cost_fraction(runs: Sequence[PairedRun]) -> float | None:
     return _cost_fraction(sum(run.candidate.verify_seconds for run in runs), len(rounds_of(runs)), runs)
 
 
+def of_memory_limit(runs: Sequence[PairedRun], arms: Sequence[ArmRun], *, seed: int = 0) -> Interval | None:
+    """Decode tokens/s of each run's arm over what its memory allowed plain bfloat16 decoding; None where not known."""
+    limits, seconds, prompts = [], [], []
+    for run, arm in zip(runs, arms, strict=True):
+        if run.limit_seconds is not None and arm.decode_steps:
+            limits.append(arm.decode_steps * run.limit_seconds)
+            seconds.append(arm.decode_seconds)
+            prompts.append(run.prompt_hash)
+    return cluster_bootstrap(limits, seconds, prompts, seed=seed) if prompts else None
+
+
+def with_decode_rates(methods: Sequence[MethodResult], runs: Sequence[PairedRun]) -> list[MethodResult]:
+    """``methods``; those of older files, which state no decode tokens/s, with what their ``runs`` tell."""
+    arms: dict[str, list[ArmRun]] = {}
+    for run in runs:
+        arms.setdefault(run.method, []).append(run.candidate)
+    most = max(arms, key=lambda method: len(arms[method]), default=None)
+    arms[AUTOREGRESSIVE] = [run.baseline for run in runs if run.method == most]
+    return [
+        method
+        if method.decode_tokens_per_second is not None
+        else method.model_copy(update={"decode_tokens_per_second": decode_tokens_per_second(arms.get(method.id, []))})
+        for method in methods
+    ]
+
+
+def memory_limit(runs: Sequence[PairedRun]) -> MemoryLimit | None:
+    """What the memory allowed plain bfloat16 decoding of the baseline's tokens; None where no run tells."""
+    known = [(run, run.limit_seconds) for run in runs if run.limit_seconds and run.baseline.decode_steps]
+    if not known:
+        return None
+    steps = [run.baseline.decode_steps for run, _ in known]
+    read = [(run.plain_bytes or 0.0) * run.baseline.decode_steps for run, _ in known]
+    return MemoryLimit(
+        tokens_per_second=sum(steps) / sum(run.baseline.decode_steps * seconds for run, seconds in known),
+        bytes_per_token=sum(read) / sum(steps),
+        bytes_per_second=Spread.of([run.memory_bytes_per_second or 0.0 for run, _ in known]),
+    )
+
+
 def summarise(
     method_id: str,
     name: str,
@@ -124,6 +177,7 @@ def summarise(
     """
     lossless = count_lossless(runs)
     is_lossy = lossless.mismatches > 0
+    arms = [run.candidate for run in runs]
     return MethodResult(
         name=name,
         id=method_id,
@@ -131,12 +185,15 @@ def summarise(
         skip=SkipLayers.model_validate(skip.to_dict()) if skip is not None else None,
         num_prompts=_num_prompts(runs),
         num_runs=len(runs),
-        tokens_per_second=_tokens_per_second([run.candidate for run in runs]),
+        tokens_per_second=_tokens_per_second(arms),
+        decode_tokens_per_second=decode_tokens_per_second(arms),
+        of_memory_limit=None if is_lossy else of_memory_limit(runs, arms, seed=seed),
         decode_speedup=None if is_lossy else _speedup(decode_times(runs), seed),
         end_to_end_speedup=None if is_lossy else _speedup(end_to_end_times(runs), seed),
         geometric_mean_speedup=None if is_lossy else _geometric_mean(end_to_end_times(runs)),
         acceptance_rate=acceptance_rate(rounds_of(runs)),
         mean_accepted_tokens=mean_accepted_tokens(rounds_of(runs)),
+        by_position=by_position(rounds_of(runs)),
         draft_cost_fraction=draft_cost_fraction(runs),
         verify_cost_fraction=verify_cost_fraction(runs),
         lossless=lossless,
@@ -149,18 +206,21 @@ def summarise(
     )
 
 
-def summarise_baseline(runs: Sequence[PairedRun], *, description: str = "") -> MethodResult:
+def summarise_baseline(runs: Sequence[PairedRun], *, description: str = "", seed: int = 0) -> MethodResult:
     """The autoregressive baseline's own row, from the baseline arms of any methods' runs.
 
     Its speedup is 1 by definition. Raises ValueError if there are no runs.
     """
+    arms = [run.baseline for run in runs]
     return MethodResult(
         name=AUTOREGRESSIVE,
         id=AUTOREGRESSIVE,
         description=description,
         num_prompts=_num_prompts(runs),
         num_runs=len(runs),
-        tokens_per_second=_tokens_per_second([run.baseline for run in runs]),
+        tokens_per_second=_tokens_per_second(arms),
+        decode_tokens_per_second=decode_tokens_per_second(arms),
+        of_memory_limit=of_memory_limit(runs, arms, seed=seed),
         decode_speedup=_EXACTLY_ONE,
         end_to_end_speedup=_EXACTLY_ONE,
         geometric_mean_speedup=1.0,
@@ -232,6 +292,12 @@ def _tokens_per_second(arms: Sequence[ArmRun]) -> float:
     if not arms:
         raise ValueError("A method without a single run has no figures.")
     return sum(arm.num_tokens for arm in arms) / sum(arm.total_seconds for arm in arms)
+
+
+def decode_tokens_per_second(arms: Sequence[ArmRun]) -> float | None:
+    """Tokens that decoding made over its seconds; None where every arm ended with its prefill."""
+    steps, seconds = sum(arm.decode_steps for arm in arms), sum(arm.decode_seconds for arm in arms if arm.decode_steps)
+    return steps / seconds if steps and seconds > 0 else None
 
 
 def _num_prompts(runs: Sequence[PairedRun]) -> int:

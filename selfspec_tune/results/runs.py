@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainSerializer, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from selfspec_tune.draft import Round
+from selfspec_tune.draft import Certainty, Round, Source
+from selfspec_tune.draft.rounds import MOST_MARGIN
 from selfspec_tune.results.record import Record
 
 StopReason = Literal["eos", "length", "stop_string"]
 Lossless = Literal["identical", "numerical_tie", "mismatch", "sampled"]
+_MatchLength = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Margin = Annotated[float, Field(ge=0, le=MOST_MARGIN)]
+_Entropy = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RoundColumns(Record):
-    """Rounds as files keep them: a list for each field of `Round`, empty where it is not known."""
+    """Rounds as files keep them: a list for each field of `Round`, empty where it is not known.
+
+    The last three have a number for each token that the model drafted, the others one for each round.
+    """
 
     accepted: list[int] = []
     drafted: list[int] = []
     sources: list[str] = []
     passes: list[int] = []
     guesses: list[int] = []
+    match_lengths: list[_MatchLength] = []
+    confidences: list[_Share] = []
+    margins: list[_Margin] = []
+    entropies: list[_Entropy] = []
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         if len(self.accepted) != len(self.drafted):
             raise ValueError(f"{len(self.accepted)} accepted counts for {len(self.drafted)} drafted counts")
-        by_round: dict[str, list[Any]] = {"sources": self.sources, "passes": self.passes, "guesses": self.guesses}
-        for name, values in by_round.items():
+        for name in ("sources", "passes", "guesses", "match_lengths"):
+            values = getattr(self, name)
             if values and len(values) != len(self.drafted):
                 raise ValueError(f"{name} of {len(values)} rounds for {len(self.drafted)} rounds")
+        tokens = sum(self._drafted_by_model)
+        if any(len(values) != tokens for values in self._certainties) and any(self._certainties):
+            counts = ", ".join(str(len(values)) for values in self._certainties)
+            raise ValueError(f"{counts} confidences, margins and entropies for {tokens} tokens that the model drafted")
         return self
 
     @property
@@ -38,7 +55,20 @@ class RoundColumns(Record):
         """The rounds in order."""
         unknown = [None] * len(self.drafted)
         known = (values or unknown for values in (self.sources, self.passes, self.guesses))
-        return tuple(map(Round, self.drafted, self.accepted, *known))
+        certainties = map(Certainty, *self._certainties)
+        of_round = [tuple(islice(certainties, number)) for number in self._drafted_by_model]
+        match_lengths = self.match_lengths or [0] * len(self.drafted)
+        return tuple(map(Round, self.drafted, self.accepted, *known, of_round, match_lengths))
+
+    @property
+    def _certainties(self) -> tuple[list[float], list[float], list[float]]:
+        return self.confidences, self.margins, self.entropies
+
+    @property
+    def _drafted_by_model(self) -> list[int]:
+        """Tokens of each round that the model drafted."""
+        sources = self.sources or [""] * len(self.drafted)
+        return [number * (by == Source.MODEL) for number, by in zip(self.drafted, sources, strict=True)]
 
 
 def _columns(rounds: Sequence[Round]) -> dict[str, list[Any]]:
@@ -48,11 +78,20 @@ def _columns(rounds: Sequence[Round]) -> dict[str, list[Any]]:
         "passes": [one.num_passes for one in rounds],
         "guesses": [one.num_guesses for one in rounds],
     }
-    return {
+    columns = {
         "accepted": [one.num_accepted for one in rounds],
         "drafted": [one.num_drafted for one in rounds],
         **{name: [] if None in values else values for name, values in known.items()},
     }
+    if any(one.match_length for one in rounds):
+        columns["match_lengths"] = [one.match_length for one in rounds]
+    by_model = [one for one in rounds if one.source == Source.MODEL]
+    if by_model and all(len(one.certainties) == one.num_drafted for one in by_model):
+        certainties = [certainty for one in by_model for certainty in one.certainties]
+        columns["confidences"] = [certainty.confidence for certainty in certainties]
+        columns["margins"] = [certainty.margin for certainty in certainties]
+        columns["entropies"] = [certainty.entropy for certainty in certainties]
+    return columns
 
 
 class ArmRun(Record):
@@ -117,6 +156,8 @@ class PairedRun(Record):
     measured the pair where a bench was resumed; both arms are always of one block of one session.
     ``point`` is the value of a sweep. ``degenerate``: whether the answer of either arm goes on in circles
     (`selfspec_tune.measure.degeneration`); None: ``too_short`` to tell, or nobody looked, as in older files.
+    ``plain_bytes``: what plain decoding of the pair's text reads for a token, were the model held in bfloat16;
+    ``memory_bytes_per_second``: what the memory delivered before and after the block. None: not known.
     """
 
     method: str
@@ -136,3 +177,12 @@ class PairedRun(Record):
     point: float | None = None
     degenerate: bool | None = None
     too_short: bool = False
+    plain_bytes: float | None = Field(default=None, gt=0)
+    memory_bytes_per_second: float | None = Field(default=None, gt=0)
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """Seconds that the memory needed for a token of plain bfloat16 decoding; None where that is not known."""
+        if self.plain_bytes is None or self.memory_bytes_per_second is None:
+            return None
+        return self.plain_bytes / self.memory_bytes_per_second

@@ -60,6 +60,12 @@ class RuntimeBench(Document):
     provenance: dict[str, Any] = {}
     runs: list[RuntimeRun] = []
 
+    def decode_tokens_per_second(self, arm: str) -> float | None:
+        """Tokens that the arm made after the prompt's pass, over their seconds; None where no run tells."""
+        runs = [run for run in self.runs if run.arm == arm and run.decode_seconds > 0]
+        made = sum(run.num_tokens - run.first_tokens for run in runs)
+        return made / sum(run.decode_seconds for run in runs) if runs else None
+
     def check(self) -> None:
         """Raise `UsageError` where its provenance is none."""
         check_provenance(self.provenance)

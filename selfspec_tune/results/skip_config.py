@@ -72,13 +72,15 @@ class Score(Record):
     """What the skip set achieved on prompts that the search never read, and on which split.
 
     ``withheld_because``: why the bench gave no verdict (it then reads ``undecided`` here). ``degenerate_share``,
-    ``num_too_short`` and ``without_degenerate`` as in `MethodResult`.
+    ``num_too_short``, ``without_degenerate``, ``decode_tokens_per_second``, ``of_memory_limit``: as in `MethodResult`.
     """
 
     verdict: Verdict
     withheld_because: list[str] = []
     end_to_end_speedup: Ratio | None = None
     decode_speedup: Ratio | None = None
+    decode_tokens_per_second: float | None = Field(default=None, ge=0)
+    of_memory_limit: Ratio | None = None
     acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     mean_accepted_tokens: float | None = Field(default=None, ge=0)
     split: str = "test"

@@ -37,6 +37,8 @@ def skip_config(
         verdict="undecided" if bench.verdict == "withheld" else bench.verdict,
         end_to_end_speedup=method.end_to_end_speedup,
         decode_speedup=method.decode_speedup,
+        decode_tokens_per_second=method.decode_tokens_per_second,
+        of_memory_limit=method.of_memory_limit,
         acceptance_rate=method.acceptance_rate,
         mean_accepted_tokens=method.mean_accepted_tokens,
         split=bench.split,

@@ -18,6 +18,7 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.cli.exits import RESUMABLE
 from selfspec_tune.errors import PromptError, StorageError
 from selfspec_tune.models.aliases import ALIASES
+from selfspec_tune.plans.registry import FAMILIES
 from selfspec_tune.reporting import Progress, Reporter
 from selfspec_tune.requests import BenchRequest, DraftOptions, ExtraMemory, ModelOptions, PromptOptions, SearchRequest
 from selfspec_tune.results import BenchResult, SkipConfig
@@ -571,4 +572,4 @@ def test_models_lists_families_and_aliases() -> None:
     assert "latent vector" in value["reference_only"]["deepseek_v3"]
     printed = run("models").stdout
     assert "embedded" in printed
-    assert f"Of {len(families)} families, native serves" in printed
+    assert f"Of {len(families)} rows of {len(FAMILIES)} families, native serves" in printed

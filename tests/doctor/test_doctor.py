@@ -25,9 +25,9 @@ from selfspec_tune.results.diagnosis import (
     DraftTiming,
     KernelTiming,
     RoundOverhead,
-    Spread,
     StepTiming,
 )
+from selfspec_tune.results.memory_limit import Spread
 from tests import kit
 
 
@@ -243,7 +243,7 @@ def told(*steps: StepTiming, overhead: RoundOverhead | None = None, draft: Draft
 )
 def test_how_near_decoding_comes_to_the_limit_is_put_in_words(share: float, meaning: str) -> None:
     page = told(step("decode", 1.0, of_limit=share))
-    assert f"Decode runs at {share:.0%} of what this machine can read (10.0 of 14.1 GB/s" in page
+    assert f"Decode runs at {share:.0%} of what this machine can read ({14.0845 * share:.1f} of 14.1 GB/s" in page
     assert meaning in page
 
 

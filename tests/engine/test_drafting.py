@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -13,11 +14,11 @@ from selfspec_tune.draft.decisions import RuleState
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.policy import Plan
 from selfspec_tune.draft.skip_set import SkipSet
-from selfspec_tune.engine import Limits, Sampler, self_speculative
+from selfspec_tune.engine import Limits, Sampler, autoregressive, self_speculative
 from selfspec_tune.engine.drafting import Drafter
 from selfspec_tune.engine.model_source import Drafted
-from selfspec_tune.engine.runner import prefill
-from tests.engine_kit import STEPS, TableRunner, chain, every_policy
+from selfspec_tune.engine.runner import Scores, Want, prefill
+from tests.engine_kit import STEPS, TableRunner, chain, every_policy, kind_of
 from tests.runs import sources_of
 
 GREEDY = Sampler()
@@ -125,12 +126,18 @@ def test_a_cost_aware_policy_is_refused_before_anything_runs_without_costs() -> 
     assert runner.tokens == []
 
 
-def test_probabilities_are_computed_only_where_a_policy_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*arguments: object) -> None:
-        raise AssertionError("a probability was computed")
+def test_how_sure_a_pass_is_costs_only_where_it_drafts() -> None:
+    wanted: set[tuple[str, Want]] = set()
 
-    monkeypatch.setattr("selfspec_tune.engine.runner.torch.exp", refused)
-    draft = Draft(SkipSet.empty(1), POLICIES[0], sources=(LOOKUP,))
-    self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, draft)
-    with pytest.raises(AssertionError, match="was computed"):
-        self_speculative(TableRunner(chain(8, SURE)), [0], Limits(12), GREEDY, replace(draft, policy=POLICIES[1]))
+    class Watched(TableRunner):
+        def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: Any) -> Scores:
+            wanted.add((kind_of(tokens, **how), want))
+            return super().forward(tokens, want=want, **how)
+
+    for policy in POLICIES:
+        draft = Draft(SkipSet.empty(1), policy, sources=(LOOKUP,))
+        self_speculative(Watched(chain(8, SURE)), [0], Limits(30), GREEDY, draft, STEPS)
+    autoregressive(Watched(chain(8, SURE)), [0], Limits(4), GREEDY)
+    by_kind = {kind: {want for which, want in wanted if which == kind} for kind, _ in wanted}
+    assert by_kind.pop("draft") == {Want.CERTAINTIES}
+    assert by_kind == {"prefill": {Want.LOGITS}, "step": {Want.TOKENS}, "verification": {Want.TOKENS}}

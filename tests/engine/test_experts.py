@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
@@ -25,7 +27,7 @@ from selfspec_tune.errors import UsageError
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan, DecoderPlan, ExpertsPlan, LayerPlan, MlpPlan
 from selfspec_tune.plans.decoder import EmbeddingPlan
-from selfspec_tune.plans.mlp import GroupScore, RouterPlan, Score
+from selfspec_tune.plans.mlp import RouterPlan, Score
 from selfspec_tune.search.setup import open_setup
 from tests import kit
 from tests.engine_kit import RUNNERS, decode, draft_step, load, needs_compiler, prompt_tokens, threads_of_torch
@@ -254,10 +256,32 @@ def test_nothing_is_noted_of_what_experts_read() -> None:
 
 def router(logits: list[float], **fields: Any) -> tuple[Router, Tensor]:
     """A router that gives a token these logits, and the token."""
-    made = Router.__new__(Router)
-    made.plan = RouterPlan(weight="", **fields)
-    made.weight, made.bias, made.choice_bias = torch.tensor(logits)[:, None], None, None
-    return made, torch.ones(1, 1)
+    bound: Any = SimpleNamespace(tensor=lambda path, layer: torch.tensor(logits)[:, None])
+    return Router(RouterPlan(weight="", **fields), bound, 0), torch.ones(1, 1)
+
+
+@pytest.mark.parametrize("name", ["glm4_moe", "gpt_oss"])
+def test_a_pass_converts_no_weight_of_a_router(name: str) -> None:
+    """Of what is computed in float32, and of what is not."""
+    block, _ = block_of(name, torch.bfloat16)
+    assert block.plan.router.is_float32 is (name == "glm4_moe")
+    with Converted() as converted:
+        ours(block, inputs(3, torch.bfloat16))
+    assert converted.shapes
+    assert not {(block.plan.count, HIDDEN), (block.plan.count,)} & converted.shapes
+
+
+class Converted(TorchDispatchMode):
+    """Notes the shapes of what is converted to another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy):
+            self.shapes.add(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
 
 
 def test_of_equal_experts_the_first_are_chosen() -> None:
@@ -267,12 +291,9 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
     assert other(token, 5)[0].tolist() == [[2, 3, 5, 0, 4]]
 
 
-@pytest.mark.parametrize(("told_by", "kept"), [(GroupScore.MAXIMUM, [0, 1]), (GroupScore.TOP_TWO, [2, 3])])
-def test_the_best_group_is_told_by_its_best_or_its_two_best(told_by: GroupScore, kept: list[int]) -> None:
-    found, token = router(
-        [4.0, 0.0, 3.0, 2.0, 1.0, 1.0], groups=3, kept_groups=1, group_score=told_by, is_chosen_first=True
-    )
-    assert found(token, 2)[0].tolist() == [kept]
+def test_the_best_group_is_told_by_its_two_best() -> None:
+    found, token = router([4.0, 0.0, 3.0, 2.0, 1.0, 1.0], groups=3, kept_groups=1, is_chosen_first=True)
+    assert found(token, 2)[0].tolist() == [[2, 3]]
 
 
 def test_weights_are_divided_by_no_less_than_the_least_sum() -> None:
@@ -334,7 +355,8 @@ def test_native_drafts_have_the_same_bits_for_any_number_of_tokens_and_threads(m
 def test_experts_that_are_not_there_are_refused(mixture: Path, tiny_llama_dir: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"to 4 experts a token, and .* itself to 3\. Give `experts` 1 to 3, or same"):
         RUNNERS[name](load(mixture)).set_draft(Draft(SkipSet.empty(3), experts=4))
-    with pytest.raises(UsageError, match=r"is no mixture of experts that is known here\. Leave `experts` out"):
+    unknown = r"to 1 expert a token, but .* is no mixture of experts that is known here\. Leave `experts` out"
+    with pytest.raises(UsageError, match=unknown):
         RUNNERS[name](load(tiny_llama_dir)).set_draft(Draft(SkipSet.empty(4), experts=1))
 
 

@@ -13,11 +13,11 @@ from transformers import AutoConfig
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner
-from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.kernels.weights import NativeCopy
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.quantize import quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.near_probe import NearProbe
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
@@ -120,7 +120,7 @@ def test_logits_equal_one_forward(loaded: LoadedModel, engines: list[FastRunner]
 
 
 def _skip_sets(num_layers: int) -> Iterator[SkipSet]:
-    """Nothing, every attention, every MLP, everything, and each half alone."""
+    """Nothing, every attention, every MLP, everything, and each sub-layer alone."""
     layers = tuple(range(num_layers))
     yield from (SkipSet.empty(num_layers), SkipSet(num_layers, layers), SkipSet(num_layers, (), layers))
     yield SkipSet(num_layers, layers, layers)
@@ -241,12 +241,12 @@ def _drafted_with_dequantised(
     fast, indices = FastRunner(loaded), range(2 * loaded.num_layers + 1)
     fast.reserve(40)
     prefill(fast, prompt)
-    *halves, (head,) = [
+    *copies, (head,) = [
         [_dequantised(copy, dense, precision) for copy, dense in zip(copies, fast._linear_layers(index), strict=True)]
         for index, copies in enumerate(engine._copies.get((index, precision)) for index in indices)
     ]
     fast._sublayers = [
-        sublayer.with_projections(*projections) for sublayer, projections in zip(fast._sublayers, halves, strict=True)
+        sublayer.with_projections(*projections) for sublayer, projections in zip(fast._sublayers, copies, strict=True)
     ]
     fast.set_draft(Draft(SkipSet.empty(loaded.num_layers)))
     fast._draft_head = head

@@ -24,7 +24,18 @@ from selfspec_tune.errors import UnsupportedModelError, UsageError
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.plans import registry
 from tests import kit
-from tests.engine_kit import Altered, TableRunner, chain, decode, draft_step, kind_of, load, policies, prompt_tokens
+from tests.engine_kit import (
+    Altered,
+    TableRunner,
+    certainty_by,
+    chain,
+    decode,
+    draft_step,
+    kind_of,
+    load,
+    policies,
+    prompt_tokens,
+)
 from tests.runs import accepted_of, drafted_of
 
 FIXED = DraftPolicy(PolicyKind.FIXED, 4)
@@ -136,12 +147,15 @@ def test_greedy_drafting_on_the_device_is_greedy_drafting(
         runner.reserve(400)
         runner.set_draft(draft)
         prefill(runner, prompt_tokens(start))
-    tokens = graphed.draft_ahead(5, count)
-    token, expected = 5, []
+    ahead = graphed.draft_ahead(5, count)
+    token, expected, sure = 5, [], []
     for _ in range(count):
-        token = int(draft_step(fast, token).argmax())
+        logits = draft_step(fast, token)
+        token = int(logits.argmax())
         expected.append(token)
-    assert tokens == expected
+        sure.append(pytest.approx(certainty_by(logits), rel=1e-3, abs=1e-5))
+    assert ahead.tokens == expected
+    assert ahead.certainties == sure
     assert graphed.length == fast.length == start + count
 
 
@@ -152,12 +166,12 @@ def test_what_a_draft_step_is_asked_for_is_not_the_policys_to_say(loaded: Loaded
     graphed.set_draft(Draft(SkipSet(4, (1,), (2,)), DraftPolicy(kind, 6)))
     prefill(graphed, prompt_tokens(10))
     logits = draft_step(graphed, 5)
-    for want in (Want.PROBABILITIES, Want.TOKENS):
+    for want in (Want.CERTAINTIES, Want.TOKENS):
         graphed.rewind(10)
         scores = graphed.forward([5], is_draft=True, want=want)
         assert scores.tokens == [int(logits.argmax())]
-        assert scores.probabilities == (
-            [pytest.approx(float(logits.softmax(-1).max()))] if want is Want.PROBABILITIES else []
+        assert scores.certainties == (
+            [pytest.approx(certainty_by(logits), rel=1e-4, abs=1e-6)] if want is Want.CERTAINTIES else []
         )
 
 
@@ -166,7 +180,7 @@ def test_drafts_by_steps_and_on_the_device_may_alternate(pair: tuple[GraphedRunn
     for runner in pair:
         prefill(runner, prompt_tokens(20))
     _agree(draft_step(graphed, 5), draft_step(fast, 5))
-    tokens = graphed.draft_ahead(6, 2)
+    tokens = graphed.draft_ahead(6, 2).tokens
     assert tokens[0] == int(draft_step(fast, 6).argmax())
     assert tokens[1] == int(draft_step(fast, tokens[0]).argmax())
     _agree(draft_step(graphed, 9), draft_step(fast, 9))

@@ -21,7 +21,7 @@ from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner
 from selfspec_tune.models import LoadedModel
 from tests.covering import cover
-from tests.engine_kit import RUNNERS, STEPS, decode, draft_step, kind_of, load, prompt_tokens
+from tests.engine_kit import RUNNERS, STEPS, certainty_by, decode, draft_step, kind_of, load, prompt_tokens
 
 DRAFT = Draft(SkipSet(4, (1,), (2,)), DraftPolicy(PolicyKind.THRESHOLD, 6))
 DTYPES = ["float32", "bfloat16"]
@@ -66,23 +66,25 @@ def test_drafting_ahead_follows_its_own_tokens(runner: Runner) -> None:
         token = int(draft_step(runner, token).argmax())
         expected.append(token)
     runner.rewind(30)
-    assert draft_ahead(runner, 5, 5) == expected
+    ahead = draft_ahead(runner, 5, 5)
+    assert ahead.tokens == expected
+    assert len(ahead.certainties) == 5
     assert runner.length == 35
-    assert draft_ahead(runner, 5, 0) == []
+    assert draft_ahead(runner, 5, 0).tokens == []
 
 
 @passes(count=[1, 2, 5, 9])
 def test_a_draft_pass_puts_after_each_token_what_a_step_would(runner: Runner, count: int) -> None:
     tokens = prompt_tokens(count, seed=4)
-    expected, confidences = [], []
+    expected, certainties = [], []
     for token in tokens:
-        logits = draft_step(runner, token).float()
+        logits = draft_step(runner, token)
         expected.append(int(logits.argmax()))
-        confidences.append(float(logits.softmax(-1).max()))
+        certainties.append(pytest.approx(certainty_by(logits), rel=0.02, abs=0.02))
     runner.rewind(30)
-    scores = runner.forward(tokens, is_draft=True, want=Want.PROBABILITIES)
+    scores = runner.forward(tokens, is_draft=True, want=Want.CERTAINTIES)
     assert scores.tokens == expected
-    assert scores.probabilities == pytest.approx(confidences, rel=0.02)
+    assert scores.certainties == certainties
     assert runner.length == 30 + count
     runner.rewind(30)
     assert runner.forward(tokens, is_draft=True).logits.argmax(-1).tolist() == expected

@@ -310,7 +310,7 @@ def _check_sources(case: Case, found: Sequence[RoundTokens]) -> None:
     text = list(case.prompt)
     for round_ in found:
         if round_.round.source == Source.MODEL:
-            assert max(round_.drafted) < (case.draft.vocabulary or VOCABULARY)
+            assert all(token < (case.draft.vocabulary or VOCABULARY) or token in text for token in round_.drafted)
         elif round_.drafted:
             (lookup,) = case.draft.sources
             assert isinstance(lookup, NgramLookup)

@@ -30,7 +30,16 @@ from selfspec_tune.plans import DecoderPlan, LayerPlan, registry
 from selfspec_tune.plans.families.llama import llama as llama_plan
 from tests import kit
 from tests.covering import cover
-from tests.engine_kit import decode, draft_step, llama, load, needs_compiler, prompt_tokens, threads_of_torch
+from tests.engine_kit import (
+    certainty_by,
+    decode,
+    draft_step,
+    llama,
+    load,
+    needs_compiler,
+    prompt_tokens,
+    threads_of_torch,
+)
 from tests.rounded_runner import RoundedModel, check_passes
 
 pytestmark = needs_compiler
@@ -136,7 +145,7 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, shape: str, d
         prefill(runner, _prompt(122))
         logits = torch.cat([_in_chunks(runner, 122, tokens, sizes) for sizes in ([1], [5], [12])])
         runner.set_draft(Draft(SkipSet(2, (1,)), DraftPolicy(), vocabulary=555))
-        found.append((logits, runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)))
+        found.append((logits, runner.forward([5, 6, 7], is_draft=True, want=Want.CERTAINTIES)))
     for logits, drafted in found[1:]:
         assert torch.equal(logits, found[0][0])
         assert drafted == found[0][1]
@@ -272,13 +281,13 @@ def test_greedy_calls_give_the_highest_logit_and_its_probability(model: LoadedMo
     runner.rewind(9)
     assert [runner.forward([token], want=Want.TOKENS).tokens[0] for token in tokens] == logits.argmax(-1).tolist()
     runner.rewind(9)
-    drafted = runner.forward(tokens, is_draft=True, want=Want.PROBABILITIES)
+    drafted = runner.forward(tokens, is_draft=True, want=Want.CERTAINTIES)
     runner.rewind(9)
-    for before, token, probability in zip(tokens, drafted.tokens, drafted.probabilities, strict=True):
+    for before, token, certainty in zip(tokens, drafted.tokens, drafted.certainties, strict=True):
         step = draft_step(runner, before)
         assert step.shape == (vocabulary or VOCABULARY,)
         assert token == int(step.argmax())
-        assert probability == pytest.approx(float(step.softmax(-1)[token]), rel=1e-5)
+        assert certainty == pytest.approx(certainty_by(step), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -347,9 +356,9 @@ def test_logits_that_are_no_numbers_draft_some_token_and_end_everything_else(sma
     loaded.model.lm_head.weight.data.fill_(float("nan"))
     runner = NativeRunner(loaded)
     prefill(runner, _prompt(9))
-    scores = runner.forward([5, 6, 7], is_draft=True, want=Want.PROBABILITIES)
+    scores = runner.forward([5, 6, 7], is_draft=True, want=Want.CERTAINTIES)
     assert scores.tokens == [0, 0, 0]
-    assert all(isnan(probability) for probability in scores.probabilities)
+    assert all(isnan(certainty.confidence) for certainty in scores.certainties)
     runner.rewind(9)
     with pytest.raises(NonFiniteError, match="at position 10 are no finite numbers"):
         runner.forward([5, 6, 7], want=Want.TOKENS)

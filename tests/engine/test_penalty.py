@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from selfspec_tune.draft import Draft
+from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.penalty import PenalisedRunner, penalise_rows, penalised
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.engine.teacher_forcing.trace import to_trace
+from selfspec_tune.engine.teacher_forcing.window import WindowIds
 from tests.engine_kit import TableRunner, decode, prompt_tokens
 
 
@@ -69,6 +72,9 @@ def test_rows_along_a_known_text_are_penalised_as_by_transformers(penalty: float
     assert torch.equal(penalise_rows(logits, text, penalty), expected)
     few = sorted(text)[len(text) // 2]  # a draft's part of the vocabulary
     assert torch.equal(penalise_rows(logits[:, :few], text, penalty), expected[:, :few])
+    others = [token for token in sorted(set(text)) if token >= few][::2]
+    kept = [*range(few), *others]
+    assert torch.equal(penalise_rows(logits[:, kept], text, penalty, others), expected[:, kept])
     assert penalise_rows(logits, text, 1.0) is logits
 
 
@@ -80,5 +86,8 @@ def test_what_a_draft_says_along_a_text_is_under_its_penalty() -> None:
         rows_of_transformers(part, list(text[: w.end]), 1.4) for part, w in zip(logits.split(6), windows, strict=True)
     ]
     under = [Window(text, window.start, window.end, 1.4) for window in windows]
-    assert to_trace(logits, under) == to_trace(torch.cat(rows), windows)
-    assert to_trace(logits, under) != to_trace(logits, windows)
+    for vocabulary in (None, sorted(text)[len(text) // 2]):
+        ids = WindowIds(windows, Draft(SkipSet.empty(1), vocabulary=vocabulary), max(text) + 1, logits.device)
+        part = ids.among(logits)
+        assert to_trace(part.clone(), under, ids) == to_trace(ids.among(torch.cat(rows)), windows, ids)
+        assert to_trace(part.clone(), under, ids) != to_trace(part, windows, ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isinf
+from math import inf, isinf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,20 +85,22 @@ class _Step(NamedTuple):
 def _step(logits: torch.Tensor, target: int) -> _Step:
     """What logits [draft vocabulary] say about ``target``."""
     probabilities = logits.double().softmax(-1)
-    inside = target < len(logits)
+    inside = target < len(logits) and bool(logits[target] > -inf)
     nll = -float(probabilities[target].log()) if inside else None
     return _Step(int(logits.argmax()) == target, float(probabilities.max()), nll)
 
 
 def _by_drafting(runner: Runner, windows: Sequence[Window], draft: Draft) -> list[list[_Step]]:
     """Per window and position: the full model reads the true prefix, the draft makes one step from it."""
-    runner.set_draft(draft)
     steps = []
     for window in windows:
+        runner.set_draft(draft)
+        runner.know(window.tokens[: window.start])
         steps.append([])
         for position in range(window.start, window.end):
             prefill(runner, window.tokens[: position + 1])
             runner.rewind(position)
+            runner.know(window.tokens[position : position + 1])
             logits = draft_step(runner, window.tokens[position])
             steps[-1].append(_step(logits, window.tokens[position + 1]))
     return steps
@@ -130,14 +132,16 @@ def test_the_token_exact_pass_equals_drafting_from_every_true_prefix(
 
 def _after_drafting(runner: Runner, windows: Sequence[Window], draft: Draft, before: int) -> list[list[_Step]]:
     """The step at each position of a draft that began up to ``before`` positions earlier, in the window."""
-    runner.set_draft(draft)
     steps = []
     for window in windows:
+        runner.set_draft(draft)
+        runner.know(window.tokens[: window.start])
         steps.append([])
         for position in range(window.start, window.end):
             begun = max(position - before, window.start)
             prefill(runner, window.tokens[: begun + 1])
             runner.rewind(begun)
+            runner.know(window.tokens[position : position + 1])
             logits = [draft_step(runner, token) for token in window.tokens[begun : position + 1]][-1]
             steps[-1].append(_step(logits, window.tokens[position + 1]))
     return steps
@@ -167,11 +171,12 @@ def test_a_restricted_vocabulary_is_scored_as_it_drafts(
     loaded: LoadedModel, fast: FastRunner, windows: list[Window], vocabulary: int
 ) -> None:
     draft = Draft(SKIP_SETS["some"], vocabulary=vocabulary)
-    inside = [[target < vocabulary for target in window.targets] for window in windows]
     trace = TokenExactScorer(fast, windows).trace(draft)
     _assert_same(trace, _by_drafting(fast, windows, draft))
-    for matches, known in zip(trace.matches, inside, strict=True):
-        assert all(known for match, known in zip(matches, known, strict=True) if match)
+    for matches, window in zip(trace.matches, windows, strict=True):
+        for match, position in zip(matches, range(window.start, window.end), strict=True):
+            target = window.tokens[position + 1]
+            assert not match or target < vocabulary or target in window.tokens[: position + 1]
 
 
 def test_a_vocabulary_without_any_target_matches_nothing(fast: FastRunner, loaded: LoadedModel) -> None:
@@ -213,12 +218,15 @@ def test_standing_alone_is_drafting_all_of_the_text(
 ) -> None:
     draft = Draft(SKIP_SETS[skipped], vocabulary=vocabulary)
     runner = ReferenceRunner(loaded)
-    runner.set_draft(draft)
     steps = []
     for window in windows:
+        runner.set_draft(draft)
         prefill(runner, window.tokens[:1])
         runner.rewind(0)
-        drafted = [draft_step(runner, token) for token in window.tokens[: window.end]]
+        drafted = []
+        for token in window.tokens[: window.end]:
+            runner.know([token])
+            drafted.append(draft_step(runner, token))
         rows = zip(drafted[window.start :], window.targets, strict=True)
         steps.append([_step(row, target) for row, target in rows])
     for scorer in (StandaloneScorer(fast, windows), StandaloneReferenceScorer(loaded, windows)):
@@ -228,24 +236,27 @@ def test_standing_alone_is_drafting_all_of_the_text(
 def _by_blocks(loaded: LoadedModel, windows: Sequence[Window], draft: Draft) -> list[list[_Step]]:
     """The steps of drafts that each begin after the full model's text and go on for a block of true tokens."""
     runner = ReferenceRunner(loaded)
-    runner.set_draft(draft)
     steps: list[list[_Step]] = []
     for window in windows:
+        runner.set_draft(draft)
+        runner.know(window.tokens[: window.start])
         steps.append([])
         for start in range(window.start, window.end, BLOCK):
             prefill(runner, window.tokens[: start + 1])
             runner.rewind(start)
             for position in range(start, min(start + BLOCK, window.end)):
+                runner.know(window.tokens[position : position + 1])
                 logits = draft_step(runner, window.tokens[position])
                 steps[-1].append(_step(logits, window.tokens[position + 1]))
     return steps
 
 
+@pytest.mark.parametrize("vocabulary", [None, 60])
 @pytest.mark.parametrize("skipped", ["one attention", "some", "everything"])
 def test_a_block_is_one_draft_of_true_tokens_after_the_full_models_text(
-    loaded: LoadedModel, windows: list[Window], skipped: str
+    loaded: LoadedModel, windows: list[Window], skipped: str, vocabulary: int | None
 ) -> None:
-    draft = Draft(SKIP_SETS[skipped])
+    draft = Draft(SKIP_SETS[skipped], vocabulary=vocabulary)
     _assert_same(BlockScorer(loaded, windows).trace(draft), _by_blocks(loaded, windows, draft))
 
 

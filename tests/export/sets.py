@@ -1,10 +1,10 @@
-"""Skip sets of four layers that leave halves of layers."""
+"""Skip sets of four layers that leave single sub-layers of layers."""
 
 from __future__ import annotations
 
 from selfspec_tune.draft.skip_set import SkipSet
 
-HALVES = {
+SINGLE = {
     "an attention": SkipSet(4, (2,)),
     "an MLP": SkipSet(4, (), (1,)),
     "the first attention": SkipSet(4, (0,)),

@@ -1,4 +1,4 @@
-"""Every family's drafts in transformers' hands compute what the reference runner does without the same halves."""
+"""Every family's drafts in transformers' hands compute what the reference runner does without the same sub-layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.families import FAMILIES
 
-# What a layer is by its place in a way that no configuration restates: where halves are joined; always.
+# What a layer is by its place in a way that no configuration restates: where sub-layers are joined; always.
 BY_PLACE_IF_JOINED = {"ernie4_5_moe": "another mlp"}
 BY_PLACE = {"gpt2": "another attention.scale"}
 
@@ -72,7 +72,7 @@ def refused(format_: str, target: CheckpointTarget, skip_set: SkipSet, out: Path
         write(format_, target, skip_set, out)
 
 
-def test_zeroed_halves_add_nothing(loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path) -> None:
+def test_zeroed_sublayers_add_nothing(loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path) -> None:
     layers = loaded.num_layers
     check("hf-zero", loaded, target, SkipSet(layers, (0,), tuple(range(1, layers))), tmp_path / "draft")
 
@@ -92,7 +92,7 @@ def test_a_llama_by_any_name_is_written_as_one(loaded: LoadedModel, target: Chec
         refused("nas", target, skip_set, tmp_path / "draft", more[0])
 
 
-def test_layers_and_halves_that_follow_each_other_are_joined_or_refused(
+def test_layers_and_sublayers_that_follow_each_other_are_joined_or_refused(
     name: str, loaded: LoadedModel, target: CheckpointTarget, tmp_path: Path
 ) -> None:
     whole, joined = SkipSet(loaded.num_layers, (1,), (1,)), SkipSet(loaded.num_layers, (1,), (0,))

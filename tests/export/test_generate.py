@@ -69,17 +69,17 @@ def generated(model: Any, out: Path | None = None, **how: Any) -> Any:
     return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
 
 
-@cover(indirect=["directory"], directory=CHECKPOINTS, name=list(SETS), policy=list(POLICIES))
+@cover(indirect=["directory"], directory=CHECKPOINTS, name=list(SETS), policy=list(POLICIES), vocabulary=[None, 20])
 def test_it_generates_and_drafts_as_our_engine_does(
-    name: str, policy: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
+    name: str, policy: str, vocabulary: int | None, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    out = exported(directory, SETS[name], skip_file, tmp_path, policy=POLICIES[policy])
+    out = exported(directory, SETS[name], skip_file, tmp_path, policy=POLICIES[policy], vocabulary=vocabulary)
     model, counts = loaded_from(directory), dict[str, int]()
     plain = generated(model)
     assert torch.equal(generated(model, out, draft_counts=counts), plain)
     loaded = load_model(str(directory), dtype="float32", device="cpu")
     limits = Limits(24, frozenset(loaded.eos_token_ids))
-    draft = Draft(SETS[name], POLICIES[policy])
+    draft = Draft(SETS[name], POLICIES[policy], vocabulary=vocabulary)
     ours = self_speculative(FastRunner(loaded), prompt_tokens(12, seed=2), limits, Sampler(), draft)
     if ours.stop_reason != "eos":  # ours drafts no further past an end of sequence
         assert (counts["drafted"], counts["accepted"]) == (num_drafted(ours.rounds), num_accepted(ours.rounds))
@@ -292,11 +292,17 @@ def test_several_sequences_are_decoded_plainly(directory: Path, skip_file: Calla
     assert torch.equal(ours, model.generate(ids, **how))
 
 
+@pytest.mark.parametrize("vocabulary", [None, 20])  # in which the answer draws on ids of the prompt too
 def test_sampling_keeps_the_distribution(
-    tiny_llama_dir: Path, skip_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path,
+    skip_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: int | None,
 ) -> None:
     policy = DraftPolicy(PolicyKind.FIXED, 3)
-    out = exported(tiny_llama_dir, SETS["a layer and more"], skip_file, tmp_path, policy=policy)
+    draft: dict[str, Any] = {"policy": policy, "vocabulary": vocabulary}
+    out = exported(tiny_llama_dir, SETS["a layer and more"], skip_file, tmp_path, **draft)
     model = loaded_from(tiny_llama_dir)
     how = {"do_sample": True, "top_k": 2, "temperature": 1.5, "max_new_tokens": 4}
 

@@ -25,12 +25,12 @@ from selfspec_tune.results.export_manifest import EXACT_LOGPROB
 from tests import kit
 from tests.engine_kit import prompt_tokens
 from tests.export.gguf_kit import save_gguf
-from tests.export.sets import HALVES
+from tests.export.sets import SINGLE
 
-SETS = HALVES | {
+SETS = SINGLE | {
     "nothing": SkipSet.empty(4),
     "whole layers": SkipSet(4, (1, 3), (1, 3)),
-    "halves that make a layer": SkipSet(4, (2,), (1,)),
+    "sub-layers that make a layer": SkipSet(4, (2,), (1,)),
     "many": SkipSet(4, (0, 3), (1, 2)),
 }
 NUM_TOKENS, DRAFT_TOKENS = 24, 3
@@ -96,9 +96,9 @@ def test_weights_come_in_the_format_that_was_asked_for(
 
 def test_whole_layers_keep_the_architecture(model: tuple[LoadedModel, Path], tmp_path: Path) -> None:
     _, target = model
-    native = GgufFile(written(target, SETS["halves that make a layer"], tmp_path / "whole"))
+    native = GgufFile(written(target, SETS["sub-layers that make a layer"], tmp_path / "whole"))
     assert (native.architecture, native.num_layers) == (GgufFile(target).architecture, 3)
-    deci = GgufFile(written(target, SETS["the first attention"], tmp_path / "halves"))
+    deci = GgufFile(written(target, SETS["the first attention"], tmp_path / "deci"))
     assert deci.architecture == "deci"
     assert deci.own("attention.head_count") == [1, 4, 4, 4]
 

@@ -22,12 +22,12 @@ from selfspec_tune.models import load_model
 from selfspec_tune.requests import ExportRequest
 from selfspec_tune.results import MANIFEST, ExportManifest, SkipLayers
 from tests.engine_kit import prompt_tokens
-from tests.export.sets import HALVES
+from tests.export.sets import SINGLE
 
 WHOLE = {
     "one layer": SkipSet(4, (1,), (1,)),
     "the last layer": SkipSet(4, (3,), (3,)),
-    "halves that make a layer": SkipSet(4, (2,), (1,)),
+    "sub-layers that make a layer": SkipSet(4, (2,), (1,)),
     "two layers and a pair": SkipSet(4, (0, 2), (0, 1)),
 }
 
@@ -72,21 +72,21 @@ def test_whole_layers_compute_what_the_skipped_model_does(
     assert AutoTokenizer.from_pretrained(out).encode("a b")
 
 
-@pytest.mark.parametrize("name", [*WHOLE, *HALVES])
+@pytest.mark.parametrize("name", [*WHOLE, *SINGLE])
 def test_zeroed_sublayers_compute_what_the_skipped_model_does(
     name: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    skip_set = (WHOLE | HALVES)[name]
+    skip_set = (WHOLE | SINGLE)[name]
     out, manifest = exported("hf-zero", directory, skip_set, skip_file, tmp_path)
     assert torch.equal(logits_of(loaded_from(out)), expected(directory, skip_set))
     assert any("as slow as its target" in note for note in manifest.notes)
 
 
-@pytest.mark.parametrize("name", [*WHOLE, *HALVES])
+@pytest.mark.parametrize("name", [*WHOLE, *SINGLE])
 def test_a_nas_directory_computes_what_the_skipped_model_does(
     name: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    skip_set = (WHOLE | HALVES)[name]
+    skip_set = (WHOLE | SINGLE)[name]
     out, manifest = exported("nas", directory, skip_set, skip_file, tmp_path)
     draft = loaded_from(out, trust_remote_code=True)
     assert torch.allclose(logits_of(draft), expected(directory, skip_set), atol=1e-5)
@@ -120,7 +120,7 @@ def test_a_nas_directory_keeps_how_positions_are_scaled(
     config = json.loads((scaled / "config.json").read_text())
     theta = config["rope_parameters"]["rope_theta"]
     (scaled / "config.json").write_text(json.dumps(config | {"rope_parameters": ROPES[rope] | {"rope_theta": theta}}))
-    skip_set = HALVES["some"]
+    skip_set = SINGLE["some"]
     out, _ = exported("nas", scaled, skip_set, skip_file, tmp_path)
     ours = logits_of(loaded_from(out, trust_remote_code=True))
     assert torch.allclose(ours, expected(scaled, skip_set), atol=1e-5)
@@ -133,7 +133,7 @@ def test_a_nas_directory_keeps_how_positions_are_scaled(
 def test_assisted_generation_gives_what_plain_generation_does(
     format_: str, directory: Path, skip_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    skip_set = WHOLE["halves that make a layer"] if format_ == "hf-draft" else HALVES["some"]
+    skip_set = WHOLE["sub-layers that make a layer"] if format_ == "hf-draft" else SINGLE["some"]
     out, _ = exported(format_, directory, skip_set, skip_file, tmp_path)
     draft = loaded_from(out, **({"trust_remote_code": True} if format_ == "nas" else {}))
     draft.generation_config.update(
@@ -375,7 +375,7 @@ def test_a_draft_goes_to_as_many_experts_as_in_its_search(
     wrong = manifest.model_copy(update={"settings": {**manifest.settings, "experts": 3}})
     assert verify_export(out, wrong, num_prompts=1).verdict != "exact"
     zero = export_draft(ExportRequest(file, "hf-zero", tmp_path / "zero", str(directory)))
-    assert any("Searched with 1 experts a token" in note for note in zero.notes)
+    assert any("Searched with 1 expert a token, which" in note for note in zero.notes)
 
 
 def test_names_of_old_are_exported_as_they_are(skip_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def test_answers_that_are_too_short_to_tell_or_degenerate_are_counted(
     assert (result.degenerate_share, result.num_too_short) == (pytest.approx(1 / 6), 2)
     console = Console(width=120, file=StringIO())
     print_runtime_bench(console, RuntimeBench.from_dict(result.to_dict(), origin="here"))
-    assert "without them; 2 too short to tell" in console.file.getvalue()  # type: ignore[attr-defined]
+    page = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "without them; 2 too short to tell" in page
+    assert page.count("over the target alone") == 2
+    assert "decode      13.3 tokens/s, 13.3 by the target alone" in page
 
 
 @pytest.mark.usefixtures("timed")

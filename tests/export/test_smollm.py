@@ -36,7 +36,7 @@ SETS = {
     "attentions alone": SkipSet(LAYERS, (7, 12, 20)),
     "MLPs alone": SkipSet(LAYERS, (), (5, 25)),
     "the first and the last": SkipSet(LAYERS, (0, 29), (29,)),
-    "a layer from two halves": SkipSet(LAYERS, (13,), (12,)),
+    "a layer from two sub-layers": SkipSet(LAYERS, (13,), (12,)),
 }
 
 
@@ -65,7 +65,7 @@ def loaded(target: Path) -> LoadedModel:
 
 
 # Others leave the same out and more, and `test_gguf` all of this of smaller models.
-LONG = ("whole layers", "attentions alone", "MLPs alone", "the first and the last", "a layer from two halves")
+LONG = ("whole layers", "attentions alone", "MLPs alone", "the first and the last", "a layer from two sub-layers")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in SETS])

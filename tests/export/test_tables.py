@@ -84,17 +84,21 @@ def test_questions_are_numbered_only_where_the_numbers_tell_them_apart() -> None
 
 
 def test_the_table_has_a_row_for_each_method() -> None:
+    limited = [run.model_copy(update={"plain_bytes": 1.0, "memory_bytes_per_second": 4.0}) for run in RUNS]
     result = BenchResult(
         model=ModelInfo(id="m", fingerprint="f", num_layers=4),
         verdict="undecided",
         methods=[
-            summarise_baseline(RUNS),
-            summarise("best", "self-speculative", RUNS, skip=SkipSet(4, (1, 2))),
+            summarise_baseline(limited),
+            summarise("best", "self-speculative", limited, skip=SkipSet(4, (1, 2))),
             summarise("bad", "self-speculative", [paired_run(lossless="mismatch")]),
         ],
     )
     frame = to_frame(result)
     assert list(frame["id"]) == ["autoregressive", "best", "bad"]
+    assert frame.loc[1, "decode_tokens_per_second"] == pytest.approx(24 / 3)
+    assert frame.loc[1, "of_memory_limit"] == pytest.approx(24 * 0.25 / 3)
+    assert frame["of_memory_limit_low"].isna().tolist() == [False, False, True]
     assert frame.loc[1, "attention"] == "1,2"
     assert frame.loc[1, "end_to_end_speedup"] == pytest.approx(1.4)
     assert frame.loc[0, "decode_speedup_low"] == 1.0

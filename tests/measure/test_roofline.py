@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from selfspec_tune.errors import SelfSpecError
 from selfspec_tune.measure import roofline
 from selfspec_tune.measure.roofline import (
     Limit,
+    MemoryMeter,
     ReadKernel,
     find_limit,
     largest_matrix,
@@ -74,6 +76,49 @@ def test_a_share_is_taken_within_rounds() -> None:
     # The machine halves its speed from round to round; the share stays what it is.
     limit = Limit("a", 100, [1.0, 2.0, 4.0])
     assert limit.share(50, [1.0, 2.0, 4.0]) == pytest.approx(0.5)
+
+
+class Memory:
+    """A clock that moves as kernels read; ``seconds`` are of each of their calls in turn."""
+
+    def __init__(self, seconds: Iterator[float]) -> None:
+        self.now = 0.0
+        self.seconds = seconds
+
+    def kernel(self, num_bytes: int) -> ReadKernel:
+        def run() -> int:
+            self.now += next(self.seconds)
+            return num_bytes
+
+        return ReadKernel("read", run)
+
+
+def test_a_moment_s_speed_is_that_of_the_fastest_call_of_any_kernel() -> None:
+    memory = Memory(iter([9.0, 9.0, 2.0, 4.0, 1.0, 5.0]))  # the first call of each warms up
+    meter = MemoryMeter([memory.kernel(10), memory.kernel(6)], lambda: None, lambda: memory.now)
+    assert meter.bytes_per_second() == 6.0
+
+
+def test_memory_is_measured_anew_when_a_fiftieth_of_the_time_pays_for_it() -> None:
+    memory = Memory(iter([1.0, *[1.0] * 2, *[2.0] * 2]))
+    meter = MemoryMeter([memory.kernel(8)], lambda: None, lambda: memory.now)
+    speeds = []
+    for pause in (0.0, 60.0, 39.0, 2.0):
+        memory.now += pause
+        speeds.append(meter.bytes_per_second())
+    assert speeds == [8.0, 8.0, 8.0, 4.0]
+
+
+def test_every_kernel_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def noted(name: str, value: int = 0) -> Callable[[], int]:
+        return lambda: events.append(name) or value  # type: ignore[func-returns-value]
+
+    ticks = iter(range(100))
+    MemoryMeter([ReadKernel("read", noted("read", 8))], noted("wait"), lambda: float(next(ticks))).bytes_per_second()
+    timed = events[1:]
+    assert timed == ["wait", "read", "wait"] * 2
 
 
 def plant_cache(cpus: Path, cpu: int, index: int, kind: str, level: int, size: str, shared_by: str) -> None:

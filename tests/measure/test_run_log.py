@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from filelock import FileLock
 from selfspec_tune.bench import run_bench
 from selfspec_tune.errors import FileFormatError, UsageError
 from selfspec_tune.measure import lossless as lossless_module
+from selfspec_tune.measure.arms import SELF_SPECULATIVE
 from selfspec_tune.measure.contest import MeasurementInterrupted
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.requests import BenchRequest, log_beside
 from selfspec_tune.results import BenchResult, PairedRun
 from selfspec_tune.results.logs import first_difference
@@ -118,6 +121,32 @@ def test_an_interrupted_bench_says_how_far_it_came_and_resumes(bench: Any, engin
     for pair in result.runs:
         blocks.setdefault((pair.prompt_id, pair.round), set()).add(pair.session)
     assert all(len(sessions) == 1 for sessions in blocks.values())
+
+
+def test_runs_of_each_session_keep_what_the_memory_allowed_then(
+    bench: Any, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = 100.0
+
+    def beside(self: PlainLimit, measure: Callable[[], list[PairedRun]]) -> list[PairedRun]:
+        marks = {"plain_bytes": 10.0, "memory_bytes_per_second": speed}
+        return [run.model_copy(update=marks) for run in measure()]
+
+    monkeypatch.setattr(PlainLimit, "beside", beside)
+    interrupt_after(engine, 3)
+    with pytest.raises(MeasurementInterrupted):
+        bench("attn 1")
+    undisturbed(engine)
+    speed = 50.0
+    result = bench("attn 1")
+    assert {(run.session, run.limit_seconds) for run in result.runs} == {(1, 0.1), (2, 0.2)}
+    # A quarter of the prompts at the first speed; 15 tokens a second by the script, at any.
+    allowed = (0.1 + 3 * 0.2) / NUM_PROMPTS
+    assert result.memory_limit is not None
+    assert result.memory_limit.tokens_per_second == pytest.approx(1 / allowed)
+    (share,) = [m.of_memory_limit for m in result.methods if m.name == SELF_SPECULATIVE]
+    assert share is not None
+    assert share.value == pytest.approx(15 * allowed)
 
 
 def test_without_a_log_an_interrupt_says_what_would_have_helped(bench: Any, engine: ScriptedEngine) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
@@ -63,6 +65,24 @@ def test_the_count_follows_the_number_format_and_counts_biases(tmp_path: Path, t
     assert traffic_of(load(tiny_llama_dir, "bfloat16")).full_step(10) == whole.full_step(10) / 2
     biased = traffic_of(load(kit.tiny_qwen2(tmp_path / "qwen2")))
     assert biased.full_step(0) - whole.full_step(0) == 4 * 4 * (64 + 2 * 32)
+
+
+def test_in_one_format_a_model_is_as_large_whatever_it_is_held_in(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    held = traffic_of(load(tiny_llama_dir, "bfloat16"))
+    for dtype in ("float32", "float16", "bfloat16"):
+        assert traffic_of(load(tiny_llama_dir, dtype), torch.bfloat16) == held
+    loaded = load(kit.tiny_of_type(tmp_path / "codegen", "codegen"))  # which has no plan
+    assert traffic_of(loaded, torch.bfloat16).full_step(50) == traffic_of(loaded).full_step(50) / 2
+
+
+def test_packed_weights_are_counted_as_what_they_stand_for(
+    tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # its kernels would be compiled
+    packed = load(kit.pack_ternary(Path(shutil.copytree(tiny_llama_dir, tmp_path / "packed"))))
+    assert packed.is_quantised
+    plain = traffic_of(load(tiny_llama_dir), torch.bfloat16)
+    assert traffic_of(packed, torch.bfloat16).full_step(10) == plain.full_step(10)
 
 
 def test_an_attention_in_a_window_reads_no_more_than_the_window(tmp_path: Path, traffic: Traffic) -> None:

@@ -16,8 +16,8 @@ from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.reference import ReferenceRunner
+from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.engine.teacher_forcing.reference import StandaloneReferenceScorer
-from selfspec_tune.engine.teacher_forcing.trace import Window
 from selfspec_tune.errors import FileFormatError, SelfSpecError, UnsupportedModelError, UsageError
 from selfspec_tune.export.verify import along
 from selfspec_tune.measure.lossless import implementation_differences

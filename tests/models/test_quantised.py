@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.integrations.bitnet import pack_weights
 
 from selfspec_tune.engine import choose_runner
 from selfspec_tune.errors import FileFormatError, UsageError
@@ -160,20 +159,9 @@ def test_quantised_weights_run_on_the_reference_runner(copy: Path, monkeypatch: 
     assert any("quantised" in notice for notice in notices)
 
 
-def pack(directory: Path) -> None:
-    """Ternary weights, four to a byte."""
-    weights = load_file(directory / "model.safetensors")
-    for name in [name for name in weights if name.endswith("_proj.weight")]:
-        weights[f"{name}_scale"] = weights[name].abs().mean()[None]
-        ternary = (weights[name] / weights[f"{name}_scale"]).round().clamp(-1, 1)
-        weights[name] = pack_weights(ternary)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    edit_config(directory, quantization_config={"quant_method": "bitnet"})
-
-
 def test_packed_weights_are_sub_layers_too(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    pack(copy)
+    kit.pack_ternary(copy)
     loaded = load_model(str(copy), dtype="float32", device="cpu")
     assert loaded.sublayers.mlp[0].up_proj.weight.dtype is torch.uint8
     weights = load_file(copy / "model.safetensors")

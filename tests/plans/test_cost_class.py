@@ -20,7 +20,7 @@ def plan(family: str) -> DecoderPlan:
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm3", "gemma", "glm4"])
-def test_halves_that_differ_in_numbers_alone_cost_the_same(family: str) -> None:
+def test_sublayers_that_differ_in_numbers_alone_cost_the_same(family: str) -> None:
     found = plan(family)
     assert cost_classes(found) == classes_by_kind(found.num_layers)
 

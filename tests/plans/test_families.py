@@ -151,7 +151,7 @@ _MELLUM_ROPE = dict.fromkeys(
         ("llama", _rope("proportional"), "its rotary positions (proportional) are none of default,"),
         ("llama", _rope("linear", partial_rotary_factor=0.5), "rotates 16 dimensions of a head, where 32 are planned"),
         ("llama", {"hidden_act": "laplace"}, "its activation laplace is none of"),
-        ("mistral-window", {"sliding_window": 0}, "its sliding window is 0 positions long"),
+        ("mistral-window", {"sliding_window": 0}, "its attention sees a window of 0 positions"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "its layers of type chunked_attention are none of"),
         ("gemma", {"use_bidirectional_attention": True}, "its attention sees later positions too"),
         ("olmo3", {"rope_parameters": {"full_attention": _rope("dynamic")["rope_parameters"]}}, "(dynamic) depend on"),

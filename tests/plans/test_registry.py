@@ -51,6 +51,7 @@ def test_a_setting_that_makes_no_sense_is_a_reason(setting: str, value: object) 
         ("qwen3_moe", {"num_experts_per_tok": 0}, "it sends a token to 0 of its 128 experts"),
         ("gemma2", {"query_pre_attn_scalar": -4}, "its attention multiplies scores with"),
         ("llama4_text", {"attention_chunk_size": -3}, "its attention sees a chunk of -3 positions"),
+        ("mistral", {"sliding_window": -8}, "its attention sees a window of -8 positions"),
         ("stablelm", {"partial_rotary_factor": 3.0}, "it rotates 240 of the 80 dimensions of a head"),
     ],
 )

@@ -26,13 +26,13 @@ def console(width: int) -> tuple[Console, io.StringIO]:
 
 def test_a_family_is_printed_with_what_serves_it_and_what_is_missing() -> None:
     target, stream = console(100)
-    print_families(target, {"a": WHOLE, "b": PART, "c": NONE, "d, long": LONG})
+    print_families(target, {"a": WHOLE, "b": PART, "c": NONE, "c, long": LONG})
     rows = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
     assert "a native fast" in rows
     assert f"b fast native: {Feature.SINKS}, {Feature.WINDOW}" in rows
     assert f"c reference native, fast: {Feature.SINKS}" in rows
-    assert "d, long reference its rotary positions depend on the length" in rows
-    assert rows[-1] == "Of 4 families, native serves 1, fast serves 2."
+    assert "c, long reference its rotary positions depend on the length" in rows
+    assert rows[-1] == "Of 4 rows of 3 families, native serves 1, fast serves 2."
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -16,9 +16,11 @@ from selfspec_tune.intervals import Interval
 from selfspec_tune.report.plot import check_plot, series, write_plot
 from selfspec_tune.report.sweep import curves, plot_rows, print_sweep
 from selfspec_tune.results import NullRun, SweepPoint, SweepResult
-from selfspec_tune.results.metrics import summarise, summarise_baseline
+from selfspec_tune.results.metrics import memory_limit, summarise, summarise_baseline
 from tests.results_kit import MODEL, SKIP
 from tests.runs import paired_run
+
+RUNS = [paired_run("a/1")]
 
 
 def sweep_result(*speedups: float, second: bool = False, lossy: tuple[int, ...] = (), **fields: Any) -> SweepResult:
@@ -69,8 +71,23 @@ def test_the_table_has_a_row_for_each_value_and_fits(width: int) -> None:
     header = next(line for line in page.splitlines() if "MAT" in line)
     assert ("tok/s" in header) == (width > 60)
     assert ("A-A" in header) == (width == 140)
+    assert "Accepted by draft position:\n  256: 100 % of 24 at 1, 100 % of 24 at 2" in page
     assert "Baseline against itself: 1.00–1.00×" in page
     assert "Our baseline is 1.20–1.20× as fast as model.generate." in " ".join(page.split())
+
+
+def test_each_value_has_its_share_of_the_memorys_limit() -> None:
+    known = sweep_result(1.5, 1.3)
+    for point, speed in zip(known.points, (10.0, 9.0), strict=True):
+        runs = [run.model_copy(update={"plain_bytes": 1.0, "memory_bytes_per_second": speed}) for run in RUNS]
+        point.methods[1] = summarise("self-speculative:1", "self-speculative", runs, skip=SKIP)
+    limits = [memory_limit([paired_run(plain_bytes=1.0, memory_bytes_per_second=speed)]) for speed in (10.0, 9.0)]
+    points = [p.model_copy(update={"memory_limit": limit}) for p, limit in zip(known.points, limits, strict=True)]
+    page = printed(known.model_copy(update={"points": points}), 80)
+    rows = [line.split() for line in page.splitlines() if "%" in line]
+    assert [row[7] for row in rows if row[0] in ("256", "512")] == ["100", "111"]
+    assert "Memory limit of plain bfloat16 decoding: 9.0–10.0 tok/s over the values." in page
+    assert "Memory limit" not in printed(sweep_result(1.5, 1.3), 80)
 
 
 def test_several_skip_sets_have_a_table_each() -> None:

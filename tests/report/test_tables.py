@@ -13,7 +13,7 @@ from selfspec_tune.report.search import draft_line, print_skip_config
 from selfspec_tune.report.text import bench_verdict, bounds, score_verdict, times
 from selfspec_tune.results import BenchResult, DraftSettings, LosslessCount, Score
 from selfspec_tune.results.metrics import unavailable_method
-from tests.results_kit import FASTER, bench_result, skip_config
+from tests.results_kit import FASTER, LIMITED, bench_result, skip_config
 
 SLOWER = Interval(0.93, 0.9, 0.96)
 UNSURE = Interval(1.02, 0.97, 1.07)
@@ -60,6 +60,7 @@ def test_a_wide_terminal_shows_every_column() -> None:
         "end to end",
         "decode",
         "tok/s",
+        "of limit",
         "accept",
         "MAT",
         "draft cost",
@@ -75,6 +76,73 @@ def test_a_narrow_terminal_drops_the_lesser_columns() -> None:
     assert "draft cost  " not in header
     assert "MAT  " not in header
     assert "end to end" in header
+
+
+def test_the_conditions_of_a_bench_stand_above_its_figures() -> None:
+    prompts = {"source": "humaneval", "max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    provenance = {"hardware": {"cpu": "Some CPU", "threads": 2}, "runner": "native", "prompts": prompts}
+    page = bench_text(bench_result(provenance=provenance), 120)
+    told = "Some CPU · 2 threads · native runner · humaneval prompts of 20–20 tokens, up to 128 new · "
+    assert page.splitlines()[1].rstrip() == f"{told}greedy"
+    drawn = provenance | {"prompts": prompts | {"temperature": 0.7, "top_k": 20}}
+    page = bench_text(bench_result(provenance=drawn), 160)
+    assert page.splitlines()[1].rstrip() == f"{told}temperature 0.7, top p 1, top k 20"
+    assert "method" in bench_text(bench_result(), 120).splitlines()[2]
+
+
+def test_every_shown_column_is_explained_and_no_other() -> None:
+    narrow, wide = (" ".join(bench_text(bench_result(), width).split()) for width in (60, 160))
+    for header in ("end to end:", "tok/s:", "lossless:"):
+        assert header in narrow
+    for header in ("decode:", "of limit:", "accept:", "MAT:", "draft cost:"):
+        assert header not in narrow
+        assert header in wide
+    assert "tok/s ÷ what the memory allows plain bfloat16 decoding" in wide
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_share_of_the_memorys_limit_is_told_at_any_width(width: int) -> None:
+    page = bench_text(bench_result(run_fields=LIMITED), width)
+    assert max(map(len, page.splitlines())) <= width
+    assert (
+        "Memory limit of plain bfloat16 decoding: 10.0 tok/s (2.00 GB a token at 20.0 GB/s); "
+        "of it self-speculative 84 %, autoregressive 50 %."
+    ) in " ".join(page.split())
+    assert ("of limit" in page) == (width == 100)
+
+
+def test_a_file_of_an_older_version_shows_its_rates_and_no_share() -> None:
+    old = bench_result().to_dict()
+    for record in (old, *old["methods"]):
+        for key in ("memory_limit", "of_memory_limit", "decode_tokens_per_second"):
+            record.pop(key, None)
+    page = bench_text(BenchResult.from_dict(old, origin="here"), 100)
+    assert "Memory limit" not in page
+    (row,) = [line.split() for line in page.splitlines() if line.split()[:1] == ["autoregressive"]]
+    assert row[3:5] == ["5.0", "–"]
+
+
+def test_the_verdict_of_a_search_tells_tokens_a_second_and_the_share_of_the_limit() -> None:
+    score = Score(verdict="faster", decode_speedup=FASTER, decode_tokens_per_second=31.04, num_prompts=32)
+    target, stream = console(100)
+    print_skip_config(target, skip_config(score=score))
+    assert "1.21× [1.15–1.27], 31.0 tokens/s\n" in stream.getvalue().replace(" \n", "\n").replace("  ", "")
+    target, stream = console(100)
+    share = Interval(2.12, 2.0, 2.2)
+    print_skip_config(target, skip_config(score=score.model_copy(update={"of_memory_limit": share})))
+    assert "31.0 tokens/s, 212 % of the memory's limit for plain bfloat16" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 160])
+def test_below_the_table_stands_what_was_accepted_by_position(width: int) -> None:
+    shown = " ".join(bench_text(bench_result(), width).split())
+    assert "Accepted by draft position: 100 % of 96 at 1, 100 % of 96 at 2, 50 % of 64 at 3, 0 % of 64 at 4." in shown
+
+
+def test_of_a_bench_from_before_positions_were_counted_they_are_not_known() -> None:
+    result = bench_result()
+    old = [method.model_copy(update={"by_position": None}) for method in result.methods]
+    assert "Accepted by draft position: –." in bench_text(result.model_copy(update={"methods": old}), 80)
 
 
 def test_tasks_and_checks_are_printed_below_the_table() -> None:

@@ -7,6 +7,7 @@ import pytest
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import Interval
 from selfspec_tune.report import text
+from selfspec_tune.results import PositionCounts
 
 
 def test_a_speedup_is_written_with_its_bounds() -> None:
@@ -34,6 +35,16 @@ def test_durations_are_written_like_a_clock(seconds: float, written: str) -> Non
 )
 def test_sizes_are_written_in_binary_units(num_bytes: int, written: str) -> None:
     assert text.size(num_bytes) == written
+
+
+def test_later_positions_of_a_draft_stand_together() -> None:
+    counts = PositionCounts(
+        drafted=[9, 8, 7, 6, *[4] * 6], reached=[9, 8, 7, 6, *[4] * 6], accepted=[9, 4, 7, 3, *[1] * 6]
+    )
+    first = "100 % of 9 at 1, 50 % of 8 at 2, 100 % of 7 at 3, 50 % of 6 at 4"
+    assert text.by_position(counts) == f"{first}, 25 % of 16 at 5–8, 25 % of 8 at 9–10"
+    assert text.by_position(PositionCounts(drafted=[2], reached=[2], accepted=[1])) == "50 % of 2 at 1"
+    assert text.by_position(None) == "–"
 
 
 def test_a_layer_map_that_fits_keeps_its_two_rows() -> None:

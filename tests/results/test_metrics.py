@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from selfspec_tune.draft import Round
+from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import Interval
-from selfspec_tune.results import LosslessCount, metrics
+from selfspec_tune.results import LosslessCount, MethodResult, PositionCounts, metrics
 from selfspec_tune.results.metrics import summarise, summarise_baseline
 from tests.runs import paired_run
 
@@ -28,6 +30,57 @@ def test_speedups_are_ratios_of_total_times() -> None:
     assert result.to_dict()["skip"] == {"attention": [1], "mlp": [2, 3]}
 
 
+# Memory that halves its speed from one prompt to the next: 8 tokens a second, then 4.
+LIMITED = [
+    paired_run("a/1", plain_bytes=2.0, memory_bytes_per_second=16.0),
+    paired_run("a/2", candidate=(11, 0.5, 2.0), plain_bytes=2.0, memory_bytes_per_second=8.0),
+]
+
+
+def test_decode_tokens_leave_out_those_of_the_prefill() -> None:
+    assert summarise("best", "self-speculative", RUNS).decode_tokens_per_second == pytest.approx(24 / 3.0)
+    assert summarise_baseline(RUNS).decode_tokens_per_second == pytest.approx(24 / 5.0)
+    assert summarise("best", "best", [paired_run(candidate=(1, 0.5, 0.0))]).decode_tokens_per_second is None
+
+
+def test_the_share_of_the_memorys_limit_is_by_each_pairs_own_minute() -> None:
+    ours, plain = summarise("best", "self-speculative", LIMITED), summarise_baseline(LIMITED)
+    assert ours.of_memory_limit is not None
+    assert plain.of_memory_limit is not None
+    allowed = 10 / 8 + 10 / 4  # seconds of the text's plain decoding, at the limit
+    assert ours.of_memory_limit.value == pytest.approx(allowed / 3.0)
+    assert plain.of_memory_limit.value == pytest.approx(allowed / 4.0)
+    limit = metrics.memory_limit(LIMITED)
+    assert limit is not None
+    assert limit.tokens_per_second == pytest.approx(20 / allowed)
+    assert (limit.bytes_per_token, limit.bytes_per_second.median) == (2.0, 12.0)
+    assert ours.decode_tokens_per_second is not None
+    assert ours.decode_tokens_per_second / limit.tokens_per_second == pytest.approx(ours.of_memory_limit.value)
+
+
+def test_runs_of_which_no_limit_is_known_have_no_part_in_the_share() -> None:
+    some = summarise("best", "self-speculative", [*LIMITED, *RUNS])
+    assert some.of_memory_limit == summarise("best", "self-speculative", LIMITED).of_memory_limit
+    assert summarise("best", "self-speculative", RUNS).of_memory_limit is None
+    assert metrics.memory_limit(RUNS) is None
+
+
+def test_a_lossy_method_carries_no_share_of_the_limit() -> None:
+    lossy = [LIMITED[0], LIMITED[1].model_copy(update={"lossless": "mismatch"})]
+    found = summarise("best", "self-speculative", lossy)
+    assert found.of_memory_limit is None
+    share = summarise("best", "self-speculative", LIMITED).of_memory_limit
+    with pytest.raises(ValueError, match="1 runs were lossy, so no speedup"):
+        MethodResult.model_validate(found.to_dict() | {"of_memory_limit": share})
+
+
+def test_older_files_get_their_decode_rates_from_their_runs() -> None:
+    methods = [summarise_baseline(RUNS), summarise("best", "self-speculative", RUNS)]
+    older = [method.model_copy(update={"decode_tokens_per_second": None}) for method in methods]
+    assert metrics.with_decode_rates(older, RUNS) == methods
+    assert metrics.with_decode_rates(older, []) == older
+
+
 def test_rates_come_from_the_rounds() -> None:
     result = summarise("best", "self-speculative", RUNS)
     assert result.acceptance_rate == pytest.approx((7 + 7 + 3) / (10 + 10 + 4))
@@ -35,6 +88,18 @@ def test_rates_come_from_the_rounds() -> None:
     step_seconds = 5.0 / 24
     assert result.draft_cost_fraction == pytest.approx(0.4 * 3.0 / 24 / step_seconds)
     assert result.verify_cost_fraction == pytest.approx(0.6 * 3.0 / 7 / step_seconds)
+
+
+def test_positions_are_counted_over_the_rounds_that_drafted_there() -> None:
+    rounds = [Round(4, 4), Round(4, 2), Round(2, 0), Round(1, 1, "ngram"), PLAIN_ROUND]
+    assert metrics.by_position(rounds) == PositionCounts(
+        drafted=[4, 3, 2, 2], reached=[4, 2, 2, 1], accepted=[3, 2, 1, 1]
+    )
+    assert metrics.by_position([PLAIN_ROUND]) is None
+    assert summarise("best", "self-speculative", RUNS).by_position == PositionCounts(
+        drafted=[7, 7, 5, 5], reached=[7, 7, 5, 3], accepted=[7, 7, 3, 0]
+    )
+    assert summarise_baseline(RUNS).by_position is None
 
 
 def test_tasks_are_broken_down() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from selfspec_tune.draft import Round, Source
+from selfspec_tune.draft import Certainty, Round, Source
 from selfspec_tune.draft.rounds import PLAIN_ROUND
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import FileFormatError, SkipSetError, UsageError
@@ -24,6 +24,7 @@ from selfspec_tune.results import (
     MethodResult,
     ModelInfo,
     NullRun,
+    PositionCounts,
     Score,
     SkipConfig,
     SkipLayers,
@@ -189,6 +190,52 @@ def test_rounds_are_columns_in_files_and_what_is_not_known_stays_empty(
     expected = {**ARM, **times, **empty, **columns, "stop_reason": "length", "first_tokens": 1, "novel": 1}
     assert json.dumps(read.to_dict()) == json.dumps(expected)  # in this order too
     assert ArmRun(**ARM, rounds=rounds, novel=1) == read
+
+
+SURE, UNSURE = Certainty(0.99994, 9.8765, 0.00123).rounded, Certainty(0.5, 0.0, 1.23456).rounded
+
+
+def test_what_drafts_were_sure_of_is_a_list_a_run_of_few_digits() -> None:
+    """Lookup's rounds, and plain ones, have no part in it; they have the lengths of their matches instead."""
+    rounds = (
+        Round(2, 2, Source.MODEL, 2, 0, (SURE, UNSURE)),
+        Round(3, 1, "ngram", 0, 0, match_length=4),
+        PLAIN_ROUND,
+        Round(1, 0, Source.MODEL, 1, 0, (SURE,)),
+    )
+    written = ArmRun(**ARM, rounds=rounds).to_dict()
+    assert written["match_lengths"] == [0, 4, 0, 0]
+    assert written["confidences"] == [0.9999, 0.5, 0.9999]
+    assert written["margins"] == [9.88, 0.0, 9.88]
+    assert written["entropies"] == [0.0012, 1.2346, 0.0012]
+    read = ArmRun.model_validate(written, strict=True)
+    assert read.rounds == rounds
+    assert read.to_dict() == written
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"confidences": [0.5]}, "1, 0, 0 confidences, margins and entropies for 2 tokens"),
+        ({"confidences": [0.5], "margins": [0.1], "entropies": [0.1]}, "1, 1, 1 confidences, .* for 2 tokens"),
+        ({"confidences": [0.5, 1.5], "margins": [0.1, 0.1], "entropies": [0.1, 0.1]}, r"confidences\.1"),
+        ({"confidences": [0.5, 0.5], "margins": [0.1, 100.0], "entropies": [0.1, 0.1]}, r"margins\.1"),
+        ({"confidences": [0.5, 0.5], "margins": [0.1, 0.1], "entropies": [0.1, math.inf]}, r"entropies\.1"),
+        ({"match_lengths": [1]}, "match_lengths of 1 rounds for 2 rounds"),
+        ({"match_lengths": [1, -1]}, r"match_lengths\.1"),
+        ({"sources": [], "confidences": [0.5], "margins": [0.1], "entropies": [0.1]}, "for 0 tokens"),
+    ],
+)
+def test_numbers_that_fit_no_drafted_token_are_refused(columns: dict[str, Any], message: str) -> None:
+    rounds = {"accepted": [1, 1], "drafted": [2, 3], "sources": ["model", "ngram"], "passes": [2, 0], "guesses": [0, 0]}
+    with pytest.raises(ValidationError, match=f"(?s){message}"):
+        ArmRun.model_validate(ARM | rounds | columns, strict=True)
+
+
+@pytest.mark.parametrize("counts", [([2], [2], [3]), ([2], [3], [1]), ([2, 1], [2], [1]), ([2], [1], [-1])])
+def test_more_tokens_cannot_be_accepted_at_a_position_than_were_drafted(counts: tuple[list[int], ...]) -> None:
+    with pytest.raises(ValidationError, match="must not become more"):
+        PositionCounts.model_validate(dict(zip(("drafted", "reached", "accepted"), counts, strict=True)))
 
 
 def test_decode_steps_leave_out_the_token_of_the_prefill() -> None:

@@ -135,7 +135,7 @@ DRAFT = (
     Option(
         "vocabulary",
         str,
-        "Draft from the first N token ids only.",
+        "Draft from the first N token ids only, and from those of the text.",
         SEARCHES,
         DraftOptions,
         metavar="auto|full|N",

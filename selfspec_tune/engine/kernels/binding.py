@@ -12,7 +12,7 @@ from typing import Any
 from selfspec_tune.engine.kernels.build import Built, built
 from selfspec_tune.errors import NativeUnavailableError
 
-ABI_VERSION = 3  # kernels_abi(0) of the C sources: changes with any function's arguments
+ABI_VERSION = 5  # kernels_abi(0) of the C sources: changes with any function's arguments
 MAX_TOKENS = 32  # of one pass
 MAX_HEAD_SIZE = 512
 MAX_EXPERTS = 1024
@@ -31,9 +31,12 @@ class WeightFormat(IntEnum):
 
 
 class Best(ctypes.Structure):
-    """A row of logits' most probable token, its logit, and the logarithm of the sum of exp(logit)."""
+    """A row of logits' most probable token, its logit, and the logarithm of the sum of exp(logit).
 
-    _fields_ = (("token", c_int64), ("logit", c_float), ("log_sum", c_float))
+    Where they are asked for, the second highest logit and the entropy; else 0.
+    """
+
+    _fields_ = (("token", c_int64), *((name, c_float) for name in ("logit", "log_sum", "second", "entropy")))
 
 
 class Kind(IntEnum):
@@ -56,6 +59,12 @@ class Linear(ctypes.Structure):
         ("scales", c_void_p),
         ("bias", c_void_p),
     )
+
+
+class HeadStruct(ctypes.Structure):
+    """The head's first rows, and those of ``ids`` past them: ascending, as many as ``others`` has rows."""
+
+    _fields_ = (("first", Linear), ("others", Linear), ("ids", c_void_p))
 
 
 class NormStruct(ctypes.Structure):
@@ -112,7 +121,7 @@ class ExpertsStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, c_int32) for name in ("count", "chosen", "is_sigmoid", "is_chosen_first")),
-        *((name, c_int32) for name in ("groups", "kept_groups", "num_told")),
+        *((name, c_int32) for name in ("groups", "kept_groups")),
         *((name, c_int32) for name in ("is_renormalised", "rounds_logits", "rounds_weights")),
         *((name, c_int32) for name in ("has_shared", "has_shared_weight")),
         *((name, c_float) for name in ("least_sum", "sum_epsilon", "scale")),
@@ -126,7 +135,7 @@ class ExpertsStruct(ctypes.Structure):
 
 
 class SubLayerStruct(ctypes.Structure):
-    """One half. Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
+    """Attention: fused qkv, output and a gate or none. MLP: gate, up and down; plain: input, none, output.
 
     A parallel MLP reads what the attention of its layer read, where that ran in the same pass.
     """
@@ -165,7 +174,8 @@ class Model(ctypes.Structure):
 
 
 # What kernels_abi(0), kernels_abi(1), … must be.
-ABI = (ABI_VERSION, *(ctypes.sizeof(structure) for structure in (Linear, SubLayerStruct, ExpertsStruct, Model, Best)))
+_STRUCTURES = (Linear, SubLayerStruct, ExpertsStruct, Model, Best, HeadStruct)
+ABI = (ABI_VERSION, *(ctypes.sizeof(structure) for structure in _STRUCTURES))
 
 
 _UNLOADABLE = (OSError, AttributeError)  # no library, and a function that it lacks
@@ -211,7 +221,7 @@ def _opened(path: Path) -> Any:
     library.engine_free.argtypes, library.engine_free.restype = [c_void_p], None
     library.engine_run.argtypes = [
         *(c_void_p, c_void_p, c_int64),
-        *(POINTER(Linear), c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+        *(POINTER(HeadStruct), c_void_p, c_int64, c_int64, c_void_p, c_int32, c_void_p),
     ]
     library.engine_run.restype = None
     library.dequantise.argtypes, library.dequantise.restype = [POINTER(Linear), c_void_p, c_int32, c_int32], None

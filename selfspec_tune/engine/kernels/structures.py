@@ -18,6 +18,7 @@ from selfspec_tune.engine.kernels.binding import (
     ActivationStruct,
     AttentionStruct,
     ExpertsStruct,
+    HeadStruct,
     Kind,
     Linear,
     MlpStruct,
@@ -35,7 +36,7 @@ from selfspec_tune.engine.layers.norm import HeadNorm, Norm
 from selfspec_tune.engine.layers.sublayer import SubLayer
 from selfspec_tune.plans import BlockOrder, DecoderPlan
 from selfspec_tune.plans.attention import AlibiPlan, GrowthPlan, QkNormKind, ReachKind, RopePairs, WeightOrder
-from selfspec_tune.plans.mlp import Activation, GroupScore, Score
+from selfspec_tune.plans.mlp import Activation, Score
 from selfspec_tune.plans.norm import NormKind
 
 # As the enumerations of the C sources have them.
@@ -89,7 +90,7 @@ class Described:
     def _experts(self, module: Experts, projections: Sequence[Dense | NativeCopy]) -> int:
         """Address of a mixture's own structure."""
         plan, router, shared = module.plan, module.plan.router, module.shared
-        weight, choice_bias = module.router.weight, module.router.choice_bias
+        logits, choice_bias = module.router.stored, module.router.choice_bias
         made = ExpertsStruct(
             count=plan.count,
             chosen=module.chosen,
@@ -97,9 +98,8 @@ class Described:
             is_chosen_first=router.is_chosen_first,
             groups=router.groups,
             kept_groups=router.kept_groups,
-            num_told=1 if router.group_score is GroupScore.MAXIMUM else 2,
             is_renormalised=router.renormalise,
-            rounds_logits=not router.is_float32 and weight.dtype != torch.float32,
+            rounds_logits=not router.is_float32 and logits.weight.dtype != torch.float32,
             rounds_weights=router.is_rounded,
             least_sum=router.least_sum,
             sum_epsilon=router.sum_epsilon,
@@ -107,7 +107,7 @@ class Described:
             activation=ActivationStruct(_ACTIVATIONS[plan.activation]),
             choice_bias=None if choice_bias is None else self.floats(choice_bias),
             width=plan.width,
-            router=self.linear(Dense(weight, module.router.bias)),
+            router=self.linear(logits),
             gate_up=self.linear(projections[0]),
             down=self.linear(projections[1]),
         )
@@ -228,15 +228,21 @@ class Stack:
     """What a pass runs through, as the kernels read it. ``kept``: all that its addresses point into."""
 
     sublayers: ctypes.Array[ctypes.c_void_p]
-    head: Linear
-    kept: tuple[tuple[Described, SubLayerStruct], ...]
-    kept_head: Described
+    head: HeadStruct
+    kept: tuple[Any, ...]
 
     @classmethod
     def of(cls, sublayers: Iterable[tuple[Described, SubLayerStruct]], head: Dense | NativeCopy) -> Stack:
         """Described sub-layers in running order, and then the head."""
-        kept, kept_head = tuple(sublayers), Described()
-        return cls(_pointers([sublayer for _, sublayer in kept]), kept_head.linear(head), kept, kept_head)
+        kept, described = tuple(sublayers), Described()
+        first = HeadStruct(described.linear(head))
+        return cls(_pointers([sublayer for _, sublayer in kept]), first, (*kept, described))
+
+    def beside(self, others: Dense, ids: Tensor) -> Stack:
+        """The same with a head that has ``others`` too, the rows of ``ids`` [ids]."""
+        described = Described()
+        head = HeadStruct(self.head.first, described.linear(others), ids.data_ptr())
+        return Stack(self.sublayers, head, (*self.kept, described, ids))
 
 
 def _pointers(sublayers: Sequence[SubLayerStruct]) -> ctypes.Array[ctypes.c_void_p]:

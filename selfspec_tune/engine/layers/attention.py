@@ -12,7 +12,7 @@ from selfspec_tune.engine.layers.linear import Dense, attention
 from selfspec_tune.engine.layers.norm import HeadNorm, Norm
 from selfspec_tune.engine.layers.rope import Rotation, rotate
 from selfspec_tune.engine.layers.scores import attention_by_scores
-from selfspec_tune.engine.layers.sublayer import Half, Stream
+from selfspec_tune.engine.layers.sublayer import BaseSubLayer, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import AttentionPlan
 from selfspec_tune.plans.attention import QkNormKind, Reach, WeightOrder
@@ -32,7 +32,7 @@ class Projected(NamedTuple):
     gate: Tensor | None = None
 
 
-class Attention(Half):
+class Attention(BaseSubLayer):
     """Norm, queries, keys and values in one, positions, cached grouped-query attention, output, residual.
 
     ``projections``: queries, keys and values, in the order of rows that the plan says, the output, and the gate where

@@ -19,7 +19,7 @@ from selfspec_tune.engine.layers.cache import CachePlace
 from selfspec_tune.engine.layers.linear import Dense, Projection, is_mapped, let_go, roomy
 from selfspec_tune.engine.layers.mlp import ACTIVATIONS, Mlp
 from selfspec_tune.engine.layers.router import Router
-from selfspec_tune.engine.layers.sublayer import Half, Stream
+from selfspec_tune.engine.layers.sublayer import BaseSubLayer, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import ExpertsPlan
 
@@ -35,7 +35,7 @@ class Bank(Protocol):
         """One of the layers, by its number from 0."""
 
 
-class Experts(Half):
+class Experts(BaseSubLayer):
     """Norm, router, the chosen experts and what runs beside them, residual.
 
     ``projections``: input and output of all experts, one below the other: [experts * 2 width, hidden] and

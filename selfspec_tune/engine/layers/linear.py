@@ -229,3 +229,18 @@ class Dense:
     def narrow(self, rows: int | None) -> Dense:
         """The first ``rows`` outputs, as views; None: all."""
         return Dense(self.weight[:rows], None if self.bias is None else self.bias[:rows])
+
+    def rows(self, numbers: Tensor) -> Dense:
+        """The outputs of these ``numbers`` [rows], copied."""
+        return Dense(self.weight[numbers], None if self.bias is None else self.bias[numbers])
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Two linear layers over one input, the outputs of ``second`` after those of ``first``."""
+
+    first: Projection
+    second: Projection
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return torch.cat((self.first(hidden), self.second(hidden)), -1)

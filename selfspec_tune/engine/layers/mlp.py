@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.norm import Norm
-from selfspec_tune.engine.layers.sublayer import Half, Stream
+from selfspec_tune.engine.layers.sublayer import BaseSubLayer, Stream
 from selfspec_tune.models.bound import BoundModel
 from selfspec_tune.plans import MlpPlan
 from selfspec_tune.plans.mlp import Activation
@@ -33,7 +33,7 @@ def activation_of(plan: MlpPlan, bound: BoundModel, layer: int) -> Callable[[Ten
     return ACTIVATIONS[plan.activation]
 
 
-class Mlp(Half):
+class Mlp(BaseSubLayer):
     """Norm, input (gate and up in one, gate first), activation, output, residual.
 
     ``projections``: the input [2 width, or width of a plain one, …] and the output.

@@ -46,7 +46,7 @@ class SubLayer(Protocol):
         """This sub-layer computing with other linear layers; cache and norms are shared."""
 
 
-class Half:
+class BaseSubLayer:
     """A sub-layer but for what it computes: how it reads the stream, and how it adds to it."""
 
     projections: tuple[Dense, ...]

@@ -1,4 +1,4 @@
-"""How a pass is captured and replayed, as a CUDA graph or dry, and the static input that it reads.
+"""How a pass is captured and replayed, as a CUDA graph or dry, and the static inputs that it reads.
 
 One int64 tensor on the device, and on the host what is known to be in it, so that nothing
 is sent that is there already: after a draft the verification finds its tokens in place.
@@ -11,6 +11,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from selfspec_tune.engine.known_ids import MOST_OTHERS, KnownIds
+from selfspec_tune.engine.layers.linear import Dense
 
 Pass = Callable[[], None]
 _RING = 8
@@ -117,6 +120,33 @@ class DeviceInputs:
     def _send(self, start: int, slot: int, tokens: list[int]) -> None:
         self._start, self._slot, self._known = start, slot, tokens
         self._ring.send([start, slot, *tokens], self._device_values)
+
+
+class HeadSlots:
+    """What `KnownIds` has past its first ids, at fixed addresses: a captured pass computes every slot, filled or not.
+
+    ``dense``: rows of a head, one a slot. ``are_empty`` [slots]: which are not filled. ``ids`` [first and slots]: the
+    token of each output of a head's first rows and then of ``dense``.
+    """
+
+    def __init__(self, head: Dense) -> None:
+        weight, bias = head.weight, head.bias
+        self.dense = Dense(
+            weight.new_zeros(MOST_OTHERS, weight.shape[1]), None if bias is None else bias.new_zeros(MOST_OTHERS)
+        )
+        self.are_empty = torch.ones(MOST_OTHERS, dtype=torch.bool, device=weight.device)
+        self.ids = torch.arange(len(weight) + MOST_OTHERS, device=weight.device)
+
+    def hold(self, known: KnownIds, others: Dense | None = None) -> None:
+        """Put in the ids that are known now, and ``others``, their rows, where there are any."""
+        count = len(known.others)
+        self.are_empty.copy_(torch.arange(MOST_OTHERS, device=self.ids.device) >= count)
+        self.ids[: known.first] = torch.arange(known.first, device=self.ids.device)
+        self.ids[known.first : known.first + count] = known.others
+        if others is not None:
+            self.dense.weight[:count] = others.weight
+            if self.dense.bias is not None and others.bias is not None:
+                self.dense.bias[:count] = others.bias
 
 
 class _Ring:

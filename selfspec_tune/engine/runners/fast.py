@@ -15,13 +15,14 @@ from torch import Tensor
 from selfspec_tune.draft import Draft, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.sublayer import SubLayerId, SubLayerKind, sublayers_of
+from selfspec_tune.engine.known_ids import KnownIds
 from selfspec_tune.engine.layers.attention import Attention
 from selfspec_tune.engine.layers.cache import CacheState
 from selfspec_tune.engine.layers.copies import DraftCopies, Key
 from selfspec_tune.engine.layers.embedding import Embedding
 from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.head import Head
-from selfspec_tune.engine.layers.linear import Dense, Projection
+from selfspec_tune.engine.layers.linear import Dense, Joined, Projection
 from selfspec_tune.engine.layers.lowbit import refusal
 from selfspec_tune.engine.layers.mlp import Mlp
 from selfspec_tune.engine.layers.quantize import Meter, Moments
@@ -109,7 +110,13 @@ class FastRunner:
         self._draft_sublayers = [
             self._sublayer(sublayer.index, precision, draft.experts) for sublayer, precision in draft.kept()
         ]
-        self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
+        self._known = KnownIds(draft, self.vocabulary_size, self.device)
+        self._draft_share = self._draft_head = self._head_at(draft.precision.head, draft.vocabulary)
+
+    @torch.inference_mode()
+    def know(self, tokens: Iterable[int]) -> None:
+        if self._known.add(tokens):
+            self._hold(self._head.dense.rows(self._known.others))
 
     @property
     def extra_memory_bytes(self) -> int | None:
@@ -139,7 +146,9 @@ class FastRunner:
     ) -> Scores:
         hidden = self._run(tokens, self._draft_sublayers if is_draft else self._sublayers)
         logits = self._head(hidden[-1:] if last_only else hidden, self._draft_head if is_draft else None)
-        return scored(logits, want, self, is_draft=is_draft)
+        if is_draft:
+            logits = self._known.spread(logits)
+        return scored(logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._length = min(length, self._length)
@@ -187,9 +196,16 @@ class FastRunner:
             return self._embedding(slice(tokens[0], tokens[0] + 1), positions)
         return self._embedding(torch.tensor(tokens, device=self.device), positions)
 
-    def head(self, hidden: Tensor, vocabulary: int | None = None, precision: Precision = Precision.SAME) -> Tensor:
-        """Logits [tokens, vocabulary] of hidden [tokens, width], of the first ``vocabulary`` tokens only."""
-        return self._head(hidden, self._head_at(precision, vocabulary))
+    def head(
+        self,
+        hidden: Tensor,
+        vocabulary: int | None = None,
+        precision: Precision = Precision.SAME,
+        others: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of hidden [tokens, width]: of the first ``vocabulary`` ids only, and then of ``others`` [ids]."""
+        first = self._head_at(precision, vocabulary)
+        return self._head(hidden, first if others is None else Joined(first, self._head.dense.rows(others)))
 
     @torch.inference_mode()
     def input_moments(self, tokens: Sequence[int]) -> dict[Dense, Moments]:
@@ -262,13 +278,17 @@ class FastRunner:
             return self._head.dense.narrow(vocabulary)
         return self._copies.get((len(self._sublayers), precision))[0].narrow(vocabulary)
 
+    def _hold(self, others: Dense) -> None:
+        """Have the draft's head compute ``others`` beside its share: its rows of the other ids that are known."""
+        self._draft_head = Joined(self._draft_share, others)
+
     def _forget(self, dropped: set[Key]) -> None:
         """Called with the copies that are no longer held."""
 
 
 def _make(bound: BoundModel, state: CacheState, sublayer: SubLayerId) -> SubLayer:
     """One sub-layer of a decoder as its plan says; attentions share the cache."""
-    plan, layer = bound.plan.half(sublayer), sublayer.layer
+    plan, layer = bound.plan.sublayer(sublayer), sublayer.layer
     if isinstance(plan, AttentionPlan):
         return Attention(plan, bound, layer, state)
     return Mlp(plan, bound, layer) if isinstance(plan, MlpPlan) else Experts(plan, bound, layer)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from math import exp, nan
+from math import exp, inf, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfspec_tune.draft import Draft, Precision
+from selfspec_tune.draft import Certainty, Draft, Precision
+from selfspec_tune.draft.rounds import MOST_MARGIN
 from selfspec_tune.engine.kernels import weights
 from selfspec_tune.engine.kernels.binding import (
     LOWEST,
@@ -34,7 +35,7 @@ from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Moments, typical_text
-from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_chosen
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -100,6 +101,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _certainty(best: Best) -> Certainty:
+    margin = min(best.logit - best.second, MOST_MARGIN)
+    return Certainty(exp(best.logit - best.log_sum), margin, max(best.entropy, 0.0))
+
+
 class NativeRunner(FastRunner):
     """A `FastRunner` whose passes after the prefill run in native calls, which write no logits where none are wanted.
 
@@ -143,8 +149,8 @@ class NativeRunner(FastRunner):
         if not self._own:
             self._describe_model()
         kept = [self._structure(sublayer.index, precision, draft.experts) for sublayer, precision in draft.kept()]
-        assert isinstance(self._draft_head, Dense | NativeCopy)
-        self._drafting = Stack.of(kept, self._draft_head)
+        assert isinstance(self._draft_share, Dense | NativeCopy)
+        self._drafting = self._draft_stack = Stack.of(kept, self._draft_share)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
@@ -158,7 +164,10 @@ class NativeRunner(FastRunner):
         if not all(0 <= token < num_embedded for token in tokens):  # the kernels would read past the end
             raise IndexError(f"the model embeds the tokens 0 to {num_embedded - 1}, and was given {list(tokens)}")
         given, best = (ctypes.c_int64 * count)(*tokens), (Best * count)()
-        logits = torch.empty(count, stack.head.rows) if want is Want.LOGITS else None
+        width = self._known.size if is_draft else self.vocabulary_size
+        logits = torch.empty(count, width) if want is Want.LOGITS else None
+        if logits is not None and width > stack.head.first.rows:
+            logits.fill_(-inf)  # of the ids between that the draft does not know
         for first in range(0, count, MAX_TOKENS):
             self._library.engine_run(
                 self._engine,
@@ -169,17 +178,18 @@ class NativeRunner(FastRunner):
                 min(MAX_TOKENS, count - first),
                 start + first,
                 None if logits is None else logits[first].data_ptr(),
+                want is Want.CERTAINTIES,
                 ctypes.byref(best, first * _BEST_BYTES),
             )
         self._length = start + count
         if logits is not None:
             return Scores(logits=logits)
+        chosen = [each.token for each in best]
         if not is_draft:
-            check_largest([each.log_sum if each.logit > LOWEST else nan for each in best], self)
-        chosen = Scores([each.token for each in best])
-        if want is Want.PROBABILITIES:
-            chosen.probabilities = [exp(each.logit - each.log_sum) for each in best]
-        return chosen
+            largest = [each.log_sum if each.logit > LOWEST else nan for each in best]
+            check_chosen(tokens, chosen, largest, self)
+        certainties = [_certainty(each) for each in best] if want is Want.CERTAINTIES else []
+        return Scores(chosen, certainties)
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
         """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""
@@ -213,6 +223,10 @@ class NativeRunner(FastRunner):
                 )
             self._moments = self.input_moments(text)
         return NativeCopy(dense, precision, settings, (self._moments or {}).get(dense))
+
+    def _hold(self, others: Dense) -> None:
+        super()._hold(others)
+        self._drafting = self._draft_stack.beside(others, self._known.others)
 
     def _forget(self, dropped: set[Key]) -> None:
         self._described = {key: made for key, made in self._described.items() if key[:2] not in dropped}

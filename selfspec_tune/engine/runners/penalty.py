@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ class PenalisedRunner:
     def set_draft(self, draft: Draft) -> None:
         self._runner.set_draft(draft)
 
+    def know(self, tokens: Iterable[int]) -> None:
+        self._runner.know(tokens)
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
@@ -61,7 +64,7 @@ class PenalisedRunner:
             penalised = self._under_penalty(logits)
         else:
             penalised = self._after(tokens, logits)
-        return scored(penalised, want, self, is_draft=is_draft)
+        return scored(penalised, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._runner.rewind(length)
@@ -95,21 +98,25 @@ class PenalisedRunner:
         return torch.where(has_occurred, _held_against(scores, self._penalty), scores)
 
 
-def penalise_rows(logits: Tensor, text: Sequence[int], penalty: float) -> Tensor:
-    """Logits [positions, vocabulary, or a draft's part of it] under the ``penalty`` of what stands up to each.
+def penalise_rows(logits: Tensor, text: Sequence[int], penalty: float, others: Sequence[int] = ()) -> Tensor:
+    """Logits [positions, vocabulary or a draft's ids] under the ``penalty`` of what stands up to each.
 
-    The positions are the last ones of ``text``. Float32, but for a penalty of 1, which leaves them as they are.
+    The positions are the last ones of ``text``; a draft's ids are the first ones and ``others``, all past these.
+    Float32, but for a penalty of 1, which leaves them as they are.
     """
     if penalty == NO_PENALTY:
         return logits
     scores = logits.float()
-    begun_at = {token: position for position, token in reversed(list(enumerate(text))) if token < scores.shape[-1]}
-    tokens = torch.tensor(list(begun_at), dtype=torch.int64, device=scores.device)
+    first = scores.shape[-1] - len(others)
+    column_of_other = {token: column for column, token in enumerate(others, first)}
+    columns = (token if token < first else column_of_other.get(token) for token in text)
+    begun_at = {column: position for position, column in reversed(list(enumerate(columns))) if column is not None}
+    places = torch.tensor(list(begun_at), dtype=torch.int64, device=scores.device)
     begun = torch.tensor(list(begun_at.values()), device=scores.device)
     positions = torch.arange(len(text) - len(scores), len(text), device=scores.device)
-    own = scores[:, tokens]
+    own = scores[:, places]
     penalised_own = torch.where(begun <= positions[:, None], _held_against(own, penalty), own)
-    return scores.index_copy(1, tokens, penalised_own)
+    return scores.index_copy(1, places, penalised_own)
 
 
 def _held_against(scores: Tensor, penalty: float) -> Tensor:

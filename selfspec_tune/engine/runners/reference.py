@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.known_ids import KnownIds
 from selfspec_tune.engine.runner import Scores, Want, check_experts, check_room, check_same_precision, scored
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loaded import keep_logits
@@ -32,11 +33,11 @@ class ReferenceRunner:
         self._device = loaded.device
         self._cache_argument = loaded.cache_argument
         self._takes_positions = loaded.takes_positions
-        self._draft = Draft(SkipSet.empty(loaded.num_layers))
         self._cache = DynamicCache()
         self._length = 0
         self.num_layers = loaded.num_layers
         self.vocabulary_size = int(loaded.model.get_output_embeddings().weight.shape[0])
+        self.set_draft(Draft(SkipSet.empty(loaded.num_layers)))
 
     @property
     def about(self) -> str:
@@ -58,13 +59,17 @@ class ReferenceRunner:
         check_same_precision(draft, self.name)
         check_experts(draft, self._loaded)
         self._draft = draft
+        self._known = KnownIds(draft, self.vocabulary_size, self._device)
+
+    def know(self, tokens: Iterable[int]) -> None:
+        self._known.add(tokens)
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
         with drafting(self._loaded, self._draft) if is_draft else nullcontext():
             logits = self._forward(tokens, keep=1 if last_only else len(tokens))
-        return scored(logits[:, : self._draft.vocabulary] if is_draft else logits, want, self, is_draft=is_draft)
+        return scored(self._known.among(logits) if is_draft else logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         if length < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfspec_tune.draft import Draft
@@ -60,6 +60,9 @@ class StandaloneRunner:
         self._alone.set_draft(draft)
         self._forget()
 
+    def know(self, tokens: Iterable[int]) -> None:
+        self._alone.know(tokens)
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:
@@ -77,13 +80,13 @@ class StandaloneRunner:
         self._text += tokens
         return self._full.forward(tokens, want=want, last_only=last_only)
 
-    def draft_ahead(self, token: int, count: int) -> list[int]:
+    def draft_ahead(self, token: int, count: int) -> Scores:
         if count < 1:
-            return []
-        drafted = self.forward([token], is_draft=True, want=Want.TOKENS).tokens
+            return Scores()
+        drafted = self.forward([token], is_draft=True, want=Want.CERTAINTIES)
         if count > 1:
-            drafted += draft_ahead(self._alone, drafted[0], count - 1)
-            self._note_read(drafted[:-1])
+            drafted.extend(draft_ahead(self._alone, drafted.tokens[0], count - 1))
+            self._note_read(drafted.tokens[:-1])
         return drafted
 
     def rewind(self, length: int) -> None:

@@ -10,7 +10,8 @@ from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.penalty import NO_PENALTY
 from selfspec_tune.engine.teacher_forcing.layerwise import LayerwiseScorer, StandaloneScorer, TokenExactScorer
 from selfspec_tune.engine.teacher_forcing.reference import BlockScorer, StandaloneReferenceScorer
-from selfspec_tune.engine.teacher_forcing.trace import DraftScorer, Trace, Window
+from selfspec_tune.engine.teacher_forcing.trace import DraftScorer, Trace
+from selfspec_tune.engine.teacher_forcing.window import Window
 from selfspec_tune.models import LoadedModel
 
 __all__ = [

@@ -29,7 +29,8 @@ from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
-from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, bounds, to_trace
+from selfspec_tune.engine.teacher_forcing.trace import Trace, bounds, to_trace
+from selfspec_tune.engine.teacher_forcing.window import Window, WindowIds
 from selfspec_tune.plans import AttentionPlan
 from selfspec_tune.plans.attention import GrowthPlan, Reach
 
@@ -69,7 +70,9 @@ class LayerwiseScorer:
             stream = self.through(stream, index, sublayers[index], draft.experts)
             if (index + 1) % _EVERY == 0:
                 self._known.keep((draft.experts, sublayers[: index + 1]), stream.hidden)
-        first, *later = (to_trace(self._head(stream.hidden[rows], draft), self.windows) for rows in self._scored)
+        ids = WindowIds(self.windows, draft, self._runner.vocabulary_size, self._runner.device)
+        logits = (self._head(stream.hidden[rows], draft, ids) for rows in self._scored)
+        first, *later = (to_trace(each, self.windows, ids) for each in logits)
         return replace(first, later=tuple(later))
 
     def prepare(self, draft: Draft) -> None:
@@ -104,8 +107,9 @@ class LayerwiseScorer:
             self._rotations[key] = self._runner.rotation(plan, self._positions)
         return self._rotations[key]
 
-    def _head(self, hidden: Tensor, draft: Draft) -> Tensor:
-        return self._runner.head(hidden, draft.vocabulary, draft.precision.head)
+    def _head(self, hidden: Tensor, draft: Draft, ids: WindowIds) -> Tensor:
+        others = ids.others if len(ids.others) else None
+        return self._runner.head(hidden, draft.vocabulary, draft.precision.head, others)
 
     def _attend(
         self, attention: Attention, layer: int, number: int, queries: Tensor, keys: Tensor, values: Tensor

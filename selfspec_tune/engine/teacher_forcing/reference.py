@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from selfspec_tune.draft import Draft
 from selfspec_tune.engine.runner import check_same_precision
 from selfspec_tune.engine.runners.reference import drafting
-from selfspec_tune.engine.teacher_forcing.trace import Trace, Window, to_trace
+from selfspec_tune.engine.teacher_forcing.trace import Trace, to_trace
+from selfspec_tune.engine.teacher_forcing.window import Window, WindowIds
 from selfspec_tune.models import LoadedModel
 from selfspec_tune.models.loaded import keep_logits
 
@@ -40,13 +41,13 @@ class BlockScorer:
     def trace(self, draft: Draft) -> Trace:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         check_same_precision(draft, "reference")
-        logits = []
+        ids, logits = _ids(self.windows, draft, self._loaded), list[Tensor]()
         with drafting(self._loaded, draft):
             for window, prefix in zip(self.windows, self._prefixes, strict=True):
                 for start in range(window.start, window.end, BLOCK):
                     block = window.tokens[start : min(start + BLOCK, window.end)]
-                    logits.append(_forward(self._loaded, block, _cut(prefix, start), start)[:, : draft.vocabulary])
-        return to_trace(torch.cat(logits), self.windows)
+                    logits.append(ids.among(_forward(self._loaded, block, _cut(prefix, start), start)))
+        return to_trace(torch.cat(logits), self.windows, ids)
 
 
 def _full_model_kv(loaded: LoadedModel, window: Window) -> list[tuple[Tensor, Tensor]]:
@@ -76,6 +77,11 @@ def _forward(loaded: LoadedModel, tokens: Sequence[int], cache: DynamicCache, st
     return logits
 
 
+def _ids(windows: Sequence[Window], draft: Draft, loaded: LoadedModel) -> WindowIds:
+    size = int(loaded.model.get_output_embeddings().weight.shape[0])
+    return WindowIds(windows, draft, size, loaded.device)
+
+
 class StandaloneReferenceScorer:
     """The same through the model's own forward, for any architecture."""
 
@@ -89,12 +95,12 @@ class StandaloneReferenceScorer:
     def trace(self, draft: Draft) -> Trace:
         """What ``draft`` says along the windows; see `DraftScorer`."""
         check_same_precision(draft, "reference")
-        logits = []
+        ids, logits = _ids(self.windows, draft, self._loaded), list[Tensor]()
         with drafting(self._loaded, draft):
             for window in self.windows:
                 input_ids = torch.tensor([window.tokens[: window.end]], device=self._loaded.device)
                 keep = window.end - window.start
                 model = self._loaded.model
                 output = model(input_ids=input_ids, use_cache=False, **keep_logits(model, keep))
-                logits.append(output.logits[0, -keep:, : draft.vocabulary])
-        return to_trace(torch.cat(logits), self.windows)
+                logits.append(ids.among(output.logits[0, -keep:]))
+        return to_trace(torch.cat(logits), self.windows, ids)

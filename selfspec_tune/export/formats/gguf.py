@@ -175,7 +175,7 @@ def _check_alike(source: GgufFile) -> None:
 
 
 def _check_joined(source: GgufFile, blocks: list[LayerBlock]) -> None:
-    """That blocks which are no layer of the source can be built from its halves."""
+    """That blocks which are no layer of the source can be built from its sub-layers."""
     if all(block.attention == block.mlp for block in blocks):
         return
     strangers = {name.split(".")[0] for name in source.of_layer(0)} - _ATTENTION - _MLP
@@ -247,8 +247,8 @@ def _pieces(source: GgufFile, blocks: list[LayerBlock], weights: str, *, is_nati
             assert block.attention is not None
             found = source.of_layer(block.attention)
         else:
-            found = {} if block.attention is None else _half(source, block.attention, _ATTENTION)
-            found |= {} if block.mlp is None else _half(source, block.mlp, _MLP)
+            found = {} if block.attention is None else _sublayer(source, block.attention, _ATTENTION)
+            found |= {} if block.mlp is None else _sublayer(source, block.mlp, _MLP)
         for name, tensor in found.items():
             order = _same if is_native else _order(source, name)
             yield source.piece(prefix + name, tensor, weights, order)
@@ -258,7 +258,7 @@ def _pieces(source: GgufFile, blocks: list[LayerBlock], weights: str, *, is_nati
             yield from _empty_attention(source, prefix)
 
 
-def _half(source: GgufFile, layer: int, names: frozenset[str]) -> dict[str, Any]:
+def _sublayer(source: GgufFile, layer: int, names: frozenset[str]) -> dict[str, Any]:
     return {name: tensor for name, tensor in source.of_layer(layer).items() if name.split(".")[0] in names}
 
 

@@ -10,7 +10,7 @@ from selfspec_tune.plans.norm import NormPlan
 
 
 def afmoe(config: Config) -> DecoderPlan:
-    """Norms before and after each half; gated attention; windows with rotary positions, full layers without."""
+    """Norms before and after each sub-layer; gated attention; windows with rotary positions, full layers without."""
 
     def norm(path: str) -> NormPlan:
         return llama.norm(config, path, is_late=True)

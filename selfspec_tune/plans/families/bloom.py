@@ -141,7 +141,7 @@ def _whole_heads(width: int, heads: int) -> dict[str, Any]:
 
 
 def _falcon_blocks(config: Config) -> tuple[bool, bool, int]:
-    """Whether the decoder is the new one, whether its halves are parallel, and how many norms they then have."""
+    """Whether the decoder is the new one, whether its sub-layers are parallel, and how many norms they then have."""
     is_new, is_parallel = bool(config["new_decoder_architecture"]), bool(config["parallel_attn"])
     count = config["num_ln_in_parallel_attn"] or (2 if is_new else 1)
     if is_new and not is_parallel:

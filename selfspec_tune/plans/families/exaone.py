@@ -8,7 +8,7 @@ from selfspec_tune.plans.families.llama import Config
 
 
 def exaone4(config: Config) -> DecoderPlan:
-    """Norms after each half instead of before; norms of queries and keys.
+    """Norms after each sub-layer instead of before; norms of queries and keys.
 
     Where a window is set, layers have either it or no rotary positions.
     """

@@ -37,7 +37,7 @@ def flint(config: Config) -> DecoderPlan:
 
 
 def kolibri1(config: Config) -> DecoderPlan:
-    """Norms after each half too; experts in every layer, chosen by their logits plus a bias."""
+    """Norms after each sub-layer too; experts in every layer, chosen by their logits plus a bias."""
     router = mixture.sigmoid_router(is_chosen_first=True, renormalise=config["norm_topk_prob"], sum_epsilon=0.0)
     experts = mixture.experts(
         config,

@@ -26,7 +26,7 @@ def gemma(config: Config) -> DecoderPlan:
 
 
 def gemma2(config: Config) -> DecoderPlan:
-    """Norms before and after each half; caps; windows by layer; a scale of its own."""
+    """Norms before and after each sub-layer; caps; windows by layer; a scale of its own."""
     mlp = _mlp(config, post=norm(config, "post_feedforward_layernorm"))
     post = norm(config, "post_attention_layernorm")
     return _capped(
@@ -35,7 +35,7 @@ def gemma2(config: Config) -> DecoderPlan:
 
 
 def vaultgemma(config: Config) -> DecoderPlan:
-    """Gemma 2 without norms after a half."""
+    """Gemma 2 without norms after a sub-layer."""
     return _capped(config, lambda layer: _attention(config, layer, cap=config["attn_logit_softcapping"]), _mlp(config))
 
 

@@ -16,7 +16,7 @@ def glm(config: Config) -> DecoderPlan:
 
 
 def glm4(config: Config) -> DecoderPlan:
-    """Norms after each half too."""
+    """Norms after each sub-layer too."""
     return _decoder(config, "post_self_attn_layernorm", "post_mlp_layernorm")
 
 

@@ -1,4 +1,4 @@
-"""Granite and HyperCLOVA X: four multipliers, and norms after each half in the latter."""
+"""Granite and HyperCLOVA X: four multipliers, and norms after each sub-layer in the latter."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def granitemoehybrid(config: Config) -> DecoderPlan:
 
 
 def hyperclovax(config: Config) -> DecoderPlan:
-    """Granite, but logits are multiplied; norms after each half where asked for."""
+    """Granite, but logits are multiplied; norms after each sub-layer where asked for."""
     first, second = (
         llama.norm(config, name) if config["use_post_norm"] else None for name in ("post_norm1", "post_norm2")
     )

@@ -86,8 +86,6 @@ def ropes_by_type(config: Config) -> dict[str, RopeTable]:
 
 def window(size: int | None) -> Reach:
     """The last ``size`` positions, or all for None."""
-    if size is not None and size < 1:
-        raise UnsupportedModelError(f"its sliding window is {size} positions long")
     return Reach() if size is None else Reach(ReachKind.WINDOW, size)
 
 

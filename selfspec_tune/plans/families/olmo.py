@@ -26,7 +26,7 @@ def olmo(config: Config) -> DecoderPlan:
 
 
 def olmo2(config: Config) -> DecoderPlan:
-    """Norms after each half instead of before; norms of queries and keys over their width."""
+    """Norms after each sub-layer instead of before; norms of queries and keys over their width."""
     return _post(config, lambda _: _attention(config, rope=_rope(config, "full")))
 
 

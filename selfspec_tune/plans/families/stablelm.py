@@ -1,4 +1,4 @@
-"""StableLM: LayerNorm, rope over a part of a head, and in the largest both halves side by side."""
+"""StableLM: LayerNorm, rope over a part of a head, and in the largest both sub-layers side by side."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from selfspec_tune.measure.arms import contender_arm, reference_arms
 from selfspec_tune.measure.bench_result import bench_result
 from selfspec_tune.measure.contest import Contest, TimeLimit, on_common_prompts, run_together
 from selfspec_tune.measure.lossless import LosslessCheck
+from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.workload import shortened
 from selfspec_tune.requests import Objective
 from selfspec_tune.results import BenchResult
@@ -219,7 +220,7 @@ def measure_winner(
     items = session.setting.test
     planned = session.schedule.num_test
     which = f"{len(items)}" if planned == len(items) else f"about {planned} of {len(items)}"
-    session.reporter.stage("test", f"the winner on {which} held-out prompts: {winner.skip_set}")
+    session.reporter.stage("test", f"the winner on {which} held-out prompts: {winner.reductions}")
     arm = contender_arm(session.workload, winner)
     contest = Contest(
         session.workload,
@@ -231,6 +232,7 @@ def measure_winner(
         log=session.folder.test,
         session=session.sessions.number,
         limit=TimeLimit(lambda: session.clock.left - session.estimates.conclusion(), FEWEST_TESTED),
+        plain_limit=PlainLimit(session.workload.loaded, session.workload.runner, session.reporter.notice),
     )
     (runs,) = run_together([contest], session.reporter)
     num_tested = len({run.prompt_hash for run in runs})

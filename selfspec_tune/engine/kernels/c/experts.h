@@ -62,7 +62,7 @@ static void keep_best_groups(const Experts *x, float *told) {
             if (told[i] > first) { second = first; first = told[i]; }
             else if (told[i] > second) second = told[i];
         }
-        ranks[g] = x->num_told > 1 ? first + second : first;
+        ranks[g] = first + second;
     }
     for (int i = 0; i < x->kept_groups; i++) take_best(ranks, kept, x->groups);
     for (int64_t i = 0; i < x->count; i++)

@@ -16,14 +16,15 @@
 #ifndef KERNELS_LEVEL
 #define KERNELS_LEVEL "unknown"
 #endif
-#define KERNELS_ABI 3 /* changes with what the functions below take; mirrored in binding.py */
+#define KERNELS_ABI 5 /* changes with what the functions below take; mirrored in binding.py */
 
 /* The processor level that these were compiled for. */
 const char *kernels_level(void) { return KERNELS_LEVEL; }
 
-/* 0: KERNELS_ABI; 1 to 5: bytes of Linear, SubLayer, Experts, Model and Best, as a binding must have them. */
+/* 0: KERNELS_ABI; 1 to 6: bytes of Linear, SubLayer, Experts, Model, Best and Head, as a binding must have them. */
 int64_t kernels_abi(int32_t which) {
-    const int64_t found[] = {KERNELS_ABI, sizeof(Linear), sizeof(SubLayer), sizeof(Experts), sizeof(Model), sizeof(Best)};
+    const int64_t found[] = {KERNELS_ABI, sizeof(Linear), sizeof(SubLayer), sizeof(Experts), sizeof(Model), sizeof(Best),
+                             sizeof(Head)};
     return which >= 0 && which < (int32_t)(sizeof found / sizeof *found) ? found[which] : -1;
 }
 
@@ -104,7 +105,8 @@ Engine *engine_new(const Model *m) {
     e->part_max = zeroed(slots * 4);
     e->part_sum = zeroed(slots * 4);
     e->local = zeroed(m->threads * sizeof(Input));
-    e->highest = zeroed((m->vocabulary / (UNIT * HEAD_UNITS) + 1) * MAX_TOKENS * sizeof(Highest));
+    const int64_t blocks = m->vocabulary / (UNIT * HEAD_UNITS) + 1 + MAX_OTHERS / (UNIT * HEAD_UNITS);
+    e->highest = zeroed(blocks * MAX_TOKENS * sizeof(Highest));
     int ok = e->hidden && e->input && e->output && e->qkv && e->queries && e->gate && e->part && e->part_max && e->part_sum;
     ok = ok && make_mixture(&e->mixture, m) && e->local && e->highest && make_input(&e->shared, m->widest);
     for (int i = 0; ok && i < m->threads; i++) ok = make_input(&e->local[i], m->widest);
@@ -114,13 +116,14 @@ Engine *engine_new(const Model *m) {
 }
 
 /* Run `count` token ids, at the positions that follow `start`, through the sub-layers.
- * logits [count, head->rows] in float32, or null; best [count]. */
-void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head,
-                const int64_t *tokens, int64_t count, int64_t start, float *logits, Best *best) {
-    Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits};
+ * logits [count, up to the head's last token] in float32, or null: of tokens that the head has alone; best [count], with how
+ * sure each row is where that is wanted. */
+void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Head *head,
+                const int64_t *tokens, int64_t count, int64_t start, float *logits, int32_t is_certainty_wanted, Best *best) {
+    Pass pass = {e, sublayers, num_sublayers, head, tokens, count, start, logits, is_certainty_wanted};
     atomic_store(&e->barrier.arrived, 0); /* a fork in the midst of a pass leaves some */
     parallel(e->m.threads, run_pass, &pass);
-    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, head->rows, t);
+    for (int64_t t = 0; t < count; t++) best[t] = best_of(e, is_certainty_wanted, head, t);
 }
 
 typedef struct {

@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #define MAX_EXPERTS 1024
+#define MAX_OTHERS 1024 /* tokens of a head past its first rows */
 #define HEAD_UNITS 16 /* units of the output head whose exponentials are summed before such sums are added */
 
 enum { KIND_ATTENTION = 0, KIND_MLP = 1, KIND_EXPERTS = 2 };
@@ -40,9 +41,9 @@ typedef struct {
 
 /* A mixture of experts: a router, the experts that it chooses from, and a gated MLP for every token beside them. */
 typedef struct {
-    int32_t count, chosen;                 /* experts; those that a token goes to */
-    int32_t is_sigmoid, is_chosen_first;   /* scores: of each logit, or by softmax; of the chosen ones' logits alone */
-    int32_t groups, kept_groups, num_told; /* groups are ranked by the sum of their best one or two */
+    int32_t count, chosen;               /* experts; those that a token goes to */
+    int32_t is_sigmoid, is_chosen_first; /* scores: of each logit, or by softmax; of the chosen ones' logits alone */
+    int32_t groups, kept_groups;         /* groups are ranked by the sum of their two best */
     int32_t is_renormalised, rounds_logits, rounds_weights;
     int32_t has_shared, has_shared_weight;
     float least_sum, sum_epsilon, scale;
@@ -63,7 +64,7 @@ typedef struct {
     Linear first, second, third; /* attention: qkv, output, gate; MLP: gate (of a plain one: its input layer), up, down */
     Attention attention;
     Mlp mlp;
-    const Experts *experts; /* null in other halves */
+    const Experts *experts; /* null in other sub-layers */
 } SubLayer;
 
 typedef struct {
@@ -78,10 +79,11 @@ typedef struct {
     void *keys, *values; /* [layers, kv_heads, capacity, head_size] */
 } Model;
 
-/* The highest of some rows of logits, and the sum of exp(logit - it) over them. */
+/* The highest of some rows of logits, and the sum of exp(logit - it) over them; where how sure that is was asked for,
+ * the second highest, and the sum of exp(logit - highest) * (logit - highest). */
 typedef struct {
     int64_t token;
-    float logit, sum;
+    float logit, sum, second, weighted;
 } Highest;
 
 /* What mixtures of experts need. A pair is a token and a rank of its experts. */

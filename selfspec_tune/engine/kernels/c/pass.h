@@ -11,10 +11,11 @@ typedef struct {
     Engine *e;
     const SubLayer *const *sublayers;
     int64_t num_sublayers;
-    const Linear *head;
+    const Head *head;
     const int64_t *tokens;
     int64_t count, start;
     float *logits;
+    int is_certainty_wanted;
 } Pass;
 
 /* This thread's tokens: rows of the embedding, scaled, plus learned positions, normalised. */
@@ -53,6 +54,6 @@ static void run_pass(void *argument, int thread, int threads) {
         else experts(e, s, stream, p->count, thread, threads);
     }
     set_normed(e, &e->m.final_norm, e->hidden, p->count, e->m.hidden, &e->local[thread]);
-    head_rows(e, p->logits, p->head, &e->local[thread], p->count, thread, threads);
+    head_rows(e, p->logits, p->is_certainty_wanted, p->head, &e->local[thread], p->count, thread, threads);
 }
 #endif

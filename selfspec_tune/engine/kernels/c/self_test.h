@@ -45,8 +45,8 @@ static int test_linear(int tested) {
 
 Engine *engine_new(const Model *m);
 void engine_free(Engine *e);
-void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Linear *head, const int64_t *tokens,
-                int64_t count, int64_t start, float *logits, Best *best);
+void engine_run(Engine *e, const SubLayer *const *sublayers, int64_t num_sublayers, const Head *head, const int64_t *tokens,
+                int64_t count, int64_t start, float *logits, int32_t is_certainty_wanted, Best *best);
 
 enum { PASS_VOCABULARY = 301, PASS_TOKENS = 150, PASS_WEIGHTS = 9, EXPERTS = 6, EXPERT_WIDTH = 32 };
 
@@ -78,7 +78,7 @@ static void make_odd(Model *m, SubLayer *attention, SubLayer *mlp, SubLayer *mix
     mlp->mlp = (Mlp){0, {GELU, {0}}};
     x->is_sigmoid = x->is_renormalised = x->rounds_weights = x->has_shared_weight = 1;
     x->groups = 3;
-    x->kept_groups = x->num_told = 2;
+    x->kept_groups = 2;
     x->choice_bias = numbers;
     a->is_grouped = a->is_adjacent = a->is_rope_float = 1;
     a->reach = REACH_WINDOW;
@@ -153,6 +153,7 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
     chosen.shared_weight.rows = 1;
     if (s->is_odd) make_odd(&model, &attention, &mlp, &mixture, &chosen, ones);
     const SubLayer *sublayers[] = {&attention, &mlp, &mixture};
+    const Head head = {.first = weights[5]};
     Engine *e = right ? engine_new(&model) : NULL;
     right = right && e;
     for (int64_t start = 0; right && start < PASS_TOKENS; start += at_once) {
@@ -160,7 +161,7 @@ static int run_small_model(const Shape *s, int is_bf16, int at_once, int threads
         int64_t tokens[MAX_TOKENS];
         Best best[MAX_TOKENS];
         for (int64_t t = 0; t < count; t++) tokens[t] = (start + t) * 7 % PASS_VOCABULARY;
-        engine_run(e, sublayers, 3, &weights[5], tokens, count, start, logits + start * PASS_VOCABULARY, best);
+        engine_run(e, sublayers, 3, &head, tokens, count, start, logits + start * PASS_VOCABULARY, 0, best);
     }
     engine_free(e);
     free(cache); free(table); free(ones);

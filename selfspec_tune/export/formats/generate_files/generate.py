@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import DynamicCache, GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
 SETTINGS = {}
+MOST_OTHERS = 1024  # token ids of the text that are drafted too, past the first ones
 # What the loop feeds the model with; a model that needs more is decoded plainly.
 KNOWN = {"attention_mask", "cache", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
 
@@ -156,9 +157,10 @@ class Loop:
     def draft(self, most):
         """Tokens [1, up to ``most``] of the model without its skipped sub-layers, and the distribution of each."""
         ids, beliefs = self.ids, []
+        others = past(SETTINGS["vocabulary"], ids[0].tolist(), self.vocabulary)
         with left_out(self.model, self.returned):
             while len(beliefs) < most:
-                scores, belief = self.believe(ids, self.draft_step(ids[:, -1:]))
+                scores, belief = self.believe(ids, self.draft_step(ids[:, -1:], others))
                 token = self.pick(scores, belief)
                 ids = torch.cat((ids, token.reshape(1, 1)), 1)
                 beliefs.append(belief)
@@ -204,12 +206,19 @@ class Loop:
         output = self.model(**self.inputs(ids), **kept, return_dict=True)
         return output.logits[0, -keep:].to(self.ids.device)
 
-    def draft_step(self, ids):
-        """Logits [vocabulary] of the draft, those of tokens that it never drafts at the least."""
-        with short_head(self.model, SETTINGS["vocabulary"]):
-            logits = self.forward(ids, keep=1)[0, : SETTINGS["vocabulary"]]
-        others = logits.new_full((self.vocabulary - len(logits),), torch.finfo(logits.dtype).min)
-        return torch.cat((logits, others))
+    def draft_step(self, ids, others):
+        """Logits [vocabulary] of the draft, at the least but for its first tokens and the ``others`` of the text."""
+        first = SETTINGS["vocabulary"]
+        with short_head(self.model, first, others):
+            logits = self.forward(ids, keep=1)[0]
+        if first is None:
+            return logits
+        if len(logits) == self.vocabulary:
+            logits = torch.cat((logits[:first], logits[others]))
+        whole = logits.new_full((self.vocabulary,), torch.finfo(logits.dtype).min)
+        whole[:first] = logits[:first]
+        whole[others] = logits[first:]
+        return whole
 
     def inputs(self, ids):
         """What a pass over ``ids``, the next of the text, takes, where the model lies."""
@@ -265,15 +274,27 @@ def cut(cache, length):
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
+def past(first, text, vocabulary):
+    """The token ids of a text from ``first`` on, ascending; of many the latest, and none that has no logit."""
+    latest = dict.fromkeys(token for token in reversed(text) if first is not None and first <= token < vocabulary)
+    return sorted(list(latest)[:MOST_OTHERS])
+
+
 @contextmanager
-def short_head(model, vocabulary):
-    """Within it the model has the logits of its first ``vocabulary`` tokens alone, where its head is a plain one."""
+def short_head(model, vocabulary, others):
+    """Within it a plain head gives the logits of the first ``vocabulary`` tokens and of ``others`` alone."""
     head = model.get_output_embeddings()
     if vocabulary is None or type(head) is not torch.nn.Linear or head.weight.is_meta:
         yield
         return
-    weight, bias = head.weight[:vocabulary], None if head.bias is None else head.bias[:vocabulary]
-    with replaced({head: lambda hidden: linear(hidden.to(weight.device), weight, bias)}):
+    parts = [
+        (head.weight[rows], None if head.bias is None else head.bias[rows]) for rows in (slice(vocabulary), others)
+    ]
+
+    def short(hidden):
+        return torch.cat([linear(hidden.to(weight.device), weight, bias) for weight, bias in parts], -1)
+
+    with replaced({head: short}):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What both halves of a layer share: norms around them, how their output is added, and how they are left out."""
+"""What both sub-layers of a layer share: norms around them, how their output is added, and how they are left out."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from selfspec_tune.plans.norm import NormPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HalfPlan:
+class SubLayerPlan:
     """A sub-layer: x + residual_scale * post(f(norm(x))). Left out, it adds nothing: its norms go with it.
 
     Attributes:
         norm: of its input; None: it reads the stream as it is.
         post: of its output, before that is added.
         residual_scale: what is multiplied with its output.
-        silence: modules, relative to the layer, whose output, zeroed, leaves the half out of the model's own forward.
+        silence: modules, relative to the layer, whose output, zeroed, leaves it out of the model's own forward.
     """
 
     silence: tuple[str, ...]
