@@ -42,10 +42,9 @@ from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing import Window
 from selfspec_tune.errors import UsageError
-from selfspec_tune.files import write_json_atomic
+from selfspec_tune.files import read_json, write_json_atomic
 from selfspec_tune.models import LoadedModel, load_model
 from selfspec_tune.prompts import load_prompts, render
-from selfspec_tune.results import BenchResult
 
 _TYPICAL = "typical"
 _PIECE = 512  # positions whose logits are there at once
@@ -71,7 +70,7 @@ class Variant:
     @property
     def bits(self) -> float:
         """A weight."""
-        return {16: 4.0, 8: 3.0}[self.levels] + self.scale_bits / 32
+        return 16.0 if self.method == "same" else {16: 4.0, 8: 3.0}[self.levels] + self.scale_bits / 32
 
 
 TYPICAL, BOTH = (_TYPICAL,), (_TYPICAL, "answers")
@@ -130,14 +129,14 @@ def parsed() -> argparse.Namespace:
 
 def answers(file: str, loaded: LoadedModel) -> dict[str, tuple[list[int], list[int]]]:
     """The tokens of each prompt in a bench and of its answer, by the prompt's id."""
-    result = BenchResult.load(file)
+    runs = read_json(Path(file))["runs"]
     found: dict[str, tuple[list[int], list[int]]] = {}
-    sources = sorted({run.prompt_id.partition("/")[0].lower() for run in result.runs})
+    sources = sorted({run["prompt_id"].partition("/")[0].lower() for run in runs})
     known = {prompt.id: prompt for source in sources for prompt in load_prompts(source)}
-    for run in result.runs:
-        if run.prompt_id not in found and run.text:
-            tokens = render(known[run.prompt_id], loaded.tokenizer)
-            found[run.prompt_id] = tokens, loaded.tokenizer(run.text, add_special_tokens=False)["input_ids"]
+    for run in runs:
+        if run["prompt_id"] not in found and run.get("text"):
+            tokens = render(known[run["prompt_id"]], loaded.tokenizer)
+            found[run["prompt_id"]] = tokens, loaded.tokenizer(run["text"], add_special_tokens=False)["input_ids"]
     return found
 
 
@@ -175,11 +174,9 @@ class Copies:
             mean = sum((products[kind] for kind in fitted), torch.zeros(())) / sum(self._counts[k] for k in fitted)
         if variant.method == "packed":
             return _packed(dense, _narrowed(mean, block_of(inputs, 128)))
-        made = values(
-            *(dense.weight, Format(self._levels[variant.levels], variant.scale_bits)),
-            *(_narrowed(mean, block_of(inputs, variant.block)), variant.order, variant.damping, self._folder),
-            is_plain=variant.method == "plain",
-        )
+        kind = Format(self._levels[variant.levels], variant.scale_bits)
+        moments, is_plain = _narrowed(mean, block_of(inputs, variant.block)), variant.method == "plain"
+        made = values(dense.weight, kind, moments, variant.order, variant.damping, self._folder, is_plain=is_plain)
         return made.to(dense.weight.dtype)
 
 
@@ -268,12 +265,12 @@ class Study:
     def _tops(self, hidden: Tensor) -> Tensor:
         return torch.cat([self._runner.head(piece).argmax(-1) for piece in hidden.split(_PIECE)])
 
-    def _by_prompt(self, wrong: Sequence[bool]) -> list[list[int]]:
-        """Which positions of each window are wrong."""
+    def _by_prompt(self, wrong: Sequence[bool]) -> list[str]:
+        """Which positions of each window are wrong, with spaces between."""
         found, start = [], 0
         for window in self._texts.windows:
             length = window.end - window.start
-            found.append([i for i in range(length) if wrong[start + i]])
+            found.append(" ".join(str(i) for i in range(length) if wrong[start + i]))
             start += length
         return found
 

@@ -106,9 +106,9 @@ def values(
                 importance[part].contiguous(),
                 factor[part, part].contiguous(),
             )
-            scales = None if given is None else given[:, part].contiguous()
+            fixed = None if given is None else given[:, part].contiguous()
             wrong, inputs = torch.empty_like(done), ctypes.c_int64(done.shape[1])
-            pointers = _at(counts), _at(ahead), _at(scales), ctypes.byref(structure), _at(wrong)
+            pointers = _at(counts), _at(ahead), _at(fixed), ctypes.byref(structure), _at(wrong)
             library.fake(_at(done), batches, inputs, *pointers)
             own[:, part] = done
             if not is_plain:

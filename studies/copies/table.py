@@ -47,30 +47,35 @@ def cells(wrong: Wrong, beside: Wrong, positions: Sequence[int]) -> list[str]:
     only, only_other = discordant(wrong, beside)
     test = binomtest(only, only + only_other).pvalue if only + only_other else 1.0
     return [
-        f"{share.value:.2%} [{share.low:.2%}, {share.high:.2%}]",
-        f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]",
-        f"{only} : {only_other}, {test:.2g}",
+        f"{share.value:.1%} [{share.low:.1%}–{share.high:.1%}]",
+        f"{times.value:.2f} [{times.low:.2f}–{times.high:.2f}]",
+        f"{only} : {only_other}, p {test:.2g}",
     ]
 
 
 def lines(results: dict[str, Any], beside: str) -> list[str]:
-    """A table for each domain and head."""
+    """A table for each domain."""
     found = []
+    heads = ["own head", "head copied"]
+    columns = [f"{head}: wrong | × {beside} | alone" for head in heads]
     for domain in ("code", "mixed"):
         own = [i for i, prompt in enumerate(results["prompts"]) if prompt["domain"] == domain]
         positions = [results["prompts"][i]["positions"] for i in own]
-        for head in ("own head", "head copied"):
-            wrong = {n: [v["wrong"][head][i] for i in own] for n, v in results["variants"].items()}
-            found += [
-                f"{domain}, {head}: {len(own)} prompts, {sum(positions)} positions",
-                "",
-                f"| copies | bits | wrong | × {beside} | wrong alone : {beside} alone, p |",
-                "| --- | --- | --- | --- | --- |",
-            ]
-            for name, variant in results["variants"].items():
-                row = [name, f"{variant['bits']:g}", *cells(wrong[name], wrong[beside], positions)]
-                found.append(f"| {' | '.join(row)} |")
-            found.append("")
+        found += [
+            f"| {domain}: {len(own)} prompts, {sum(positions)} positions | bits | {' | '.join(columns)} |",
+            f"| --- | --- |{' --- |' * 3 * len(heads)}",
+        ]
+        wrong = {
+            (name, head): [list(map(int, variant["wrong"][head][i].split())) for i in own]
+            for name, variant in results["variants"].items()
+            for head in heads
+        }
+        for name, variant in results["variants"].items():
+            row = [name, f"{variant['bits']:g}"]
+            for head in heads:
+                row += cells(wrong[name, head], wrong[beside, head], positions)
+            found.append(f"| {' | '.join(row)} |")
+        found.append("")
     return found
 
 

@@ -54,9 +54,9 @@ def test_copies_are_as_good_as_the_program_s_own(tmp_path: Path) -> None:
 def test_pairs_are_counted_by_position() -> None:
     assert table.discordant([[0, 1], []], [[1, 2], [0]]) == (1, 2)
     share, times, test = table.cells([[0, 1], [3]], [[1], [3]], [10, 20])
-    assert share.startswith("10.00%")
+    assert share.startswith("10.0%")
     assert times.startswith("1.50")
-    assert test == "1 : 0, 1"
+    assert test == "1 : 0, p 1"
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,5 +80,5 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     found = read_json(tmp_path / "whole" / "results.json")
     assert found == read_json(tmp_path / "pieces" / "results.json")
     assert [prompt["domain"] for prompt in found["prompts"]] == ["code", "code", "mixed"]
-    assert found["variants"]["same"]["wrong"] == {"own head": [[], [], []], "head copied": [[], [], []]}
-    assert table.lines(found, "packed")[0].startswith("code, own head: 2 prompts")
+    assert found["variants"]["same"]["wrong"] == {"own head": [""] * 3, "head copied": [""] * 3}
+    assert table.lines(found, "packed")[0].startswith("| code: 2 prompts")
