@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.draft import Draft
 
 if TYPE_CHECKING:
     from selfspec_tune.intervals import Interval  # which brings numpy, and help pages need none
@@ -27,7 +27,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One skip set with what is known of it so far.
+    """One draft with what is known of it so far.
 
     ``speedup`` is end to end; ``stopped_early`` marks a trial that the pruner ended;
     ``disagreement`` says how far its time is from what its counts should have taken, where that is much.
@@ -35,7 +35,7 @@ class Candidate:
 
     number: int
     origin: str
-    skip_set: SkipSet
+    draft: Draft
     speedup: Interval | None
     acceptance_rate: float | None = None
     stopped_early: bool = False

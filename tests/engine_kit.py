@@ -142,9 +142,8 @@ class Altered:
 
     def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
         logits = super().forward(tokens, **how).logits.clone()  # type: ignore[misc]
-        return scored(
-            self.alter(logits, tokens, kind_of(tokens, **how)), want, self, is_draft=how.get("is_draft", False)
-        )
+        altered = self.alter(logits, tokens, kind_of(tokens, **how))
+        return scored(altered, want, self, tokens, is_draft=how.get("is_draft", False))
 
     def alter(self, logits: Tensor, tokens: Sequence[int], kind: str) -> Tensor:
         raise NotImplementedError
@@ -263,7 +262,7 @@ class TableRunner:
             (self.draft_passes if is_draft else self.verified).append(list(tokens))
         rows = [self.row_after(token, is_draft=is_draft) for token in tokens]
         logits = torch.stack(rows[-1:] if last_only else rows)
-        return scored(self._known.among(logits) if is_draft else logits, want, self, is_draft=is_draft)
+        return scored(self._known.among(logits) if is_draft else logits, want, self, tokens, is_draft=is_draft)
 
     def row_after(self, token: int, *, is_draft: bool) -> Tensor:
         """The logits after one more token."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from selfspec_tune.checks import visible, visible_line
 from selfspec_tune.cli.app import app
 from selfspec_tune.cli.output import SafeConsole
+from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.report.progress import LiveReporter, PlainReporter
 from selfspec_tune.reporting import Candidate, Progress, Reporter
@@ -56,8 +57,8 @@ def test_json_stays_json() -> None:
 def events(reporter: Reporter) -> None:
     reporter.stage("load", STEERING)
     reporter.progress(Progress(1, 2, detail=STEERING))
-    reporter.trial(Candidate(0, STEERING, SkipSet(4), None))
-    reporter.best(Candidate(0, STEERING, SkipSet(4), None, disagreement=STEERING))
+    reporter.trial(Candidate(0, STEERING, Draft(SkipSet(4)), None))
+    reporter.best(Candidate(0, STEERING, Draft(SkipSet(4)), None, disagreement=STEERING))
     reporter.notice(f"first\n[done] {STEERING}")
     reporter.stage("end")
 

@@ -102,6 +102,18 @@ class Draft:
         """The same draft with its output head at ``precision``."""
         return replace(self, precision=replace(self.precision, head=precision))
 
+    @property
+    def reductions(self) -> str:
+        """What it leaves out: ``attn 3-5, int4, 1 expert a token``, or none."""
+        skipped = [] if self.skip_set.is_empty else [str(self.skip_set)]
+        return ", ".join([*skipped, *self.coarser]) or str(self.skip_set)
+
+    @property
+    def coarser(self) -> list[str]:
+        """How it computes what it keeps, where that is otherwise than the model does: its precision, its experts."""
+        precision = [] if self.precision.is_same else [str(self.precision)]
+        return precision if self.experts is None else [*precision, experts_a_token(self.experts)]
+
     def describe(self) -> str:
         """The draft in one line that no other draft of the same model shares."""
         parts = [str(self.policy)]

@@ -21,6 +21,7 @@ from selfspec_tune.engine.model_source import Drafted
 from selfspec_tune.engine.runner import Runner, Scores, Want, check_differ, check_logits, make_room, scored
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.sampling import Sampler, accept
+from selfspec_tune.errors import NonFiniteError
 
 StopReason = Literal["eos", "length"]
 
@@ -178,8 +179,7 @@ def speculative_rounds(
         drafted = drafter.draft(token, output.remaining - 1)
         drafted_at = perf_counter()
         verified = runner.length
-        scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
-        num_accepted, token = _accepted(runner, scores, drafted, sampler)
+        num_accepted, token = _verified(runner, token, drafted, sampler)
         runner.rewind(verified + num_accepted + 1)
         record.draft_seconds += drafted_at - begun
         record.verify_seconds += perf_counter() - drafted_at
@@ -223,7 +223,7 @@ def _prefill(
     runner.synchronize()
     begun = perf_counter()
     logits = runner.forward(prompt[known:], last_only=True).logits
-    token = _pick(runner, scored(logits, _wanted(sampler), runner), sampler)
+    token = _pick(runner, scored(logits, _wanted(sampler), runner, prompt), sampler)
     record.prefill_seconds = perf_counter() - begun
     record.prefilled = len(prompt) - known
     check_differ(logits, runner)  # untimed
@@ -243,11 +243,30 @@ def _pick(runner: Runner, scores: Scores, sampler: Sampler) -> int:
     return sampler.draw(sampler.probabilities(scores.logits[0]))
 
 
+def _verified(runner: Runner, token: int, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
+    """Run the last token and the drafts: how many of these are accepted, and the token after them.
+
+    A draft may lead to what is no number. Where that reaches the positions before it, as through a mask that
+    multiplies with 0, the last token runs again without the drafts: what the model makes of it alone counts.
+    """
+    before = runner.length
+    try:
+        scores = runner.forward([token, *drafted.tokens], want=_wanted(sampler))
+        return _accepted(runner, scores, drafted, sampler)
+    except NonFiniteError:
+        if not drafted.tokens:
+            raise
+    runner.rewind(before)
+    return 0, _pick(runner, runner.forward([token], want=_wanted(sampler)), sampler)
+
+
 def _accepted(runner: Runner, scores: Scores, drafted: Drafted, sampler: Sampler) -> tuple[int, int]:
     """By the runner's pass over the last token and the drafts: how many are accepted, and the token after them."""
     if sampler.greedy:
         num_accepted = common_prefix(drafted.tokens, scores.tokens)
         return num_accepted, scores.tokens[num_accepted]
-    check_logits(scores.logits, runner)
     distributions = drafted.distributions or [None] * len(drafted.tokens)  # none: they were not sampled
-    return accept(sampler, drafted.tokens, distributions, sampler.probabilities(scores.logits))
+    targets = sampler.probabilities(scores.logits).nan_to_num_(1.0)  # the check below finds those that count
+    num_accepted, token = accept(sampler, drafted.tokens, distributions, targets)
+    check_logits(scores.logits, runner, num_accepted + 1)
+    return num_accepted, token

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Certainty, Draft, experts_a_token
 from selfspec_tune.draft.rounds import MOST_MARGIN
+from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.errors import NonFiniteError, PromptError, UsageError
 from selfspec_tune.models import LoadedModel
 
@@ -96,8 +97,8 @@ class Runner(Protocol):
         """One pass over ``tokens``, of the full model or of the draft: a step over one, a verification over k + 1.
 
         ``last_only``: of the last position alone, as after a prompt, however long it is. Raises `NonFiniteError` where
-        the full model's tokens are wanted and its logits are no numbers; logits, and what a draft gives, are as they
-        come.
+        the full model's tokens are wanted and its logits are no numbers at the first position, or after tokens that it
+        chose itself: what comes after another is read by nobody. Logits, and what a draft gives, are as they come.
         """
 
     def rewind(self, length: int) -> None:
@@ -207,14 +208,18 @@ def check_room(needed: int, context_length: int) -> None:
         )
 
 
-def scored(logits: Tensor, want: Want, runner: Runner, *, is_draft: bool = False) -> Scores:
-    """What is wanted of logits [positions, vocabulary], those of the runner's last pass. Raises as `Runner.forward`."""
+def scored(logits: Tensor, want: Want, runner: Runner, tokens: Sequence[int], *, is_draft: bool = False) -> Scores:
+    """What is wanted of logits [positions, vocabulary], those of the runner's last pass, which was over ``tokens``.
+
+    Raises as `Runner.forward`.
+    """
     if want is Want.LOGITS:
         return Scores(logits=logits)
     rows: list[list[float]] = most_probable(logits, want).tolist()  # waits for the device once
+    scores = as_scores(rows, want)
     if not is_draft:
-        check_largest([row[1] for row in rows], runner)
-    return as_scores(rows, want)
+        check_chosen(tokens, scores.tokens, [row[1] for row in rows], runner)
+    return scores
 
 
 def most_probable(logits: Tensor, want: Want) -> Tensor:
@@ -241,17 +246,24 @@ def as_scores(rows: Sequence[Sequence[float]], want: Want) -> Scores:
     return Scores([int(row[0]) for row in rows], certainties)
 
 
-def check_logits(logits: Tensor, runner: Runner) -> None:
+def check_logits(logits: Tensor, runner: Runner, count: int | None = None) -> None:
     """Raise `NonFiniteError` unless logits [positions, vocabulary] of the runner's last pass are numbers.
 
-    Minus infinity is one where others are not: a model's way to rule tokens out.
+    Minus infinity is one where others are not: a model's way to rule tokens out. ``count``: of the first ones alone.
     """
-    check_largest(logits.max(-1).values.tolist(), runner)  # a NaN is the largest of all
+    _check_largest(logits.max(-1).values.tolist(), runner, count)  # a NaN is the largest of all
 
 
-def check_largest(largest: Sequence[float], runner: Runner) -> None:
-    """The same by the largest logit, or the logarithm of the normaliser, of each position."""
-    for place, value in enumerate(largest):
+def check_chosen(tokens: Sequence[int], chosen: Sequence[int], largest: Sequence[float], runner: Runner) -> None:
+    """Raise `NonFiniteError` as `Runner.forward` does of a pass over ``tokens``.
+
+    ``chosen`` after each, and its ``largest`` logit, or the logarithm of the normaliser.
+    """
+    _check_largest(largest, runner, 1 + common_prefix(tokens[1:], chosen))
+
+
+def _check_largest(largest: Sequence[float], runner: Runner, count: int | None) -> None:
+    for place, value in enumerate(largest[:count]):
         if not isfinite(value):
             raise NonFiniteError(
                 f"{runner.about}: the logits at position {runner.length - len(largest) + place + 1} are no finite "

@@ -79,7 +79,7 @@ def _candidate_text(candidate: Candidate) -> str:
     parts = [f"{text.origin_and_number(candidate)}: {text.candidate_speedup(candidate)}"]
     if candidate.acceptance_rate is not None:
         parts.append(f"acceptance {text.percent(candidate.acceptance_rate)}")
-    return ", ".join([*parts, str(candidate.skip_set)])
+    return ", ".join([*parts, candidate.draft.reductions])
 
 
 class LiveReporter:
@@ -190,8 +190,9 @@ def _best_lines(best: Candidate, width: int) -> list[RenderableType]:
     )
     if best.acceptance_rate is not None:
         head.append(f"  acceptance {text.percent(best.acceptance_rate)}")
-    rows = [Text(row) for row in text.layer_map_rows(best.skip_set, width)]
-    return [_line(head), *rows]
+    rows = [Text(row) for row in text.layer_map_rows(best.draft.skip_set, width)]
+    coarser = [_line(Text(", ".join(best.draft.coarser)))] if best.draft.coarser else []
+    return [_line(head), *rows, *coarser]
 
 
 def _recent_table(recent: deque[Candidate]) -> Table:
@@ -204,6 +205,6 @@ def _recent_table(recent: deque[Candidate]) -> Table:
         table.add_row(
             Text(text.origin_and_number(candidate), style=style),
             Text(text.candidate_speedup(candidate), style=style),
-            str(candidate.skip_set),
+            candidate.draft.reductions,
         )
     return table

@@ -17,6 +17,8 @@ from selfspec_tune.cli.app import app
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Sampler, autoregressive, choose_runner, self_speculative
+from selfspec_tune.engine.drafting import Drafter
+from selfspec_tune.engine.model_source import Drafted
 from selfspec_tune.engine.runner import Want, prefill
 from selfspec_tune.errors import FileFormatError, NonFiniteError, UsageError
 from selfspec_tune.models import LoadedModel, load_model
@@ -190,6 +192,45 @@ def test_a_draft_that_overflows_costs_time_and_no_token(value: float, sampler: S
     for policy in every_policy(4, 0.5):
         runner = TableRunner(target, spoilt_after(7, value))
         assert self_speculative(runner, [0, 1], limits, sampler, draft(policy), STEPS).tokens == plain
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("value", [nan, inf])
+def test_what_comes_after_a_rejected_draft_may_be_no_number(value: float, sampler: Sampler) -> None:
+    limits, target = Limits(30), chain(12, 50.0)
+    plain = autoregressive(TableRunner(target), [0, 1], limits, sampler).tokens
+    wrong = chain(12, 50.0, step=2)
+    for token in range(12):
+        target[token, (token + 2) % 12, 3] = value  # after what only the draft writes
+    for policy in every_policy(4, 0.5):
+        runner = TableRunner(target, wrong)
+        assert self_speculative(runner, [0, 1], limits, sampler, draft(policy), STEPS).tokens == plain
+        assert runner.verified
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", RUNNERS)
+def test_every_runner_goes_on_after_a_draft_that_leads_to_no_numbers(
+    name: str, sampler: Sampler, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys and values are none either, and a mask may not hide them."""
+    loaded = load(tiny_llama_dir)
+    expected = autoregressive(RUNNERS[name](loaded), [4, 5, 6], Limits(8), Sampler()).tokens
+    spoilt = next(token for token in range(10, 120) if token not in expected)
+    embedding = loaded.model.get_input_embeddings()
+    with torch.no_grad():
+        embedding.weight[spoilt] = nan  # type: ignore[index]
+    monkeypatch.setattr(Drafter, "draft", lambda self, token, room: Drafted("lookup", [spoilt] * min(2, room)))
+    sampler.restart(1)
+    found = self_speculative(RUNNERS[name](loaded), [4, 5, 6], Limits(8), sampler, draft(DraftPolicy()))
+    assert len(found.tokens) == 8
+    if sampler.greedy:
+        assert found.tokens == expected
+    with torch.no_grad():
+        embedding.weight[found.tokens[0]] = nan  # type: ignore[index]
+    sampler.restart(1)
+    with pytest.raises(NonFiniteError, match="at position 4 are"):
+        self_speculative(RUNNERS[name](loaded), [4, 5, 6], Limits(8), sampler, draft(DraftPolicy()))
 
 
 def draft(policy: DraftPolicy) -> Draft:

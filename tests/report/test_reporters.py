@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.intervals import Interval
 from selfspec_tune.report.progress import LiveReporter, PlainReporter
@@ -31,8 +32,8 @@ def a_terminal_that_moves_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def candidate(number: int = 3, *, stopped_early: bool = False, num_layers: int = 16) -> Candidate:
-    skip_set = SkipSet(num_layers, (2, 3, 4), (5,))
-    return Candidate(number, "tpe", skip_set, Interval(1.08, 1.01, 1.15), 0.82, stopped_early)
+    draft = Draft(SkipSet(num_layers, (2, 3, 4), (5,)))
+    return Candidate(number, "tpe", draft, Interval(1.08, 1.01, 1.15), 0.82, stopped_early)
 
 
 def plain() -> tuple[PlainReporter, io.StringIO, Clock]:
@@ -76,10 +77,30 @@ def test_plain_progress_comes_at_most_every_20_seconds() -> None:
 def test_a_stopped_and_an_unmeasured_trial_say_so() -> None:
     reporter, stream, _ = plain()
     reporter.trial(candidate(stopped_early=True))
-    reporter.trial(Candidate(4, "predicted", SkipSet(16), None))
+    reporter.trial(Candidate(4, "predicted", Draft(SkipSet(16)), None))
     first, second = stream.getvalue().splitlines()
     assert "stopped early" in first
     assert second == "[start] #4 predicted: not measured, none"
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        (Draft(SkipSet(16), experts=2), "2 experts a token"),
+        (Draft(SkipSet(16), experts=1, precision=DraftPrecision.uniform(16, Precision.INT4)), "int4, 1 expert a token"),
+        (Draft(SkipSet(16, (2,)), experts=1), "attn 2, 1 expert a token"),
+    ],
+)
+def test_what_a_draft_has_less_of_is_said(draft: Draft, said: str) -> None:
+    reporter, stream, _ = plain()
+    reporter.trial(Candidate(4, "tpe", draft, None))
+    assert stream.getvalue().splitlines() == [f"[start] #4 tpe: not measured, {said}"]
+    reporter, _, stream, _ = live()
+    with reporter:
+        reporter.stage("trials")
+        reporter.best(Candidate(4, "tpe", draft, None))
+        shown = stream.getvalue()
+    assert ", ".join(draft.coarser) in shown
 
 
 def test_a_closed_stream_does_not_stop_the_work() -> None:
@@ -101,7 +122,7 @@ def test_the_live_display_shows_stage_best_map_trials_and_time_left() -> None:
         shown = stream.getvalue()
     for part in ("trials", "12 windows", "1/40", "12:05 left", "best 1.08× [1.01–1.15]", "#1 tpe", "82 %"):
         assert part in shown
-    assert all(row in shown for row in candidate().skip_set.layer_map().splitlines())
+    assert all(row in shown for row in candidate().draft.skip_set.layer_map().splitlines())
 
 
 @pytest.mark.parametrize("width", [60, 100])

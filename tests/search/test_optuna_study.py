@@ -105,7 +105,7 @@ def test_enqueued_candidates_run_first_in_order_and_once(tmp_path: Path, monkeyp
     study.enqueue(predictions(A, B, C))
     study.enqueue(predictions(A, B, C))
     found = [run_trial(study) for _ in range(4)]
-    assert [candidate.skip_set for candidate in found[:3]] == [A, B, C]
+    assert [candidate.draft.skip_set for candidate in found[:3]] == [A, B, C]
     assert [candidate.origin for candidate in found] == ["origin 0", "origin 1", "origin 2", "tpe"]
     assert [candidate.number for candidate in found] == [0, 1, 2, 3]
     assert study.draft_of(study.ended[0].params) == Draft(A, POLICY)
@@ -119,7 +119,7 @@ def test_a_resumed_study_does_not_enqueue_again_what_ran(tmp_path: Path, monkeyp
     run_trial(study)
     resumed = open_study(tmp_path)
     resumed.enqueue(predictions(A, B))
-    assert run_trial(resumed).skip_set == B
+    assert run_trial(resumed).draft.skip_set == B
     assert [run_trial(resumed).origin for _ in range(2)] == ["tpe", "tpe"]
 
 
@@ -353,7 +353,7 @@ def test_a_trial_that_a_dead_process_left_is_failed_and_tried_again(
     states = [trial.state for trial in journal(tmp_path).trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
     again = run_trial(resumed)
-    assert (again.skip_set, again.origin) == (B, "origin 1")
+    assert (again.draft.skip_set, again.origin) == (B, "origin 1")
     assert resumed.draft_of(resumed.ended[-1].params).policy == POLICY
     assert len(resumed.ended) == 2
 
@@ -385,7 +385,7 @@ def test_a_study_that_died_several_times_tries_the_same_draft_once_more(
             run_trial(open_study(tmp_path))
     engine.before_block = alive
     resumed = open_study(tmp_path)
-    assert run_trial(resumed).skip_set == A
+    assert run_trial(resumed).draft.skip_set == A
     assert [trial.state.name for trial in journal(tmp_path).trials] == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
 
 
@@ -397,7 +397,7 @@ def test_a_candidate_taken_from_the_queue_by_a_process_that_died_at_once_is_not_
     journal(tmp_path).ask()
     resumed = open_study(tmp_path)
     resumed.enqueue(predictions(A))
-    assert run_trial(resumed).skip_set == A
+    assert run_trial(resumed).draft.skip_set == A
 
 
 def test_a_candidate_whose_process_died_while_its_parameters_were_written_is_tried_whole(
@@ -437,7 +437,7 @@ def test_a_torn_journal_tail_and_a_stale_lock_are_repaired_without_delay(
     monkeypatch.setattr(time, "sleep", waits.append)
     resumed = open_study(tmp_path)
     assert len(resumed.ended) == 1
-    assert run_trial(resumed).skip_set == B
+    assert run_trial(resumed).draft.skip_set == B
     assert not waits
     assert log.read_bytes().startswith(whole)
     assert not (tmp_path / "journal.log.lock").exists()
@@ -487,7 +487,7 @@ def test_the_same_seed_draws_the_same_trials(tmp_path: Path, monkeypatch: pytest
     def draw(name: str, seed: int) -> list[SkipSet]:
         (tmp_path / name).mkdir()
         study = open_study(tmp_path / name, seed=seed)
-        return [run_trial(study, ITEMS[:1]).skip_set for _ in range(4)]
+        return [run_trial(study, ITEMS[:1]).draft.skip_set for _ in range(4)]
 
     assert draw("first", 1) == draw("again", 1) != draw("other", 2)
 
@@ -519,7 +519,7 @@ def test_a_full_disk_during_a_trial_is_a_storage_error_and_the_study_goes_on_lat
     engine.before_block = alive
     resumed = open_study(tmp_path)
     assert len(resumed.ended) == 1
-    assert run_trial(resumed).skip_set == B
+    assert run_trial(resumed).draft.skip_set == B
 
 
 def test_a_full_disk_for_the_raw_runs_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,7 +560,7 @@ def test_an_earlier_trial_is_shown_with_its_value(tmp_path: Path, monkeypatch: p
     run_trial(study)
     run_trial(study)
     shown = [study.as_candidate(trial) for trial in study.ended]
-    assert [candidate.skip_set for candidate in shown] == [A, B]
+    assert [candidate.draft.skip_set for candidate in shown] == [A, B]
     assert [candidate.stopped_early for candidate in shown] == [False, True]
     assert [candidate.origin for candidate in shown] == ["origin 0", "origin 1"]
     assert [candidate.speedup.value for candidate in shown if candidate.speedup] == [

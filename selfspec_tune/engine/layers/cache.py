@@ -77,10 +77,10 @@ class CacheState:
         keys, values = held
         self.keys[:, :, : keys.shape[2]], self.values[:, :, : values.shape[2]] = keys, values
 
-    def clear_after(self, length: int) -> None:
-        """Zeros in all but the first ``length`` positions."""
-        self.keys[:, :, length:] = 0
-        self.values[:, :, length:] = 0
+    def clear(self, start: int, end: int | None = None) -> None:
+        """Zeros in the positions from ``start`` to ``end``, or to the last."""
+        self.keys[:, :, start:end] = 0
+        self.values[:, :, start:end] = 0
 
     def rotation(self, plan: AttentionPlan, start: int, end: int) -> Rotation:
         """What the positions from ``start`` to ``end`` do to the queries and keys of an attention."""

@@ -148,7 +148,7 @@ class FastRunner:
         logits = self._head(hidden[-1:] if last_only else hidden, self._draft_head if is_draft else None)
         if is_draft:
             logits = self._known.spread(logits)
-        return scored(logits, want, self, is_draft=is_draft)
+        return scored(logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._length = min(length, self._length)

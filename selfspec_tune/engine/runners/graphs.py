@@ -107,13 +107,19 @@ class GraphedRunner(FastRunner):
         if last_only or len(tokens) > MAX_MASKED_TOKENS:
             scores = super().forward(tokens, is_draft=is_draft, want=want, last_only=last_only)
             if last_only:  # a prompt: attention reads whole buckets, and no mask hides what was no number
-                self._state.clear_after(self._length)
+                self._state.clear(self._length)
             return scores
         if is_draft and len(tokens) == 1:  # which may be on the device already
             return self._steps(tokens[0], 1, want)
         logits = self._pass(tokens, self._draft_key if is_draft else _FULL)
         logits = self._known.spread(logits) if is_draft else logits[:, : self.vocabulary_size]
-        return scored(logits.clone() if want is Want.LOGITS else logits, want, self, is_draft=is_draft)
+        return scored(logits.clone() if want is Want.LOGITS else logits, want, self, tokens, is_draft=is_draft)
+
+    @torch.inference_mode()
+    def rewind(self, length: int) -> None:
+        if length < self._length:  # for the same reason
+            self._state.clear(length, self._length)
+        super().rewind(length)
 
     @torch.inference_mode()
     def draft_ahead(self, token: int, count: int) -> Scores:

@@ -35,7 +35,7 @@ from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
 from selfspec_tune.engine.layers.quantize import Moments, typical_text
-from selfspec_tune.engine.runner import Scores, Want, check_cache, check_largest
+from selfspec_tune.engine.runner import Scores, Want, check_cache, check_chosen
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import NativeUnavailableError, UsageError
 from selfspec_tune.models import LoadedModel
@@ -184,10 +184,12 @@ class NativeRunner(FastRunner):
         self._length = start + count
         if logits is not None:
             return Scores(logits=logits)
+        chosen = [each.token for each in best]
         if not is_draft:
-            check_largest([each.log_sum if each.logit > LOWEST else nan for each in best], self)
+            largest = [each.log_sum if each.logit > LOWEST else nan for each in best]
+            check_chosen(tokens, chosen, largest, self)
         certainties = [_certainty(each) for each in best] if want is Want.CERTAINTIES else []
-        return Scores([each.token for each in best], certainties)
+        return Scores(chosen, certainties)
 
     def read_kernels(self, buffer: Tensor) -> list[tuple[str, Callable[[], int]]]:
         """The kernels' own reading of a contiguous ``buffer``: a name, and what reads it all and returns the bytes."""

@@ -64,7 +64,7 @@ class PenalisedRunner:
             penalised = self._under_penalty(logits)
         else:
             penalised = self._after(tokens, logits)
-        return scored(penalised, want, self, is_draft=is_draft)
+        return scored(penalised, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         self._runner.rewind(length)

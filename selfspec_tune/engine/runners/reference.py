@@ -69,7 +69,7 @@ class ReferenceRunner:
     ) -> Scores:
         with drafting(self._loaded, self._draft) if is_draft else nullcontext():
             logits = self._forward(tokens, keep=1 if last_only else len(tokens))
-        return scored(self._known.among(logits) if is_draft else logits, want, self, is_draft=is_draft)
+        return scored(self._known.among(logits) if is_draft else logits, want, self, tokens, is_draft=is_draft)
 
     def rewind(self, length: int) -> None:
         if length < 1:

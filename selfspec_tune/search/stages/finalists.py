@@ -220,7 +220,7 @@ def measure_winner(
     items = session.setting.test
     planned = session.schedule.num_test
     which = f"{len(items)}" if planned == len(items) else f"about {planned} of {len(items)}"
-    session.reporter.stage("test", f"the winner on {which} held-out prompts: {winner.skip_set}")
+    session.reporter.stage("test", f"the winner on {which} held-out prompts: {winner.reductions}")
     arm = contender_arm(session.workload, winner)
     contest = Contest(
         session.workload,

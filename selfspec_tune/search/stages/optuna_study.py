@@ -162,7 +162,7 @@ class MeasuredStudy:
         return Candidate(
             trial.number,
             trial.user_attrs.get(_ORIGIN, self._settings.origin),
-            self.draft_of(trial.params).skip_set,
+            self.draft_of(trial.params),
             score.speedup,
             score.acceptance_rate,
             score.stopped_early,
@@ -176,7 +176,7 @@ class MeasuredStudy:
         return Candidate(
             trial.number,
             attributes.get(_ORIGIN, self._settings.origin),
-            self.draft_of(trial.params).skip_set,
+            self.draft_of(trial.params),
             Interval(value, value, value) if has_speedup else None,
             attributes.get("acceptance_rate"),
             bool(attributes.get(STOPPED_EARLY)),

@@ -217,7 +217,7 @@ class Ranker:
     def _report_best(self, count: int, prediction: Prediction) -> None:
         self._session.note(prediction.draft, prediction.speedup, "proxy")
         speedup = Interval(prediction.speedup, prediction.speedup, prediction.speedup)
-        self._session.reporter.best(Candidate(count, "predicted", prediction.draft.skip_set, speedup))
+        self._session.reporter.best(Candidate(count, "predicted", prediction.draft, speedup))
 
     def _on_held_out(self, costs: CostModel) -> Callable[[Draft], float | None]:
         """Predictions on held-out answers, which are asked for by the first one; None where these are too short."""

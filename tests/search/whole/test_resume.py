@@ -26,8 +26,8 @@ def test_ctrl_c_during_the_trials_keeps_the_best_so_far(make_request: Any, engin
     assert outcome.interrupted
     assert len(listener.trials) == 2
     config = SkipConfig.load(outcome.out / "skip.json")
-    best = max(listener.trials, key=lambda candidate: candidate.skip_set.num_skipped)
-    assert config.skip_set() == best.skip_set
+    best = max(listener.trials, key=lambda candidate: candidate.draft.skip_set.num_skipped)
+    assert config.skip_set() == best.draft.skip_set
     assert config.score.verdict in {"undecided", "not_faster", "faster"}
     if outcome.bench is None:
         assert config.score.verdict == "undecided"

@@ -55,7 +55,7 @@ class _ByLogits:
 
     def forward(self, tokens: Sequence[int], *, want: Want = Want.LOGITS, **how: bool) -> Scores:
         logits = self._runner.forward(tokens, **how).logits
-        return scored(logits, want, self._runner, is_draft=how.get("is_draft", False))
+        return scored(logits, want, self._runner, tokens, is_draft=how.get("is_draft", False))
 
     def __getattr__(self, name: str) -> Any:
         if name == "draft_ahead":

@@ -91,7 +91,7 @@ def test_a_resumed_strategy_goes_on_with_the_next_of_its_own_drafts(
     run_search(make_request(strategy=name, trials=2), Listener())
     listener = Listener()
     run_search(make_request(strategy=name, trials=5), listener)
-    assert [candidate.skip_set for candidate in listener.trials] == own
+    assert [candidate.draft.skip_set for candidate in listener.trials] == own
 
 
 def test_ctrl_c_before_anything_was_found_keeps_nothing_and_says_no_more(

@@ -16,8 +16,9 @@ static void set_normed(const Engine *e, const Norm *n, const float *from, int64_
 /* Rows of a unit as numbers: the last unit may have fewer than UNIT. */
 INLINE int64_t rows_of(const Linear *l, int64_t unit) { return l->rows - unit * UNIT < UNIT ? l->rows - unit * UNIT : UNIT; }
 
-/* This thread's outputs of a linear layer: y[t * stride + row], rounded. */
-static void store_rows(float *y, int64_t stride, const Linear *l, Input *x, int64_t tokens, int is_bf16, int thread, int threads) {
+/* This thread's outputs of a linear layer, rounded, at y[t * stride + row]: stored, or scaled and added. */
+INLINE void put_rows(
+    int adds, float scale, float *y, int64_t stride, const Linear *l, Input *x, int64_t tokens, int is_bf16, int thread, int threads) {
     int64_t from, to;
     fv out[MAX_TOKENS][PARTS];
     sum_groups(l, x);
@@ -25,27 +26,22 @@ static void store_rows(float *y, int64_t stride, const Linear *l, Input *x, int6
     for (int64_t unit = from; unit < to; unit++) {
         unit_rows(l, unit, x, tokens, out);
         for (int64_t t = 0; t < tokens; t++) {
+            const float *row = (const float *)out[t];
+            float *own = y + t * stride + unit * UNIT;
             for (int part = 0; part < PARTS; part++) out[t][part] = rounded(out[t][part], is_bf16);
-            memcpy(y + t * stride + unit * UNIT, out[t], rows_of(l, unit) * sizeof(float));
+            if (!adds) memcpy(own, row, rows_of(l, unit) * sizeof(float));
+            else for (int64_t i = 0; i < rows_of(l, unit); i++) own[i] = rounded1(own[i] + rounded1(row[i] * scale, is_bf16), is_bf16);
         }
     }
 }
 
-/* This thread's outputs of a sub-layer's last linear layer, scaled and added to the stream. */
+static void store_rows(float *y, int64_t stride, const Linear *l, Input *x, int64_t tokens, int is_bf16, int thread, int threads) {
+    put_rows(0, 1.f, y, stride, l, x, tokens, is_bf16, thread, threads);
+}
+
+/* To the stream. */
 static void add_rows(Engine *e, float scale, const Linear *l, Input *x, int64_t tokens, int thread, int threads) {
-    const int is_bf16 = e->m.is_bf16;
-    int64_t from, to;
-    fv out[MAX_TOKENS][PARTS];
-    sum_groups(l, x);
-    share((l->rows + UNIT - 1) / UNIT, thread, threads, &from, &to);
-    for (int64_t unit = from; unit < to; unit++) {
-        unit_rows(l, unit, x, tokens, out);
-        for (int64_t t = 0; t < tokens; t++)
-            for (int64_t i = 0; i < rows_of(l, unit); i++) {
-                float *h = e->hidden + t * e->m.hidden + unit * UNIT + i;
-                *h = rounded1(*h + rounded1(rounded1(((const float *)out[t])[i], is_bf16) * scale, is_bf16), is_bf16);
-            }
-    }
+    put_rows(1, scale, e->hidden, e->m.hidden, l, x, tokens, e->m.is_bf16, thread, threads);
 }
 
 /* This thread's tokens of `output`, rounded already, through the sub-layer's last norm, scaled and added to the stream. */
