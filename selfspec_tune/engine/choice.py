@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import inf, isfinite
+from math import isfinite
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from selfspec_tune.draft import Draft
-from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.far_probe import FarProbe
-from selfspec_tune.engine.runner import Runner, Want, check_first_pass, prefill
+from selfspec_tune.engine.near_probe import NUM_PROMPT_TOKENS, NearProbe
+from selfspec_tune.engine.runner import Runner, Want, check_first_pass
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner
 from selfspec_tune.engine.runners.native import NativeRunner, native_unsupported_reason
@@ -31,8 +28,6 @@ from selfspec_tune.models.bound import unbound_reason
 # Largest logit difference allowed, as a share of the largest logit.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 _FAR = 1.5  # times as much far into the context, where what is cached is no text: rounding moves more
-_NUM_PROBE_TOKENS = 40  # prompts beyond 33 tokens take another attention path
-_NUM_PROBE_STEPS = 8
 _VERIFIED = 4  # drafted tokens of the verification that runners are timed by
 _ROUNDS = TimingRounds(least=3, most=9, seconds=0.3)
 _CLEARLY = 1.05  # times as fast
@@ -233,7 +228,7 @@ def _time(runners: Sequence[FastRunner], context_length: int, clock: Clock) -> d
 def _decode_and_verify(runner: FastRunner, context_length: int) -> Callable[[], None]:
     """After as many positions as the probe's prompt has; what they hold has no influence on the time."""
     needed = _VERIFIED + 2
-    length = min(_NUM_PROBE_TOKENS, context_length - needed)
+    length = min(NUM_PROMPT_TOKENS, context_length - needed)
     runner.reserve(length + needed)
     runner.resume((), length)
 
@@ -244,47 +239,3 @@ def _decode_and_verify(runner: FastRunner, context_length: int) -> Callable[[], 
         runner.synchronize()
 
     return run
-
-
-class NearProbe:
-    """Looks at a short walk from the beginning of the context, which the reference takes once."""
-
-    def __init__(self, loaded: LoadedModel, reference: Runner) -> None:
-        self._rounds_choices = loaded.experts_per_token > 0 and loaded.dtype != torch.float32
-        self._reference = reference
-        self._num_tokens = min(_NUM_PROBE_TOKENS, reference.capacity - _NUM_PROBE_STEPS)
-
-    @cached_property
-    def expected(self) -> list[Tensor]:
-        """The reference's logits."""
-        return _walk(self._reference, self._num_tokens)
-
-    def difference(self, runner: Runner) -> float:
-        """Largest logit difference over prefill, decode, draft, verify and rewind, as a share of the largest logit.
-
-        inf where one is no number. Of mixtures of experts below float32 the median position counts: of experts that
-        score alike, rounding decides which a token goes to, and at some positions that moves everything.
-        """
-        pairs = zip(_walk(runner, self._num_tokens), self.expected, strict=True)
-        differences = torch.cat([(ours.float() - theirs.float()).abs().amax(-1).view(-1) for ours, theirs in pairs])
-        largest = torch.stack([logits.float().abs().max() for logits in self.expected]).max().clamp(min=1e-6)
-        # Both keep a NaN, unlike Python's.
-        share = float((differences.median() if self._rounds_choices else differences.max()) / largest)
-        return share if isfinite(share) else inf
-
-
-def _walk(runner: Runner, num_tokens: int) -> list[Tensor]:
-    """Logits of one walk through the interface, on arbitrary but fixed tokens."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(runner.vocabulary_size, (max(num_tokens, 8),), generator=generator).tolist()
-    runner.reserve(len(tokens) + _NUM_PROBE_STEPS)
-    middle = runner.num_layers // 2
-    runner.set_draft(Draft(SkipSet(runner.num_layers, (middle,), (max(middle - 1, 0),))))
-    logits = [prefill(runner, tokens), runner.forward(tokens[:1]).logits]
-    verified = runner.length
-    logits += [runner.forward([token], is_draft=True).logits for token in tokens[1:3]]
-    runner.rewind(verified)
-    logits.append(runner.forward(tokens[3:7]).logits)
-    runner.rewind(verified + 2)
-    logits.append(runner.forward(tokens[5:6]).logits)
-    return logits

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from selfspec_tune.draft import Draft, DraftPolicy
 from selfspec_tune.draft.skip_set import SkipSet
+from selfspec_tune.engine.near_probe import quieter, rounds_choices
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner
@@ -59,11 +60,13 @@ class FarProbe:
         """How far its logits are from the reference's, as a share of the largest logit; inf where one is no number.
 
         Of each kind of call the median position counts. A rule that a runner lacks is lacking at all of them,
-        while what is cached is no text: at some positions rounding alone, in bfloat16, moves everything.
+        while what is cached is no text: at some positions rounding alone, in bfloat16, moves everything. In a
+        mixture it does so at more of them, and the quieter positions count (see `near_probe`).
         """
+        typical = quieter if rounds_choices(self._loaded) else torch.median
         largest = torch.stack([logits.abs().max() for logits in self.expected]).max().clamp(min=1e-6)
         shares = [
-            (ours - theirs).abs().amax(-1).median() / largest
+            typical((ours - theirs).abs().amax(-1)) / largest
             for ours, theirs in zip(self.walk(runner), self.expected, strict=True)
         ]
         share = float(torch.stack(shares).max())  # keeps a NaN, unlike Python's max

@@ -13,11 +13,11 @@ from transformers import AutoConfig
 from selfspec_tune.draft import Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner
-from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.kernels.weights import NativeCopy
 from selfspec_tune.engine.layers.linear import Dense, Projection
 from selfspec_tune.engine.layers.quantize import quantize_asymmetric, quantize_symmetric
+from selfspec_tune.engine.near_probe import NearProbe
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.graphs import GraphedRunner

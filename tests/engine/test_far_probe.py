@@ -12,12 +12,12 @@ from torch import Tensor
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import choose_runner, far_probe
-from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.far_probe import FarProbe
 from selfspec_tune.engine.layers.attention import Attention, Projected
 from selfspec_tune.engine.layers.cache import CacheState, seen
 from selfspec_tune.engine.layers.rope import Rotation
 from selfspec_tune.engine.layers.sublayer import Stream
+from selfspec_tune.engine.near_probe import NearProbe
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner

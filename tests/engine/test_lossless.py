@@ -75,6 +75,7 @@ LOOKUPS: dict[str, tuple[NgramLookup | None, bool]] = {  # and whether the model
     "lookup": (NgramLookup(3, 2, 4, draft_tokens=0), True),
     "lookup and guesses": (NgramLookup(3, 1, 2, draft_tokens=3), True),
     "lookup alone": (NgramLookup(4, 1, 10), False),
+    "lookup as by default": (NgramLookup(), True),
 }
 POLICIES = {policy.kind.value: policy for policy in every_policy(max_draft_tokens=4, exit_threshold=0.25)}
 PROMPTS = {"one token": 1, "short": 9, "longer than a verification": 40, "past two blocks of the cache": 250}

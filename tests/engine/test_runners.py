@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, choose_runner
-from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.layers.linear import fuse
+from selfspec_tune.engine.near_probe import NearProbe
 from selfspec_tune.engine.runner import prefill
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.runners.reference import ReferenceRunner

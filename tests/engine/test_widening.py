@@ -14,11 +14,11 @@ from torch import Tensor
 from selfspec_tune.cpu import LEVEL_VARIABLE, available_levels, chosen_level
 from selfspec_tune.draft import Precision
 from selfspec_tune.engine import choose_runner
-from selfspec_tune.engine.choice import NearProbe
 from selfspec_tune.engine.kernels.weights import NativeCopy
 from selfspec_tune.engine.layers import linear
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
+from selfspec_tune.engine.near_probe import NearProbe
 from selfspec_tune.engine.runners.reference import ReferenceRunner
 from tests.engine_kit import load, needs_compiler
 

@@ -12,7 +12,6 @@ static void mlp(Engine *e, const SubLayer *s, const float *stream, int64_t token
     fv g[MAX_TOKENS][PARTS], u[MAX_TOKENS][PARTS];
     int64_t from, to;
     y.cols = width;
-    y.stride = padded(width);
     y.tokens = tokens;
     y.codes = x->codes; /* each thread's own */
     y.steps = x->steps;

@@ -17,13 +17,17 @@ INLINE int is_dotted(const int format) { return HAVE_DOT_BF16 && format == FORMA
 INLINE int64_t weight_size(const int format) { return format == FORMAT_INT8 ? 1 : format == FORMAT_BF16 ? 2 : 4; }
 INLINE int64_t input_size(const int format) { return is_dotted(format) ? sizeof(uint16_t) : sizeof(float); }
 /* Inputs that one step of a tile takes. */
-INLINE int64_t step_size(const int format) { return is_dotted(format) ? BLOCK : format == FORMAT_BF16 ? 2 * LANES : LANES; }
+INLINE int64_t step_size(const int format) { return format == FORMAT_BF16 ? BLOCK : LANES; }
 
 INLINE void add_products(const int rows, const int tokens, const fv *w, const float *x, int64_t token_stride,
                          fv sum[][MOST_TILE_TOKENS]) {
     UNROLL for (int t = 0; t < tokens; t++) {
-        const fv xv = load_f(x + t * token_stride);
-        UNROLL for (int i = 0; i < rows; i++) sum[i][t] = add_product(sum[i][t], w[i], xv);
+        fv xv = load_f(x + t * token_stride);
+        if (rows > 1) hold(&xv);
+        UNROLL for (int i = 0; i < rows; i++) {
+            sum[i][t] = add_product(sum[i][t], w[i], xv);
+            if (rows > 1) hold(&sum[i][t]);
+        }
     }
 }
 
@@ -44,20 +48,20 @@ INLINE void add_step(const int format, const int rows, const int tokens, const u
     }
 #endif
     fv numbers[4];
-    uv pairs[4];
+    if (format == FORMAT_BF16) {
+        UNROLL for (int part = 0; part < BLOCK; part += 2 * LANES) {
+            UNROLL for (int i = 0; i < rows; i++) numbers[i] = widen_even(load_pairs((const uint16_t *)(w + i * row_bytes) + part));
+            add_products(rows, tokens, numbers, (const float *)x + part, token_stride, sum);
+            UNROLL for (int i = 0; i < rows; i++) numbers[i] = widen_odd(load_pairs((const uint16_t *)(w + i * row_bytes) + part));
+            add_products(rows, tokens, numbers, (const float *)x + part + LANES, token_stride, sum);
+        }
+        return;
+    }
     UNROLL for (int i = 0; i < rows; i++) {
         const uint8_t *p = w + i * row_bytes;
-        if (format == FORMAT_BF16) {
-            memcpy(&pairs[i], p, sizeof pairs[i]);
-            numbers[i] = widen_even(pairs[i]);
-        } else {
-            numbers[i] = format == FORMAT_INT8 ? widen_int8((const int8_t *)p) : load_f((const float *)p);
-        }
+        numbers[i] = format == FORMAT_INT8 ? widen_int8((const int8_t *)p) : load_f((const float *)p);
     }
     add_products(rows, tokens, numbers, (const float *)x, token_stride, sum);
-    if (format != FORMAT_BF16) return;
-    UNROLL for (int i = 0; i < rows; i++) numbers[i] = widen_odd(pairs[i]);
-    add_products(rows, tokens, numbers, (const float *)x + LANES, token_stride, sum);
 }
 
 /* Where the inputs of a pass lie: those of step k and token t begin k * step + t * token numbers from the first. */
@@ -75,6 +79,7 @@ INLINE const void *inputs_at(const int format, const Inputs *x, int64_t k, int64
 INLINE void add_tile(const int format, const int rows, const int tokens, const uint8_t *w, int64_t row_bytes, int64_t ahead,
                      const Inputs *x, int64_t steps, fv *out) {
     const int64_t bytes = step_size(format) * weight_size(format), line = bytes < 64 ? 64 / bytes : 1;
+    const int64_t token = format == FORMAT_BF16 ? BLOCK : x->token;
     fv sum[4][MOST_TILE_TOKENS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int t = 0; t < tokens; t++) sum[i][t] = out[t * UNIT + i];
@@ -82,9 +87,9 @@ INLINE void add_tile(const int format, const int rows, const int tokens, const u
     for (; k + line <= steps; k += line) {
         UNROLL for (int i = 0; i < rows; i++) __builtin_prefetch(w + i * row_bytes + k * bytes + ahead, 0, 2);
         UNROLL for (int64_t j = 0; j < line; j++)
-            add_step(format, rows, tokens, w + (k + j) * bytes, row_bytes, inputs_at(format, x, k + j, 0), x->token, sum);
+            add_step(format, rows, tokens, w + (k + j) * bytes, row_bytes, inputs_at(format, x, k + j, 0), token, sum);
     }
-    for (; k < steps; k++) add_step(format, rows, tokens, w + k * bytes, row_bytes, inputs_at(format, x, k, 0), x->token, sum);
+    for (; k < steps; k++) add_step(format, rows, tokens, w + k * bytes, row_bytes, inputs_at(format, x, k, 0), token, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int t = 0; t < tokens; t++) out[t * UNIT + i] = sum[i][t];
 }
@@ -93,12 +98,12 @@ INLINE void add_tile(const int format, const int rows, const int tokens, const u
 INLINE void add_some(const int format, int rows, int64_t tokens, const uint8_t *w, int64_t row_bytes, int64_t ahead, const Inputs *x,
                      int64_t steps, fv *out) {
     switch (rows * 16 + tokens) {
-        TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5)
+        TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6)
 #if REGISTERS == 16
-        TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5)
+        TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5) TILE(2, 6)
         TILE(4, 1)
 #else
-        TILE(1, 6) TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
+        TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
         TILE(4, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4) TILE(4, 5) TILE(4, 6)
 #endif
     }
@@ -114,7 +119,7 @@ typedef struct {
 INLINE Tiling tiling_of(const int format, int64_t cols, int64_t tokens) {
     const int64_t bytes = tokens * cols * input_size(format), parts = (bytes + INPUT_BLOCK - 1) / INPUT_BLOCK;
 #if REGISTERS == 16
-    return tokens == 1 ? (Tiling){4, 1, 1} : (Tiling){2, 5, parts};
+    return tokens == 1 ? (Tiling){4, 1, 1} : (Tiling){2, LANES == 8 && format != FORMAT_F32 ? 6 : 5, parts};
 #else
     const int streamed = tokens == 1 || (tokens <= (is_dotted(format) ? MOST_TILE_TOKENS : 2) && bytes <= INPUT_BLOCK + INPUT_BLOCK / 4);
     if (streamed) return (Tiling){1, MOST_TILE_TOKENS, 1};
@@ -128,9 +133,9 @@ INLINE void add_rest(const int format, const Linear *l, int64_t first, int64_t c
     uint8_t w[4 * BLOCK] = {0};
     float inputs[BLOCK] = {0};
     for (int64_t t = 0; t < tokens; t++) {
-        const float *values = x->values + t * x->cols + from;
         if (is_dotted(format)) memcpy(inputs, x->narrow + from * tokens + t * BLOCK, left * sizeof(uint16_t));
-        else for (int64_t i = 0; i < left; i++) inputs[format == FORMAT_BF16 ? place_in_pairs(i) : i] = values[i];
+        else if (format == FORMAT_BF16) memcpy(inputs, x->paired + from * tokens + t * BLOCK, sizeof inputs);
+        else memcpy(inputs, x->values + t * x->cols + from, left * sizeof(float));
         for (int64_t i = 0; i < count; i++) {
             memcpy(w, (const uint8_t *)l->data + ((first + i) * l->cols + from) * weight_size(format), left * weight_size(format));
             add_step(format, 1, 1, w, 0, inputs, 0, (fv(*)[MOST_TILE_TOKENS])(out + t * UNIT + i));
@@ -157,8 +162,7 @@ INLINE void dot_unit(const int format, const Linear *l, int64_t first, int64_t c
     const Tiling tiling = tiling_of(format, l->cols, tokens);
     const int64_t pieces = (tokens + tiling.tokens - 1) / tiling.tokens;
     Inputs all = {x->values, step, x->cols};
-    if (is_dotted(format)) all = (Inputs){x->narrow, tokens * BLOCK, BLOCK};
-    else if (format == FORMAT_BF16) all = (Inputs){x->paired, step, x->stride};
+    if (format == FORMAT_BF16) all = (Inputs){is_dotted(format) ? (void *)x->narrow : x->paired, tokens * BLOCK, BLOCK};
     memset(out, 0, sizeof(fv) * UNIT * tokens);
     for (int64_t part = 0; part < tiling.parts; part++) {
         const int64_t k = steps * part / tiling.parts, n = steps * (part + 1) / tiling.parts - k;

@@ -112,6 +112,7 @@ INLINE fv widen(const uint16_t *p) {
 INLINE float float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 INLINE float widen1(uint16_t h) { return float_of((uint32_t)h << 16); }
 /* Pairs of bfloat16 neighbours: the even ones, the odd ones. */
+INLINE uv load_pairs(const uint16_t *p) { uv v; memcpy(&v, p, sizeof v); return v; }
 INLINE fv widen_even(uv pairs) { return (fv)(pairs << 16); }
 INLINE fv widen_odd(uv pairs) { return (fv)(pairs & 0xffff0000u); }
 
@@ -175,6 +176,17 @@ INLINE fv add_product(fv sum, fv a, fv b) {
     return (fv)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
 #else
     return sum + a * b;
+#endif
+}
+
+/* Keeps a number in its register: GCC loads an input anew for every product, and stores sums between two products. */
+INLINE void hold(fv *v) {
+#if defined(__clang__)
+    (void)v;
+#elif defined(__x86_64__)
+    __asm__("" : "+v"(*v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(*v));
 #endif
 }
 
