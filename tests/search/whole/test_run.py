@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
-from selfspec_tune.draft.policy import LONGEST_SEARCHED
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
 from selfspec_tune.intervals import verdict
