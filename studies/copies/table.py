@@ -87,9 +87,8 @@ def main() -> int:
     asked = parser.parse_args()
     for file in asked.files:
         results = read_json(Path(file))
-        print(
-            "\n".join([f"{results['model']}, fitted on {results['fitted_tokens']}", "", *lines(results, asked.beside)])
-        )
+        fitted = ", ".join(f"{count} tokens ({kind})" for kind, count in results["fitted_tokens"].items())
+        print("\n".join([f"{results['model']}, fitted on {fitted}", "", *lines(results, asked.beside)]))
     return 0
 
 

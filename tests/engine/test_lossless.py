@@ -38,7 +38,7 @@ from selfspec_tune.models import LoadedModel
 from tests import kit
 from tests.covering import rows
 from tests.engine_kit import RUNNERS, STEPS, by_search, check_record, every_policy, load, prompt_tokens
-from tests.enumeration import distribution
+from tests.enumeration import EveryWay, distribution
 from tests.runs import accepted_of, drafted_of
 
 LAYERS, VOCABULARY = 3, 24
@@ -337,7 +337,8 @@ def _check_sampled(case: Case) -> None:
 
     def answer(every: Sampler, draft: Draft | None) -> tuple[int, ...]:
         made, _ = case.decode(limits, every, draft)
-        if case.is_model:
+        assert isinstance(every, EveryWay)
+        if case.is_model and every.probability > 1e-5:  # else it is the rounding of a sum that has rejected a token
             assert accepted_of(made.rounds) == drafted_of(made.rounds)
         return tuple(made.tokens)
 
