@@ -162,4 +162,5 @@ def rounded_inputs(hidden: Tensor) -> Tensor:
     groups = hidden.float().unflatten(-1, (-1, INT4_GROUP))
     most = groups.abs().amax(-1, keepdim=True)
     codes = (groups * torch.where(most > _LEAST_INPUT, 127 / most, 0)).round()
-    return (codes * (most / 127)).flatten(-2)
+    values: Tensor = (codes * (most / 127)).flatten(-2)
+    return values
