@@ -12,6 +12,7 @@ from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.errors import UsageError
 
 MOST_DRAFT_TOKENS = 1024  # many more than any draft is right for
+LONGEST_SEARCHED = 24  # the longest drafts that pay: one that is right to the end is worth its verification
 # Inner bounds of the intervals of a drafted token's probability; finer where most tokens fall.
 CONFIDENCE_EDGES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.98, 0.995)
 _EXIT_THRESHOLD = 0.6

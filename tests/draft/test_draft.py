@@ -221,7 +221,7 @@ def test_a_description_reads_well() -> None:
         (NgramLookup(),),
     )
     assert draft.describe() == (
-        "attn 1 · mlp 2 (cost-aware 12, vocabulary 99, precision int4 head int8, n-gram 2-4, 10 tokens, 4 in drafts)"
+        "attn 1 · mlp 2 (cost-aware 12, vocabulary 99, precision int4 head int8, n-gram 1-8, 24 tokens, 8 in drafts)"
     )
     alone = Draft(SkipSet.empty(4), sources=(NgramLookup(3, 1, 8),), model_drafts=False)
     assert alone.describe() == "none (threshold 6, exit 0.6, n-gram 1-3, 8 tokens alone)"

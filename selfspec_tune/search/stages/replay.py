@@ -14,6 +14,7 @@ from itertools import pairwise, product
 
 from selfspec_tune.draft import (
     CONFIDENCE_EDGES,
+    LONGEST_SEARCHED,
     AcceptancePrior,
     DraftPolicy,
     DraftSource,
@@ -27,7 +28,7 @@ from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.source import begin, common_prefix
 from selfspec_tune.engine.teacher_forcing import Trace, Window
 
-DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+DRAFT_LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, LONGEST_SEARCHED)
 EXIT_THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _PRIOR_STRENGTH = 4.0  # positions that each interval's own confidence counts for
 
