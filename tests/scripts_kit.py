@@ -12,11 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS, STUDIES = ROOT / "scripts", ROOT / "studies"
-GROWTH, PROXY, JOINT, DITHERED = (
+COPIES, GROWTH, PROXY, JOINT, DITHERED = (
     STUDIES / name
-    for name in ("growth", "qwen2.5-coder-1.5b-proxy", "qwen2.5-coder-1.5b-joint", "qwen2.5-coder-1.5b-dithered")
+    for name in (
+        *("copies", "growth", "qwen2.5-coder-1.5b-proxy", "qwen2.5-coder-1.5b-joint"),
+        "qwen2.5-coder-1.5b-dithered",
+    )
 )
-sys.path += [str(folder) for folder in (SCRIPTS, STUDIES, GROWTH, PROXY, JOINT, DITHERED)]
+sys.path += [str(folder) for folder in (SCRIPTS, STUDIES, COPIES, GROWTH, PROXY, JOINT, DITHERED)]
 
 
 def load_script(file: Path | str) -> Any:

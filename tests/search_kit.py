@@ -76,6 +76,15 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 
+def without_caches(patch: pytest.MonkeyPatch) -> None:
+    """A machine whose caches hold not even a tiny model, and whose memory is measured in no time."""
+    from selfspec_tune.measure import plain_limit, roofline
+
+    patch.setattr(roofline, "LEAST_BYTES", 1 << 16)
+    for module in (roofline, plain_limit):
+        patch.setattr(module, "last_level_cache", lambda device: 1 << 10)
+
+
 def read_rows(path: Path) -> list[Any]:
     """Records of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

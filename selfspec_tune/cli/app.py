@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated
+from shutil import get_terminal_size
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,11 +24,15 @@ from selfspec_tune.cli.reproduce import reproduce
 from selfspec_tune.cli.search import search
 from selfspec_tune.cli.show import show
 
+_WIDE = 80  # columns that a table of options needs; in fewer it cuts their names
+_MARKUP: Literal["rich"] | None = "rich" if get_terminal_size().columns >= _WIDE else None
+
 app = typer.Typer(
     name="selfspec-tune",
     help="Find the layers a language model may skip while drafting for itself, and measure the speedup.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (search, bench, generate, compare, show, export, models, doctor, reproduce):

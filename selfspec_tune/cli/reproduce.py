@@ -11,7 +11,7 @@ from selfspec_tune.arguments import STUDIES, slug
 from selfspec_tune.cli import output
 from selfspec_tune.cli.command import Asked, command
 from selfspec_tune.cli.exits import RESUMABLE
-from selfspec_tune.errors import UsageError
+from selfspec_tune.errors import ModelAccessError, UsageError
 
 if TYPE_CHECKING:
     from selfspec_tune.intervals import Interval
@@ -36,7 +36,10 @@ def reproduce(asked: Asked) -> None:
     commands = commands_of(plan, study, out, settings, tuple(asked["step"] or ()))
     if asked["dry_run"]:
         _print_plan(plan, study, settings, commands, json=asked["json"])
-        check_inputs(commands)
+        try:
+            check_inputs(commands)
+        except ModelAccessError as error:  # what was asked for, the plan, is there
+            _say(f"note: {error} Until it is here, this study cannot run.", quiet=quiet)
         return
     found = run_reproduction(
         plan, study, out, settings, commands, quiet=quiet, say=lambda line: _say(line, quiet=quiet)

@@ -51,7 +51,7 @@ def context_rows(
     for timed in timings.drafts:
         if (name := _copy_name(timed.draft)) is not None:
             steps.append(_row(name, timed.seconds, decode, limit, traffic.draft_step(timed.draft, length)))
-    for k, seconds in enumerate(timings.verify):
+    for k, seconds in timings.verify.items():
         if k > 0:
             steps.append(_row(f"verify({k})", seconds, decode, verification_limit, traffic.full_step(length, k + 1)))
     return ContextTiming(

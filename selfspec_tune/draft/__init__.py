@@ -5,6 +5,7 @@ from __future__ import annotations
 from selfspec_tune.draft.draft import MOST_EXPERTS, MOST_TOKEN_IDS, Draft, experts_a_token, rescaled
 from selfspec_tune.draft.policy import (
     CONFIDENCE_EDGES,
+    LONGEST_SEARCHED,
     PLAIN,
     AcceptancePrior,
     DraftPolicy,
@@ -19,6 +20,7 @@ from selfspec_tune.draft.source import DraftSource
 
 __all__ = [
     "CONFIDENCE_EDGES",
+    "LONGEST_SEARCHED",
     "MOST_EXPERTS",
     "MOST_TOKEN_IDS",
     "PLAIN",

@@ -6,15 +6,16 @@ be had at ``rate`` a plain step, one more drafted token is worth having if
     P(all before it accepted) · P(it is accepted)  >  rate · (what drafting and verifying it costs)
 
 with the rate that the policy itself achieves, at least plain decoding's 1: the condition
-under which a ratio is largest (Dinkelbach 1967). The same rates decide between tokens found
-in the context, the model's drafts and a plain step. All times here are in plain steps.
+under which a ratio is largest (Dinkelbach 1967). By the same rate, tokens found in the context,
+the model's drafts or a plain step are taken: whichever gives most tokens beyond what its time
+would give anyway. All times here are in plain steps.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.policy import CONFIDENCE_EDGES, PLAIN, AcceptancePrior, DraftPolicy, Plan
@@ -74,7 +75,7 @@ class RunningMean:
 
 
 class ModelAcceptance:
-    """Of tokens that the model drafted: by confidence once drafted, by position before.
+    """Of tokens that the model drafted: by how sure it was once drafted, by position before.
 
     ``first`` is the acceptance of a round's first token, ``following`` that of a token
     after an accepted one.
@@ -82,13 +83,13 @@ class ModelAcceptance:
 
     def __init__(self, prior: AcceptancePrior | None) -> None:
         mean = _UNKNOWN_MEAN if prior is None else prior.mean
-        self._prior = None if prior is None else prior.by_confidence
+        self._prior = None if prior is None else prior.rates
         self._bins = [RunningMean(0.0, **_CONFIDENCE) for _ in range(len(CONFIDENCE_EDGES) + 1)]
         self.first = RunningMean(mean, **_POSITION)
         self.following = RunningMean(min(mean + _SURER, (1.0 + mean) / 2), **_POSITION)
 
     def calibrated(self, confidence: float) -> float:
-        """Acceptance of a token drafted at this probability."""
+        """Acceptance of a token drafted at this probability, or lead."""
         index = bisect_right(CONFIDENCE_EDGES, confidence)
         return self._bins[index].around(confidence if self._prior is None else self._prior[index])
 
@@ -150,6 +151,7 @@ class CostAwareState:
     def __init__(
         self, policy: DraftPolicy, costs: StepCosts, *, sources: Sequence[DraftSource] = (), model_drafts: bool = True
     ) -> None:
+        self.uses_lead = policy.prior is None or policy.prior.by_lead
         self._most = policy.max_draft_tokens if model_drafts else 0
         longest = max([self._most, *(source.max_tokens for source in sources)])
         self._step, self._cold, self._guess = (
@@ -196,12 +198,15 @@ class CostAwareState:
         return False
 
     def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
-        """As many as save more of a draft step each, by being what the draft would say, than they add to one."""
+        """As many as make a pass's tokens cheapest: its own, and those found that are what the draft would say."""
         acceptance, chance = self._by_source[source], 1.0
+        tokens, cost = 1.0, self._step
         for number in range(num_found):
             chance *= acceptance.after(match_length + number)
-            if chance * self._step <= self._guess:
+            if chance * cost <= self._guess * tokens:
                 return number
+            tokens += chance
+            cost += self._guess
         return num_found
 
     def update(self, round_: Round, agreed: int = 0) -> None:
@@ -228,18 +233,18 @@ class CostAwareState:
 
     def _choose(self, room: int) -> Plan:
         self._is_trying = False
-        model_rate = self._model_rate(min(self._most, room))
-        length, found_rate = self._best_found(min(self._num_found, room))
-        if length and found_rate >= max(1.0, model_rate):
+        most = min(self._most, room)
+        length, gain = self._best_found(min(self._num_found, room))
+        if length and gain >= self._model_gain(most):
             return Plan(self._source, length)
         if room < 1 or not self._most or not self._may_draft(1):
             return PLAIN
-        if model_rate <= 1.0:
+        if self._model_rate(most) <= 1.0:
             self._paused += 1
             if self._paused < self._pause:
                 return PLAIN
             self._is_trying = True
-        return Plan(Source.MODEL, min(room, self._most))
+        return Plan(Source.MODEL, most)
 
     def _note_trial(self) -> None:
         """After a round of the model's: when to try it again if it looks bad."""
@@ -259,17 +264,25 @@ class CostAwareState:
 
     def _model_rate(self, most: int) -> float:
         """Tokens a plain step that the model's drafts promise at the best length up to ``most``; 0 without any."""
-        best, tokens, chance = 0.0, 1.0, self._model.first.value
+        return max((tokens / cost for tokens, cost in self._model_rounds(most)), default=0.0)
+
+    def _model_gain(self, most: int) -> float:
+        """Tokens that they promise at the best length beyond what their time gives at `_rate`; at least 0."""
+        rate = self._rate
+        return max(0.0, max((tokens - rate * cost for tokens, cost in self._model_rounds(most)), default=0.0))
+
+    def _model_rounds(self, most: int) -> Iterator[tuple[float, float]]:
+        """Tokens that a round of the model's promises and its cost, at each length up to ``most``."""
+        tokens, chance = 1.0, self._model.first.value
         for length in range(1, most + 1):
             tokens += chance
             chance *= self._model.following.value
-            best = max(best, tokens / self._model_cost(length))
-        return best
+            yield tokens, self._model_cost(length)
 
     def _best_found(self, most: int) -> tuple[int, float]:
-        """How many of the found tokens to take, and the tokens a plain step that they promise."""
+        """How many of the found tokens to take, and the tokens that they promise beyond what their time gives."""
         rate, stake = self._rate, self._ledger.stake
-        best_length, best_gain, best_rate = 0, 0.0, 0.0
+        best_length, best_gain = 0, 0.0
         tokens = chance = 1.0
         for length in range(1, most + 1):
             cost = self._verify[length]
@@ -279,8 +292,8 @@ class CostAwareState:
             tokens += chance
             gain = tokens - rate * cost
             if not best_length or gain > best_gain:
-                best_length, best_gain, best_rate = length, gain, tokens / cost
-        return best_length, best_rate
+                best_length, best_gain = length, gain
+        return best_length, best_gain
 
 
 def _share_of_credit(guess: float, *, has_source: bool) -> float:

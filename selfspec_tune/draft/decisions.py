@@ -10,24 +10,31 @@ from selfspec_tune.draft.policy import PLAIN, DraftPolicy, Plan, PolicyKind, Pol
 from selfspec_tune.draft.rounds import Round, Source
 from selfspec_tune.draft.source import DraftSource
 
+# What a shorter match found is mostly wrong: where the model drafts as well, its passes try it.
+_LEAST_MATCH = 2
+_TAKEN_PER_MATCHED = 4  # tokens for each one that matched
+
 
 class RuleState:
-    """Takes what a source found, whole; else drafts with the model by the policy's rule."""
+    """Takes what a source found, more of it the longer the match; else drafts with the model by the policy's rule."""
 
     def __init__(self, policy: DraftPolicy, *, model_drafts: bool = True) -> None:
         self._policy = policy
         self._model_drafts = model_drafts
         self.needs_probability = policy.needs_probability
+        self.uses_lead = False
         self.threshold = policy.exit_threshold
         self.acceptance = 0.0
 
     def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
+        if match_length < _LEAST_MATCH and self._model_drafts:
+            num_found = 0
         if room < 1 or (num_found < 1 and not self._model_drafts):
             return PLAIN
         # However high an adaptive threshold has climbed (it is not clamped), one token is drafted: without it there
         # would be nothing to bring the threshold down again.
         if num_found:
-            return Plan(source, min(room, num_found))
+            return Plan(source, min(room, num_found, _TAKEN_PER_MATCHED * match_length))
         return Plan(Source.MODEL, min(room, self._policy.max_draft_tokens))
 
     def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
@@ -36,7 +43,7 @@ class RuleState:
         return self._policy.kind is PolicyKind.FIXED or probability >= self.threshold
 
     def num_guesses(self, num_found: int, match_length: int, source: str = Source.PLAIN) -> int:
-        return num_found
+        return min(num_found, max(2 * match_length - 1, 0))
 
     def update(self, round_: Round, agreed: int = 0) -> None:
         """Move an adaptive threshold; what a source found says nothing about it."""

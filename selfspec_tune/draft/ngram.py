@@ -14,6 +14,7 @@ _MOST_TOKENS = 1024
 _BRIEF_TOKENS = 4
 # How far back a match is followed to tell how long it is; the policy tells no longer ones apart.
 _LONGEST_MATCH = 16
+_UNWRITTEN = {"max_match": 4, "min_match": 2, "max_tokens": 10, "draft_tokens": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,10 @@ class NgramLookup:
     deed: ClassVar = "tokens that occurred before are looked up"
     style: ClassVar = "cyan"
 
-    max_match: int = 4
-    min_match: int = 2
-    max_tokens: int = 10
-    draft_tokens: int = 4
+    max_match: int = 8
+    min_match: int = 1
+    max_tokens: int = 24
+    draft_tokens: int = 8
 
     def __post_init__(self) -> None:
         for name, least in (("max_match", 1), ("min_match", 1), ("max_tokens", 1), ("draft_tokens", 0)):
@@ -67,8 +68,8 @@ class NgramLookup:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> NgramLookup:
-        """The inverse of `to_dict`; files from before ``draft_tokens`` were measured without it."""
-        return cls(**{"draft_tokens": 0, **only_known("ngram", value, cls.__dataclass_fields__)})
+        """The inverse of `to_dict`; what a file leaves out is as it was when such files were written."""
+        return cls(**{**_UNWRITTEN, **only_known("ngram", value, cls.__dataclass_fields__)})
 
 
 class NgramIndex:

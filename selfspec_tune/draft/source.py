@@ -11,7 +11,8 @@ from selfspec_tune.draft.rounds import Source
 class Found(NamedTuple):
     """``tokens`` that may follow the context, by the ``source`` of that name; a draft pass may try ``draft_tokens``.
 
-    ``match_length``: how many of the context's last tokens speak for them.
+    ``match_length``: how many of the context's last tokens speak for them; a policy that does not learn what such
+    tokens are worth goes by this alone.
     """
 
     tokens: tuple[int, ...] = ()

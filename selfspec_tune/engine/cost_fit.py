@@ -41,9 +41,9 @@ from selfspec_tune.plans.cost_class import CostClass, classes_by_kind
 _Part = tuple[str, Precision, int]
 _EACH_EXPERT = -1
 CONTEXTS = (128, 512, 2048, 8192)
-MOST_DRAFTED = 16
+MOST_DRAFTED = 24
 _QUICK_SECONDS = 2.0
-_QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, MOST_DRAFTED)
+_QUICK_DRAFTED = (0, 1, 2, 3, 4, 6, 8, 12, 16, MOST_DRAFTED)
 
 
 def fit_costs(
@@ -160,7 +160,10 @@ def measure_costs(runner: Runner, context: Sequence[int], plan: CostPlan, clock:
 def fitted(runner: Runner, timings: Sequence[ContextTimings], plan: CostPlan) -> CostModel:
     """The cost model of ``timings``, the first of which is the home context's."""
     timings = at_one_speed(timings)
-    verify = {timing.length: tuple(median(seconds) for seconds in timing.verify) for timing in timings}
+    verify = {
+        timing.length: _between(list(timing.verify), [median(seconds) for seconds in timing.verify.values()])
+        for timing in timings
+    }
     drafts = [draft for timing in timings for draft in timing.drafts]
     costs = fit_costs(
         drafts,
@@ -212,7 +215,7 @@ def measure_step_costs(
     repeats: int = 3,
     clock: Clock = perf_counter,
 ) -> StepCosts:
-    """Decode, draft step and verification of up to 16 tokens after ``context``, quickly.
+    """Decode, draft step and verification of up to 24 tokens after ``context``, quickly.
 
     Interleaved, medians of ``repeats`` or, where steps are short, up to five times as many;
     verifications between the few that are timed lie on a line. A draft step is 0 where

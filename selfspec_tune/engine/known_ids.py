@@ -16,13 +16,14 @@ MOST_OTHERS = 1024  # whose rows of a head are some 3 MB in a model whose draft 
 class KnownIds:
     """A draft's ids below ``first``, out of ``vocabulary_size``, and of a text's ids past them the latest.
 
-    ``others`` [ids]: these, ascending; at most `MOST_OTHERS`.
+    ``others`` [ids]: these, ascending; at most `MOST_OTHERS`. ``ids`` [ids]: all of them, or None where these are none.
     """
 
     def __init__(self, draft: Draft, vocabulary_size: int, device: torch.device) -> None:
         self.first = draft.covers(vocabulary_size)
         self._end = vocabulary_size  # a text may hold ids for which a head has no row
         self.others = torch.empty(0, dtype=torch.int64, device=device)
+        self.ids: Tensor | None = None
         self._latest: dict[int, None] = {}
 
     @property
@@ -41,6 +42,7 @@ class KnownIds:
         if kept == before:
             return False
         self.others = torch.tensor(kept, device=self.others.device)
+        self.ids = torch.cat((torch.arange(self.first, device=self.others.device), self.others))
         return True
 
     def _kept(self) -> list[int]:

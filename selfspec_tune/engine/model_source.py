@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Certainty, PolicyState, Round, Source
@@ -129,11 +130,16 @@ class ModelSource:
         if self._sampler is None:
             return scores.tokens, list(map(_as_known, scores.certainties)), [None] * len(tokens)
         # A draft may overflow where the model does not; it may propose anything.
-        logits = scores.logits.nan_to_num(0.0, 0.0, -inf)
-        distributions = [self._sampler.probabilities(row) for row in logits]
+        logits, ids = scores.logits.nan_to_num(0.0, 0.0, -inf), self._runner.draft_ids
+        chosen_from = logits if ids is None else logits[:, ids]  # time goes by how many there are
+        distributions = [self._sampler.probabilities(row) for row in chosen_from]
         drawn = [self._sampler.draw(distribution) for distribution in distributions]
-        certainties = [_as_known(certainty_of(row, token)) for row, token in zip(distributions, drawn, strict=True)]
-        return drawn, certainties, list(distributions)
+        certainties = [_as_known(certainty_of(row, place)) for row, place in zip(distributions, drawn, strict=True)]
+        if ids is None:
+            return drawn, certainties, list(distributions)
+        whole = logits.new_zeros(logits.shape, dtype=torch.float32)
+        whole[:, ids] = torch.stack(distributions)
+        return [int(ids[place]) for place in drawn], certainties, list(whole)
 
     def _take(
         self,
@@ -158,8 +164,10 @@ class ModelSource:
 
     def _is_enough(self, drafted: Drafted, num_ahead: int) -> bool:
         """Whether drafting ends after the last token; ``num_ahead`` more are known."""
-        confidence = drafted.certainties[-1].confidence
-        wants_more = self._policy.wants_more(len(drafted.tokens), confidence, num_ahead)
+        last = drafted.certainties[-1]
+        # A token that was drawn may be another than the one whose lead is known.
+        sureness = last.lead if self._policy.uses_lead and self._sampler is None else last.confidence
+        wants_more = self._policy.wants_more(len(drafted.tokens), sureness, num_ahead)
         return not wants_more or self._is_eos(drafted.tokens[-1])
 
 

@@ -91,6 +91,10 @@ class Runner(Protocol):
         The next `set_draft` forgets the text.
         """
 
+    @property
+    def draft_ids(self) -> Tensor | None:
+        """The ids that drafts choose from [ids], ascending; None: as many of the first as their logits are wide."""
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:

@@ -16,7 +16,8 @@ from selfspec_tune.draft import Draft
 from selfspec_tune.engine.runner import Runner, Want
 
 Clock = Callable[[], float]
-_MOST_GUESSES = 4  # in the draft step that tells what one costs
+_MOST_GUESSES = 8  # in the draft step that tells what one costs
+_EACH_DRAFTED = 16  # tokens up to which each verification is timed
 _AMID, _FIRST, _TRYING = "in a draft", "first of a draft", "trying tokens"
 
 
@@ -157,13 +158,13 @@ class TimedDraft:
 
 @dataclass(frozen=True, slots=True)
 class ContextTimings:
-    """Seconds of every step after ``length`` tokens, one value a round. ``verify[k]`` verifies k tokens.
+    """Seconds of every step after ``length`` tokens, one value a round. ``verify[k]`` verifies k tokens, for some k.
 
     ``in_rounds``: of a few drafts, where they were timed here.
     """
 
     length: int
-    verify: tuple[list[float], ...]
+    verify: Mapping[int, list[float]]
     drafts: tuple[TimedDraft, ...]
     others: dict[str, list[float]]
     in_rounds: tuple[DraftInRound, ...] = ()
@@ -216,7 +217,8 @@ class ContextSteps:
 
     def time(self, rounds: TimingRounds, clock: Clock) -> ContextTimings:
         runner, text, length = self.runner, self.text, self.runner.length
-        steps = {f"verify {k}": verify_step(runner, text, k, self.whole) for k in range(1, self.widest + 1)}
+        drafted = drafted_to_time(self.widest)
+        steps = {f"verify {k}": verify_step(runner, text, k, self.whole) for k in drafted if k}
         steps |= {"verify 0": decode_step(runner, text)}
         steps |= {f"draft {i}": draft_step(runner, text, draft) for i, draft in enumerate(self.drafts)}
         for number, draft in enumerate(self.in_rounds):
@@ -224,7 +226,7 @@ class ContextSteps:
         seconds = time_steps(runner, _shuffled({**steps, **self.others}), rounds, clock)
         return ContextTimings(
             length,
-            tuple(seconds[f"verify {k}"] for k in range(self.widest + 1)),
+            {k: seconds[f"verify {k}"] for k in drafted},
             tuple(TimedDraft(length, draft, seconds[f"draft {i}"]) for i, draft in enumerate(self.drafts)),
             {name: seconds[name] for name in self.others},
             tuple(in_round_of(seconds, self.widest, number) for number in range(len(self.in_rounds))),
@@ -253,6 +255,11 @@ def _shuffled(steps: dict[str, Step]) -> dict[str, Step]:
     return {name: steps[name] for name in names}
 
 
+def drafted_to_time(widest: int) -> list[int]:
+    """Of how many drafted tokens to time the verification, up to ``widest``: of long drafts every fourth number."""
+    return sorted({widest, *(k for k in range(widest) if k <= _EACH_DRAFTED or k % 4 == 0)})
+
+
 def has_no_attention(draft: Draft) -> bool:
     """Whether a draft keeps MLPs alone, all of them."""
     skipped = draft.skip_set
@@ -269,7 +276,7 @@ def _scaled(timing: ContextTimings, factor: float) -> ContextTimings:
 
     return replace(
         timing,
-        verify=tuple(map(scaled, timing.verify)),
+        verify={k: scaled(seconds) for k, seconds in timing.verify.items()},
         drafts=tuple(replace(timed, seconds=scaled(timed.seconds)) for timed in timing.drafts),
         others={name: scaled(seconds) for name, seconds in timing.others.items()},
     )

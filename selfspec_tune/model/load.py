@@ -10,7 +10,7 @@ from typing import Any
 from selfspec_tune.arguments import bench_request
 from selfspec_tune.checks import checked_arguments, text_or_none
 from selfspec_tune.cpu import cpu_quota
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.draft.sources import wanted
@@ -190,7 +190,7 @@ def _draft(found: Contender | None, loaded: LoadedModel, request: BenchRequest) 
         return None
     draft = Draft(
         SkipSet.empty(loaded.num_layers),
-        DraftPolicy(PolicyKind.COST_AWARE),
+        DraftPolicy(PolicyKind.COST_AWARE, LONGEST_SEARCHED),
         sources=sources,
         model_drafts=by_model,
     )

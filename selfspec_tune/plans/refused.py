@@ -52,6 +52,7 @@ REFUSED: dict[str, str] = {
     "dbrx": "its attention is in one module with the norm of its experts, and is added to the stream there",
     "doge": "which keys its attention sees depends on how many tokens a pass is over",
     "dory": "its stream moves on a sphere (nGPT), so a sub-layer that adds nothing still changes it",
+    "emu3": "transformers has no causal language model that reads its checkpoints",
     "hrm_text": "it runs two stacks of layers in cycles, so a layer runs several times a token",
     "jetmoe": "its attention is itself a mixture of experts",
     "longcat_flash": "its layers have two attentions and two MLPs, and experts that bridge them",
@@ -80,16 +81,16 @@ REFUSED: dict[str, str] = {
 
 _LATENT = "its keys and values come from a latent vector (multi-head latent attention), which no plan describes"
 _SHAPES = "its layers have heads of several sizes"
+_OF_PICTURES = "its layers that attend to an image take part in the count of layers, but not in text"
 
 UNPLANNED: dict[str, str] = {
     **dict.fromkeys(
         ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "sarvam_mla", "youtu"), _LATENT
     ),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _SHAPES),
+    **dict.fromkeys(("mllama", "mllama_text_model"), _OF_PICTURES),
     "beam": "its stream is scaled anew at every addition",
-    "emu3": "its text has no configuration of its own among transformers' causal language models",
     "gpt_neox_japanese": "the bias of its last attention is added outside of it",
-    "mllama": "its layers that attend to an image take part in the count of layers, but not in text",
     "codegen": "its queries, values and keys are stacked in four blocks, in this order",
     "diffllama": "its attention is the difference of two softmaxes",
     "laguna": "its layers have different numbers of heads, whose outputs are multiplied with a softplus",

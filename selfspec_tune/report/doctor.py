@@ -18,7 +18,7 @@ from selfspec_tune.results.memory_limit import Spread
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warning": ("!", "bold yellow")}
 _DRAFTS = ("draft", "draft at int8", "draft at int4")
-_SHOWN = ("decode", *_DRAFTS, "verify(1)", "verify(2)", "verify(4)", "verify(8)", "verify(16)")
+_SHOWN = ("decode", *_DRAFTS, "verify(1)", "verify(2)", "verify(4)", "verify(8)", "verify(16)", "verify(24)")
 
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:

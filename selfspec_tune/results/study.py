@@ -19,7 +19,8 @@ class StudyConfig(Document):
     Fields that are None are left out of the file. Any further plain field is kept. ``start_from``:
     what the search began from, by name, and a hash of what was read there. ``prompt_tokens``, ``tokenizer`` and
     ``chat_template`` are hashes, the last one empty where prompts are rendered without a template; files of before
-    have none of these, nor ``eos_token_ids``. ``model_revision``: the commit on the hub; ``template_date``: what chat
+    have none of these, nor ``eos_token_ids``. ``draft_defaults``: what no option says of drafts, in words; older ones
+    do not state it. ``model_revision``: the commit on the hub; ``template_date``: what chat
     templates printed as today's.
     """
 
@@ -53,6 +54,7 @@ class StudyConfig(Document):
     prompt_tokens: str | None = None
     model_revision: str | None = None
     template_date: str | None = None
+    draft_defaults: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

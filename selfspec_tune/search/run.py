@@ -84,6 +84,7 @@ def run_search(request: SearchRequest, reporter: Reporter, workload: Workload | 
         if folder.is_finished(request):
             reporter.notice(f"{folder.path} is finished; raise `trials` or `timeout` to go on, or give another `out`.")
             return SearchOutcome(SkipConfig.load(folder.skip), BenchResult.load(folder.bench), folder.path)
+        folder.check_goes_on(config)
         config.save(folder.config)
         tell_starts(setting.starts, reporter)
         sessions = Sessions(folder.sessions)

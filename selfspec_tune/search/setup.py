@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from selfspec_tune.draft import Draft, DraftPrecision, Precision
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPrecision, Precision
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import PromptError
@@ -72,6 +72,7 @@ class SearchSetup:
             strategy=request.strategy.value,
             start_from={start.file.name: start.file.content_hash for start in self.starts} or None,
             draft=_draft_record(request.draft, self.space),
+            draft_defaults=", ".join([f"up to {LONGEST_SEARCHED} tokens", *map(str, self.space.base.sources)]),
             prompts_hash=short_hash(" ".join(hash_ for hashes in self.splits.hashes().values() for hash_ in hashes)),
             tokenizer=vocabulary_hash(loaded.tokenizer),
             chat_template=template_hash(loaded.tokenizer, Template(request.prompts.template)),

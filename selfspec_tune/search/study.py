@@ -28,6 +28,7 @@ from selfspec_tune.results.logs import owned
 _BUDGET_FIELDS = {"trials", "timeout_seconds"}
 # What older studies do not state: these were resumed with whatever was there.
 _LATER_FIELDS = {"model_revision", "template_date"}
+_DRAFT_DEFAULTS = "draft_defaults"  # matter only where a search goes on
 _OF_SEVERAL = ("compare.json", "transfer.json")
 # What decides which tokens are measured; studies of before these were kept resume without the comparison.
 _OF_TOKENS = {
@@ -128,7 +129,7 @@ class StudyFolder:
         differences = {
             name: values
             for name, values in known.differences(config).items()
-            if name not in _BUDGET_FIELDS and not (name in _LATER_FIELDS and values[0] is None)
+            if name not in (*_BUDGET_FIELDS, _DRAFT_DEFAULTS) and not (name in _LATER_FIELDS and values[0] is None)
         }
         options = {name: values for name, values in differences.items() if name not in _OF_TOKENS}
         if options:
@@ -143,6 +144,15 @@ class StudyFolder:
                 f"{self.path} holds a search on other tokens: the model now has {_changed(differences, tokens)}. What "
                 "was measured cannot be mixed with these. Put the model's files back as they were to resume it, or "
                 "give another `out`."
+            )
+
+    def check_goes_on(self, config: StudyConfig) -> None:
+        """Raise `UsageError` where what was begun drafts by other defaults, with which none of today's compare."""
+        begun = self.begun
+        if begun is not None and begun.draft_defaults != config.draft_defaults:
+            raise UsageError(
+                f"{self.path} holds a search that drafts by other defaults ({begun.draft_defaults or 'older ones'}; "
+                f"now {config.draft_defaults}). Resume it with the version that began it, or give another `out`."
             )
 
     @property

@@ -152,7 +152,7 @@ def test_the_table_names_every_part_and_says_what_it_is(bench: Any) -> None:
     print_bench(Console(file=stream, width=100, color_system=None, highlight=False), bench("attn 1,2"))
     shown = " ".join(stream.getvalue().split())
     assert "copies-and-lookup: the draft with nothing skipped; threshold 6, exit 0.6." in shown
-    assert "lookup-alone: the lookup alone (n-gram 2-4, 10 tokens); threshold 6, exit 0.6." in shown
+    assert "lookup-alone: the lookup alone (n-gram 1-8, 24 tokens); threshold 6, exit 0.6." in shown
     assert "policy-cost-aware: the draft under another policy; cost-aware 6." in shown
 
 

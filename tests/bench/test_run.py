@@ -19,7 +19,7 @@ from selfspec_tune.requests import BenchRequest
 from selfspec_tune.results import BenchResult, ModelInfo, SkipConfig, SkipLayers
 from tests import kit
 from tests.results_kit import skip_config
-from tests.search_kit import Listener, ScriptedEngine, prompt_file, steady
+from tests.search_kit import Listener, ScriptedEngine, prompt_file, steady, without_caches
 
 TAIL = SkipSet(4, (2, 3), (2, 3))
 
@@ -75,6 +75,19 @@ def test_a_text_is_benched_against_every_reference(bench: Any) -> None:
     assert result.a_a is not None
     assert result.baseline_vs_generate is not None
     assert listener.stages[-1] == ("bench", "4 prompts, 6 methods")
+
+
+def test_each_method_has_its_share_of_the_memorys_limit(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench("attn 1").memory_limit is None  # which the caches hold
+    without_caches(monkeypatch)
+    result = bench("attn 1")
+    assert result.memory_limit is not None
+    for method in result.methods:
+        assert method.of_memory_limit is not None
+        assert method.decode_tokens_per_second is not None
+    plain = result.methods[0]
+    allowed = plain.decode_tokens_per_second / result.memory_limit.tokens_per_second
+    assert plain.of_memory_limit.value == pytest.approx(allowed)
 
 
 def test_a_benchs_json_is_what_scripts_expect(bench: Any) -> None:

@@ -17,7 +17,7 @@ from selfspec_tune.requests import BenchRequest, SweepKind, SweepRequest
 from selfspec_tune.results import MethodResult, SweepPoint, SweepResult
 from tests.kit import tiny_tokenizer
 from tests.runs import drafted_of
-from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady
+from tests.search_kit import Listener, ScriptedEngine, prompt_file, read_rows, steady, without_caches
 
 NUM_PROMPTS = 3
 
@@ -51,6 +51,14 @@ def values(result: SweepResult) -> list[float]:
 
 def main(point: SweepPoint) -> MethodResult:
     return next(method for method in point.methods if method.name == "self-speculative")
+
+
+def test_a_longer_context_lowers_the_memorys_limit(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_caches(monkeypatch)
+    limits = [point.memory_limit for point in sweep("context", 100, 400).points]
+    assert None not in limits
+    # Keys and values of 300 positions: 4 layers, 2 heads of 16, in bfloat16. Prompts are lengthened by whole texts.
+    assert limits[1].bytes_per_token - limits[0].bytes_per_token == pytest.approx(300 * 4 * 2 * 2 * 16 * 2, rel=0.1)
 
 
 def test_a_sweep_of_contexts_lengthens_the_same_prompts(sweep: Any) -> None:

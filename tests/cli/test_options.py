@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -54,6 +57,20 @@ def test_a_command_s_parser_is_its_rows(command: str) -> None:
     for row, option in zip(rows, made, strict=True):
         assert row.is_argument or row.flag in option.opts
         assert (option.required, option.default) == (row.is_required, row.unset)
+
+
+def test_a_narrow_terminal_s_help_pages_have_options_written_out() -> None:
+    code = f"""
+from typer.testing import CliRunner
+from selfspec_tune.cli.app import app
+for command in {[*COMMANDS]}:
+    print(CliRunner().invoke(app, [command, "--help"]).stdout)
+"""
+    environment = {**os.environ, "COLUMNS": "60"}
+    pages = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    words = set(pages.stdout.split())
+    rows = [row for command in COMMANDS for row in options_of(command)]
+    assert not {row.flag for row in rows if not row.is_argument} - words
 
 
 @pytest.mark.parametrize("command", COMMANDS)

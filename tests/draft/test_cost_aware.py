@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
+from operator import mul
 from statistics import mean
 
 import pytest
@@ -13,12 +14,13 @@ from selfspec_tune.draft import (
     CONFIDENCE_EDGES,
     AcceptancePrior,
     DraftPolicy,
+    Plan,
     PolicyKind,
     PolicyState,
     Round,
     Source,
 )
-from selfspec_tune.draft.cost_aware import CostAwareState
+from selfspec_tune.draft.cost_aware import CostAwareState, FoundAcceptance
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.ngram import NgramLookup
@@ -244,6 +246,35 @@ def test_only_tokens_that_save_more_than_they_add_are_tried_in_a_draft_pass() ->
     # A longer match is likelier to go on.
     between = cost_aware(StepCosts(1.0, 0.25, STEADY, guess=0.1), has_lookup=True)
     assert 0 < between.num_guesses(4, 4) < between.num_guesses(10, 14)
+
+
+@pytest.mark.parametrize("guess", [0.01, 0.03, 0.1])
+@pytest.mark.parametrize("match_length", [1, 2, 5, 16])
+def test_a_pass_tries_as_many_tokens_as_make_its_own_cheapest(guess: float, match_length: int) -> None:
+    state = cost_aware(StepCosts(1.0, 0.25, STEADY, guess=guess), has_lookup=True)
+    acceptance = FoundAcceptance()
+    chances = list(accumulate((acceptance.after(match_length + n) for n in range(8)), mul))
+    price = [(0.25 + guess * n) / (1 + sum(chances[:n])) for n in range(9)]
+    assert price[state.num_guesses(8, match_length)] == pytest.approx(min(price))
+
+
+def test_found_tokens_are_drafted_where_they_promise_more_than_the_model_does() -> None:
+    prior = AcceptancePrior(0.95, (0.95,) * (len(CONFIDENCE_EDGES) + 1))
+    costs = StepCosts(1.0, 0.25, STEADY)
+    state = CostAwareState(DraftPolicy(PolicyKind.COST_AWARE, 24, prior=prior, credit=9.0), costs, sources=(NGRAM,))
+    # A match of one token is wrong too often; a long one costs no pass at all.
+    assert state.begin(50, 24, 1, NGRAM.name).source is Source.MODEL
+    plan = state.begin(50, 24, 16, NGRAM.name)
+    assert (plan.source, plan.num_tokens) == (NGRAM.name, 24)
+
+
+def test_a_rule_tries_what_a_short_match_found_and_drafts_more_of_it_the_longer_the_match() -> None:
+    rule = fresh_state(DraftPolicy(PolicyKind.THRESHOLD, 6), sources=(NGRAM,))
+    assert rule.begin(50, 24, 1, NGRAM.name) == Plan(Source.MODEL, 6)
+    assert [rule.begin(50, 24, match, NGRAM.name).num_tokens for match in (2, 3, 16)] == [8, 12, 24]
+    assert [rule.num_guesses(8, match) for match in (0, 1, 2, 16)] == [0, 1, 3, 8]
+    alone = fresh_state(DraftPolicy(), sources=(NGRAM,), model_drafts=False)
+    assert alone.begin(50, 24, 1, NGRAM.name) == Plan(NGRAM.name, 4)
 
 
 def test_a_dear_first_step_makes_drafting_rarer() -> None:

@@ -78,3 +78,16 @@ def test_the_length_of_a_match_is_told_beyond_what_was_looked_up(repeated: int, 
 
 def test_a_common_prefix_is_counted() -> None:
     assert [common_prefix(*pair) for pair in (((), (1,)), ((1, 2), (1, 2, 3)), ((1, 2, 3), (1, 9, 3)))] == [0, 2, 1]
+
+
+def test_what_a_file_leaves_out_is_as_it_was_when_files_left_it_out() -> None:
+    assert NgramLookup.from_dict({}) == NgramLookup(max_match=4, min_match=2, max_tokens=10, draft_tokens=0)
+    assert NgramLookup.from_dict(NgramLookup().to_dict()) == NgramLookup()
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.lists(st.integers(0, 2), max_size=30))
+def test_the_default_index_is_rewound_to_what_it_was(kept: list[int], taken_back: list[int]) -> None:
+    index, fresh = NgramIndex(NgramLookup(), kept), NgramIndex(NgramLookup(), kept)
+    index.extend(taken_back)
+    index.rewind(len(kept))
+    assert vars(index) == vars(fresh)

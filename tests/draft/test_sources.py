@@ -91,7 +91,7 @@ class Echoing:
 
     def find(self) -> Found:
         echo = self._echo
-        return Found((self._tokens[-1],) * echo.max_tokens, 1, echo.name, echo.draft_tokens)
+        return Found((self._tokens[-1],) * echo.max_tokens, 2, echo.name, echo.draft_tokens)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_rounds_say_that_it_drafted_and_that_it_was_right() -> None:
     runner = TableRunner(chain(8, 8.0, step=0))  # every token comes again
     draft = Draft(SkipSet.empty(1), sources=(Echo(),), model_drafts=False)
     made = self_speculative(runner, [5], Limits(13), Sampler(), draft)
-    assert made.rounds == [Round(3, 3, "echo", 0, 0, match_length=1)] * 3
+    assert made.rounds == [Round(3, 3, "echo", 0, 0, match_length=2)] * 3
 
 
 def test_passes_of_the_model_try_its_tokens() -> None:

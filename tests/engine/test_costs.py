@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from selfspec_tune.draft import Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, DraftPrecision, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel, StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
@@ -132,17 +132,17 @@ def test_classes_take_few_more_steps() -> None:
     ]
 
 
-def test_every_verification_up_to_sixteen_drafts_is_timed() -> None:
+def test_every_verification_up_to_the_longest_draft_is_known() -> None:
     runner = ClockedRunner()
     costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
     step = runner.step_seconds(length=200)
-    assert costs.verify == pytest.approx([step * (1 + 0.1 * k) for k in range(17)])
+    assert costs.verify == pytest.approx([step * (1 + 0.1 * k) for k in range(LONGEST_SEARCHED + 1)])
 
 
 def test_passes_over_several_tokens_are_over_such_as_follow_each_other() -> None:
     runner = ClockedRunner()  # experts are read by what a token goes to: one token again and again reads too few
     measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
-    assert {len(tokens) for tokens in runner.verified} == set(range(2, 18))
+    assert {len(tokens) for tokens in runner.verified} == {*range(2, 18), 21, 25}
     assert all(tokens == CONTEXT[-len(tokens) :] for tokens in [*runner.verified, *runner.draft_passes])
     short = ClockedRunner()
     measure_step_costs(short, CONTEXT[:2], Draft(SkipSet.empty(6)), context_length=99, clock=short.clock)
@@ -228,14 +228,14 @@ def test_contexts_that_would_take_too_long_are_left_out_unless_insisted_on() -> 
 def test_little_time_means_few_rounds_but_never_less_than_two() -> None:
     runner = ClockedRunner()
     (timing,) = time_contexts(runner, CONTEXT, replace(PLAN, seconds=0.0), clock=runner.clock)
-    assert {len(seconds) for seconds in timing.verify} == {2}
+    assert {len(seconds) for seconds in timing.verify.values()} == {2}
 
 
 def test_a_context_as_long_as_the_models_leaves_room_for_the_steps() -> None:
     runner = ClockedRunner()
     plan = CostPlan(context_length=128, home=128, lengths=(64, 8192), seconds=1e9, most_rounds=2)
     timings = time_contexts(runner, CONTEXT, plan, clock=runner.clock)
-    assert [timing.length for timing in timings] == [110, 64]
+    assert [timing.length for timing in timings] == [102, 64]
 
 
 def test_steps_of_others_are_timed_in_the_same_rounds() -> None:
@@ -254,7 +254,9 @@ def test_quick_step_costs_are_the_drafts() -> None:
     draft = Draft(SkipSet(6, (1, 2), (3,)), vocabulary=16)
     costs = measure_step_costs(runner, CONTEXT, draft, clock=runner.clock)
     assert costs.draft == pytest.approx(runner.step_seconds(draft, 50))
-    assert costs.verify == pytest.approx([runner.step_seconds(length=50) * (1 + 0.1 * k) for k in range(17)])
+    assert costs.verify == pytest.approx(
+        [runner.step_seconds(length=50) * (1 + 0.1 * k) for k in range(LONGEST_SEARCHED + 1)]
+    )
     assert costs.decode == costs.verify[0]
     assert runner.length == 50
 
@@ -264,7 +266,9 @@ def test_steps_are_timed_as_the_rounds_of_a_generation_have_them() -> None:
     plain = runner.step_seconds(length=200)
     costs = measure_costs(runner, CONTEXT, PLAN, clock=runner.clock)
     assert (costs.cold, costs.guess) == pytest.approx((0.2, 0.05))
-    assert costs.verify == pytest.approx([plain, *(0.2 + plain * (1 + 0.1 * k) for k in range(1, 17))])
+    assert costs.verify == pytest.approx(
+        [plain, *(0.2 + plain * (1 + 0.1 * k) for k in range(1, LONGEST_SEARCHED + 1))]
+    )
     assert costs.draft_step(Draft(SkipSet.empty(6))) == pytest.approx(plain)
     draft = Draft(SkipSet(6, (1, 2), (3,)))
     step = runner.step_seconds(draft, 50)
@@ -334,7 +338,7 @@ def test_real_runners_are_measured_through_their_interface(name: str, tiny_llama
     runner: Runner = RUNNERS[name](load(tiny_llama_dir))
     plan = CostPlan(context_length=1024, home=20, lengths=(40,), vocabularies=(64, None), seconds=0.1)
     costs = measure_costs(runner, prompt_tokens(12), plan)
-    assert len(costs.verify) == 17
+    assert len(costs.verify) == LONGEST_SEARCHED + 1
     assert min(costs.verify) > 0
     assert set(costs.vocabularies) == {64, 128}
     assert costs.draft_step(Draft(SkipSet.empty(4))) > 0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import CONFIDENCE_EDGES, LONGEST_SEARCHED, AcceptancePrior, Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import num_drafted
 from selfspec_tune.draft.skip_set import SkipSet
@@ -143,3 +144,18 @@ def test_graphs_for_the_lookups_longest_draft_are_captured_ahead(loaded: LoadedM
     prefill(runner, prompt_tokens(10))
     runner.forward(prompt_tokens(10))
     assert runner.num_graphs == held
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize("policy", [PolicyKind.FIXED, PolicyKind.COST_AWARE])
+def test_the_longest_drafts_and_the_most_tries_leave_the_output_as_it_is(
+    tiny_llama_dir: Path, kind: str, policy: PolicyKind
+) -> None:
+    runner, prompt, limits = RUNNERS[kind](load(tiny_llama_dir)), prompt_tokens(8) * 2, Limits(60)
+    sure = AcceptancePrior(0.99, (0.99,) * (len(CONFIDENCE_EDGES) + 1))
+    rule = DraftPolicy(policy, LONGEST_SEARCHED, 0.0, credit=99.0, prior=sure)
+    draft = Draft(SkipSet.empty(4), rule, sources=(NgramLookup(),))
+    costs = StepCosts(1.0, 0.1, (1.0,) * (LONGEST_SEARCHED + 1))
+    made = self_speculative(runner, prompt, limits, Sampler(), draft, costs)
+    assert made.tokens == autoregressive(runner, prompt, limits, Sampler()).tokens
+    assert max(one.num_drafted for one in made.rounds) == LONGEST_SEARCHED

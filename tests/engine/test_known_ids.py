@@ -65,6 +65,8 @@ def test_a_draft_knows_its_share_and_the_latest_of_a_text(monkeypatch: pytest.Mo
     assert known.add([50])
     assert known.others.tolist() == [41, 50, 90]
     assert not known.add([VOCABULARY])  # a text's, for which the head has no row
+    assert known.ids is not None
+    assert known.ids.tolist() == [*range(FIRST), 41, 50, 90]
 
 
 @pytest.mark.parametrize("vocabulary", [None, VOCABULARY, 2 * VOCABULARY])
@@ -72,6 +74,7 @@ def test_a_draft_over_all_of_the_vocabulary_knows_nothing_past_it(vocabulary: in
     known = _known(Draft(SKIP_SET, vocabulary=vocabulary))
     assert not known.add([0, VOCABULARY - 1])
     assert known.size == known.first == VOCABULARY
+    assert known.ids is None
 
 
 def _drafting(runner: Runner, draft: Draft, text: list[int] = TEXT) -> Runner:
@@ -178,6 +181,8 @@ def test_what_wraps_a_runner_hands_the_text_on(
     runner = penalised(StandaloneRunner.of(inner, models("float32")) if alone else inner, penalty)
     logits = _drafting(runner, Draft(SKIP_SET, vocabulary=FIRST)).forward([7], is_draft=True).logits[0]
     assert logits.isfinite().nonzero()[:, 0].tolist() == [*range(FIRST), *OTHERS]
+    assert runner.draft_ids is not None
+    assert runner.draft_ids.tolist() == [*range(FIRST), *OTHERS]
 
 
 POLICIES = [DraftPolicy(PolicyKind.FIXED, 4), DraftPolicy(PolicyKind.THRESHOLD, 4, 0.02)]
@@ -207,7 +212,7 @@ def test_steps_on_the_device_choose_from_the_texts_ids(models: Callable[[str], L
     expected = [7]
     for _ in range(12):
         expected += fast.forward(expected[-1:], is_draft=True, want=Want.TOKENS).tokens
-    assert graphed.draft_ahead(7, 12) == expected[1:]
+    assert graphed.draft_ahead(7, 12).tokens == expected[1:]
     assert max(expected) >= FIRST
     for runner in (graphed, fast):  # what was captured reads what has come since
         runner.rewind(9)
@@ -215,5 +220,5 @@ def test_steps_on_the_device_choose_from_the_texts_ids(models: Callable[[str], L
     expected = [7]
     for _ in range(12):
         expected += fast.forward(expected[-1:], is_draft=True, want=Want.TOKENS).tokens
-    assert graphed.draft_ahead(7, 12) == expected[1:]
+    assert graphed.draft_ahead(7, 12).tokens == expected[1:]
     assert any(token >= FIRST and token % 3 == 1 for token in expected)

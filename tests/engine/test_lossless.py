@@ -38,7 +38,7 @@ from selfspec_tune.models import LoadedModel
 from tests import kit
 from tests.covering import rows
 from tests.engine_kit import RUNNERS, STEPS, by_search, check_record, every_policy, load, prompt_tokens
-from tests.enumeration import distribution
+from tests.enumeration import EveryWay, distribution
 from tests.runs import accepted_of, drafted_of
 
 LAYERS, VOCABULARY = 3, 24
@@ -75,6 +75,7 @@ LOOKUPS: dict[str, tuple[NgramLookup | None, bool]] = {  # and whether the model
     "lookup": (NgramLookup(3, 2, 4, draft_tokens=0), True),
     "lookup and guesses": (NgramLookup(3, 1, 2, draft_tokens=3), True),
     "lookup alone": (NgramLookup(4, 1, 10), False),
+    "lookup as by default": (NgramLookup(), True),
 }
 POLICIES = {policy.kind.value: policy for policy in every_policy(max_draft_tokens=4, exit_threshold=0.25)}
 PROMPTS = {"one token": 1, "short": 9, "longer than a verification": 40, "past two blocks of the cache": 250}
@@ -336,7 +337,8 @@ def _check_sampled(case: Case) -> None:
 
     def answer(every: Sampler, draft: Draft | None) -> tuple[int, ...]:
         made, _ = case.decode(limits, every, draft)
-        if case.is_model:
+        assert isinstance(every, EveryWay)
+        if case.is_model and every.probability > 1e-5:  # else it is the rounding of a sum that has rejected a token
             assert accepted_of(made.rounds) == drafted_of(made.rounds)
         return tuple(made.tokens)
 

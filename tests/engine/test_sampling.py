@@ -36,6 +36,7 @@ LOOKUP = NgramLookup(max_match=2, min_match=1, max_tokens=3)
 COMBINED: dict[str, tuple[tuple[NgramLookup, ...], bool]] = {
     "lookup": ((LOOKUP,), False),
     "lookup, then model": ((NgramLookup(2, 2, 2),), True),
+    "lookup as by default, then model": ((NgramLookup(),), True),
 }
 # Rounding alone may separate the right rule's distribution from the target's; a broken rule moves answers in ten.
 ROUNDING, CAUGHT = 1e-5, 0.02

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from selfspec_tune.measure import plain_limit, roofline
+from selfspec_tune.measure import plain_limit
 from selfspec_tune.measure.plain_limit import PlainLimit
 from selfspec_tune.measure.traffic import traffic_of
 from selfspec_tune.models import LoadedModel
@@ -18,16 +18,14 @@ from selfspec_tune.results import PairedRun
 from tests import kit
 from tests.engine_kit import load
 from tests.runs import paired_run
+from tests.search_kit import without_caches
 
 RUNS = [paired_run("a/1"), paired_run("a/2", baseline=(31, 0.5, 2.0))]
 
 
 @pytest.fixture(autouse=True)
 def no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machines that the tiny models do not fit into, and small buffers."""
-    monkeypatch.setattr(roofline, "LEAST_BYTES", 1 << 16)
-    for module in (roofline, plain_limit):
-        monkeypatch.setattr(module, "last_level_cache", lambda device: 1 << 10)
+    without_caches(monkeypatch)
 
 
 def beside(loaded: LoadedModel) -> tuple[list[PairedRun], list[str]]:

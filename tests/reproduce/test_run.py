@@ -277,6 +277,18 @@ def test_a_dry_run_prints_and_runs_nothing(study: Path, steps: Steps, tiny_llama
     assert (steps.ran, Path("again").exists()) == ([], False)
 
 
+def test_a_dry_run_notes_that_a_model_is_not_here_yet(study: Path, steps: Steps) -> None:
+    missing = ("--set", "model=somebody/elsewhere-7b")
+    done = reproduce(study, "--dry-run", *missing)
+    assert (done.exit_code, steps.ran) == (0, [])
+    assert "first: selfspec-tune bench --model somebody/elsewhere-7b" in done.stdout
+    assert "note: Step first: somebody/elsewhere-7b is not on this machine" in done.stderr
+    assert reproduce(study, "--dry-run", "--quiet", *missing).stderr == ""
+    assert reproduce(study, "--out", "again", *missing).exit_code == 1
+    lost = reproduce(study, "--dry-run", "--set", "model=./nowhere")
+    assert (lost.exit_code, "nowhere" in lost.stderr) == (2, True)
+
+
 def without_plan(study: Path) -> list[str]:
     (study / PLAN_FILE).unlink()
     return []

@@ -119,6 +119,10 @@ class FastRunner:
             self._hold(self._head.dense.rows(self._known.others))
 
     @property
+    def draft_ids(self) -> Tensor | None:
+        return self._known.ids
+
+    @property
     def extra_memory_bytes(self) -> int | None:
         """Most bytes of low-precision copies that drafts may hold; None: no limit."""
         return self._copies.limit

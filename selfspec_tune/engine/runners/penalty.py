@@ -55,6 +55,10 @@ class PenalisedRunner:
     def know(self, tokens: Iterable[int]) -> None:
         self._runner.know(tokens)
 
+    @property
+    def draft_ids(self) -> Tensor | None:
+        return self._runner.draft_ids
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:

@@ -64,6 +64,10 @@ class ReferenceRunner:
     def know(self, tokens: Iterable[int]) -> None:
         self._known.add(tokens)
 
+    @property
+    def draft_ids(self) -> Tensor | None:
+        return self._known.ids
+
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False
     ) -> Scores:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from selfspec_tune.draft import Draft
 from selfspec_tune.draft.source import common_prefix
 from selfspec_tune.engine.runner import Runner, Scores, Want, draft_ahead
@@ -62,6 +64,10 @@ class StandaloneRunner:
 
     def know(self, tokens: Iterable[int]) -> None:
         self._alone.know(tokens)
+
+    @property
+    def draft_ids(self) -> Tensor | None:
+        return self._alone.draft_ids
 
     def forward(
         self, tokens: Sequence[int], *, is_draft: bool = False, want: Want = Want.LOGITS, last_only: bool = False

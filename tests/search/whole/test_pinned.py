@@ -128,6 +128,19 @@ def test_a_study_without_commit_or_date_goes_on(make_request: Any, engine: Scrip
     assert not run_search(make_request(trials=2), Listener()).interrupted
 
 
+def test_a_study_of_other_draft_defaults_gives_its_result_and_does_not_go_on(
+    make_request: Any, engine: ScriptedEngine
+) -> None:
+    request = make_request(trials=1)
+    found = run_search(request, Listener()).skip_config
+    file = request.out / "study.toml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("draft_defaults")))
+    assert run_search(request, Listener()).skip_config == found
+    with pytest.raises(UsageError, match=r"other defaults \(older ones; now up to 24 tokens\)"):
+        run_search(make_request(trials=2), Listener())
+
+
 def test_a_prompt_beyond_the_embedding_is_refused_before_anything_runs(tmp_path: Path) -> None:
     directory = kit.tiny_llama(tmp_path / "small", vocab=64)
     kit.tiny_tokenizer(128).save_pretrained(directory)

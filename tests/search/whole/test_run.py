@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
@@ -24,7 +24,7 @@ from selfspec_tune.search import run as run_module
 from selfspec_tune.search.stages.ranking import read_ranking
 from selfspec_tune.search.study import StudyFolder
 from tests import kit
-from tests.search_kit import Listener, ScriptedEngine, read_rows, search_request, steady
+from tests.search_kit import Listener, ScriptedEngine, read_rows, search_request, steady, without_caches
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,7 +43,9 @@ class Finished:
     def __init__(self, folder: Path, model: Path, source: str) -> None:
         self.request = search_request(folder, model, source, vocabulary="auto")
         self.listener = Listener()
-        self.outcome = run_search(self.request, self.listener)
+        with pytest.MonkeyPatch.context() as patch:
+            without_caches(patch)
+            self.outcome = run_search(self.request, self.listener)
         self.folder = folder
 
 
@@ -80,6 +82,19 @@ def test_a_search_leaves_three_valid_files(finished: Finished) -> None:
     assert study.model_fingerprint == config.model.fingerprint == bench.model.fingerprint
     assert (study.trials, study.max_new_tokens, study.num_prompts) == (3, 16, 16)
     assert study.dtype == "float32"
+
+
+def test_a_search_tells_what_its_test_reached_of_the_memorys_limit(finished: Finished) -> None:
+    bench, score = finished.outcome.bench, finished.outcome.skip_config.score
+    assert bench is not None
+    assert bench.memory_limit is not None
+    (method,) = [method for method in bench.methods if method.name == "self-speculative"]
+    assert score.of_memory_limit == method.of_memory_limit is not None
+    assert score.decode_tokens_per_second == method.decode_tokens_per_second is not None
+    limits = [run.limit_seconds for run in bench.runs]
+    assert None not in limits
+    selection = read_rows(finished.folder / "selection.jsonl")
+    assert all(row["plain_bytes"] is None for row in selection)  # nobody reads a share there
 
 
 def test_a_searchs_files_carry_schema_and_version(finished: Finished) -> None:
@@ -478,7 +493,7 @@ def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, 
         assert str(draft.precision) == ("head int8" if 1 in draft.skip_set.attention else "int4 attn 1; head int8")
     (policy,) = {draft.policy for draft in drafts}
     assert policy.prior is not None
-    assert policy == DraftPolicy(PolicyKind.COST_AWARE, 16, prior=policy.prior)
+    assert policy == DraftPolicy(PolicyKind.COST_AWARE, LONGEST_SEARCHED, prior=policy.prior)
     written = SkipConfig.load(request.out / "skip.json")
     assert written == outcome.skip_config
     assert Draft.from_dict(written.skip_set(), written.draft.model_dump()) in drafts
