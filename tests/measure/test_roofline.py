@@ -109,7 +109,7 @@ def test_memory_is_measured_anew_when_a_fiftieth_of_the_time_pays_for_it() -> No
     assert speeds == [8.0, 8.0, 8.0, 4.0]
 
 
-def test_every_kernel_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kernel_is_waited_for_before_and_after() -> None:
     events: list[str] = []
 
     def noted(name: str, value: int = 0) -> Callable[[], int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, PolicyKind
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import BudgetError, FileFormatError, PromptError, UsageError
@@ -493,7 +493,7 @@ def test_lookup_and_precision_reach_every_draft_and_the_file(make_request: Any, 
         assert str(draft.precision) == ("head int8" if 1 in draft.skip_set.attention else "int4 attn 1; head int8")
     (policy,) = {draft.policy for draft in drafts}
     assert policy.prior is not None
-    assert policy == DraftPolicy(PolicyKind.COST_AWARE, 16, prior=policy.prior)
+    assert policy == DraftPolicy(PolicyKind.COST_AWARE, LONGEST_SEARCHED, prior=policy.prior)
     written = SkipConfig.load(request.out / "skip.json")
     assert written == outcome.skip_config
     assert Draft.from_dict(written.skip_set(), written.draft.model_dump()) in drafts
