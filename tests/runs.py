@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfspec_tune.draft import Round
@@ -22,6 +23,11 @@ def accepted_of(rounds: Sequence[Round]) -> list[int]:
 def sources_of(rounds: Sequence[Round]) -> list[str | None]:
     """Who drafted in each."""
     return [one.source for one in rounds]
+
+
+def counts_of(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds without how sure the draft was, which runners that round differently tell to other digits."""
+    return [replace(one, certainties=()) for one in rounds]
 
 
 def paired_run(

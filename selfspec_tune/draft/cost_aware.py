@@ -75,7 +75,7 @@ class RunningMean:
 
 
 class ModelAcceptance:
-    """Of tokens that the model drafted: by confidence once drafted, by position before.
+    """Of tokens that the model drafted: by how sure it was once drafted, by position before.
 
     ``first`` is the acceptance of a round's first token, ``following`` that of a token
     after an accepted one.
@@ -83,13 +83,13 @@ class ModelAcceptance:
 
     def __init__(self, prior: AcceptancePrior | None) -> None:
         mean = _UNKNOWN_MEAN if prior is None else prior.mean
-        self._prior = None if prior is None else prior.by_confidence
+        self._prior = None if prior is None else prior.rates
         self._bins = [RunningMean(0.0, **_CONFIDENCE) for _ in range(len(CONFIDENCE_EDGES) + 1)]
         self.first = RunningMean(mean, **_POSITION)
         self.following = RunningMean(min(mean + _SURER, (1.0 + mean) / 2), **_POSITION)
 
     def calibrated(self, confidence: float) -> float:
-        """Acceptance of a token drafted at this probability."""
+        """Acceptance of a token drafted at this probability, or lead."""
         index = bisect_right(CONFIDENCE_EDGES, confidence)
         return self._bins[index].around(confidence if self._prior is None else self._prior[index])
 
@@ -151,6 +151,7 @@ class CostAwareState:
     def __init__(
         self, policy: DraftPolicy, costs: StepCosts, *, sources: Sequence[DraftSource] = (), model_drafts: bool = True
     ) -> None:
+        self.uses_lead = policy.prior is None or policy.prior.by_lead
         self._most = policy.max_draft_tokens if model_drafts else 0
         longest = max([self._most, *(source.max_tokens for source in sources)])
         self._step, self._cold, self._guess = (

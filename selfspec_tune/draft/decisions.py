@@ -22,6 +22,7 @@ class RuleState:
         self._policy = policy
         self._model_drafts = model_drafts
         self.needs_probability = policy.needs_probability
+        self.uses_lead = False
         self.threshold = policy.exit_threshold
         self.acceptance = 0.0
 

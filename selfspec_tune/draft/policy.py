@@ -34,27 +34,32 @@ class AcceptancePrior:
     """What is known of a draft's acceptance before a generation begins, say from calibration text.
 
     ``mean``: share of drafted tokens accepted at positions of any confidence.
-    ``by_confidence``: that share in each interval that `CONFIDENCE_EDGES` bounds.
+    ``rates``: that share in each interval that `CONFIDENCE_EDGES` bounds, of a token's confidence; of its lead (see
+    `Certainty`) with ``by_lead``, as searches find it.
     """
 
     mean: float
-    by_confidence: tuple[float, ...]
+    rates: tuple[float, ...]
+    by_lead: bool = False
 
     def __post_init__(self) -> None:
         expected = len(CONFIDENCE_EDGES) + 1
-        if len(self.by_confidence) != expected or not all(0 <= p <= 1 for p in (self.mean, *self.by_confidence)):
+        if len(self.rates) != expected or not all(0 <= p <= 1 for p in (self.mean, *self.rates)):
             raise UsageError(f"{self}: expected a mean and {expected} acceptance rates, all from 0 to 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"mean": self.mean, "by_confidence": list(self.by_confidence)}
+        return {"mean": self.mean, "by_lead" if self.by_lead else "by_confidence": list(self.rates)}
 
     @classmethod
     def from_dict(cls, value: Any) -> AcceptancePrior:
         """The inverse of `to_dict`. Raises `UsageError`."""
-        known = only_known("prior", value, ("mean", "by_confidence"))
+        known = only_known("prior", value, ("mean", "by_confidence", "by_lead"))
+        if len(known) > 2:
+            raise UsageError("prior has acceptance rates both by_confidence and by_lead; expected one of them.")
         mean = float(number("prior.mean", known.get("mean"), 0.0, 1.0))
-        return cls(mean, numbers("prior.by_confidence", known.get("by_confidence")))
+        name = "by_lead" if "by_lead" in known else "by_confidence"
+        return cls(mean, numbers(f"prior.{name}", known.get(name)), by_lead=name == "by_lead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class DraftPolicy:
     ``cost-aware`` weighs each token's expected gain against its measured cost and decodes
     plainly where drafting does not pay; its predicted time never exceeds plain decoding's
     by more than the share ``max_loss`` and ``credit`` plain steps. ``prior`` is what it
-    believes of the draft at first (None: acceptance equals confidence).
+    believes of the draft at first (None: acceptance equals a token's lead).
     """
 
     kind: PolicyKind = PolicyKind.THRESHOLD
@@ -135,7 +140,7 @@ def exact(number: float) -> str:
 
 def _text(value: float | AcceptancePrior) -> str:
     if isinstance(value, AcceptancePrior):
-        return " ".join(exact(p) for p in (value.mean, *value.by_confidence))
+        return " ".join([*(["by lead"] if value.by_lead else []), *(exact(p) for p in (value.mean, *value.rates))])
     return exact(value)
 
 
@@ -153,12 +158,17 @@ PLAIN = Plan(Source.PLAIN)
 class PolicyState(Protocol):
     """A policy within one generation.
 
-    It sees only the probabilities of drafted tokens, what a source found, and what was
+    It sees only how sure the draft was of its tokens, what a source found, and what was
     accepted before; every drafted token is verified. So it may decide as it likes: the
     output stays exact.
+
+    Attributes:
+        needs_probability: whether it decides by how sure the draft is at all.
+        uses_lead: whether that is a token's lead, where the draft takes the most probable one, not its probability.
     """
 
     needs_probability: bool
+    uses_lead: bool
 
     def begin(self, room: int, num_found: int = 0, match_length: int = 0, source: str = Source.PLAIN) -> Plan:
         """Plan a round that may draft up to ``room`` tokens.
@@ -167,7 +177,7 @@ class PolicyState(Protocol):
         """
 
     def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
-        """Whether the model should draft on after ``num_drafted`` tokens, the last one at ``probability``.
+        """Whether the model should draft on after ``num_drafted`` tokens, the last one at ``probability``, or its lead.
 
         ``num_ahead`` further tokens are known already, from the same pass.
         """

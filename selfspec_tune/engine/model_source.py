@@ -164,8 +164,10 @@ class ModelSource:
 
     def _is_enough(self, drafted: Drafted, num_ahead: int) -> bool:
         """Whether drafting ends after the last token; ``num_ahead`` more are known."""
-        confidence = drafted.certainties[-1].confidence
-        wants_more = self._policy.wants_more(len(drafted.tokens), confidence, num_ahead)
+        last = drafted.certainties[-1]
+        # A token that was drawn may be another than the one whose lead is known.
+        sureness = last.lead if self._policy.uses_lead and self._sampler is None else last.confidence
+        wants_more = self._policy.wants_more(len(drafted.tokens), sureness, num_ahead)
         return not wants_more or self._is_eos(drafted.tokens[-1])
 
 

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from selfspec_tune.draft import Precision
 from selfspec_tune.engine.kernels.weights import NativeCopy
+from selfspec_tune.engine.layers import quantize
 from selfspec_tune.engine.layers.linear import Dense
 from selfspec_tune.engine.layers.lowbit import LowBitSettings
-from selfspec_tune.engine.layers.quantize import Moments, typical_text
 from selfspec_tune.engine.layers.sublayer import Stream
 from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.engine.teacher_forcing import Window
@@ -77,6 +77,9 @@ TYPICAL, BOTH = (_TYPICAL,), (_TYPICAL, "answers")
 VARIANTS = {
     "same": Variant("same"),
     "packed": Variant("packed", TYPICAL),
+    "packed, damping 0.1": Variant("packed", TYPICAL, damping=0.1),
+    "packed, both": Variant("packed", BOTH),
+    "packed, both, damping 0.1": Variant("packed", BOTH, damping=0.1),
     "plain": Variant("plain"),
     "plain, weighed": Variant("plain", TYPICAL),
     "128": Variant("gptq", TYPICAL),
@@ -150,7 +153,7 @@ def read_texts(arguments: argparse.Namespace, loaded: LoadedModel) -> Texts:
                 texts.windows.append(Window((*prompt, *answer), len(prompt), len(prompt) + len(answer) - 1))
                 texts.domains.append(domain)
                 texts.prompts.append(prompt_id)
-    texts.fitted.append((_TYPICAL, typical_text(loaded, loaded.vocabulary_size)[: loaded.context_length]))
+    texts.fitted.append((_TYPICAL, quantize.typical_text(loaded, loaded.vocabulary_size)[: loaded.context_length]))
     others = {name: text for file in arguments.answers for name, text in answers(file, loaded).items()}
     others = {name: text for name, text in others.items() if name not in texts.prompts}
     fitted = list(others.values())[: arguments.prompts]
@@ -173,7 +176,7 @@ class Copies:
         if fitted:
             mean = sum((products[kind] for kind in fitted), torch.zeros(())) / sum(self._counts[k] for k in fitted)
         if variant.method == "packed":
-            return _packed(dense, _narrowed(mean, block_of(inputs, 128)))
+            return _packed(dense, _narrowed(mean, block_of(inputs, 128)), variant.damping)
         kind = Format(self._levels[variant.levels], variant.scale_bits)
         moments, is_plain = _narrowed(mean, block_of(inputs, variant.block)), variant.method == "plain"
         made = values(dense.weight, kind, moments, variant.order, variant.damping, self._folder, is_plain=is_plain)
@@ -186,9 +189,10 @@ def _narrowed(products: Tensor, size: int) -> Tensor:
     return torch.stack([block[at : at + size, at : at + size] for block in products for at in parts])
 
 
-def _packed(dense: Dense, products: Tensor) -> Tensor:
+def _packed(dense: Dense, products: Tensor, damping: float) -> Tensor:
     """By the program's own packer."""
-    copy = NativeCopy(dense, Precision.INT4, LowBitSettings(symmetric=True), Moments.of(products))
+    quantize._DAMPING = damping
+    copy = NativeCopy(dense, Precision.INT4, LowBitSettings(symmetric=True), quantize.Moments.of(products))
     made = torch.empty_like(dense.weight)
     copy._dequantise(0, made)
     return made

@@ -19,6 +19,8 @@ from selfspec_tune.draft import (
     PolicyKind,
     Precision,
 )
+from selfspec_tune.draft.costs import StepCosts
+from selfspec_tune.draft.decisions import fresh_state
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.errors import UsageError
@@ -42,7 +44,7 @@ POLICIES = st.builds(
     step=st.sampled_from([0.01, 0.02]),
     max_loss=st.floats(0, 0.5),
     credit=st.floats(0, 4),
-    prior=st.one_of(st.none(), st.builds(AcceptancePrior, SHARES, st.tuples(*[SHARES] * NUM_BINS))),
+    prior=st.one_of(st.none(), st.builds(AcceptancePrior, SHARES, st.tuples(*[SHARES] * NUM_BINS), st.booleans())),
 )
 LOOKUPS = st.builds(lambda least, more, most: NgramLookup(least + more, least, most), *[st.integers(1, 9)] * 3)
 DRAFTS = st.builds(
@@ -144,6 +146,22 @@ def test_a_policy_refuses_settings_that_mean_nothing(settings: dict[str, float])
 def test_a_prior_is_made_of_probabilities(mean: float, rates: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="all from 0 to 1"):
         AcceptancePrior(mean, rates)
+
+
+def test_a_prior_of_before_leads_were_known_is_of_confidences() -> None:
+    rates = [0.5] * NUM_BINS
+    old = AcceptancePrior.from_dict({"mean": 0.5, "by_confidence": rates})
+    new = AcceptancePrior.from_dict({"mean": 0.5, "by_lead": rates})
+    assert (old.by_lead, new.by_lead) == (False, True)
+    assert (list(old.to_dict()), list(new.to_dict())) == (["mean", "by_confidence"], ["mean", "by_lead"])
+    policies = [DraftPolicy(PolicyKind.COST_AWARE, prior=prior) for prior in (old, new)]
+    costs = StepCosts(1.0, 0.3, (1.0, 1.1))
+    assert len({str(policy) for policy in policies}) == 2
+    assert [fresh_state(policy, costs).uses_lead for policy in policies] == [False, True]
+    assert fresh_state(DraftPolicy(PolicyKind.COST_AWARE), costs).uses_lead
+    assert not fresh_state(DraftPolicy(PolicyKind.THRESHOLD)).uses_lead
+    with pytest.raises(UsageError, match="both by_confidence and by_lead"):
+        AcceptancePrior.from_dict({"mean": 0.5, "by_confidence": rates, "by_lead": rates})
 
 
 def test_a_draft_from_nothing_is_refused() -> None:

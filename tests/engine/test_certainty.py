@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from selfspec_tune.draft import Certainty, Draft, DraftPolicy, PolicyKind, Source
+from selfspec_tune.draft.decisions import RuleState
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import MOST_MARGIN, UNSURE
 from selfspec_tune.draft.skip_set import SkipSet
 from selfspec_tune.engine import Limits, Runner, Sampler, self_speculative
+from selfspec_tune.engine.drafting import Drafter
 from selfspec_tune.engine.runner import Want, as_scores, most_probable, prefill
 from selfspec_tune.engine.runners.penalty import penalised
 from selfspec_tune.engine.runners.standalone import StandaloneRunner
@@ -134,6 +136,27 @@ def test_every_round_says_how_sure_the_draft_was_of_each_token_of_the_models(
         for certainty in one.certainties:
             assert certainty == certainty.rounded
             assert any(certainty == pytest.approx(each, abs=0.006) for each in known)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize("uses_lead", [False, True])
+def test_a_policy_goes_by_leads_where_it_asks_for_them_and_the_draft_takes_the_likeliest(
+    uses_lead: bool, samples: bool
+) -> None:
+    class Noting(RuleState):
+        def wants_more(self, num_drafted: int, probability: float, num_ahead: int = 0) -> bool:
+            seen.append(probability)
+            return super().wants_more(num_drafted, probability, num_ahead)
+
+    seen: list[float] = []
+    state = Noting(DraftPolicy(PolicyKind.THRESHOLD, 3, 0.0))
+    state.uses_lead = uses_lead
+    runner = TableRunner(chain(8, SURE), chain(8, SURE))
+    prefill(runner, [0, 1])
+    drafted = Drafter(runner, [], state, Sampler(1.0) if samples else None, lambda token: False, [0, 1]).draft(1, 9)
+    leads = [certainty.lead for certainty in drafted.certainties]
+    assert leads == pytest.approx([1 / (1 + math.exp(-SURE))] * 3)
+    assert seen == (leads if uses_lead and not samples else [each.confidence for each in drafted.certainties])
 
 
 def test_a_draft_that_overflows_is_not_sure_of_anything() -> None:

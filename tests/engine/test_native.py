@@ -156,6 +156,8 @@ import ctypes, os, resource, sys
 library, libc = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
 libc.mallopt(-1, 1 << 30)  # what is freed stays at hand: only stacks are to lack memory
 libc.mallopt(-3, 1 << 30)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+libc.free(libc.malloc(256 << 20))  # nor is scratch memory, of which more threads need more
 assert library.self_test(1) == 0
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, ((pages * resource.getpagesize()) + (4 << 20), resource.RLIM_INFINITY))

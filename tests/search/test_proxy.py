@@ -60,7 +60,7 @@ class FakeScorer:
         # Mismatches spread evenly, the draft unsure where it errs.
         match = tuple((i * kept) // POSITIONS != ((i + 1) * kept) // POSITIONS for i in range(POSITIONS))
         confidence = tuple(0.95 if same else 0.2 for same in match)
-        return Trace((match,), (confidence,), 1.0 + harm)
+        return Trace((match,), (confidence,), (confidence,), 1.0 + harm)
 
     def _harm(self, index: int, precision: Precision | None) -> float:
         """At int4 a tenth of the harm of leaving the sub-layer out."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Round
+from selfspec_tune.draft import AcceptancePrior, Draft, DraftPolicy, PolicyKind, Round
 from selfspec_tune.draft.costs import StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.rounds import PLAIN_ROUND, num_accepted, num_tokens
@@ -47,7 +47,9 @@ STEPS = StepCosts(decode=1.0, draft=0.2, verify=(1.0, 1.05, 1.1, 1.15, 1.2))
 def traced(
     matches: Sequence[Sequence[bool]], confidences: Sequence[Sequence[float]], later: tuple[Trace, ...] = ()
 ) -> Trace:
-    return Trace(tuple(map(tuple, matches)), tuple(map(tuple, confidences)), 0.0, later)
+    """A trace whose leads are its confidences."""
+    surenesses = tuple(map(tuple, confidences))
+    return Trace(tuple(map(tuple, matches)), surenesses, surenesses, 0.0, later)
 
 
 def replayed_window(
@@ -151,14 +153,26 @@ def test_a_cost_aware_policy_is_not_replayed_without_costs() -> None:
         replayed_window([True], DraftPolicy(PolicyKind.COST_AWARE))
 
 
-def test_a_traces_prior_is_its_acceptance_by_confidence() -> None:
+def test_a_traces_prior_is_its_acceptance_by_lead() -> None:
     matches = [[True, True, False], [False] * 6]
-    confidences = [[0.9, 0.9, 0.9], [0.1] * 6]
-    prior = acceptance_prior(traced(matches, confidences))
+    leads = [[0.9, 0.9, 0.9], [0.1] * 6]
+    prior = acceptance_prior(replace(traced(matches, [[0.3] * 3, [0.3] * 6]), leads=traced(matches, leads).leads))
+    assert prior.by_lead
     assert prior.mean == pytest.approx(2 / 9, abs=1e-4)
-    assert prior.by_confidence[0] == pytest.approx((0 + 4 * 0.1) / 10, abs=1e-4)
-    assert prior.by_confidence[5] == pytest.approx((2 + 4 * 0.885) / 7, abs=1e-4)
-    assert prior.by_confidence[9] == pytest.approx(0.9975, abs=1e-4)  # nothing seen: its confidence
+    assert prior.rates[0] == pytest.approx((0 + 4 * 0.1) / 10, abs=1e-4)
+    assert prior.rates[5] == pytest.approx((2 + 4 * 0.885) / 7, abs=1e-4)
+    assert prior.rates[9] == pytest.approx(0.9975, abs=1e-4)  # nothing seen: its lead
+
+
+@pytest.mark.parametrize("by_lead", [True, False])
+def test_a_cost_aware_policy_is_replayed_by_what_its_prior_is_of(by_lead: bool) -> None:
+    """A threshold policy's rule is of the probability, whatever the lead."""
+    trace = replace(traced([[True] * 24], [[0.99] * 24]), leads=((0.1,) * 24,))
+    sure = AcceptancePrior(0.9, (*[0.05] * 5, *[1.0] * 5), by_lead=by_lead)
+    costs = StepCosts(1.0, 0.3, (1.0, 1.05, 1.1, 1.15, 1.2))
+    drafted = drafted_of(replay(trace, DraftPolicy(PolicyKind.COST_AWARE, 4, prior=sure), costs))
+    assert (max(drafted) < 4) == by_lead
+    assert max(drafted_of(replay(trace, DraftPolicy(PolicyKind.THRESHOLD, 4, 0.9)))) == 4
 
 
 def test_a_prior_is_of_all_tokens_of_a_draft_alike() -> None:

@@ -20,8 +20,9 @@ class Trace:
     """What a draft says along windows: per window, per position.
 
     ``matches``: its most probable token is the full model's; ``confidences``: the
-    probability it gives to its most probable token; ``nll``: mean negative log-likelihood
-    (nats) of the full model's tokens, those that the draft cannot choose left out.
+    probability it gives to its most probable token; ``leads``: of these, as `Certainty` has it;
+    ``nll``: mean negative log-likelihood (nats) of the full model's tokens, those that the draft
+    cannot choose left out.
 
     All that as the first token of a draft. ``later[k]``: the same as token k + 2 of one, whose earlier
     tokens were right; the last of them stands for all further tokens. Empty: the first stands for all.
@@ -29,6 +30,7 @@ class Trace:
 
     matches: tuple[tuple[bool, ...], ...]
     confidences: tuple[tuple[float, ...], ...]
+    leads: tuple[tuple[float, ...], ...]
     nll: float
     later: tuple[Trace, ...] = ()
 
@@ -90,12 +92,15 @@ def to_trace(logits: Tensor, windows: Sequence[Window], ids: WindowIds) -> Trace
         logits = logits.nan_to_num(0.0, 0.0, -inf)
         normaliser = logits.logsumexp(-1)
     top, tokens = logits.max(-1)
+    highest = logits.topk(min(2, logits.shape[-1])).values  # of equal ones it may not name the first token
+    margin = highest[:, 0] - highest[:, 1] if highest.shape[-1] > 1 else torch.full_like(top, inf)
     of_target = logits.gather(-1, columns[:, None])[:, 0]
     nll = (normaliser - of_target)[inside].mean() if bool(inside.any()) else torch.tensor(float("inf"))
     matches = ((tokens == columns) & inside).tolist()
-    confidences = torch.exp(top - normaliser).tolist()
+    confidences, leads = torch.exp(top - normaliser).tolist(), torch.sigmoid(margin).tolist()
     return Trace(
         tuple(tuple(matches[a:b]) for a, b in pieces),
         tuple(tuple(confidences[a:b]) for a, b in pieces),
+        tuple(tuple(leads[a:b]) for a, b in pieces),
         float(nll),
     )

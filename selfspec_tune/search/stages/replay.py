@@ -71,10 +71,11 @@ def replay(
     found = findings if findings is not None else [[NOT_FOUND] * len(match) for match in trace.matches]
     matches = zip(*(one.matches for one in depths), strict=True)
     confidences = zip(*(one.confidences for one in depths), strict=True)
-    for match, confidence, along in zip(matches, confidences, found, strict=True):
-        window = _Window(match, confidence, along)
+    leads = zip(*(one.leads for one in depths), strict=True)
+    for match, confidence, lead, along in zip(matches, confidences, leads, found, strict=True):
         if state is None or num_tokens >= answer_tokens:
             state, num_tokens = fresh_state(policy, costs, sources=sources), 0
+        window = _Window(match, lead if state.uses_lead else confidence, along)
         rounds += _replay_window(state, window)
         num_tokens += len(along)
     return rounds
@@ -85,16 +86,16 @@ class _Window:
     """Traces of one window by depth, and what is found along it."""
 
     match: Sequence[Sequence[bool]]
-    confidence: Sequence[Sequence[float]]
+    sureness: Sequence[Sequence[float]]
     findings: Sequence[Finding]
 
     def matches(self, begun: int, drafted: int) -> bool:
         """Whether a draft begun at position ``begun`` is right after ``drafted`` tokens that were."""
         return self.match[min(drafted, len(self.match) - 1)][begun + drafted]
 
-    def confidence_of(self, begun: int, drafted: int) -> float:
-        """The same of how probable it finds its token."""
-        return self.confidence[min(drafted, len(self.confidence) - 1)][begun + drafted]
+    def sureness_of(self, begun: int, drafted: int) -> float:
+        """The same of how sure it is of its token."""
+        return self.sureness[min(drafted, len(self.sureness) - 1)][begun + drafted]
 
     def guesses(self, begun: int, drafted: int, most: int, state: PolicyState) -> tuple[int, int]:
         """How many tokens the pass after ``drafted`` tries, and how many come out of it beside its own: those right."""
@@ -137,9 +138,9 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
             guesses += tried
         agrees = agrees and window.matches(position, drafted)
         accepted += agrees
-        confidence = window.confidence_of(position, drafted)
+        sureness = window.sureness_of(position, drafted)
         drafted += 1
-        if not state.wants_more(drafted, confidence, ahead):
+        if not state.wants_more(drafted, sureness, ahead):
             break
     return Round(drafted, accepted, Source.MODEL, passes, guesses)
 
@@ -147,19 +148,19 @@ def _replay_draft(state: PolicyState, window: _Window, position: int, most: int)
 def acceptance_prior(trace: Trace) -> AcceptancePrior:
     """What a trace tells a cost-aware policy to expect of all tokens of a draft alike.
 
-    Where it has few positions, acceptance equals confidence.
+    By their leads; where it has few positions, acceptance equals these.
     """
     bounds = (0.0, *CONFIDENCE_EDGES, 1.0)
     rights = [_PRIOR_STRENGTH * (low + high) / 2 for low, high in pairwise(bounds)]
     counts = [_PRIOR_STRENGTH] * len(rights)
-    windows = [pair for one in (trace, *trace.later) for pair in zip(one.matches, one.confidences, strict=True)]
+    windows = [pair for one in (trace, *trace.later) for pair in zip(one.matches, one.leads, strict=True)]
     flat = [pair for window in windows for pair in zip(*window, strict=True)]
-    for match, confidence in flat:
-        index = bisect_right(CONFIDENCE_EDGES, confidence)
+    for match, lead in flat:
+        index = bisect_right(CONFIDENCE_EDGES, lead)
         rights[index] += match
         counts[index] += 1
-    by_confidence = tuple(round(right / count, 4) for right, count in zip(rights, counts, strict=True))
-    return AcceptancePrior(round(sum(match for match, _ in flat) / len(flat), 4), by_confidence)
+    rates = tuple(round(right / count, 4) for right, count in zip(rights, counts, strict=True))
+    return AcceptancePrior(round(sum(match for match, _ in flat) / len(flat), 4), rates, by_lead=True)
 
 
 def with_prior(policy: DraftPolicy, prior: AcceptancePrior | None) -> DraftPolicy:

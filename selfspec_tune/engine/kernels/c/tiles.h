@@ -100,7 +100,7 @@ INLINE void add_some(const int format, int rows, int64_t tokens, const uint8_t *
     switch (rows * 16 + tokens) {
         TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6)
 #if REGISTERS == 16
-        TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5) TILE(2, 6)
+        TILE(2, 1) TILE(2, 2) TILE(2, 3) TILE(2, 4) TILE(2, 5) TILE(2, 6)
         TILE(4, 1)
 #else
         TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
@@ -119,7 +119,8 @@ typedef struct {
 INLINE Tiling tiling_of(const int format, int64_t cols, int64_t tokens) {
     const int64_t bytes = tokens * cols * input_size(format), parts = (bytes + INPUT_BLOCK - 1) / INPUT_BLOCK;
 #if REGISTERS == 16
-    return tokens == 1 ? (Tiling){4, 1, 1} : (Tiling){2, LANES == 8 && format != FORMAT_F32 ? 6 : 5, parts};
+    if (tokens == 1) return (Tiling){LANES == 8 && format == FORMAT_BF16 ? 2 : 4, 1, 1}; /* fewer rows: nearer to memory's order */
+    return (Tiling){2, LANES == 8 && format != FORMAT_F32 ? 6 : 5, parts};
 #else
     const int streamed = tokens == 1 || (tokens <= (is_dotted(format) ? MOST_TILE_TOKENS : 2) && bytes <= INPUT_BLOCK + INPUT_BLOCK / 4);
     if (streamed) return (Tiling){1, MOST_TILE_TOKENS, 1};
