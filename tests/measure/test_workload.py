@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from selfspec_tune.draft import Draft, DraftPolicy, PolicyKind, Precision
+from selfspec_tune.draft import LONGEST_SEARCHED, Draft, DraftPolicy, PolicyKind, Precision
 from selfspec_tune.draft.costs import CostModel, StepCosts
 from selfspec_tune.draft.ngram import NgramLookup
 from selfspec_tune.draft.skip_set import SkipSet
@@ -51,7 +51,7 @@ def test_the_steps_of_a_draft_are_measured_once_whatever_its_policy(
 ) -> None:
     costs = workload.step_costs(FIRST)
     assert workload.step_costs(Draft(SkipSet.empty(4), DraftPolicy(PolicyKind.COST_AWARE, 9))) is costs
-    assert len(costs.verify) == 17
+    assert len(costs.verify) == 1 + LONGEST_SEARCHED
     assert workload.step_costs(SECOND).verify == costs.verify  # the full model's, for every draft
     assert measured == [(128, FIRST), (128, SECOND)]
 
