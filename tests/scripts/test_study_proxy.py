@@ -107,8 +107,8 @@ def test_the_standalone_proxy_predicts_the_counts_exactly(loaded: LoadedModel, s
 
 
 def test_a_standalone_draft_catches_up_on_what_the_lookup_found(loaded: LoadedModel) -> None:
-    prompt, limits = prompt_tokens(60), Limits(40)
-    draft = Draft(SKIP_SETS[0], FIXED, sources=(NgramLookup(min_match=1),))
+    prompt, limits = 3 * prompt_tokens(20), Limits(40)
+    draft = Draft(SKIP_SETS[0], FIXED, sources=(NgramLookup(),))
     fast, reference = (
         self_speculative(standalone(loaded, kind), prompt, limits, Sampler(), draft)
         for kind in (FastRunner, ReferenceRunner)

@@ -339,7 +339,7 @@ def test_a_staged_search_predicts_its_starts_and_measures_the_best_first(ask: Ca
     listener = Listener()
     outcome = run_search(ask(start_from=(ODD,), trials=2), listener)
     assert listener.trials[0].origin == START
-    assert str(listener.trials[0].skip_set) == ODD
+    assert str(listener.trials[0].draft.skip_set) == ODD
     assert f"start {ODD}: 1 draft" in listener.notices
     (record,) = outcome.skip_config.provenance["search"]["start_from"]
     assert (record["name"], record["num_drafts"], record["model"]) == (ODD, 1, None)
@@ -355,7 +355,7 @@ def test_every_other_strategy_measures_its_starts_before_its_own(
     listener = Listener()
     starts = (ODD, "attn 2", "mlp 1-3")
     run_search(ask(start_from=starts, strategy=strategy, trials=4), listener)
-    assert [str(trial.skip_set) for trial in listener.trials[:3]] == list(starts)
+    assert [str(trial.draft.skip_set) for trial in listener.trials[:3]] == list(starts)
     assert [trial.origin for trial in listener.trials] == [START] * 3 + [strategy.value]
     assert len(all_trials(Path("study/journal.log"))) == 4  # nothing of its own waits behind them
 
