@@ -20,6 +20,9 @@ from selfspec_tune.models import LoadedModel
 # The same of what is no sum: a float32 model's activations, as a share of the largest; exponentials, roots and
 # divisions, as a share of the result.
 _NARROWED, _FUNCTIONS = 2.0**-20, 2.0**-21
+# Of an int4 weight's product with a group of inputs, which is a whole number: float32 rounds the inputs' step, the
+# weight's value, the product with the step and with the group's and the row's scale, and the sum.
+_SCALED = 6 * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -149,19 +152,25 @@ class RoundedModel:
         weight = weights[which]
         if weight.narrows:
             hidden = self._in_steps(hidden)
-        bias = 0.0 if weight.bias is None else weight.bias.double()
-        magnitude = hidden.abs() @ weight.values.abs().T + (0.0 if weight.bias is None else weight.bias.double().abs())
-        return self._rounded(hidden @ weight.values.T + bias, self._rounding.stray * magnitude)
+        bias = torch.zeros(()) if weight.bias is None else weight.bias.double()
+        doubt = self._rounding.stray * (hidden.abs() @ weight.values.abs().T + bias.abs())
+        if weight.narrows:
+            inputs, values = (each.unflatten(-1, (-1, INT4_GROUP)) for each in (hidden, weight.values))
+            doubt += _SCALED * torch.einsum("tgi,ogi->tgo", inputs, values).abs().sum(1)
+        return self._rounded(hidden @ weight.values.T + bias, doubt)
 
     def _rounded(self, values: Tensor, doubt: Tensor | float = 0.0) -> Tensor:
         """``values`` [..., tokens, size] in the model's type; float32 is taken for exact."""
         return values if self.is_float32 else self._noted(values, doubt, self._dtype)
 
     def _in_steps(self, hidden: Tensor) -> Tensor:
-        """Inputs of an int4 copy. A float32 model's may be so near to the middle of a step that either end is right."""
+        """Inputs of an int4 copy. Some may be so near to the middle of a step, or at it, that either end is right.
+
+        Half of a group's greatest number is at the middle, and whether a processor rounds it up depends on what it fuses.
+        """
         groups = hidden.unflatten(-1, (-1, INT4_GROUP))
         steps = 127 * groups / groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-        doubt = 127 * _NARROWED if self.is_float32 else 0.0
+        doubt = 127 * _NARROWED
         is_open = ((steps - doubt).round() != (steps + doubt).round()).flatten(-2).any(-1)
         self._in_doubt |= is_open.reshape(-1, is_open.shape[-1]).any(0)
         return rounded_inputs(hidden.float()).double()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfspec_tune.cpu import chosen_level
+from selfspec_tune.cpu import LEVEL_VARIABLE, chosen_level
 from selfspec_tune.engine.kernels import binding, build, compilers
 from selfspec_tune.engine.kernels.build import MANIFEST, Manifest, library_name
 from selfspec_tune.errors import SelfSpecError
@@ -72,6 +72,7 @@ def test_an_installed_wheel_with_kernels_needs_no_compiler(tmp_path: Path) -> No
 
     others = [path for path in sys.path if path and Path(path) != ROOT]
     environment = {"PYTHONPATH": os.pathsep.join((str(site), *others)), "SELFSPEC_TUNE_CACHE": str(tmp_path / "cache")}
+    environment[LEVEL_VARIABLE] = level.name
     command = [sys.executable, "-c", _STATUS]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     where, status = run.stdout.splitlines()
