@@ -166,7 +166,7 @@ class RoundedModel:
     def _in_steps(self, hidden: Tensor) -> Tensor:
         """Inputs of an int4 copy. Some may be so near to the middle of a step, or at it, that either end is right.
 
-        Half of a group's greatest number is at the middle, and whether a processor rounds it up depends on what it fuses.
+        Half of a group's greatest number is at the middle, and whether it is rounded up depends on what is fused.
         """
         groups = hidden.unflatten(-1, (-1, INT4_GROUP))
         steps = 127 * groups / groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
