@@ -43,6 +43,7 @@ class NearProbe:
 
     Of a mixture below float32 the quieter positions count (`quieter`), of the ends of several prompts and of the steps
     after the last one; and these steps read the reference's keys and values, so that no position disturbs a later one.
+    What the runner itself cached of the last prompt, which is a long one, is held to the reference's layer by layer.
     """
 
     def __init__(self, loaded: LoadedModel, reference: ReferenceRunner) -> None:
@@ -66,6 +67,8 @@ class NearProbe:
         for ours, theirs in zip(self.walk(runner), expected, strict=True):
             of_positions = (ours - theirs).abs().amax(-1)
             shares.append((quieter(of_positions) if self._rounds_choices else of_positions.max()) / largest)
+        if self._rounds_choices:
+            shares.append(self._cached_difference(runner))
         share = float(torch.stack(shares).max())  # keeps a NaN, unlike Python's
         return share if isfinite(share) else inf
 
@@ -89,11 +92,30 @@ class NearProbe:
         steps.append(runner.forward(tokens[5:6]).logits)
         return torch.stack(prompts).float(), torch.cat(steps).float()
 
+    def _cached_difference(self, runner: FastRunner) -> Tensor:
+        """Of the last prompt's keys and values the median layer's, as a share of its largest.
+
+        The first layer's tell nothing of sub-layers, and a fault in one layer's is in all later ones.
+        """
+        prefill(runner, self._tokens)
+        shares = [
+            torch.stack(
+                [_share(ours, theirs) for ours, theirs in zip(runner.keys_and_values(layer), cached, strict=True)]
+            )
+            for layer, cached in enumerate(self._cached)
+        ]
+        return torch.stack(shares)[1:].amax(-1).quantile(0.5) if len(shares) > 1 else torch.zeros(())
+
     def _prompts(self) -> Iterable[list[int]]:
         if self._rounds_choices:
             for first in range(_SHORT_PROMPTS):
                 yield self._tokens[first * _SHORT :][:_SHORT] or self._tokens
         yield self._tokens
+
+
+def _share(ours: Tensor, theirs: Tensor) -> Tensor:
+    """How far keys or values [kv heads, positions, head size] of the quieter positions are apart."""
+    return quieter((ours.float() - theirs.float()).abs().amax((0, 2))) / theirs.float().abs().max().clamp(min=1e-6)
 
 
 def _copied(cached: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

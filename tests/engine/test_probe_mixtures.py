@@ -15,6 +15,7 @@ from selfspec_tune.engine.choice import choose_runner
 from selfspec_tune.engine.layers.experts import Experts
 from selfspec_tune.engine.layers.router import Router
 from selfspec_tune.engine.near_probe import quieter
+from selfspec_tune.engine.runners.fast import FastRunner
 from selfspec_tune.errors import UnsupportedModelError
 from selfspec_tune.models import LoadedModel
 from tests import kit
@@ -49,11 +50,19 @@ def _fewer(call: Call, router: Router, hidden: Any, chosen: int) -> Any:
     return experts, weights
 
 
+def _only_briefly(call: Call, runner: FastRunner, tokens: Any, **given: Any) -> Any:
+    """Long prompts are run as if their first half were not there."""
+    if given.get("last_only") and len(tokens) > 33:
+        tokens = [tokens[-1]] * (len(tokens) // 2) + list(tokens[len(tokens) // 2 :])
+    return call(runner, tokens, **given)
+
+
 FAULTS: dict[str, tuple[type, str, Call]] = {
     "experts weigh too much": (Router, "__call__", _weighed),
     "the shared expert is missing": (Experts, "_beside", _alone),
     "two of eight experts are swapped": (Experts, "_expert", _swapped),
     "the last chosen expert is left out": (Router, "__call__", _fewer),
+    "long prompts are read wrong": (FastRunner, "forward", _only_briefly),
 }
 
 
@@ -79,6 +88,6 @@ def test_a_mixture_that_is_computed_wrong_is_not_served(
 ) -> None:
     owner, name, wrong = FAULTS[fault]
     call = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *given: wrong(call, *given))
+    monkeypatch.setattr(owner, name, lambda *given, **named: wrong(call, *given, **named))
     with pytest.raises(UnsupportedModelError, match="its logits differ from the reference"):
         choose_runner(loaded, "fast")
